@@ -1,0 +1,147 @@
+# make            build every program into build/bin
+# make demo       run everything on the embedded models and print the two tables
+# make test       build and run the tests
+# make help       the rest
+BUILD    ?= build
+CXXFLAGS ?= -O3 -g1
+PREFIX   ?= /usr/local
+PYTHON   ?= python3
+CLANG_FORMAT ?= clang-format
+
+# Contraction off: the kernels promise equal bits on every instruction set (engine/kernels.h).
+FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
+LIBS  := -lopenblas -lpcre2-8
+ifeq (,$(findstring clang,$(CXX)))
+LIBS += -static-libgomp  # see engine/parallel.cpp
+endif
+
+PROGRAMS := imagenet perplexity forward demo bench
+MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
+LIBRARY  := $(filter-out $(MAINS),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp))
+TESTS    := $(wildcard tests/*.cpp)
+PARITY   := $(wildcard tests/parity/*.cpp)
+SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
+object    = $(1:%.cpp=$(BUILD)/obj/%.o)
+binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
+
+.PHONY: all demo test asan bench parity reference-env layers format format-check install clean help setup
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(binaries)
+
+# --- Set-up: what is missing is installed, or listed where there is no apt. -------------------------
+# package:a header it brings
+NEEDS := libopenblas-dev:cblas.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
+         doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h
+
+setup: $(BUILD)/.setup
+$(BUILD)/.setup: Makefile
+	@mkdir -p $(BUILD)
+	@missing=; for need in $(NEEDS); do \
+	  echo "#include <$${need#*:}>" | $(CXX) -std=c++20 -E -x c++ - >/dev/null 2>&1 || missing="$$missing $${need%%:*}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  if ! command -v apt-get >/dev/null; then \
+	    echo "Please install these (Debian's names):$$missing"; exit 1; \
+	  fi; \
+	  echo "Installing$$missing"; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qy --no-install-recommends $$missing; \
+	fi
+	@touch $@
+
+# --- Build -------------------------------------------------------------------------------------------
+$(BUILD)/obj/engine/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
+$(BUILD)/obj/engine/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+
+$(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) -c $< -o $@
+
+# The version changes with every commit; only one file is built again for it.
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+$(BUILD)/version: FORCE
+	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(VERSION)" ] || echo "$(VERSION)" > $@
+$(BUILD)/obj/eval/version.o: $(BUILD)/version
+$(BUILD)/obj/eval/version.o: FLAGS += -DBCQ_VERSION='"$(VERSION)"'
+FORCE:
+
+$(BUILD)/libbcq.a: $(call object,$(LIBRARY))
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/bin/%: $(BUILD)/obj/eval/main_%.o $(BUILD)/libbcq.a
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/bin/tests: $(call object,$(TESTS)) $(BUILD)/libbcq.a
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
+
+-include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES))
+
+# --- Run ---------------------------------------------------------------------------------------------
+demo: all
+	$(BUILD)/bin/demo --json $(BUILD)/demo.json
+
+test: $(BUILD)/bin/tests $(binaries)
+	BCQ_BIN=$(BUILD)/bin $(BUILD)/bin/tests $(TEST_ARGS)
+
+# AddressSanitizer and UndefinedBehaviorSanitizer on the same tests.
+asan:
+	$(MAKE) BUILD=$(BUILD)/asan CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all" test
+
+bench: all
+	$(BUILD)/bin/bench
+
+# Real-shape comparisons with PyTorch, timm, transformers, Pillow and tokenizers.
+VENV := $(BUILD)/reference
+reference-env: $(VENV)/.ready
+$(VENV)/.ready: tests/reference/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r $<
+	@touch $@
+parity: all reference-env $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
+	@for script in tests/parity/*.py; do $(VENV)/bin/python $$script || exit 1; done
+
+# --- Keep --------------------------------------------------------------------------------------------
+# engine <- models <- quant <- eval; engine <- data <- eval. quant knows models by model.h alone.
+layers:
+	@! grep -nE '#include "(models|quant|eval|data)/' engine/*.h engine/*.cpp
+	@! grep -nE '#include "(quant|eval|data)/' models/*.h models/*.cpp
+	@! grep -nE '#include "(eval|data)/' quant/*.h quant/*.cpp
+	@! grep -nE '#include "models/' quant/*.h quant/*.cpp | grep -v '"models/model.h"'
+	@! grep -nE '#include "(models|quant|eval)/' data/*.h data/*.cpp
+	@echo "layers: every include points the right way"
+
+FORMATTED = $(wildcard engine/*.[ch]* models/*.[ch]* quant/*.[ch]* eval/*.[ch]* data/*.[ch]* tests/*.[ch]* tests/parity/*.[ch]*)
+format:
+	$(CLANG_FORMAT) -i $(FORMATTED)
+format-check:
+	$(CLANG_FORMAT) --dry-run -Werror $(FORMATTED)
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install $(filter-out %/demo %/bench,$(binaries)) $(DESTDIR)$(PREFIX)/bin
+
+clean:
+	rm -rf $(BUILD)
+
+help:
+	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, forward, demo, bench"
+	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
+	@echo "make test           the tests"
+	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make bench          speed against the machine's own limit"
+	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"
+	@echo "make parity         comparisons with the reference implementations at real shapes"
+	@echo "make layers         fail on an include that points the wrong way"
+	@echo "make format         clang-format everything"
+	@echo "make install        imagenet, perplexity and forward into PREFIX/bin ($(PREFIX))"
+	@echo "make clean          remove $(BUILD)"
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX. At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

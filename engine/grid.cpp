@@ -1,0 +1,89 @@
+#include "engine/grid.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/check.h"
+#include "engine/kernels.h"
+#include "engine/parallel.h"
+
+namespace bcq {
+namespace {
+
+constexpr int64_t kElementsPerItem = 1 << 14;
+
+// y[i] = f(x[i]) chunk by chunk.
+template <class F>
+void for_chunks(const Tensor& x, Tensor& y, int64_t begin, int64_t end, F f) {
+  parallel_for((end - begin + kElementsPerItem - 1) / kElementsPerItem, [&](int64_t i) {
+    const int64_t at = begin + i * kElementsPerItem;
+    f(x.data + at, y.data + at, std::min(kElementsPerItem, end - at));
+  });
+}
+
+struct Quantize {
+  const Tensor& x;
+  Tensor& y;
+
+  void operator()(const Identity&) const {}
+
+  void operator()(const Uniform& g) const {
+    const float m = std::ldexp(1.f, g.bits - 1);
+    const int64_t units = static_cast<int64_t>(g.delta.size());
+    require(units > 0 && g.axis < x.rank() && x.dim(g.axis) % units == 0, "%lld steps do not fit dimension %d of %s",
+            static_cast<long long>(units), g.axis, to_string(x.shape).c_str());
+    int64_t outer = 1;
+    for (int i = 0; i < g.axis; ++i) outer *= x.dim(i);
+    if (units == 1) outer = 1;
+    const int64_t part = x.size() / outer / units;
+    auto quantize = [&](int64_t begin, int64_t end, float delta) {
+      for_chunks(x, y, begin, end,
+                 [&](const float* a, float* b, int64_t n) { kernels().fake_uniform(a, b, n, delta, -m, m - 1); });
+    };
+    if (outer * units == 1) return quantize(0, x.size(), g.delta[0]);
+    parallel_for(outer * units,
+                 [&](int64_t i) { quantize(i * part, (i + 1) * part, g.delta[static_cast<size_t>(i % units)]); });
+  }
+
+  void operator()(const TwinGelu& g) const {
+    for_chunks(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
+      kernels().fake_twin_gelu(a, b, n, g.pos, g.neg, std::ldexp(1.f, g.bits - 1));
+    });
+  }
+
+  void operator()(const TwinSoftmax& g) const {
+    for_chunks(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
+      kernels().fake_twin_softmax(a, b, n, g.split, std::ldexp(1.f, g.bits - 1) - 1, g.official);
+    });
+  }
+
+  void operator()(const Affine& g) const {
+    const int64_t cols = x.dim(1), groups = g.scale.dim(1);
+    const float top = std::ldexp(1.f, g.bits) - 1;
+    parallel_for(x.dim(0), [&](int64_t r) {
+      for (int64_t c = 0; c < cols; ++c) {
+        const float s = g.scale[r * groups + c / g.group], z = g.zero[r * groups + c / g.group];
+        y[r * cols + c] = s * (std::clamp(std::nearbyint(x[r * cols + c] / s) + z, 0.f, top) - z);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+Tensor fake_quantize(const Grid& grid, const Tensor& x) {
+  if (is_identity(grid)) return x;
+  Tensor y = Tensor::uninitialized(x.shape);
+  std::visit(Quantize{x, y}, grid);
+  return y;
+}
+
+double storage_bits(const Grid& grid, const Shape& weight) {
+  const double n = static_cast<double>(numel(weight));
+  if (const auto* g = std::get_if<Uniform>(&grid)) return n * g->bits + 32.0 * static_cast<double>(g->delta.size());
+  if (const auto* g = std::get_if<Affine>(&grid))
+    return n * g->bits + static_cast<double>(g->scale.size()) * (16 + g->bits);
+  return 32 * n;
+}
+
+}  // namespace bcq

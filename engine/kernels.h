@@ -1,0 +1,52 @@
+// The vectorised loops of the engine, chosen once at run time.
+//
+// Each loop is written once, in kernels_impl.h, as plain C++ over fixed lanes, and
+// compiled three times: for the baseline, for AVX2 and for AVX-512. Lanes and the
+// order of sums are part of the definition and FP contraction is off, so the three
+// give the same bits; tests assert it. Only POD types cross this header: code
+// compiled with -mavx512f must not share inline functions with the rest.
+#pragma once
+#include <cstdint>
+
+namespace bcq {
+
+struct Kernels {
+  const char* name;  // "plain", "avx2", "avx512"
+
+  // Float rows.
+  void (*layer_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
+  void (*softmax)(float* x, int64_t n);                    // in place, max subtracted
+  void (*gelu_erf)(const float* x, float* y, int64_t n);   // 0.5 x (1 + erf(x / sqrt 2))
+  void (*gelu_tanh)(const float* x, float* y, int64_t n);  // 0.5 x (1 + tanh(0.79788456 x (1 + 0.044715 x^2)))
+  void (*relu)(const float* x, float* y, int64_t n);
+  void (*add)(const float* a, const float* b, float* y, int64_t n);  // y may be a or b
+  void (*scale)(const float* x, float s, float* y, int64_t n);
+  double (*sum_exp)(const float* x, float max, int64_t n);  // sum of exp(x - max)
+
+  // Fake quantization; rounding is half to even everywhere.
+  // y = delta * clamp(round(x / delta), lo, hi)
+  void (*fake_uniform)(const float* x, float* y, int64_t n, float delta, float lo, float hi);
+  // y = pos * clamp(round(x / pos), 0, m-1) + neg * clamp(round(x / neg), -m, 0)   (PTQ4ViT, post-GELU)
+  void (*fake_twin_gelu)(const float* x, float* y, int64_t n, float pos, float neg, float m);
+  // official: round(clip(x,t,1) M) / M + (t / M) round(clip(x,0,t) M / t)
+  // clean:    x < t ? (t / M) clamp(round(x M / t), 0, M) : round(x M) / M         (PTQ4ViT, softmax)
+  void (*fake_twin_softmax)(const float* x, float* y, int64_t n, float split, float m, bool official);
+
+  // Reductions, accumulated in double over fixed lanes.
+  double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2
+  double (*dot)(const float* a, const float* b, int64_t n);
+  float (*max_abs)(const float* x, int64_t n);
+  bool (*all_finite)(const float* x, int64_t n);
+
+  // File types to float.
+  void (*from_f16)(const uint16_t* x, float* y, int64_t n);
+  void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
+};
+
+// The best set this machine runs (cpuid and the OS's register state are both asked), or the one
+// the environment variable BCQ_ISA names ("plain", "avx2", "avx512"; UsageError when it cannot run).
+const Kernels& kernels();
+// Every set this machine can run, "plain" first. For tests.
+const Kernels* const* all_kernels(int* count);
+
+}  // namespace bcq

@@ -1,0 +1,345 @@
+#include "engine/ops.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/check.h"
+#include "engine/kernels.h"
+#include "engine/parallel.h"
+
+namespace bcq {
+namespace {
+
+constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds
+
+// f(begin, end) over chunks of [0, n) elements.
+template <class F>
+void for_chunks(int64_t n, F f) {
+  parallel_for((n + kElementsPerItem - 1) / kElementsPerItem,
+               [&](int64_t i) { f(i * kElementsPerItem, std::min(n, (i + 1) * kElementsPerItem)); });
+}
+
+// f(row) over all rows of x, several rows an item.
+template <class F>
+void for_rows(const Tensor& x, F f) {
+  const int64_t rows = x.rows(), per_item = std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, x.dim(-1)));
+  parallel_for((rows + per_item - 1) / per_item, [&](int64_t i) {
+    for (int64_t r = i * per_item; r < std::min(rows, (i + 1) * per_item); ++r) f(r);
+  });
+}
+
+void accumulate(Tensor& into, const Tensor& g) {
+  for_chunks(into.size(),
+             [&](int64_t b, int64_t e) { kernels().add(into.data + b, g.data + b, into.data + b, e - b); });
+}
+
+void require_shape(bool ok, const char* op, const Tensor& a, const Tensor& b) {
+  require(ok, "%s: shapes %s and %s do not fit", op, to_string(a.shape).c_str(), to_string(b.shape).c_str());
+}
+
+int to_int(int64_t n) { return static_cast<int>(n); }
+
+// C (+)= op(A) op(B), row-major, leading dimensions given.
+void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+          float beta, float* c, int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, to_int(m), to_int(n),
+              to_int(k), 1.f, a, to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+}
+
+// Columns of one product that one call computes: all of them while the product is small, else
+// blocks that give two cores something to share even for a single sample.
+int64_t column_block(int64_t rows, int64_t columns, int64_t depth) {
+  return rows * columns * depth < (1 << 22) ? columns : std::min<int64_t>(columns, 384);
+}
+
+// Y[s] = X[s] op(W) for every sample s; W is shared. bias is copied into Y first.
+void product(const Tensor& x, const float* w, bool transpose_w, int64_t columns, const Tensor& bias, Tensor& y) {
+  const int64_t depth = x.dim(-1), samples = x.dim(0), rows = samples ? x.rows() / samples : 0;
+  const int64_t block = column_block(rows, columns, depth), blocks = (columns + block - 1) / block;
+  parallel_for(samples * blocks, [&](int64_t item) {
+    const int64_t s = item / blocks, c0 = item % blocks * block, n = std::min(block, columns - c0);
+    float* out = y.data + s * rows * columns + c0;
+    if (!bias.empty())
+      for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * columns, bias.data + c0, static_cast<size_t>(n) * 4);
+    gemm(false, transpose_w, rows, n, depth, x.data + s * rows * depth, depth, transpose_w ? w + c0 * depth : w + c0,
+         transpose_w ? depth : columns, bias.empty() ? 0.f : 1.f, out, columns);
+  });
+}
+
+}  // namespace
+
+Tensor linear(Tape* tape, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  require_shape(x.dim(-1) == weight.dim(1), "linear", x, weight);
+  Shape shape = x.shape;
+  shape.back() = weight.dim(0);
+  Tensor y = Tensor::uninitialized(shape);
+  product(x, weight.data, true, weight.dim(0), bias, y);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // y = x Wᵀ  =>  dx = dy W
+      Tensor dx = Tensor::uninitialized(x.shape);
+      product(dy, weight.data, false, weight.dim(1), Tensor{}, dx);
+      accumulate(tape->grad(x), dx);
+    });
+  return y;
+}
+
+Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
+  const int64_t N = a.dim(2), K = a.dim(3), M = transpose_b ? b.dim(2) : b.dim(3);
+  require_shape(a.dim(0) == b.dim(0) && a.dim(1) == b.dim(1) && K == (transpose_b ? b.dim(3) : b.dim(2)), "matmul", a,
+                b);
+  Tensor y = Tensor::uninitialized({a.dim(0), a.dim(1), N, M});
+  const int64_t heads = a.dim(0) * a.dim(1);
+  parallel_for(heads, [&](int64_t h) {
+    gemm(false, transpose_b, N, M, K, a.data + h * N * K, K, b.data + h * M * K, transpose_b ? K : M, 0.f,
+         y.data + h * N * M, M);
+  });
+  if (tape && (a.slot >= 0 || b.slot >= 0))
+    tape->record(y, [=](const Tensor& dy) {
+      float* da = a.slot >= 0 ? tape->grad(a).data : nullptr;
+      float* db = b.slot >= 0 ? tape->grad(b).data : nullptr;
+      parallel_for(heads, [&](int64_t h) {
+        const float *g = dy.data + h * N * M, *ah = a.data + h * N * K, *bh = b.data + h * M * K;
+        // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
+        if (da) gemm(false, !transpose_b, N, K, M, g, M, bh, transpose_b ? K : M, 1.f, da + h * N * K, K);
+        if (db && transpose_b) gemm(true, false, M, K, N, g, M, ah, K, 1.f, db + h * M * K, K);
+        if (db && !transpose_b) gemm(true, false, K, M, N, ah, K, g, M, 1.f, db + h * M * K, M);
+      });
+    });
+  return y;
+}
+
+Tensor add(Tape* tape, const Tensor& a, const Tensor& b) {
+  require_shape(a.shape == b.shape, "add", a, b);
+  Tensor y = Tensor::uninitialized(a.shape);
+  for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().add(a.data + i, b.data + i, y.data + i, e - i); });
+  if (tape)
+    tape->record(y, [=](const Tensor& dy) {
+      if (a.slot >= 0) accumulate(tape->grad(a), dy);
+      if (b.slot >= 0) accumulate(tape->grad(b), dy);
+    });
+  return y;
+}
+
+Tensor scale(Tape* tape, const Tensor& x, float s) {
+  Tensor y = Tensor::uninitialized(x.shape);
+  for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().scale(x.data + i, s, y.data + i, e - i); });
+  if (tape && x.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(x), scale(nullptr, dy, s)); });
+  return y;
+}
+
+Tensor softmax(Tape* tape, const Tensor& x) {
+  Tensor y = x.clone();
+  const int64_t n = x.dim(-1);
+  for_rows(y, [&](int64_t r) { kernels().softmax(y.data + r * n, n); });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // dx = y (dy - sum(dy y))
+      Tensor& dx = tape->grad(x);
+      for_rows(y, [&](int64_t r) {
+        const float *p = y.data + r * n, *g = dy.data + r * n;
+        const float mean = static_cast<float>(kernels().dot(p, g, n));
+        for (int64_t i = 0; i < n; ++i) dx[r * n + i] += p[i] * (g[i] - mean);
+      });
+    });
+  return y;
+}
+
+namespace {
+
+Tensor map(void (*kernel)(const float*, float*, int64_t), const Tensor& x) {
+  Tensor y = Tensor::uninitialized(x.shape);
+  for_chunks(y.size(), [&](int64_t b, int64_t e) { kernel(x.data + b, y.data + b, e - b); });
+  return y;
+}
+
+}  // namespace
+
+Tensor gelu_erf(Tape* tape, const Tensor& x) {
+  Tensor y = map(kernels().gelu_erf, x);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // gelu' = Phi(x) + x phi(x)
+      Tensor& dx = tape->grad(x);
+      for_chunks(x.size(), [&](int64_t b, int64_t e) {
+        for (int64_t i = b; i < e; ++i) {
+          const double v = x[i], cdf = 0.5 * (1 + std::erf(v * M_SQRT1_2));
+          const double pdf = std::exp(-0.5 * v * v) * (0.5 * M_2_SQRTPI * M_SQRT1_2);
+          dx[i] += dy[i] * static_cast<float>(cdf + v * pdf);
+        }
+      });
+    });
+  return y;
+}
+
+Tensor gelu_tanh(const Tensor& x) { return map(kernels().gelu_tanh, x); }
+Tensor relu(const Tensor& x) { return map(kernels().relu, x); }
+
+Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps) {
+  require_shape(x.dim(-1) == gamma.size() && x.dim(-1) == beta.size(), "layer_norm", x, gamma);
+  Tensor y = Tensor::uninitialized(x.shape);
+  const int64_t n = x.dim(-1);
+  for_rows(x, [&](int64_t r) { kernels().layer_norm(x.data + r * n, gamma.data, beta.data, eps, n, y.data + r * n); });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      // With g = gamma dy and u = (x - mean) / sigma:  dx = (g - mean(g) - u mean(g u)) / sigma
+      Tensor& dx = tape->grad(x);
+      for_rows(x, [&](int64_t r) {
+        const float *xr = x.data + r * n, *dr = dy.data + r * n;
+        double mean = 0, var = 0, mean_g = 0, mean_gu = 0;
+        for (int64_t i = 0; i < n; ++i) mean += xr[i];
+        mean /= static_cast<double>(n);
+        for (int64_t i = 0; i < n; ++i) var += (xr[i] - mean) * (xr[i] - mean);
+        const double inv = 1 / std::sqrt(var / static_cast<double>(n) + eps);
+        for (int64_t i = 0; i < n; ++i) {
+          const double g = static_cast<double>(gamma[i]) * dr[i];
+          mean_g += g;
+          mean_gu += g * (xr[i] - mean) * inv;
+        }
+        mean_g /= static_cast<double>(n);
+        mean_gu /= static_cast<double>(n);
+        for (int64_t i = 0; i < n; ++i)
+          dx[r * n + i] += static_cast<float>(
+              inv * (static_cast<double>(gamma[i]) * dr[i] - mean_g - (xr[i] - mean) * inv * mean_gu));
+      });
+    });
+  return y;
+}
+
+namespace {
+
+// Copy between a fused projection [B, N, parts*D] and heads [B, H, N, d]; `gather` reads the former.
+void move_heads(const Tensor& fused, const Tensor& heads, int64_t part, int64_t parts, bool gather) {
+  const int64_t H = heads.dim(1), N = heads.dim(2), d = heads.dim(3), D = H * d;
+  parallel_for(heads.dim(0) * H, [&](int64_t i) {
+    const int64_t b = i / H, h = i % H;
+    for (int64_t n = 0; n < N; ++n) {
+      float* at_fused = fused.data + (b * N + n) * parts * D + part * D + h * d;
+      float* at_head = heads.data + (i * N + n) * d;
+      if (gather)
+        std::memcpy(at_head, at_fused, static_cast<size_t>(d) * 4);
+      else
+        kernels().add(at_fused, at_head, at_fused, d);
+    }
+  });
+}
+
+}  // namespace
+
+Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
+  Tensor y = Tensor::uninitialized({x.dim(0), heads, x.dim(1), x.dim(2) / parts / heads});
+  move_heads(x, y, part, parts, true);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) { move_heads(tape->grad(x), dy, part, parts, false); });
+  return y;
+}
+
+Tensor merge_heads(Tape* tape, const Tensor& x) {
+  Tensor y({x.dim(0), x.dim(2), x.dim(1) * x.dim(3)});
+  move_heads(y, x, 0, 1, false);  // adds into zeros
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor dx = Tensor::uninitialized(x.shape);
+      move_heads(dy, dx, 0, 1, true);
+      accumulate(tape->grad(x), dx);
+    });
+  return y;
+}
+
+Tensor prepend_token(Tape* tape, const Tensor& x, const Tensor& token, const Tensor& positions) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  require_shape(token.size() == D && positions.size() == (N + 1) * D, "prepend_token", x, positions);
+  Tensor y = Tensor::uninitialized({B, N + 1, D});
+  for (int64_t b = 0; b < B; ++b) {
+    float* out = y.data + b * (N + 1) * D;
+    kernels().add(token.data, positions.data, out, D);
+    kernels().add(x.data + b * N * D, positions.data + D, out + D, N * D);
+  }
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b)
+        kernels().add(dx.data + b * N * D, dy.data + (b * (N + 1) + 1) * D, dx.data + b * N * D, N * D);
+    });
+  return y;
+}
+
+Tensor select_token(Tape* tape, const Tensor& x, int64_t index) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  Tensor y = Tensor::uninitialized({B, D});
+  for (int64_t b = 0; b < B; ++b) std::memcpy(y.data + b * D, x.data + (b * N + index) * D, static_cast<size_t>(D) * 4);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b) {
+        float* out = dx.data + (b * N + index) * D;
+        kernels().add(out, dy.data + b * D, out, D);
+      }
+    });
+  return y;
+}
+
+Tensor unfold_patches(const Tensor& pixels, int64_t P) {
+  const int64_t B = pixels.dim(0), C = pixels.dim(1), rows = pixels.dim(2) / P, cols = pixels.dim(3) / P;
+  const int64_t width = pixels.dim(3), plane = pixels.dim(2) * width;
+  Tensor y = Tensor::uninitialized({B, rows * cols, C * P * P});
+  parallel_for(B * rows, [&](int64_t item) {
+    const int64_t b = item / rows, r = item % rows;
+    for (int64_t c = 0; c < cols; ++c) {
+      float* out = y.data + (item * cols + c) * C * P * P;
+      for (int64_t ch = 0; ch < C; ++ch)
+        for (int64_t p = 0; p < P; ++p, out += P)
+          std::memcpy(out, pixels.data + (b * C + ch) * plane + (r * P + p) * width + c * P,
+                      static_cast<size_t>(P) * 4);
+    }
+  });
+  return y;
+}
+
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale) {
+  require_shape(q.shape == k.shape && q.shape == v.shape && q.dim(2) % heads == 0, "causal_attention", q, k);
+  constexpr int64_t kQueries = 128;  // queries of one item: its scores stay in cache
+  const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
+  Tensor y = Tensor::uninitialized(q.shape);
+  parallel_for(B * heads * blocks, [&](int64_t item) {
+    // The last blocks have the most keys: hand them out first.
+    const int64_t b = item / (heads * blocks), h = item / blocks % heads, t0 = (blocks - 1 - item % blocks) * kQueries;
+    const int64_t n = std::min(kQueries, T - t0), keys = t0 + n, head = b * T * D + h * d;
+    std::vector<float> scaled(static_cast<size_t>(n * d)), scores(static_cast<size_t>(n * keys));
+    for (int64_t i = 0; i < n; ++i)
+      kernels().scale(q.data + head + (t0 + i) * D, scale, &scaled[static_cast<size_t>(i * d)], d);
+    gemm(false, true, n, keys, d, scaled.data(), d, k.data + head, D, 0.f, scores.data(), keys);
+    for (int64_t i = 0; i < n; ++i) {
+      float* row = scores.data() + i * keys;
+      kernels().softmax(row, t0 + i + 1);
+      std::fill(row + t0 + i + 1, row + keys, 0.f);  // the future
+    }
+    gemm(false, false, n, d, keys, scores.data(), keys, v.data + head, D, 0.f, y.data + head + t0 * D, D);
+  });
+  return y;
+}
+
+void add_broadcast(Tensor& y, const Tensor& c) {
+  require(c.rank() == y.rank() - 1, "a bias of shape %s does not fit an output of shape %s", to_string(c.shape).c_str(),
+          to_string(y.shape).c_str());
+  for (int i = 0; i < c.rank(); ++i)
+    require(c.dim(i) == 1 || c.dim(i) >= y.dim(i + 1),
+            "a bias of shape %s was fitted for fewer positions than the output %s has: use --bc channel, or no more "
+            "positions than it was fitted for",
+            to_string(c.shape).c_str(), to_string(y.shape).c_str());
+  const int64_t n = y.dim(-1);
+  require(c.dim(-1) == n, "a bias of shape %s does not fit an output of shape %s", to_string(c.shape).c_str(),
+          to_string(y.shape).c_str());
+  for_rows(y, [&](int64_t r) {
+    int64_t offset = 0, index = r, stride = n;  // walk the dimensions of the row from the last to the first
+    for (int i = c.rank() - 2; i >= 0; --i) {
+      const int64_t at = index % y.dim(i + 1);
+      index /= y.dim(i + 1);
+      if (c.dim(i) != 1) offset += at * stride;
+      stride *= c.dim(i);
+    }
+    kernels().add(y.data + r * n, c.data + offset, y.data + r * n, n);
+  });
+}
+
+}  // namespace bcq

@@ -1,0 +1,48 @@
+// The operations transformers are made of. Each differentiable op takes the tape
+// first (nullptr: no gradients wanted) and has its backward beside its forward.
+//
+// Matrix products go to OpenBLAS, one call per sample and column block, cut by the
+// shape of one sample alone: a result depends neither on the number of threads nor
+// on what else is in the batch.
+#pragma once
+#include "engine/tape.h"
+#include "engine/tensor.h"
+
+namespace bcq {
+
+// y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
+Tensor linear(Tape* tape, const Tensor& x, const Tensor& weight, const Tensor& bias);
+
+// Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
+Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
+
+Tensor add(Tape* tape, const Tensor& a, const Tensor& b);  // same shape
+Tensor scale(Tape* tape, const Tensor& x, float s);
+Tensor softmax(Tape* tape, const Tensor& x);   // over the last dimension
+Tensor gelu_erf(Tape* tape, const Tensor& x);  // 0.5 x (1 + erf(x / sqrt 2))
+Tensor gelu_tanh(const Tensor& x);             // BLOOM's approximation
+Tensor relu(const Tensor& x);
+// gamma (x - mean) / sqrt(var + eps) + beta over the last dimension, biased variance.
+Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps);
+
+// Part `part` of a fused projection, cut into heads: x [B, N, parts*D] -> [B, H, N, D/H].
+Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts);
+Tensor merge_heads(Tape* tape, const Tensor& x);  // [B, H, N, d] -> [B, N, H*d]
+
+// Put `token` [D] before the N rows of each sample and add positions [N+1, D]: [B, N, D] -> [B, N+1, D].
+Tensor prepend_token(Tape* tape, const Tensor& x, const Tensor& token, const Tensor& positions);
+Tensor select_token(Tape* tape, const Tensor& x, int64_t index);  // [B, N, D] -> [B, D]
+
+// Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
+// kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
+Tensor unfold_patches(const Tensor& pixels, int64_t patch);
+
+// Causal attention of H heads, softmax(scale q kᵀ) v without storing the T x T scores.
+// q, k, v [B, T, H*d] -> [B, T, H*d]; scale multiplies q first, as OPT does.
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale);
+
+// y[b, ...] += c[...]: c has the rank of y less one; a dimension of 1 is shared, one longer than y's
+// is cut to its first entries (a bias per position used on a shorter text), one shorter is an Error.
+void add_broadcast(Tensor& y, const Tensor& c);
+
+}  // namespace bcq

@@ -1,0 +1,19 @@
+// Threads, and the only place OpenMP appears in.
+//
+// The rule that makes every result independent of the number of threads: work is
+// cut into items by shape alone, an item writes only what belongs to it, and sums
+// that cross items are added afterwards in item order.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace bcq {
+
+void set_threads(int n);  // n >= 1; the default is the number of cores the process may use
+int threads();
+
+// Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
+// Inside another parallel_for it runs serially.
+void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
+
+}  // namespace bcq

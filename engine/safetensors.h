@@ -1,0 +1,91 @@
+// safetensors: read by mmap, validated as the reference reader validates
+// (huggingface/safetensors tensor.rs), written whole or not at all.
+#pragma once
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/tensor.h"
+
+namespace bcq {
+
+enum class DType { Bool, U8, I8, I16, U16, F16, BF16, I32, U32, F32, F64, I64, U64 };
+const char* name(DType dtype);  // "F32"
+size_t bytes_of(DType dtype);
+
+struct TensorInfo {
+  DType dtype;
+  Shape shape;
+  const std::byte* bytes;      // inside the mapped file
+  std::shared_ptr<void> file;  // keeps the mapping alive
+  std::string path;            // the file it came from, for messages
+};
+
+// All tensors of a model: one file, or the shards a *.safetensors.index.json names.
+class SafeTensors {
+ public:
+  // path: a .safetensors file or a .safetensors.index.json. Throws InputError naming the file and
+  // the tensor for every case the reference reader refuses, duplicate keys included.
+  static SafeTensors open(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool has(const std::string& name) const { return tensors_.count(name) != 0; }
+
+  // The tensor as float32 (F32 borrowed from the mapping when aligned, F16/BF16/F64 converted).
+  // Throws InputError when it is missing, of another shape, of an integer type or not finite:
+  // the message names file, tensor, expected and found.
+  Tensor get(const std::string& name, const Shape& expected) const;
+  Tensor get(const std::string& name) const;  // any shape
+  // An integer tensor (I8, U8, I16, U16, I32, U32, I64) widened to int64.
+  std::vector<int64_t> get_ints(const std::string& name, Shape* shape) const;
+
+ private:
+  std::string path_;
+  std::map<std::string, TensorInfo> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// A position in the names of a checkpoint, so that code nests as the names do:
+//   Loader(file).sub("blocks").sub(3).sub("attn.qkv").get("weight", {3 * D, D})
+// and it knows in the end which tensors nobody asked for.
+class Loader {
+ public:
+  explicit Loader(const SafeTensors& file) : file_(&file), used_(std::make_shared<std::set<std::string>>()) {}
+  Loader sub(const std::string& child) const {
+    Loader inner = *this;
+    inner.prefix_ += child + ".";
+    return inner;
+  }
+  Loader sub(int64_t index) const { return sub(std::to_string(index)); }
+  const SafeTensors& file() const { return *file_; }
+  bool has(const std::string& child) const { return file_->has(prefix_ + child); }
+  Tensor get(const std::string& child, const Shape& expected) const {
+    used_->insert(prefix_ + child);
+    return file_->get(prefix_ + child, expected);
+  }
+  // Names of the file that no get() of this loader or of its subs has asked for.
+  std::vector<std::string> unused() const {
+    std::vector<std::string> names;
+    for (const auto& entry : file_->tensors())
+      if (!used_->count(entry.first)) names.push_back(entry.first);
+    return names;
+  }
+
+ private:
+  const SafeTensors* file_;
+  std::string prefix_;
+  std::shared_ptr<std::set<std::string>> used_;
+};
+
+// Write float32 tensors as the reference writer does (names in its order, header padded to 8 bytes,
+// metadata {"format": "pt"} plus what is given), to a temporary file beside `path` that is then renamed.
+// Throws Error when it cannot be written, or when a value is not finite; nothing is left behind then.
+void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace bcq

@@ -1,0 +1,34 @@
+#include "engine/site.h"
+
+#include "engine/check.h"
+#include "engine/ops.h"
+
+namespace bcq {
+
+Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Tensor& rhs) const {
+  const bool transpose = role == Role::QK;
+  if (precision == Precision::Float)
+    return is_linear() ? linear(tape, x, weight, bias) : matmul(tape, x, rhs, transpose);
+  require(tape == nullptr, "%s: gradients are those of the float network", name.c_str());
+  Tensor y = is_linear() ? linear(nullptr, fake_quantize(a, x), weight_hat.empty() ? weight : weight_hat,
+                                  bias_hat.empty() ? bias : bias_hat)
+                         : matmul(nullptr, fake_quantize(a, x), fake_quantize(b, rhs), transpose);
+  if (!bc.empty()) add_broadcast(y, bc);
+  return y;
+}
+
+Tensor Site::run(const Context& ctx, const Tensor& x) const { return run(ctx, x, weight); }
+
+Tensor Site::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
+  Tensor y = product(ctx.precision, ctx.tape, x, rhs);
+  if (ctx.tape && y.slot < 0) ctx.tape->watch(y);  // the first site of a network: its input is data
+  if (ctx.observer) ctx.observer->site(*this, x, rhs, y);
+  return y;
+}
+
+void Site::clear() {
+  a = b = Identity{};
+  weight_hat = bias_hat = bc = Tensor{};
+}
+
+}  // namespace bcq

@@ -1,0 +1,64 @@
+// A site is one matrix product of a network: x Wᵀ + bias, q kᵀ or A v.
+//
+// It is the only place where precision is branched on. A site holds the float
+// operands and what quantization makes of them side by side, so that the float and
+// the quantized network are the same object run with another Context, and the error
+// BC removes is the difference of two calls. (BC: "Minimize Quantization Output
+// Error with Bias Compensation"; the sites are those of its scripts.)
+#pragma once
+#include <string>
+
+#include "engine/grid.h"
+#include "engine/tape.h"
+#include "engine/tensor.h"
+
+namespace bcq {
+
+// What a site does in its block: all that a quantization policy needs to know of it.
+enum class Role { Patch, QKV, Query, Key, Value, QK, AV, Proj, Fc1, Fc2, Head };
+
+enum class Precision {
+  Float,  // the network as loaded
+  Fake    // operands rounded to their grids, compensated; computed in float
+};
+
+struct Site;
+
+// Sees every product that is computed. For a linear site b is its weight.
+struct Observer {
+  virtual ~Observer() = default;
+  virtual void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) = 0;
+};
+
+struct Context {
+  Precision precision = Precision::Float;
+  Tape* tape = nullptr;  // records gradients; Float only
+  Observer* observer = nullptr;
+};
+
+struct Site {
+  std::string name;  // as the checkpoint names it: "blocks.0.attn.qkv"; products "blocks.0.attn.matmul1"
+  Role role = Role::Proj;
+  Tensor weight;  // [out, in]; empty for QK and AV, whose operands are both activations
+  Tensor bias;    // [out] or empty
+
+  // What quantization and compensation fill in. Identity and empty mean: as in Float.
+  Grid a, b;          // grids of the left and the right operand
+  Tensor weight_hat;  // weight rounded to b; [out, in]
+  Tensor bias_hat;    // bias with a per-channel compensation folded in; [out]
+  Tensor bc;          // a compensation that cannot be folded: the output's shape less the batch,
+                      // with 1 where it is shared
+
+  bool is_linear() const { return !weight.empty(); }
+
+  // x [B, ..., in] -> [B, ..., out]
+  Tensor run(const Context& ctx, const Tensor& x) const;
+  // QK: a [B, H, N, d], b [B, H, M, d] -> a bᵀ.  AV: a [B, H, N, M], b [B, H, M, d] -> a b.
+  Tensor run(const Context& ctx, const Tensor& a, const Tensor& b) const;
+  // The product in one precision, seen by nobody. b is ignored for a linear site.
+  Tensor product(Precision precision, Tape* tape, const Tensor& a, const Tensor& b) const;
+
+  void clear();  // forget quantization and compensation
+};
+
+}  // namespace bcq
