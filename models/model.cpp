@@ -1,0 +1,94 @@
+#include "models/model.h"
+
+#include <filesystem>
+
+#include "engine/json.h"
+#include "engine/ops.h"
+#include "engine/safetensors.h"
+#include "models/opt.h"
+#include "models/vit.h"
+
+namespace bcq {
+namespace fs = std::filesystem;
+
+Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
+  Tensor y = block_body(ctx, i, x);
+  const Tensor* bc = i < static_cast<int>(block_bc.size()) ? &block_bc[static_cast<size_t>(i)] : nullptr;
+  if (ctx.precision == Precision::Fake && bc && !bc->empty()) add_broadcast(y, *bc);
+  return y;
+}
+
+Tensor Model::forward(const Context& ctx, const Batch& batch) const {
+  Tensor x = embed(ctx, batch);
+  for (int i = 0; i < depth(); ++i) x = block(ctx, i, x);
+  return head(ctx, x);
+}
+
+std::vector<Site*> Model::all_sites() {
+  std::vector<Site*> all;
+  for (int i = -1; i <= depth(); ++i)
+    for (Site* site : sites(i)) all.push_back(site);
+  return all;
+}
+
+void Model::clear() {
+  for (Site* site : all_sites()) site->clear();
+  block_bc.clear();
+}
+
+void Model::clear_compensation() {
+  for (Site* site : all_sites()) site->bias_hat = site->bc = Tensor{};
+  block_bc.clear();
+}
+
+namespace {
+
+// The weights that belong to a folder: model.safetensors, its index, or the only candidate.
+std::string weights_of(const std::string& directory) {
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
+    if (fs::exists(fs::path(directory) / name)) return (fs::path(directory) / name).string();
+  std::vector<std::string> found;
+  bool pickle = false;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension == ".safetensors") found.push_back(entry.path().string());
+    pickle |= extension == ".bin" || extension == ".pth" || extension == ".pt";
+  }
+  require_input(found.size() <= 1, "%s: %zu .safetensors files and no index: give --model the one to read",
+                directory.c_str(), found.size());
+  require_input(!found.empty(), "%s: no model.safetensors%s", directory.c_str(),
+                pickle ? " (there is a PyTorch pickle: convert it with safetensors.torch.save_file, or download the "
+                         "safetensors revision of the repository)"
+                       : "");
+  return found[0];
+}
+
+}  // namespace
+
+std::unique_ptr<Model> load_model(const std::string& path) {
+  require_input(fs::exists(path), "%s: no such file or folder", path.c_str());
+  const bool is_folder = fs::is_directory(path);
+  const fs::path folder = is_folder ? fs::path(path) : fs::absolute(path).parent_path();
+  const std::string config_path = (folder / "config.json").string();
+  require_input(fs::exists(config_path), "%s: config.json is missing: it belongs beside the weights",
+                folder.string().c_str());
+  const json config = read_json(config_path);
+  const SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
+
+  ModelInfo info;
+  info.directory = folder.string();
+  info.name = fs::canonical(folder).filename().string();
+  const std::string type = get_or<std::string>(config, "model_type", "", config_path);
+  if (type == "opt") return load_opt(config, config_path, file, info);
+  const std::string architecture = get_or<std::string>(config, "architecture", "", config_path);
+  require_input(type.empty(),
+                "%s: model_type \"%s\" is not supported: this engine reads \"opt\", and timm's vit_* (a config.json "
+                "with \"architecture\")",
+                config_path.c_str(), type.c_str());
+  require_input(architecture.rfind("vit_", 0) == 0,
+                "%s: architecture \"%s\" is not supported: this engine reads timm's vit_* and Hugging Face's OPT",
+                config_path.c_str(), architecture.c_str());
+  return load_vit(config, config_path, file, info);
+}
+
+}  // namespace bcq

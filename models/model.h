@@ -1,0 +1,64 @@
+// What every network is to the rest of the engine: embed, a row of blocks, head.
+//
+// Float evaluation, gradients block by block, PTQ calibration, GPTQ's walk and
+// perplexity are loops over this one interface.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/site.h"
+#include "engine/tensor.h"
+
+namespace bcq {
+
+enum class Family { Vision, Language };
+
+struct ModelInfo {
+  std::string name;       // architecture or folder name: "vit_base_patch16_224", "opt-125m"
+  std::string tag;        // checkpoint tag of a timm config ("augreg_in21k_ft_in1k"), else ""
+  std::string directory;  // where config.json was found
+  Family family = Family::Vision;
+  ImageConfig image;       // vision: how pixels are made
+  int64_t outputs = 0;     // classes, or vocabulary entries
+  int64_t max_length = 0;  // language: longest window
+  int64_t parameters = 0;  // values of all tensors the network uses
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  const ModelInfo& info() const { return info_; }
+  virtual int depth() const = 0;  // number of blocks
+
+  // Vision: pixels -> [B, N, D].  Language: token ids -> [B, T, D].
+  virtual Tensor embed(const Context& ctx, const Batch& batch) const = 0;
+  // Block i, with its compensation when the context is Fake.  [B, N, D] -> [B, N, D]
+  Tensor block(const Context& ctx, int i, const Tensor& x) const;
+  // Vision: [B, N, D] -> [B, classes].  Language: [B, T, D] -> [B, T, V].
+  virtual Tensor head(const Context& ctx, const Tensor& x) const = 0;
+  Tensor forward(const Context& ctx, const Batch& batch) const;
+
+  // The sites of block i in the order they run; -1: of the embedding, depth(): of the head.
+  virtual std::vector<Site*> sites(int i) = 0;
+  std::vector<Site*> all_sites();
+
+  // Compensations of block outputs that cannot be folded; one per block, empty where there is none.
+  // [N, D]. A per-channel one is folded into the block's last site (whose output ends the block).
+  std::vector<Tensor> block_bc;
+
+  void clear();               // every site and block as loaded
+  void clear_compensation();  // keep the grids, forget the biases
+
+ protected:
+  virtual Tensor block_body(const Context& ctx, int i, const Tensor& x) const = 0;
+  ModelInfo info_;
+};
+
+// Load a network from a folder (config.json beside model.safetensors, its sharded index, or the one
+// *.safetensors there is) or from a .safetensors file with config.json in the same folder.
+// Throws InputError naming file, key or tensor, what was expected and what was found.
+std::unique_ptr<Model> load_model(const std::string& path);
+
+}  // namespace bcq
