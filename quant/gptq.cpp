@@ -1,0 +1,383 @@
+// Round to nearest and GPTQ. The column loop computes in float in the order of the official code, so that
+// integer codes agree with it; Hessians are summed across windows, and factored, in double.
+//
+// Everything after the factorisation is independent for each output row, so rows go to
+// threads in chunks and one chunk is taken through all columns.
+#include "quant/gptq.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
+
+#include "engine/check.h"
+#include "engine/kernels.h"
+#include "engine/parallel.h"
+#include "quant/linalg.h"
+
+namespace bcq {
+namespace {
+
+constexpr int64_t kRows = 64;   // rows of one item: they and their errors stay in cache
+constexpr int64_t kTile = 256;  // side of the Hessian's tiles
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+long long ll(int64_t i) { return static_cast<long long>(i); }
+
+// ---- Grids --------------------------------------------------------------------------------------
+
+struct Step {
+  float scale, zero;
+};
+
+float top_code(int bits) { return std::ldexp(1.f, bits) - 1; }
+
+Step find_step(const float* x, int64_t n, int bits) {
+  float lo = 0, hi = 0;  // zero is always on the grid
+  for (int64_t i = 0; i < n; ++i) {
+    lo = std::min(lo, x[i]);
+    hi = std::max(hi, x[i]);
+  }
+  // Nothing to represent. The official test is lo == hi == 0; a range below float's normal numbers
+  // would give it a step of 0, or one too coarse for its zero point to be a code.
+  if ((hi - lo) / top_code(bits) < FLT_MIN) lo = -1, hi = 1;
+  const float scale = (hi - lo) / top_code(bits);
+  return {scale, std::nearbyint(-lo / scale)};
+}
+
+// The code of x: rounded before the zero point is added, as in the official code; NaN gives 0.
+float encode(float x, Step step, float top) {
+  const float q = std::nearbyint(x / step.scale) + step.zero;
+  return q > 0 ? std::min(q, top) : 0.f;
+}
+
+void require_grid(int bits, int64_t groupsize) {
+  require_usage(bits >= 2 && bits <= 8, "weights are quantized to 2..8 bits, not %d", bits);
+  require_usage(groupsize == -1 || groupsize >= 1, "the group size is a number of columns or -1, not %lld",
+                ll(groupsize));
+}
+
+// A quantized weight without its values: [out, in], one group of `groupsize` columns after the other,
+// the last one possibly shorter.
+QuantizedWeight unfilled(const Tensor& w, int bits, int64_t groupsize) {
+  require(w.rank() == 2 && w.dim(1) > 0, "a weight to quantize has shape %s, not [out, in]",
+          to_string(w.shape).c_str());
+  QuantizedWeight q;
+  q.grid.bits = bits;
+  q.grid.group = groupsize < 0 ? w.dim(1) : groupsize;
+  const int64_t groups = (w.dim(1) + q.grid.group - 1) / q.grid.group;
+  q.grid.scale = Tensor::uninitialized({w.dim(0), groups});
+  q.grid.zero = Tensor::uninitialized({w.dim(0), groups});
+  q.codes.resize(at(w.size()));
+  q.values = Tensor::uninitialized(w.shape);
+  return q;
+}
+
+// f(first row, number of rows) for chunks of rows.
+template <class F>
+void for_row_chunks(int64_t rows, F f) {
+  parallel_for((rows + kRows - 1) / kRows, [&](int64_t i) { f(i * kRows, std::min(kRows, rows - i * kRows)); });
+}
+
+// ---- GPTQ: the solver ---------------------------------------------------------------------------
+
+bool all_finite(const std::vector<double>& x) {
+  return std::all_of(x.begin(), x.end(), [](double v) { return std::isfinite(v); });
+}
+
+// u = the factor of h with its diagonal lifted to `floor` and damped by a share of its mean.
+bool factor_damped(const std::vector<double>& h, int64_t n, double floor, double damp, std::vector<double>& u) {
+  u = h;
+  double mean = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    double& d = u[at(i * n + i)];
+    d = std::max(d, floor);
+    mean += d / static_cast<double>(n);
+  }
+  for (int64_t i = 0; i < n; ++i) u[at(i * n + i)] += damp * mean;
+  return factor_inverse(u, n);
+}
+
+// U of the Hessian [n, n] as floats; empty when no damping makes it positive definite. *damp gets the
+// share that was needed. The official code knows the first rung only and fails there.
+std::vector<float> factor(const std::vector<double>& h, int64_t n, double percdamp, const std::string& name,
+                          const Warn& warn, double* damp) {
+  constexpr double kNoFloor = -std::numeric_limits<double>::infinity();
+  std::vector<double> u;
+  double share = percdamp, floor = kNoFloor;
+  bool ok = factor_damped(h, n, floor, share, u);
+  while (!ok && share < 1) {
+    share = std::min(1.0, share > 0 ? 10 * share : GptqOptions{}.percdamp);
+    ok = factor_damped(h, n, floor, share, u);
+  }
+  double max = 0;
+  for (int64_t i = 0; i < n; ++i) max = std::max(max, h[at(i * n + i)]);
+  for (double relative = 1e-6; !ok && relative < 0.5; relative *= 10) {
+    floor = relative * max;
+    ok = factor_damped(h, n, floor, share, u);
+  }
+  if (!ok) {
+    warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ",
+                name.c_str(), share));
+    return {};
+  }
+  if (share != percdamp || floor != kNoFloor)
+    warn(format("%s: its Hessian is not positive definite with damping %g: damping %g%s was used", name.c_str(),
+                percdamp, share, floor != kNoFloor ? " and a floor under its diagonal" : ""));
+  *damp = share;
+  return std::vector<float>(u.begin(), u.end());
+}
+
+struct Solver {
+  const std::vector<float>& u;  // [n, n]
+  int64_t n;
+  const GptqOptions& options;
+  const std::string& name;
+  QuantizedWeight& q;  // per-row grids are there; group grids, codes and values are filled in
+
+  // Rows [r0, r0 + rows), whose weights are w [rows, n]; w is used up.
+  void solve(int64_t r0, int64_t rows, float* w) const {
+    const int64_t widest = std::min(options.blocksize, n);
+    std::vector<float> errors(at(rows * widest)), block(at(widest));
+    for (int64_t i1 = 0; i1 < n; i1 += options.blocksize) {
+      const int64_t i2 = std::min(i1 + options.blocksize, n), count = i2 - i1;
+      for (int64_t r = 0; r < rows; ++r) solve_block(r0 + r, w + r * n, i1, i2, block.data(), &errors[at(r * count)]);
+      require(kernels().all_finite(errors.data(), rows * count), "%s: GPTQ met a number that is not finite",
+              name.c_str());
+      if (i2 < n)  // the lazy update of all columns still to come
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n - i2),
+                    static_cast<int>(count), -1.f, errors.data(), static_cast<int>(count), &u[at(i1 * n + i2)],
+                    static_cast<int>(n), 1.f, w + i2, static_cast<int>(n));
+    }
+  }
+
+  // Columns [i1, i2) of row r: rounded one after the other, each error carried to the columns after it.
+  // The work is done on a copy (`block`): a group's grid is made from w, which knows the corrections of
+  // the blocks before this one, not those of this block. With groups shorter than a block that is an
+  // accident of the official code, and changes the numbers.
+  void solve_block(int64_t r, const float* w, int64_t i1, int64_t i2, float* block, float* errors) const {
+    const float top = top_code(options.bits);
+    const int64_t group = q.grid.group, groups = q.grid.scale.dim(1);
+    float *scales = q.grid.scale.data + r * groups, *zeros = q.grid.zero.data + r * groups;
+    std::copy(w + i1, w + i2, block);
+    for (int64_t c = i1; c < i2; ++c) {
+      const int64_t g = c / group;
+      if (options.groupsize > 0 && c % group == 0) {
+        const Step found = find_step(w + c, std::min(group, n - c), options.bits);
+        scales[g] = found.scale;
+        zeros[g] = found.zero;
+      }
+      const float x = block[c - i1], code = encode(x, {scales[g], zeros[g]}, top);
+      const float value = scales[g] * (code - zeros[g]);
+      q.codes[at(r * n + c)] = static_cast<uint8_t>(code);
+      q.values[r * n + c] = value;
+      const float* u_row = &u[at(c * n)];
+      const float error = (x - value) / u_row[c];
+      errors[c - i1] = error;
+      for (int64_t j = c; j < i2; ++j) block[j - i1] -= error * u_row[j];
+    }
+  }
+};
+
+// ---- GPTQ: Hessians -----------------------------------------------------------------------------
+
+// Σ x xᵀ over what a site is fed. The upper triangle is cut into tiles; a tile of one window is summed
+// in float, windows are added up in double.
+class Hessian {
+ public:
+  explicit Hessian(int64_t columns) : n_(columns), sum_(at(columns * columns), 0.0) {}
+
+  // x [B, ..., n]: B windows, each one sample as in the official code, whatever its length.
+  void add(const Tensor& x) {
+    const int64_t B = x.dim(0), rows = x.rows() / B, side = (n_ + kTile - 1) / kTile;
+    parallel_for(side * side, [&](int64_t item) {
+      const int64_t i = item / side, j = item % side;
+      if (i > j) return;
+      for (int64_t b = 0; b < B; ++b) add_tile(x.data + b * rows * n_, rows, i * kTile, j * kTile);
+    });
+    samples_ += B;
+    tokens_ += B * rows;
+  }
+
+  int64_t tokens() const { return tokens_; }
+  int64_t columns() const { return n_; }
+  // 2 / samples Σ x xᵀ, its upper triangle. The official code keeps this as a running mean.
+  std::vector<double> mean() const {
+    std::vector<double> h = sum_;
+    for (double& v : h) v *= 2.0 / static_cast<double>(samples_);
+    return h;
+  }
+
+ private:
+  // Columns [c0, c0 + kTile) against columns [c1, c1 + kTile), c0 <= c1.
+  void add_tile(const float* x, int64_t rows, int64_t c0, int64_t c1) {
+    const int64_t height = std::min(kTile, n_ - c0), width = std::min(kTile, n_ - c1);
+    const int m = static_cast<int>(height), w = static_cast<int>(width), k = static_cast<int>(rows);
+    const int ld = static_cast<int>(n_);
+    std::vector<float> tile(at(height * width));
+    if (c0 == c1)
+      cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, m, k, 1.f, x + c0, ld, 0.f, tile.data(), w);
+    else
+      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, m, w, k, 1.f, x + c0, ld, x + c1, ld, 0.f, tile.data(), w);
+    for (int64_t i = 0; i < height; ++i) {
+      double* into = &sum_[at((c0 + i) * n_ + c1)];
+      for (int64_t j = 0; j < width; ++j) into[j] += tile[at(i * width + j)];
+    }
+  }
+
+  int64_t n_, samples_ = 0, tokens_ = 0;
+  std::vector<double> sum_;
+};
+
+// The Hessians of a block's linear sites. Sites that get the same tensor one after the other (query, key,
+// value) share one; the tensor is held until the next comes, so that its address identifies it.
+class Hessians : public Observer {
+ public:
+  void site(const Site& site, const Tensor& a, const Tensor&, const Tensor&) override {
+    if (!site.is_linear()) return;
+    if (a.data != input_.data) {
+      require(kernels().all_finite(a.data, a.size()), "%s: its input is not finite (NaN or infinity)",
+              site.name.c_str());
+      input_ = a;
+      first_ = &site;
+    }
+    std::shared_ptr<Hessian>& hessian = of_[&site];
+    if (!hessian) hessian = first_ == &site ? std::make_shared<Hessian>(a.dim(-1)) : of_[first_];
+    if (first_ == &site) hessian->add(a);
+  }
+
+  const Hessian& of(const Site& site) const {
+    const auto found = of_.find(&site);
+    require(found != of_.end(), "GPTQ: %s was never run", site.name.c_str());
+    return *found->second;
+  }
+
+ private:
+  Tensor input_;
+  const Site* first_ = nullptr;  // the first site that got input_
+  std::map<const Site*, std::shared_ptr<Hessian>> of_;
+};
+
+// ---- Walks --------------------------------------------------------------------------------------
+
+void attach(Site& site, const QuantizedWeight& q) {
+  for (const Tensor* w : {&site.weight, &q.values})  // a weight that is NaN would round to code 0
+    require(kernels().all_finite(w->data, w->size()), "%s: its weight is not finite (NaN or infinity)",
+            site.name.c_str());
+  site.b = q.grid;
+  site.weight_hat = q.values;
+}
+
+std::vector<Site*> linear_sites(Model& model, int block) {
+  std::vector<Site*> sites;
+  for (Site* site : model.sites(block))
+    if (site->is_linear()) sites.push_back(site);
+  return sites;
+}
+
+void require_options(const GptqOptions& o) {
+  require_grid(o.bits, o.groupsize);
+  require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
+  require_usage(o.blocksize >= 1, "the block size is a number of columns, not %lld", ll(o.blocksize));
+}
+
+}  // namespace
+
+void find_params(const Tensor& w, int64_t begin, int64_t end, int bits, float* scale, float* zero, int64_t stride) {
+  for (int64_t r = 0; r < w.dim(0); ++r) {
+    const Step step = find_step(w.data + r * w.dim(1) + begin, end - begin, bits);
+    scale[r * stride] = step.scale;
+    zero[r * stride] = step.zero;
+  }
+}
+
+QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize) {
+  require_grid(bits, groupsize);
+  QuantizedWeight q = unfilled(w, bits, groupsize);
+  const int64_t in = w.dim(1), group = q.grid.group, groups = q.grid.scale.dim(1);
+  const float top = top_code(bits);
+  for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) {
+    for (int64_t i = r0 * groups; i < (r0 + rows) * groups; ++i) {
+      const int64_t begin = i / groups * in + i % groups * group;
+      const int64_t n = std::min(group, in - i % groups * group);
+      const Step step = find_step(w.data + begin, n, bits);
+      q.grid.scale[i] = step.scale;
+      q.grid.zero[i] = step.zero;
+      for (int64_t c = begin; c < begin + n; ++c) {
+        const float code = encode(w[c], step, top);
+        q.codes[at(c)] = static_cast<uint8_t>(code);
+        q.values[c] = step.scale * (code - step.zero);
+      }
+    }
+  });
+  return q;
+}
+
+QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
+                     const Warn& warn) {
+  require_options(options);
+  QuantizedWeight q = unfilled(w, options.bits, options.groupsize);
+  const int64_t n = w.dim(1);
+  require(hessian.size() == at(n * n), "%s: a Hessian of %zu values for %lld columns", name.c_str(), hessian.size(),
+          ll(n));
+  require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name.c_str());
+  require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name.c_str());
+
+  if (options.groupsize < 0)  // from the whole row, before dead columns are emptied
+    find_params(w, 0, n, options.bits, q.grid.scale.data, q.grid.zero.data, 1);
+  Tensor rest = w.clone();
+  for (int64_t c = 0; c < n; ++c) {
+    double& d = hessian[at(c * n + c)];
+    if (d != 0) continue;
+    d = 1;  // an input that is always zero: its weights may be zero too
+    for (int64_t r = 0; r < w.dim(0); ++r) rest[r * n + c] = 0;
+  }
+  const std::vector<float> u = factor(hessian, n, options.percdamp, name, warn, &q.damp);
+  if (u.empty()) {
+    q = round_to_nearest(w, options.bits, options.groupsize);
+    q.rounded = true;
+    return q;
+  }
+  const Solver solver{u, n, options, name, q};
+  for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) { solver.solve(r0, rows, rest.data + r0 * n); });
+  return q;
+}
+
+void quantize_rtn(Model& model, int bits, int64_t groupsize) {
+  for (int i = 0; i < model.depth(); ++i)
+    for (Site* site : linear_sites(model, i)) attach(*site, round_to_nearest(site->weight, bits, groupsize));
+}
+
+void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
+                   const Progress& progress, const Warn& warn) {
+  require_options(options);
+  require(!windows.empty(), "GPTQ needs calibration windows");
+  std::vector<Tensor> x(windows.size());  // the one stream: what block i is fed
+  for (size_t j = 0; j < windows.size(); ++j) x[j] = model.embed({Precision::Fake}, windows[j]);
+
+  bool warned = false;
+  for (int i = 0; i < model.depth(); ++i) {
+    progress("GPTQ", i, model.depth());
+    Hessians hessians;
+    for (const Tensor& input : x) model.block({Precision::Float, nullptr, &hessians}, i, input);
+    for (Site* site : linear_sites(model, i)) {
+      const Hessian& hessian = hessians.of(*site);
+      if (!warned && hessian.tokens() < hessian.columns()) {
+        warned = true;
+        warn(
+            format("%lld calibration tokens are fewer than the %lld columns of %s: its Hessian is singular, damping "
+                   "decides the rest; use more or longer windows",
+                   ll(hessian.tokens()), ll(hessian.columns()), site->name.c_str()));
+      }
+      attach(*site, gptq(site->weight, hessian.mean(), options, site->name, warn));
+    }
+    for (Tensor& stream : x) stream = model.block({Precision::Fake}, i, stream);
+  }
+  progress("GPTQ", model.depth(), model.depth());
+}
+
+}  // namespace bcq

@@ -1,0 +1,52 @@
+#include "quant/linalg.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "engine/check.h"
+#include "engine/parallel.h"
+
+// Fortran: matrices are column-major, every argument is a pointer, and the length of each
+// string follows the other arguments.
+extern "C" {
+void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info, size_t);
+void dtrtri_(const char* uplo, const char* diag, const int* n, double* a, const int* lda, int* info, size_t, size_t);
+}
+
+namespace bcq {
+
+// With J the reversal of indices and J h J = L Lᵀ, U = J L⁻¹ J is upper triangular and
+//   UᵀU = J L⁻ᵀ L⁻¹ J = J (J h J)⁻¹ J = h⁻¹,
+// one factorisation instead of the three of chol -> inverse -> chol, and no squared condition number.
+// J a J is the memory of `a` read backwards, and row-major lower is LAPACK's column-major "U".
+bool factor_inverse(std::vector<double>& h, int64_t n) {
+  const size_t size = static_cast<size_t>(n);
+  require(n >= 0 && h.size() == size * size, "factor_inverse: %zu values are not %lld squared", h.size(),
+          static_cast<long long>(n));
+  if (n == 0) return true;
+  threads();  // OpenBLAS is made single-threaded by the first use of engine/parallel
+  std::reverse(h.begin(), h.end());
+
+  std::vector<double> diagonal(size);
+  for (size_t i = 0; i < size; ++i) diagonal[i] = h[i * size + i];
+  const int order = static_cast<int>(n);
+  int info = 0;
+  dpotrf_("U", &order, h.data(), &order, &info, 1);
+  if (info != 0) return false;
+  // A pivot is what remains of its diagonal entry; below the rounding error of the subtractions
+  // that led to it, its sign says nothing.
+  const double noise = static_cast<double>(n) * std::numeric_limits<double>::epsilon();
+  for (size_t i = 0; i < size; ++i) {
+    const double pivot = h[i * size + i] * h[i * size + i];
+    if (!(pivot > noise * diagonal[i])) return false;
+  }
+  dtrtri_("U", "N", &order, h.data(), &order, &info, 1, 1);
+  if (info != 0) return false;
+
+  for (size_t i = 0; i < size; ++i) std::fill(&h[i * size] + i + 1, &h[i * size] + size, 0.0);
+  std::reverse(h.begin(), h.end());
+  return true;
+}
+
+}  // namespace bcq

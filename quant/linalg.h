@@ -1,0 +1,15 @@
+// The dense algebra GPTQ needs, in double, by OpenBLAS's LAPACK. OpenBLAS runs on one
+// thread in this process (engine/parallel.cpp), so results do not depend on threads.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace bcq {
+
+// The upper Cholesky factor of an inverse: h [n, n], symmetric and row-major, becomes U [n, n] with
+// UᵀU = h⁻¹ and zeros below the diagonal. Only the upper triangle of h is read.
+// Returns false when h is not positive definite to working precision; h is undefined then.
+// Throws Error when h has another size.
+bool factor_inverse(std::vector<double>& h, int64_t n);
+
+}  // namespace bcq

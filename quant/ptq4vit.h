@@ -1,0 +1,50 @@
+// Weight and activation quantizers of vision transformers: BasePTQ and PTQ4ViT
+// ("PTQ4ViT: Post-Training Quantization Framework for Vision Transformers", section 3;
+// semantics of the official code, which calibrates all sites in parallel on the float network).
+#pragma once
+#include <cstdint>
+
+#include "engine/progress.h"
+#include "models/model.h"
+#include "quant/search.h"
+
+namespace bcq {
+
+// Where G comes from. The official code back-propagates a KL divergence of the network to itself,
+// whose gradient is rounding noise; a deterministic engine needs a probe with a name.
+enum class Probe {
+  Fisher,  // dL/dz = p - onehot(y), y drawn from p: E[G²] is the Fisher diagonal
+  Noise    // dL/dz = p ∘ ξ, ξ uniform in (-1, 1): closest to what the official code does
+};
+
+constexpr int kFloatBits = 32;  // "do not quantize", as in the official code
+
+struct PtqOptions {
+  int wbits = 8, abits = 8;  // 2 ... 16, or kFloatBits
+  // Defaults are PTQ4ViT's; base_ptq() gives the other row of the tables.
+  bool twin = true;  // twin-uniform grids after softmax and GELU
+  bool twin_softmax_official = true;
+  bool channel_conv = true;  // one step per output channel of the patch convolution
+  Metric metric = Metric::Hessian;
+  // Candidates Δ0 (eq_alpha + i (eq_beta - eq_alpha) / eq_n), i = 0 ... eq_n - 1: eq_beta itself is not
+  // among them, and all rounds search around the same Δ0.
+  double eq_alpha = 0.01, eq_beta = 1.2;
+  int eq_n = 100;
+  int rounds = 3;
+  Probe probe = Probe::Fisher;
+  int draws = 4;  // probe samples per image
+  uint32_t seed = 3;
+};
+PtqOptions base_ptq(int wbits, int abits);
+PtqOptions ptq4vit(int wbits, int abits);
+
+// Choose the grids of one site and set weight_hat. Deterministic. Throws Error naming the site when its
+// data is not finite or does not fit, UsageError when the options make no sense.
+void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options);
+
+// Calibrate every site of a vision model on images [B, 3, H, W], B >= 1. What the model's sites and
+// blocks held of quantization and compensation before is forgotten; the model is left quantized.
+void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                  const Warn& warn);
+
+}  // namespace bcq

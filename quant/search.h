@@ -1,0 +1,49 @@
+// One search for every scale that PTQ4ViT looks for.
+//
+// Seen from the output of a site, [samples, heads, rows, columns], all operands are
+// alike: a grid has one or more units, and a unit decides a part of the output that
+// no other unit reaches. A row block of a weight owns a range of columns, a head of
+// an activation owns that head, a grid with a single unit owns everything. So all
+// units are searched at once: candidate i of every unit is tried, the product is
+// computed, and each unit scores the part it owns. ("PTQ4ViT", section 3.3)
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "engine/site.h"
+
+namespace bcq {
+
+// How similar a quantized output Ŷ is to the float output Y; summed over a unit's part.
+enum class Metric {
+  Hessian,  // -Σ G² (Y - Ŷ)², G the gradient of the probe loss at the site's output
+  Cosine,   // cosine of Y and Ŷ along the unit's columns; along the positions when a unit is one column
+  L2        // -Σ (Y - Ŷ)²
+};
+
+// Raw data of one site on the calibration images: operands and outputs of the float network.
+struct SiteData {
+  Tensor a;   // left operand [S, ..., in] or [S, H, N, K]
+  Tensor b;   // right operand [S, H, ., .]; empty for a linear site
+  Tensor y;   // float output [S, ..., out] or [S, H, N, M]
+  Tensor g2;  // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
+};
+
+enum class Side { Left, Right };  // of the product; the right operand of a linear site is its weight
+
+// What the grid of one operand may be.
+struct Candidates {
+  std::vector<float> multipliers;  // c_0 ... c_{n-1}
+  int64_t units = 1;
+  std::function<Grid(const std::vector<float>&)> grid;  // the grid with these multipliers, one a unit
+};
+
+// The best candidate of each unit for the operand at `side`, while the operand at the other side is
+// `other` ([S, ...], or a weight). Ties go to the lower index; when all candidates tie, to the
+// multiplier closest to 1. A unit whose weights g2 sum to 0, or to nothing finite, is scored with 1s.
+// The result does not depend on the number of threads. Each thread needs room for the quantized
+// operand and the output of some samples: tens of megabytes for ViT-B.
+std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
+                        const Candidates& candidates);
+
+}  // namespace bcq
