@@ -1,0 +1,54 @@
+// Cutting text into pieces before byte-pair encoding, with the regular expression of the
+// tokenizer file, run by PCRE2.
+//
+// Tokenizer files are written for Oniguruma. The subset that byte-level tokenizers use is
+// translated; whatever else a pattern holds is refused by name, never guessed. \s means
+// Unicode White_Space, and \p{L} and \p{N} are those of Unicode 16, as in the Hugging Face
+// tokenizers library, even where the installed PCRE2 knows only Unicode 14.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace bcq {
+
+// GPT-2's pattern, which a ByteLevel pre-tokenizer implies.
+extern const char* const kGpt2Pattern;
+
+// Byte offset of the first byte that is not valid UTF-8 (surrogates and overlong forms
+// included), or -1.
+int64_t invalid_utf8(std::string_view text);
+
+// Oniguruma pattern to PCRE2 pattern. Understood: literals, escaped punctuation and \r \n \t,
+// \s \S, \p{L} \p{N} \P{L} \P{N}, classes with nested sets (a union), groups (...) (?:...)
+// (?=...) (?!...), | ? * + {m,n}. InputError naming `where` and the construct for the rest.
+std::string to_pcre2(const std::string& pattern, const std::string& where);
+
+// One compiled pattern; copies share it, and it may be used from many threads.
+class Splitter {
+ public:
+  // InputError when the pattern is not understood or can match the empty string.
+  Splitter(const std::string& pattern, const std::string& where);
+
+  // Call piece(part) for every match and for every gap between matches, in order: the parts
+  // are views into `text` and join up to it. `text` has to be valid UTF-8.
+  void split(std::string_view text, const std::function<void(std::string_view)>& piece) const;
+
+ private:
+  std::string where_;
+  std::shared_ptr<void> code_;  // pcre2_code
+};
+
+// Unicode White_Space at the end of the text before `at` / at its start from `at`: returns
+// where that run begins / ends. Valid UTF-8, `at` on a character.
+size_t spaces_before(std::string_view text, size_t at);
+size_t spaces_after(std::string_view text, size_t at);
+// Whether the character before / at `at` is a word character (letter, mark, digit,
+// connector), as \w of Unicode's regular-expression standard. False at the ends. Marks and
+// digits newer than PCRE2's Unicode version are not known here.
+bool word_before(std::string_view text, size_t at);
+bool word_after(std::string_view text, size_t at);
+
+}  // namespace bcq
