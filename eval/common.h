@@ -1,0 +1,16 @@
+// What both halves of the evaluation say of a quantized model.
+#pragma once
+#include <string>
+
+#include "models/model.h"
+#include "quant/bias_comp.h"
+
+namespace bcq {
+
+// Average bits of a quantizable weight, scales and zero points included; 32 for a float model.
+double bits_per_weight(Model& model);
+
+// --bc channel|position with --bc-sites, a list of conv, linear, matmul, block. UsageError otherwise.
+BcOptions bc_options(const std::string& shape, const std::string& sites);
+
+}  // namespace bcq

@@ -1,0 +1,152 @@
+// demo: the main job on the embedded models. Quantize, compensate and measure a vision
+// and a language transformer, and print two tables of the paper's form, every cell measured.
+#include <cstdio>
+
+#include "engine/check.h"
+#include "eval/cli.h"
+#include "eval/language.h"
+#include "eval/vision.h"
+
+namespace {
+
+using namespace bcq;
+
+const char* const kCompensations[] = {"none", "channel", "position"};
+
+// How a method is called in the tables: "PTQ4ViT + BC (channel)".
+std::string label(const std::string& method, const std::string& bc) {
+  return method + (bc == "none" ? "" : " + BC (" + bc + ")");
+}
+
+std::string values_text(int64_t values) { return values ? std::to_string(values) : "-"; }
+
+// Adds the facts of the run and keeps the record.
+void keep(json& records, json record, const ProgressLine& progress) {
+  record.update(run_facts());
+  record["warnings"] = progress.warnings();
+  records.push_back(std::move(record));
+}
+
+void vision_row(const VisionRun& run, const char* method, const Accuracy& a, const Accuracy& fp, int64_t values) {
+  const bool is_fp = run.method == "fp32";
+  const Difference d = paired_difference(a, fp);
+  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s |\n",
+              is_fp ? "32/32" : format("%d/%d", run.wbits, run.abits).c_str(), label(method, run.bc).c_str(), a.top1,
+              a.top1_se, is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(), values_text(values).c_str());
+  std::fflush(stdout);
+}
+
+void vision_table(const std::string& root, json& records) {
+  const auto model = load_model(root + "/vit");
+  const ImageFolder data = list_images(root + "/images/val"), calib = list_images(root + "/images/calib");
+  VisionRun run;
+  ProgressLine progress("vit: ");
+  std::printf("\n%s.%s on %zu images (Fashion-MNIST test); top-1 %%, calibrated on %lld images, seed %u\n\n",
+              model->info().name.c_str(), model->info().tag.c_str(), data.items.size(),
+              static_cast<long long>(run.calib_images), run.seed);
+  std::printf("| W/A   | method                   | top-1          | change vs FP32  | BC values |\n");
+  std::printf("|-------|--------------------------|----------------|-----------------|-----------|\n");
+  Timer timer;
+  const Accuracy fp = evaluate_vision(*model, data, run, progress.callback());
+  progress.finish();
+  vision_row(run, "FP32", fp, fp, 0);
+  keep(records, vision_record(*model, run, fp, 0, timer.seconds()), progress);
+  for (const int bits : {8, 6, 4})
+    for (const auto& [method, name] : {std::pair{"base-ptq", "BasePTQ"}, std::pair{"ptq4vit", "PTQ4ViT"}}) {
+      run.method = method;
+      run.wbits = run.abits = bits;
+      model->clear();
+      Timer calibration;
+      quantize_vision(*model, calib, run, progress.callback(), progress.warn());
+      const double calibration_seconds = calibration.seconds();
+      for (const char* bc : kCompensations) {
+        if (run.method == "base-ptq" && std::string(bc) != "none") continue;
+        Timer cell;
+        run.bc = bc;
+        model->clear_compensation();
+        const int64_t values = compensate_vision(*model, calib, run, progress.callback());
+        const Accuracy a = evaluate_vision(*model, data, run, progress.callback());
+        progress.finish();
+        vision_row(run, name, a, fp, values);
+        keep(records, vision_record(*model, run, a, values, calibration_seconds + cell.seconds()), progress);
+      }
+    }
+}
+
+void language_row(const LanguageRun& run, const char* method, const Perplexity& p, const Perplexity& fp,
+                  int64_t values) {
+  const bool is_fp = run.method == "fp";
+  const Ratio r = paired_ratio(p, fp);
+  const std::string bits = is_fp               ? "32"
+                           : run.groupsize > 0 ? format("%dg%lld", run.wbits, static_cast<long long>(run.groupsize))
+                                               : std::to_string(run.wbits);
+  std::printf("| %-5s | %-24s | %8.2f +/- %5.2f | %18s | %9s |\n", bits.c_str(), label(method, run.bc).c_str(),
+              p.perplexity, p.se, is_fp ? "" : format("%+7.2f %% +/- %.2f", r.percent, r.se).c_str(),
+              values_text(values).c_str());
+  std::fflush(stdout);
+}
+
+void language_table(const std::string& root, json& records) {
+  const auto model = load_model(root + "/opt");
+  const Tokenizer tokenizer = Tokenizer::load(root + "/opt");
+  LanguageRun run;
+  const std::vector<int32_t> ids = read_ids(root + "/text/test.txt", tokenizer);
+  const Windows windows = perplexity_windows(ids, seqlen_of(*model, run), root + "/text/test.txt");
+  const std::string calib_text = root + "/text/calib.txt";
+  const std::vector<Batch> calib = calibration_batches(*model, read_ids(calib_text, tokenizer), run, calib_text);
+  ProgressLine progress("opt: ");
+  std::printf(
+      "\n%s on %zu tokens of text/test.txt, windows of %lld; perplexity, %lld calibration windows, seed %lld\n\n",
+      model->info().name.c_str(), ids.size(), static_cast<long long>(seqlen_of(*model, run)),
+      static_cast<long long>(run.nsamples), static_cast<long long>(run.seed));
+  std::printf("| bits  | method                   | perplexity         | change vs FP       | BC values |\n");
+  std::printf("|-------|--------------------------|--------------------|--------------------|-----------|\n");
+  Timer timer;
+  const Perplexity fp = evaluate_language(*model, windows, run, progress.callback());
+  progress.finish();
+  language_row(run, "FP", fp, fp, 0);
+  keep(records, language_record(*model, run, fp, 0, timer.seconds()), progress);
+  for (const auto& [bits, groupsize] : {std::pair{4, -1}, std::pair{3, -1}, std::pair{2, 64}})
+    for (const auto& [method, name] : {std::pair{"rtn", "RTN"}, std::pair{"gptq", "GPTQ"}}) {
+      run.method = method;
+      run.wbits = bits;
+      run.groupsize = groupsize;
+      model->clear();
+      Timer quantization;
+      quantize_language(*model, calib, run, progress.callback(), progress.warn());
+      const double quantization_seconds = quantization.seconds();
+      for (const char* bc : kCompensations) {
+        if (run.method == "rtn" && std::string(bc) != "none") continue;
+        Timer cell;
+        run.bc = bc;
+        model->clear_compensation();
+        const int64_t values = compensate_language(*model, calib, run, progress.callback());
+        const Perplexity p = evaluate_language(*model, windows, run, progress.callback());
+        progress.finish();
+        language_row(run, name, p, fp, values);
+        keep(records, language_record(*model, run, p, values, quantization_seconds + cell.seconds()), progress);
+      }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Quantize, compensate and measure the embedded models; prints two tables of the paper's form.", "demo"};
+  std::string root = "data/mini", json_path;
+  app.add_option("--mini", root, "Folder with vit, opt, images and text")->capture_default_str()->type_name("DIR");
+  app.add_option("--json", json_path, "Write the records of all cells as a JSON array (-: stdout)")->type_name("FILE");
+  add_threads_option(app);
+  app.footer("Example:\n  demo --json build/demo.json");
+  return run_program(app, argc, argv, [&] {
+    Timer timer;
+    json records = json::array();
+    vision_table(root, records);
+    language_table(root, records);
+    write_record(json_path, records);
+    std::printf(
+        "\n+/- is one standard error: of top-1 over images, of perplexity over windows, of a change over the same\n"
+        "images or windows. BC values: biases fitted; \"channel\" ones are folded into existing biases.\n%.0f s\n",
+        timer.seconds());
+  });
+}

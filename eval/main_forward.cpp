@@ -1,0 +1,59 @@
+// forward: inputs from one safetensors file through a model, logits into another. With
+// it anyone can check the engine against another implementation.
+#include <cstdio>
+
+#include "engine/check.h"
+#include "engine/safetensors.h"
+#include "eval/cli.h"
+#include "models/model.h"
+
+namespace {
+
+using namespace bcq;
+
+// pixel_values [B, 3, H, W] or input_ids [B, T], whichever the model takes.
+Batch read_batch(const Model& model, const SafeTensors& file) {
+  Batch batch;
+  if (model.info().family == Family::Vision) {
+    batch.pixels = file.get("pixel_values");
+    require_input(batch.pixels.rank() == 4 && batch.pixels.dim(0) > 0,
+                  "%s: pixel_values must have shape [B, 3, H, W], found %s", file.path().c_str(),
+                  to_string(batch.pixels.shape).c_str());
+    return batch;
+  }
+  Shape shape;
+  const std::vector<int64_t> ids = file.get_ints("input_ids", &shape);
+  require_input(shape.size() == 2 && numel(shape) > 0, "%s: input_ids must have shape [B, T], found %s",
+                file.path().c_str(), to_string(shape).c_str());
+  batch.windows = shape[0];
+  batch.length = shape[1];
+  for (const int64_t id : ids) {
+    require_input(id >= 0 && id < model.info().outputs, "%s: input_ids holds %lld, the vocabulary has %lld entries",
+                  file.path().c_str(), static_cast<long long>(id), static_cast<long long>(model.info().outputs));
+    batch.ids.push_back(static_cast<int32_t>(id));
+  }
+  return batch;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Run a model on given inputs and write its logits.", "forward"};
+  std::string model_path, input, output;
+  app.add_option("--model", model_path, "Folder with config.json and weights, or the .safetensors file in it")
+      ->required()
+      ->type_name("DIR|FILE");
+  app.add_option("--input", input, "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64")->required()->type_name("FILE");
+  app.add_option("--output", output, "logits F32: [B,classes] or [B,T,V]")->required()->type_name("FILE");
+  add_threads_option(app);
+  app.footer(
+      "Example:\n  forward --model vit_base_patch16_224 --input pixels.safetensors --output logits.safetensors\n"
+      "  (Python: safetensors.torch.save_file({\"pixel_values\": x}, \"pixels.safetensors\"))");
+  return run_program(app, argc, argv, [&] {
+    const auto model = load_model(model_path);
+    const Batch batch = read_batch(*model, SafeTensors::open(input));
+    const Tensor logits = model->forward({}, batch);
+    write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});
+    std::printf("%s: logits %s\n", output.c_str(), to_string(logits.shape).c_str());
+  });
+}

@@ -1,0 +1,120 @@
+// imagenet: top-1 and top-5 of a vision transformer, in float or quantized and compensated.
+#include <cstdio>
+
+#include "eval/cli.h"
+#include "eval/vision.h"
+
+namespace {
+
+using namespace bcq;
+
+struct Options {
+  std::string model, data, calib, json_path, metric, probe = "fisher", twin = "official";
+  VisionRun run;
+};
+
+void add_options(CLI::App& app, Options& o) {
+  VisionRun& r = o.run;
+  app.add_option("--model", o.model, "Folder with config.json and weights, or the .safetensors file in it")
+      ->required()
+      ->type_name("DIR|FILE");
+  app.add_option("--data,--datapath", o.data, "Images in one folder per class, evaluated")
+      ->required()
+      ->type_name("DIR");
+  app.add_option("--limit", r.limit, "Evaluate N images spread evenly over all")->type_name("N");
+  app.add_option("--batch-size", r.batch_size, "Images at a time; results do not depend on it")
+      ->capture_default_str()
+      ->type_name("B");
+  app.add_option("--json", o.json_path, "Write the result as a JSON record (-: stdout)")->type_name("FILE");
+  add_threads_option(app);
+
+  const char* q = "Quantization";
+  app.add_option("--method", r.method, "fp32, base-ptq or ptq4vit")
+      ->check(CLI::IsMember({"fp32", "base-ptq", "ptq4vit"}))
+      ->capture_default_str()
+      ->group(q);
+  app.add_option("--wbits", r.wbits, "Bits of the weights")->capture_default_str()->type_name("K")->group(q);
+  app.add_option("--abits", r.abits, "Bits of the activations")->capture_default_str()->type_name("K")->group(q);
+  app.add_option("--calib-data", o.calib, "Images to calibrate on: the training folder")->type_name("DIR")->group(q);
+  app.add_option("--calib-images,--nsamples", r.calib_images, "Images drawn from it")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(q);
+  app.add_option("--seed", r.seed, "Seed of the draw (NumPy's) and of the probe")->capture_default_str()->group(q);
+  app.add_option("--metric", o.metric, "hessian, cosine or l2 (default: the method's)")
+      ->check(CLI::IsMember({"hessian", "cosine", "l2"}))
+      ->group(q);
+  app.add_option("--probe", o.probe, "Gradient of the hessian metric: fisher, or noise as in the official code")
+      ->check(CLI::IsMember({"fisher", "noise"}))
+      ->capture_default_str()
+      ->group(q);
+  app.add_option("--softmax-twin", o.twin, "Twin ranges of softmax: official (overlapping) or clean (disjoint)")
+      ->check(CLI::IsMember({"official", "clean"}))
+      ->capture_default_str()
+      ->group(q);
+
+  const char* b = "Bias compensation";
+  app.add_option("--bc", r.bc, "none, channel (folded into the biases) or position (as the paper's tables)")
+      ->check(CLI::IsMember({"none", "channel", "position"}))
+      ->capture_default_str()
+      ->group(b);
+  app.add_option("--bc-sites", r.bc_sites, "Outputs to compensate: conv,linear,matmul,block")
+      ->capture_default_str()
+      ->group(b);
+  app.add_option("--bc-images,--n-bc-samples", r.bc_images, "Images drawn from --calib-data")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(b);
+  app.add_option("--bc-seed", r.bc_seed, "Seed of that draw")->capture_default_str()->group(b);
+  app.footer(
+      "Examples:\n"
+      "  imagenet --model data/mini/vit --data data/mini/images/val\n"
+      "  imagenet --model vit_base_patch16_224.augreg_in21k_ft_in1k --data ILSVRC/val --calib-data ILSVRC/train \\\n"
+      "           --method ptq4vit --wbits 4 --abits 4 --bc position --json result.json");
+}
+
+void run(Options& o) {
+  VisionRun& r = o.run;
+  r.metric_given = !o.metric.empty();
+  r.ptq.metric = o.metric == "cosine" ? Metric::Cosine : o.metric == "l2" ? Metric::L2 : Metric::Hessian;
+  r.ptq.probe = o.probe == "noise" ? Probe::Noise : Probe::Fisher;
+  r.ptq.twin_softmax_official = o.twin == "official";
+  require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method.c_str());
+  require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs --method base-ptq or ptq4vit", r.bc.c_str());
+
+  Timer timer;
+  ProgressLine progress;
+  const auto model = load_model(o.model);
+  const ImageFolder data = list_images(o.data);
+  int64_t bc_parameters = 0;
+  if (r.method != "fp32") {
+    const ImageFolder calib = list_images(o.calib);
+    quantize_vision(*model, calib, r, progress.callback(), progress.warn());
+    bc_parameters = compensate_vision(*model, calib, r, progress.callback());
+  }
+  const Accuracy accuracy = evaluate_vision(*model, data, r, progress.callback());
+  progress.finish();
+
+  json record = vision_record(*model, r, accuracy, bc_parameters, timer.seconds());
+  record.update(run_facts());
+  record["data"] = o.data;
+  record["warnings"] = progress.warnings();
+  if (o.json_path != "-") {
+    std::printf("%s%s%s  %s", model->info().name.c_str(), model->info().tag.empty() ? "" : ".",
+                model->info().tag.c_str(), r.method.c_str());
+    if (r.method != "fp32") std::printf(" W%dA%d", r.wbits, r.abits);
+    if (r.bc != "none") std::printf(" + BC (%s, %lld values)", r.bc.c_str(), static_cast<long long>(bc_parameters));
+    std::printf("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%zu images, %.1f s)\n", accuracy.top1, accuracy.top1_se,
+                accuracy.top5, accuracy.hit.size(), timer.seconds());
+  }
+  write_record(o.json_path, record);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Top-1 accuracy of a vision transformer, in float or quantized and compensated.", "imagenet"};
+  Options options;
+  add_options(app, options);
+  return run_program(app, argc, argv, [&] { run(options); });
+}

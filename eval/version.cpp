@@ -1,0 +1,7 @@
+#include "eval/cli.h"
+
+namespace bcq {
+
+const char* version() { return BCQ_VERSION; }
+
+}  // namespace bcq

@@ -1,0 +1,55 @@
+// Top-1 of a vision model, in float or quantized and compensated: one cell of the vision table.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "data/image_folder.h"
+#include "engine/json.h"
+#include "models/model.h"
+#include "quant/bias_comp.h"
+#include "quant/ptq4vit.h"
+
+namespace bcq {
+
+struct VisionRun {
+  std::string method = "fp32";  // fp32, base-ptq, ptq4vit
+  int wbits = 8, abits = 8;
+  int64_t calib_images = 32;
+  uint32_t seed = 3;
+  std::string bc = "none";  // none, channel, position
+  std::string bc_sites = "conv,linear,matmul";
+  int64_t bc_images = 32;
+  uint32_t bc_seed = 3;
+  int64_t limit = 0;  // images to evaluate, spread over all; 0: every one
+  int64_t batch_size = 32;
+  PtqOptions ptq;  // overrides beyond the preset; see options_of()
+  bool metric_given = false;
+};
+
+// The preset of run.method with the run's bits, seed and overrides. UsageError on an unknown method.
+PtqOptions options_of(const VisionRun& run);
+
+// Quantize on images drawn from `calib`; nothing for fp32.
+void quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
+                     const Warn& warn);
+// Compensate in batches of 16 images as the official scripts do; the number of values fitted (0 for bc none).
+int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress);
+
+struct Accuracy {
+  std::vector<uint8_t> hit;   // per image: 1 when the first class is right
+  double top1 = 0, top5 = 0;  // percent
+  double top1_se = 0;         // standard error of top1, percent points (binomial)
+};
+// Throws Error when an output is not finite.
+Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress);
+
+// Mean of a - b and its standard error over the same images, percent points.
+struct Difference {
+  double mean = 0, se = 0;
+};
+Difference paired_difference(const Accuracy& a, const Accuracy& b);
+
+// The JSON record of a run, except what run_facts() adds.
+json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy, int64_t bc_parameters, double seconds);
+
+}  // namespace bcq
