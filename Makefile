@@ -3,7 +3,7 @@
 # make test       build and run the tests
 # make help       the rest
 BUILD    ?= build
-CXXFLAGS ?= -O3 -g1
+CXXFLAGS ?= -O2 -g1
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
 CLANG_FORMAT ?= clang-format
@@ -12,7 +12,7 @@ CLANG_FORMAT ?= clang-format
 FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8
 ifeq (,$(findstring clang,$(CXX)))
-LIBS += -static-libgomp  # see engine/parallel.cpp
+LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/parallel.cpp
 endif
 
 PROGRAMS := imagenet perplexity forward demo bench
@@ -52,8 +52,9 @@ $(BUILD)/.setup: Makefile
 	@touch $@
 
 # --- Build -------------------------------------------------------------------------------------------
-$(BUILD)/obj/engine/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
-$(BUILD)/obj/engine/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/obj/engine/kernels_plain.o:  ISA := -O3
+$(BUILD)/obj/engine/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
+$(BUILD)/obj/engine/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)

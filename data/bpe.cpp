@@ -23,9 +23,10 @@ struct Alphabet {
       const uint32_t code = printable ? b : spare++;
       std::string& s = character[b];
       if (code < 0x80) {
-        s = {static_cast<char>(code)};
+        s.push_back(static_cast<char>(code));
       } else {  // all others are below U+0800: two bytes
-        s = {static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3f))};
+        s.push_back(static_cast<char>(0xc0 | (code >> 6)));
+        s.push_back(static_cast<char>(0x80 | (code & 0x3f)));
       }
       byte[s] = static_cast<uint8_t>(b);
     }

@@ -85,7 +85,8 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
   const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
   const Emit stretch = [&](std::string_view part) {
     if (!add_prefix_space_ || part.front() == ' ') return split(part, 0, piece);
-    const std::string prefixed = " " + std::string(part);
+    std::string prefixed(1, ' ');
+    prefixed += part;
     split(prefixed, 0, piece);
   };
   cut_at_added(

@@ -1,6 +1,6 @@
 // Chooses the kernels: asks the processor (cpuid) what it has and the operating system
-// (xgetbv) which registers it saves, once. A set that cannot run is never called, not
-// even to be asked for its name's sake; BCQ_ISA may force a lesser one.
+// (xgetbv) which registers it saves, once. A set that cannot run here is
+// never offered; BCQ_ISA may force a lesser one, and is refused when it names anything else.
 #include <cpuid.h>
 
 #include <cstdint>

@@ -7,12 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <unordered_set>
+#include <utility>
 
 namespace bcq {
 namespace {
@@ -111,10 +110,8 @@ class TemporaryFile {
   }
 
  private:
-  [[noreturn]] void fail() {
-    const std::string reason = std::strerror(errno);
-    ::unlink(path_.c_str());  // a constructor that throws runs no destructor
-    throw Error(format("%s: cannot be written: %s", final_path_.c_str(), reason.c_str()));
+  [[noreturn]] void fail() const {
+    throw Error(format("%s: cannot be written: %s", final_path_.c_str(), std::strerror(errno)));
   }
 
   std::string final_path_, path_;

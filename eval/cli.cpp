@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <new>
@@ -86,6 +87,7 @@ void ProgressLine::finish() {
 }
 
 void ProgressLine::warning(const std::string& message) {
+  if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) return;
   finish();
   std::fprintf(stderr, "%swarning: %s\n", prefix_.c_str(), message.c_str());
   warnings_.push_back(message);

@@ -1,6 +1,7 @@
 // imagenet: top-1 and top-5 of a vision transformer, in float or quantized and compensated.
 #include <cstdio>
 
+#include "engine/check.h"
 #include "eval/cli.h"
 #include "eval/vision.h"
 
@@ -85,6 +86,8 @@ void run(Options& o) {
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
+  require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity",
+                model->info().name.c_str());
   const ImageFolder data = list_images(o.data);
   int64_t bc_parameters = 0;
   if (r.method != "fp32") {

@@ -67,9 +67,9 @@ void run(Options& o) {
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
+  const int64_t T = seqlen_of(*model, r);
   const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
   const std::vector<int32_t> ids = read_ids(o.text, tokenizer);
-  const int64_t T = seqlen_of(*model, r);
   std::vector<Batch> calib;
   const Windows windows = perplexity_windows(ids, T, o.text);
   if (calibrates) calib = calibration_batches(*model, read_ids(o.calib, tokenizer), r, o.calib);

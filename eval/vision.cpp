@@ -60,8 +60,6 @@ int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRu
 }
 
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress) {
-  require_usage(model.info().family == Family::Vision, "%s is a language model: use perplexity",
-                model.info().name.c_str());
   require_usage(run.batch_size >= 1, "--batch-size must be at least 1");
   require_usage(run.limit >= 0, "--limit must not be negative");
   require_classes(model, data);

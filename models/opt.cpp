@@ -32,6 +32,9 @@ class Opt : public Model {
   // ids [B, T] -> [B, T, D]
   Tensor embed(const Context&, const Batch& batch) const override {
     const int64_t T = batch.length, D = config_.hidden;
+    require(static_cast<int64_t>(batch.ids.size()) == batch.windows * T && T > 0,
+            "%zu ids are not %lld windows of %lld", batch.ids.size(), static_cast<long long>(batch.windows),
+            static_cast<long long>(T));
     require_input(T <= config_.positions, "a window of %lld tokens, but %s has %lld positions",
                   static_cast<long long>(T), info_.name.c_str(), static_cast<long long>(config_.positions));
     Tensor x = Tensor::uninitialized({batch.windows, T, D});
@@ -101,23 +104,27 @@ Opt::Opt(const OptConfig& c, const Loader& decoder, const Tensor& embedding, con
     blocks_.push_back(b);
   }
   final_layer_norm_ = load_norm(decoder.sub("final_layer_norm"), D);
+  for (const std::string& unused : decoder.unused())
+    throw InputError(format("%s: tensor %s is not part of an OPT with %lld layers", decoder.file().path().c_str(),
+                            unused.c_str(), static_cast<long long>(c.layers)));
 }
 
 // The embedding, which is also the head: files keep it under one name, the other, or both.
-Tensor tied_embedding(const SafeTensors& file, const std::string& decoder, const Shape& shape) {
+Tensor tied_embedding(const Loader& file, const std::string& decoder, const Shape& shape) {
   const std::string name = decoder + "embed_tokens.weight";
   if (file.has(name)) {
     const Tensor embedding = file.get(name, shape);
     if (file.has("lm_head.weight")) {
       const Tensor head = file.get("lm_head.weight", shape);
       require_input(std::memcmp(head.data, embedding.data, static_cast<size_t>(head.size()) * 4) == 0,
-                    "%s: lm_head.weight differs from %s: OPT ties them", file.path().c_str(), name.c_str());
+                    "%s: lm_head.weight differs from %s: OPT ties them", file.file().path().c_str(), name.c_str());
     }
     return embedding;
   }
   // Converted files keep the alphabetically first name of shared tensors and note the dropped one.
-  const auto alias = file.metadata().find(name);
-  if (alias != file.metadata().end() && file.has(alias->second)) return file.get(alias->second, shape);
+  const auto& metadata = file.file().metadata();
+  const auto alias = metadata.find(name);
+  if (alias != metadata.end() && file.has(alias->second)) return file.get(alias->second, shape);
   return file.get(file.has("lm_head.weight") ? "lm_head.weight" : name, shape);
 }
 
@@ -164,8 +171,8 @@ std::unique_ptr<Model> load_opt(const json& config, const std::string& where, co
       "%s: neither model.decoder.embed_positions.weight nor decoder.embed_positions.weight is there: not an OPT "
       "checkpoint in Hugging Face's names",
       file.path().c_str());
-  const Tensor embedding = tied_embedding(file, prefix, {c.vocab, c.hidden});
   const Loader root(file);
+  const Tensor embedding = tied_embedding(root, prefix, {c.vocab, c.hidden});
   return std::make_unique<Opt>(c, prefixed ? root.sub("model").sub("decoder") : root.sub("decoder"), embedding, info);
 }
 
