@@ -1,0 +1,129 @@
+# ViT-B/16 and OPT-125M at full size with random weights: bcq's logits, block outputs, site
+# outputs and gradients against timm and transformers. One line per comparison: the largest
+# absolute difference over the largest absolute value of the reference. Run by `make parity`.
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reference"))
+import networks  # noqa: E402
+
+BIN = Path(os.environ.get("BCQ_BIN") or Path(os.environ.get("BUILD", "build")) / "bin")
+LOGITS, ACTIVATIONS, GRADIENTS = 1e-5, 1e-5, 1e-4
+failures = 0
+
+
+def error(got, want):
+    if got.shape != want.shape:
+        return float("inf")
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def report(what, value, limit):
+    """One line; a NaN fails."""
+    global failures
+    passed = value <= limit
+    failures += not passed
+    print(f"{'pass' if passed else 'FAIL'}  {what}: {value:.2e} (limit {limit:.0e})", flush=True)
+
+
+def worst(got, want, prefix):
+    """The largest error of all tensors whose names start with `prefix`, and which one has it."""
+    names = [name for name in want if name.startswith(prefix)]
+    assert names, prefix
+    errors = {name: error(got[name], want[name]) if name in got else float("inf") for name in names}
+    name = max(errors, key=lambda n: errors[n])
+    return errors[name], f"{len(names)} tensors {prefix}*, worst {name}"
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.DEVNULL)
+    if done.returncode != 0:
+        sys.exit(f"{command[0]} ended with code {done.returncode}")
+
+
+def forward(model, inputs, folder):
+    """The logits of bin/forward, and the seconds it took."""
+    save_file(inputs, folder / "input.safetensors")
+    start = time.time()
+    run(BIN / "forward", "--model", model, "--input", folder / "input.safetensors", "--output",
+        folder / "output.safetensors")
+    return load_file(folder / "output.safetensors")["logits"], time.time() - start
+
+
+def dump(model, inputs, folder):
+    save_file(inputs, folder / "input.safetensors")
+    run(BIN / "parity" / "dump_sites", model, folder / "input.safetensors", folder / "dump.safetensors")
+    return load_file(folder / "dump.safetensors")
+
+
+def compare_vit(folder):
+    name = "vit_base_patch16_224"
+    model = networks.vit(name, seed=11)
+    networks.write_vit(model, folder / name, name)
+    g = torch.Generator().manual_seed(12)
+    pixels = torch.randn(3, 3, 224, 224, generator=g)
+    with torch.no_grad():
+        want = model(pixels)
+    logits, seconds = forward(folder / name, {"pixel_values": pixels}, folder)
+    report(f"{name}, 3 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
+
+    # dL/dlogits as a cross entropy would give it: p - onehot(y)
+    grad = want[:1].softmax(-1)
+    grad[0, 17] -= 1
+    reference = networks.run_vit(model, pixels[:1], grad)
+    got = dump(folder / name, {"pixel_values": pixels[:1], "grad_logits": grad}, folder)
+    for prefix, limit in (("embed", ACTIVATIONS), ("block.", ACTIVATIONS), ("site.", ACTIVATIONS),
+                          ("grad.", GRADIENTS)):
+        value, detail = worst(got, reference, prefix)
+        report(f"{name}, {detail}", value, limit)
+
+
+def compare_opt(folder):
+    config = networks.opt_config(vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, num_hidden_layers=12,
+                                 num_attention_heads=12, ffn_dim=3072, max_position_embeddings=2048)
+    model = networks.opt(config, seed=21)
+    g = torch.Generator().manual_seed(22)
+    short = torch.randint(0, 50272, (2, 512), generator=g)
+    full = torch.randint(0, 50272, (1, 2048), generator=g)
+    for kind in ("float32", "float16"):
+        path = folder / f"opt-125m-{kind}"
+        if kind == "float16":
+            model = model.half()
+        networks.write_opt(model, path)
+        dtypes = {t.dtype for t in load_file(path / "model.safetensors").values()}
+        assert dtypes == {getattr(torch, kind)}, dtypes
+        model = model.float()  # the values of the file, computed with in float32
+        for ids in (short, full) if kind == "float32" else (short,):
+            with torch.no_grad():
+                want = model(input_ids=ids, use_cache=False).logits
+            logits, seconds = forward(path, {"input_ids": ids}, folder)
+            report(f"opt-125m, {kind} file, {ids.shape[0]} x {ids.shape[1]} tokens, logits, {seconds:.1f} s",
+                   error(logits, want), LOGITS)
+            del want, logits
+        if kind == "float32":
+            ids = short[:1, :200]
+            reference = networks.run_opt(model, ids)
+            got = dump(path, {"input_ids": ids}, folder)
+            for prefix in ("embed", "block.", "site."):
+                value, detail = worst(got, reference, prefix)
+                report(f"opt-125m, 200 tokens, {detail}", value, ACTIVATIONS)
+
+
+def main():
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
+        compare_vit(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
+        compare_opt(Path(folder))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+// Bias compensation: the official estimator's golden numbers, and what has to hold
+// exactly for any quantizer: zero mean error where it was fitted, a drop of the
+// squared error by the square of the bias, and sizes.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "engine/check.h"
+#include "engine/json.h"
+#include "engine/ops.h"
+#include "quant/bias_comp.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+const std::string kVit = "tests/fixtures/vit_tiny", kOpt = "tests/fixtures/opt_tiny";
+const Context kFloat{Precision::Float, nullptr, nullptr}, kFake{Precision::Fake, nullptr, nullptr};
+const Progress kSilent = [](const std::string&, double, double) {};
+
+std::vector<Batch> images(int batches, int64_t size, uint32_t seed = 1) {
+  std::vector<Batch> all(static_cast<size_t>(batches));
+  for (Batch& batch : all) batch.pixels = random({size, 3, 12, 12}, seed++, 2);
+  return all;
+}
+
+std::vector<Batch> windows(int batches, int64_t size, int64_t length, uint32_t seed = 1) {
+  std::mt19937 bits(seed);
+  std::vector<Batch> all(static_cast<size_t>(batches));
+  for (Batch& batch : all) {
+    batch.windows = size;
+    batch.length = length;
+    for (int64_t i = 0; i < size * length; ++i) batch.ids.push_back(static_cast<int32_t>(bits() % 53));
+  }
+  return all;
+}
+
+// Uniform grids over the range each operand has on one batch, except the input of the patch embedding.
+struct Ranges : Observer {
+  explicit Ranges(int n) : bits(n) {}
+  void site(const Site& s, const Tensor& a, const Tensor& b, const Tensor&) override {
+    Site& site = const_cast<Site&>(s);
+    if (s.role != Role::Patch) site.a = grid(a, s.is_linear() ? 1 : a.dim(1));
+    site.b = grid(b, s.is_linear() ? 1 : b.dim(1));
+    if (s.is_linear()) site.weight_hat = fake_quantize(site.b, b);
+  }
+  Grid grid(const Tensor& x, int64_t heads) const {
+    const int64_t size = x.size() / x.dim(0) / heads;
+    std::vector<float> delta(static_cast<size_t>(heads));
+    for (int64_t i = 0; i < x.size(); ++i) {
+      float& d = delta[heads == 1 ? 0 : static_cast<size_t>(i / size % heads)];
+      d = std::max(d, std::abs(x[i]) / (std::ldexp(1.f, bits - 1) - 0.5f));
+    }
+    return Uniform{bits, heads == 1 ? 0 : 1, delta};
+  }
+  int bits;
+};
+
+std::unique_ptr<Model> quantized_vit(int bits, const std::vector<Batch>& data) {
+  auto model = load_model(kVit);
+  Ranges ranges(bits);
+  model->forward({Precision::Float, nullptr, &ranges}, data[0]);
+  return model;
+}
+
+// Weights only, as for language models.
+std::unique_ptr<Model> quantized_opt(int bits) {
+  auto model = load_model(kOpt);
+  const Ranges ranges(bits);
+  for (Site* site : model->all_sites()) {
+    site->b = ranges.grid(site->weight, 1);
+    site->weight_hat = fake_quantize(site->b, site->weight);
+  }
+  return model;
+}
+
+BcOptions options(BcShape shape, bool block = false) {
+  BcOptions o;
+  o.shape = shape;
+  o.block = block;
+  return o;
+}
+
+// Error of every site on its float inputs: its mean over the samples of all batches, and squared.
+struct SiteError : Observer {
+  explicit SiteError(BcShape s) : shape(s) {}
+  void site(const Site& s, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    const Tensor q = s.product(Precision::Fake, nullptr, a, b);
+    means.try_emplace(s.name, MeanError(shape)).first->second.update(y, q);
+    for (int64_t i = 0; i < y.size(); ++i) squared[s.name] += std::pow(static_cast<double>(y[i]) - q[i], 2);
+    count[s.name] += y.size();
+    size[s.name] = std::max(size[s.name], max_abs(doubles(y)));
+  }
+  void run(const Model& model, const std::vector<Batch>& data) {
+    for (const Batch& batch : data) model.forward({Precision::Float, nullptr, this}, batch);
+  }
+  BcShape shape;
+  std::map<std::string, MeanError> means;
+  std::map<std::string, double> squared, size;
+  std::map<std::string, int64_t> count;
+};
+
+// The compensation a site carries, however it is attached.
+Tensor bias_of(const Site& site) {
+  if (!site.bc.empty()) return site.bc;
+  return site.bias_hat.empty() ? Tensor{} : add(nullptr, site.bias_hat, scale(nullptr, site.bias, -1));
+}
+
+double mean_square(const Tensor& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < b.size(); ++i) sum += static_cast<double>(b[i]) * b[i];
+  return sum / static_cast<double>(b.size());
+}
+
+}  // namespace
+
+TEST_CASE("MeanError reproduces the official estimator: batches weigh the same whatever their size") {
+  const Tensor f1({2, 2, 2}, {1, 2, 3, 4, 0, 1, 1, 0}), q1({2, 2, 2}, {.5f, 2, 3, 5, 0, 0, 0, 0});
+  const Tensor f2({1, 2, 2}, {2, 2, 2, 2}), q2({1, 2, 2}, {1, 1, 0, 2});
+  MeanError full(BcShape::Position), small(BcShape::Channel);
+  CHECK(full.mean().empty());
+  for (MeanError* e : {&full, &small}) {
+    e->update(f1, q1);
+    e->update(f2, q2);
+  }
+  CHECK(same_bits(full.mean(), Tensor({2, 2}, {0.625f, 0.75f, 1.25f, -0.25f})));
+  CHECK(same_bits(small.mean(), Tensor({2}, {0.9375f, 0.25f})));
+}
+
+TEST_CASE("MeanError keeps heads apart and averages over what a bias is shared along") {
+  const Tensor f = random({3, 2, 5, 4}, 1), q = random({3, 2, 5, 4}, 2);
+  MeanError full(BcShape::Position), small(BcShape::Channel);
+  full.update(f, q);
+  small.update(f, q);
+  REQUIRE(full.mean().shape == Shape{2, 5, 4});
+  REQUIRE(small.mean().shape == Shape{2, 1, 4});
+  std::vector<double> want_full(40), want_small(8);
+  for (int64_t i = 0; i < f.size(); ++i) {
+    const double d = static_cast<double>(f[i]) - q[i];
+    want_full[static_cast<size_t>(i % 40)] += d / 3;
+    want_small[static_cast<size_t>(i / 20 % 2 * 4 + i % 4)] += d / 15;
+  }
+  CHECK(relative_error(full.mean(), want_full) < 1e-6);
+  CHECK(relative_error(small.mean(), want_small) < 1e-6);
+
+  MeanError logits(BcShape::Position);  // no positions: both shapes are a vector
+  logits.update(random({3, 4}, 3), random({3, 4}, 4));
+  CHECK(logits.mean().shape == Shape{4});
+}
+
+TEST_CASE("MeanError refuses outputs that do not belong together") {
+  MeanError full(BcShape::Position), small(BcShape::Channel);
+  CHECK_THROWS_AS(full.update(random({2, 3, 4}, 1), random({2, 4, 3}, 1)), Error);
+  full.update(random({2, 3, 4}, 1), random({2, 3, 4}, 2));
+  CHECK_THROWS_AS(full.update(random({2, 5, 4}, 1), random({2, 5, 4}, 2)), Error);
+  CHECK_THROWS_AS(full.update(random({2, 4, 3}, 1), random({2, 4, 3}, 2)), Error);  // as many values, another shape
+  small.update(random({2, 3, 4}, 1), random({2, 3, 4}, 2));
+  CHECK_NOTHROW(small.update(random({2, 5, 4}, 1), random({2, 5, 4}, 2)));  // positions are averaged anyway
+}
+
+TEST_CASE("after fitting, the mean error of every site is zero and its squared error fell by the bias squared") {
+  for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+    const auto data = images(3, 4);
+    const auto model = quantized_vit(4, data);
+    SiteError before(shape), after(shape);
+    before.run(*model, data);
+    compensate(*model, data, options(shape), kSilent);
+    after.run(*model, data);
+    CHECK(after.means.size() == 14);
+    for (Site* site : model->all_sites()) {
+      CAPTURE(site->name);
+      const double n = static_cast<double>(after.count[site->name]);
+      const double gone = (before.squared[site->name] - after.squared[site->name]) / n;
+      const Tensor b = bias_of(*site);
+      REQUIRE_FALSE(b.empty());
+      CHECK(max_abs(doubles(after.means.at(site->name).mean())) < 2e-6 * after.size[site->name]);
+      CHECK(gone > 0);
+      CHECK(gone == doctest::Approx(mean_square(b)).epsilon(1e-4));
+    }
+  }
+}
+
+TEST_CASE("a quantizer that changes nothing needs no compensation") {
+  const auto data = images(2, 3);
+  const auto model = load_model(kVit);
+  CHECK(compensate(*model, data, options(BcShape::Position), kSilent) == 0);  // no grids at all
+  for (Site* site : model->all_sites()) {  // a grid of 16 bits and more of resolution than the weights hold errors
+    if (!site->is_linear()) continue;
+    site->b = Uniform{16, 0, {1}};
+    site->weight_hat = site->weight;
+  }
+  CHECK(compensate(*model, data, options(BcShape::Position, true), kSilent) > 0);
+  for (Site* site : model->all_sites())
+    if (site->is_linear()) CHECK(max_abs(doubles(bias_of(*site))) == 0);
+  for (const Tensor& b : model->block_bc) CHECK(max_abs(doubles(b)) == 0);
+  const Batch& batch = data[0];
+  CHECK(same_bits(model->forward(kFake, batch), model->forward(kFloat, batch)));
+}
+
+TEST_CASE("options name the sites, and the number of values is that of their shapes") {
+  const auto data = images(2, 3);
+  const int64_t D = 24, N = 10, H = 3, mlp = 60, depth = 2, classes = 7;
+  const auto count = [&](BcOptions o, bool conv, bool linear, bool matmul, bool block = false) {
+    const auto model = quantized_vit(4, data);
+    o.conv = conv;
+    o.linear = linear;
+    o.matmul = matmul;
+    o.block = block;
+    return compensate(*model, data, o, kSilent);
+  };
+  const BcOptions full = options(BcShape::Position), small = options(BcShape::Channel);
+  CHECK(count(full, true, false, false) == D * (N - 1));
+  CHECK(count(small, true, false, false) == D);
+  CHECK(count(full, false, true, false) == depth * N * (3 * D + D + mlp + D) + classes);
+  CHECK(count(small, false, true, false) == depth * (3 * D + D + mlp + D) + classes);
+  CHECK(count(full, false, false, true) == depth * H * N * (N + D / H));
+  CHECK(count(small, false, false, true) == depth * H * (N + D / H));
+  CHECK(count(full, false, false, false, true) == depth * N * D);
+  CHECK(count(small, false, false, false, true) == depth * D);
+
+  // the same sums at the sizes of ViT-B and of OPT-125M
+  const auto vit = [](int64_t d, int64_t n, int64_t h, bool per_position) {
+    const int64_t tokens = per_position ? n : 1, patches = per_position ? n - 1 : 1, rows = per_position ? n : 1;
+    return patches * d + 12 * (tokens * (3 * d + d + 4 * d + d) + h * rows * (n + d / h)) + 1000;
+  };
+  CHECK(vit(768, 197, 12, true) == 23'895'544);
+  CHECK(vit(768, 197, 12, false) == 122'296);
+  CHECK(vit(384, 197, 6, true) == 11'948'272);
+  CHECK(vit(384, 197, 6, false) == 61'648);
+  const auto text = windows(2, 1, 9);
+  const auto opt = [&](BcShape shape) {
+    const auto model = quantized_opt(3);
+    return compensate(*model, text, options(shape, true), kSilent);
+  };
+  const auto opt_values = [](int64_t d, int64_t ffn, int64_t layers) { return layers * (4 * d + ffn + d + d); };
+  CHECK(opt(BcShape::Channel) == opt_values(16, 40, 2));
+  CHECK(opt(BcShape::Position) == 9 * opt_values(16, 40, 2));
+  CHECK(opt_values(768, 3072, 12) == 92'160);
+  CHECK(2048 * opt_values(768, 3072, 12) == 188'743'680);
+}
+
+TEST_CASE("a bias per channel on k alone changes no logits") {
+  const auto model = quantized_opt(3);
+  const Batch text = windows(1, 2, 9)[0];
+  const Tensor before = model->forward(kFake, text);
+  for (int i = 0; i < model->depth(); ++i)
+    for (Site* site : model->sites(i))
+      if (site->role == Role::Key) compensate(*site, random({16}, 5));
+  CHECK(relative_error(model->forward(kFake, text), before) < 1e-5);
+  for (Site* site : model->sites(0))
+    if (site->role == Role::Query) compensate(*site, random({16}, 5));  // where it does not cancel
+  CHECK(relative_error(model->forward(kFake, text), before) > 1e-3);
+}
+
+TEST_CASE("folded compensations give the logits of added ones") {
+  const auto text = windows(3, 2, 9);
+  const auto folded = quantized_opt(3), added = quantized_opt(3);
+  compensate(*folded, text, options(BcShape::Channel, true), kSilent);
+  for (int i = 0; i < folded->depth(); ++i) {
+    const auto from = folded->sites(i), to = added->sites(i);
+    for (size_t s = 0; s < from.size(); ++s) {
+      CHECK(from[s]->bc.empty());  // nothing is left to add at run time
+      const Tensor b = bias_of(*from[s]);
+      to[s]->bc = b.reshaped({1, b.size()});
+    }
+  }
+  CHECK(folded->block_bc.empty());
+  const Tensor want = added->forward(kFake, text[0]), plain = quantized_opt(3)->forward(kFake, text[0]);
+  CHECK(relative_error(folded->forward(kFake, text[0]), want) < 1e-5);
+  CHECK(relative_error(plain, want) > 1e-3);
+}
+
+TEST_CASE("a bias per position averages to the bias per channel") {
+  const auto text = windows(3, 2, 9);
+  const auto full = quantized_opt(3), small = quantized_opt(3);
+  compensate(*full, text, options(BcShape::Position), kSilent);
+  compensate(*small, text, options(BcShape::Channel), kSilent);
+  for (int i = 0; i < full->depth(); ++i)
+    for (size_t s = 0; s < 6; ++s) {
+      const Tensor b = bias_of(*full->sites(i)[s]), want = bias_of(*small->sites(i)[s]);
+      REQUIRE(b.shape == Shape{9, want.size()});
+      std::vector<double> mean(static_cast<size_t>(want.size()));
+      for (int64_t j = 0; j < b.size(); ++j) mean[static_cast<size_t>(j % want.size())] += b[j] / 9.0;
+      CHECK(relative_error(want, mean) < 1e-5);
+    }
+}
+
+TEST_CASE("the block compensation is fitted with the sites compensated, on the float stream") {
+  for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+    const auto text = windows(3, 2, 9);
+    const auto model = quantized_opt(3);
+    const auto count = compensate(*model, text, options(shape, true), kSilent);
+    CHECK(count > 0);
+    CHECK(model->block_bc.size() == (shape == BcShape::Position ? 2u : 0u));
+    std::vector<MeanError> errors(2, MeanError(shape));
+    double size[2] = {};
+    for (const Batch& batch : text) {
+      Tensor x = model->embed(kFloat, batch);
+      for (int i = 0; i < 2; ++i) {
+        const Tensor y = model->block(kFloat, i, x);
+        errors[static_cast<size_t>(i)].update(y, model->block(kFake, i, x));
+        size[i] = std::max(size[i], max_abs(doubles(y)));
+        x = y;
+      }
+    }
+    for (int i = 0; i < 2; ++i) CHECK(max_abs(doubles(errors[static_cast<size_t>(i)].mean())) < 2e-6 * size[i]);
+  }
+}
+
+TEST_CASE("compensations are independent of threads, add up, and are forgotten by clear") {
+  const auto data = images(2, 3);
+  CHECK(same_on_two_threads([&] {
+    const auto model = quantized_vit(4, data);
+    compensate(*model, data, options(BcShape::Position, true), kSilent);
+    return model->forward(kFake, data[1]);
+  }));
+  const auto model = quantized_vit(4, data);
+  Site& site = *model->sites(0)[0];
+  const Tensor b = random({72}, 6), c = random({72}, 7);
+  compensate(site, b);
+  compensate(site, c);
+  CHECK(same_bits(site.bias_hat, add(nullptr, add(nullptr, site.bias, b), c)));
+  compensate_block(*model, 1, random({10, 24}, 8));
+  CHECK_THROWS_AS(compensate_block(*model, 1, random({10, 23}, 8)), Error);
+  CHECK_THROWS_AS(compensate(site, random({71}, 8)), Error);
+  model->clear();
+  CHECK(same_bits(model->forward(kFake, data[0]), model->forward(kFloat, data[0])));
+}
+
+TEST_CASE("a second fit over compensated sites finds nothing left") {
+  const auto data = images(2, 3);
+  const auto model = quantized_vit(4, data);
+  compensate(*model, data, options(BcShape::Channel), kSilent);
+  const Tensor first = bias_of(*model->sites(0)[0]).clone();
+  compensate(*model, data, options(BcShape::Channel), kSilent);
+  CHECK(relative_error(bias_of(*model->sites(0)[0]), first) < 1e-4);
+}

@@ -1,0 +1,217 @@
+// The programs from outside: exit codes, messages that name what is wrong, whole or no
+// output files, and results that do not depend on threads or batch size.
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "engine/json.h"
+#include "engine/safetensors.h"
+
+namespace {
+
+using namespace bcq;
+namespace fs = std::filesystem;
+
+const std::string kMini = "data/mini";
+
+struct Result {
+  int code;
+  std::string out, err;
+};
+
+struct Folder {
+  fs::path path;
+  Folder() {
+    std::string pattern = (fs::temp_directory_path() / "bcq-cli-XXXXXX").string();
+    path = mkdtemp(pattern.data());
+  }
+  ~Folder() { fs::remove_all(path); }
+  std::string operator/(const std::string& name) const { return (path / name).string(); }
+};
+
+Result run(const std::string& command) {
+  const char* bin = std::getenv("BCQ_BIN");
+  Folder folder;
+  const std::string line =
+      std::string(bin ? bin : "build/bin") + "/" + command + " >" + folder / "out" + " 2>" + folder / "err";
+  const int status = std::system(line.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(folder / "out"), read_file(folder / "err")};
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// The command fails with this code and says all of these on stderr.
+void check_failure(const std::string& command, int code, std::initializer_list<const char*> says) {
+  const Result r = run(command);
+  CAPTURE(command);
+  CAPTURE(r.err);
+  CHECK(r.code == code);
+  for (const char* part : says) CHECK_MESSAGE(contains(r.err, part), part);
+}
+
+// A copy of the embedded ViT whose tensors `change` edits.
+template <class F>
+std::string changed_vit(const Folder& folder, F change) {
+  const std::string to = folder / "vit";
+  fs::create_directory(to);
+  fs::copy(kMini + "/vit/config.json", to + "/config.json");
+  const SafeTensors file = SafeTensors::open(kMini + "/vit/model.safetensors");
+  std::map<std::string, Tensor> tensors;
+  for (const auto& entry : file.tensors()) tensors[entry.first] = file.get(entry.first).clone();
+  change(tensors);
+  write_safetensors(to + "/model.safetensors", tensors);
+  return to;
+}
+
+const std::string kVit = "imagenet --model data/mini/vit --data data/mini/images/val ";
+
+}  // namespace
+
+TEST_CASE("cli: help, version and usage") {
+  for (const char* program : {"imagenet", "perplexity", "forward", "demo", "bench"}) {
+    const Result help = run(std::string(program) + " --help");
+    CHECK(help.code == 0);
+    CHECK(contains(help.out, "Example"));
+    const Result version = run(std::string(program) + " --version");
+    CHECK(version.code == 0);
+    CHECK(contains(version.out, "bcq "));
+  }
+  check_failure("imagenet", 2, {"--model is required"});
+  check_failure(kVit + "--method magic", 2, {"--method"});
+  check_failure(kVit + "--method ptq4vit", 2, {"--calib-data"});
+  check_failure(kVit + "--bc channel", 2, {"--method"});
+  check_failure(kVit + "--threads 0", 2, {"threads"});
+  check_failure(kVit + "--method ptq4vit --wbits 1 --calib-data data/mini/images/calib", 2, {"bits"});
+  check_failure(kVit + "--method ptq4vit --calib-images 100000 --calib-data data/mini/images/calib", 2, {"100000"});
+  check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --seqlen 100000", 2, {"--seqlen"});
+  check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --method gptq", 2, {"--calib-text"});
+  check_failure("perplexity --model data/mini/vit --text data/mini/text/test.txt", 2, {"imagenet"});
+  check_failure("imagenet --model data/mini/opt --data data/mini/images/val", 2, {"perplexity"});
+  setenv("BCQ_ISA", "magic", 1);
+  check_failure("imagenet --model data/mini/vit --data data/mini/images/val", 2, {"BCQ_ISA=magic"});
+  unsetenv("BCQ_ISA");
+}
+
+TEST_CASE("cli: model files that are not what they have to be") {
+  const Folder folder;
+  check_failure("imagenet --model /nowhere/at/all --data data/mini/images/val", 3, {"/nowhere/at/all"});
+  check_failure("imagenet --model " + folder.path.string() + " --data data/mini/images/val", 3, {"config.json"});
+
+  SUBCASE("a tensor of another shape is named, with both shapes") {
+    const std::string model = changed_vit(folder, [](auto& t) { t.at("norm.weight") = Tensor({5}); });
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"norm.weight", "[5]"});
+  }
+  SUBCASE("a missing tensor is named") {
+    const std::string model = changed_vit(folder, [](auto& t) { t.erase("head.bias"); });
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"head.bias"});
+  }
+  SUBCASE("a tensor the forward pass would ignore is refused") {
+    const std::string model = changed_vit(folder, [](auto& t) { t["blocks.0.ls1.gamma"] = Tensor({5}); });
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"blocks.0.ls1.gamma"});
+  }
+  SUBCASE("a truncated file") {
+    const std::string model = changed_vit(folder, [](auto&) {});
+    fs::resize_file(model + "/model.safetensors", fs::file_size(model + "/model.safetensors") - 1);
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"model.safetensors"});
+  }
+  SUBCASE("a config of another model") {
+    const std::string model = changed_vit(folder, [](auto&) {});
+    write_file(model + "/config.json", R"({"architecture": "vit_base_patch16_224", "num_classes": 1000})");
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"cls_token", "768"});
+    write_file(model + "/config.json", R"({"architecture": "resnet50"})");
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"resnet50"});
+    write_file(model + "/config.json", R"({"model_type": "opt", "model_type": "opt"})");
+    check_failure("imagenet --model " + model + " --data data/mini/images/val", 3, {"model_type"});
+  }
+}
+
+TEST_CASE("cli: a NaN in a weight file") {
+  // The writer refuses NaN, so the bytes are changed in the file.
+  const Folder folder;
+  const std::string model = changed_vit(folder, [](auto&) {});
+  const std::string path = model + "/model.safetensors";
+  std::string bytes = read_file(path);
+  const uint32_t nan = 0x7fc00000;
+  bytes.replace(bytes.size() - 4, 4, reinterpret_cast<const char*>(&nan), 4);
+  write_file(path, bytes);
+  check_failure("imagenet --model " + model + " --data data/mini/images/val", 3,
+                {"model.safetensors", "pos_embed", "NaN"});
+}
+
+TEST_CASE("cli: data that are not what they have to be") {
+  const Folder folder;
+  const std::string json_path = folder / "result.json";
+  const std::string on_folder =
+      "imagenet --model data/mini/vit --data " + folder.path.string() + " --json " + json_path;
+  check_failure(on_folder, 3, {folder.path.c_str()});  // empty
+
+  fs::copy(kMini + "/images/val", folder.path, fs::copy_options::recursive);
+  const auto first_class = *fs::directory_iterator(folder.path);
+  const fs::path image = *fs::directory_iterator(first_class.path());
+  fs::resize_file(image, fs::file_size(image) / 2);
+  check_failure(on_folder, 3, {image.c_str()});
+  CHECK_FALSE(fs::exists(json_path));
+  fs::remove_all(first_class.path());
+  check_failure(on_folder, 3, {"class"});  // labels would be shifted
+
+  write_file(folder / "short.txt", "too short");
+  check_failure("perplexity --model data/mini/opt --text " + folder / "short.txt", 3, {"short.txt", "tokens"});
+  write_file(folder / "latin1.txt", "caf\xe9");
+  check_failure("perplexity --model data/mini/opt --text " + folder / "latin1.txt", 3, {"latin1.txt", "UTF-8"});
+}
+
+TEST_CASE("cli: forward refuses wrong inputs and leaves nothing behind") {
+  const Folder folder;
+  const std::string input = folder / "in.safetensors", output = folder / "out.safetensors";
+  const std::string command = "forward --model data/mini/vit --input " + input + " --output " + output;
+  write_safetensors(input, {{"pixels", Tensor({1, 3, 28, 28})}});
+  check_failure(command, 3, {"pixel_values"});
+  write_safetensors(input, {{"pixel_values", Tensor({1, 3, 32, 32})}});
+  check_failure(command, 3, {"[1, 3, 32, 32]", "28"});
+  CHECK_FALSE(fs::exists(output));
+
+  write_safetensors(input, {{"pixel_values", Tensor({2, 3, 28, 28})}});
+  check_failure("forward --model data/mini/vit --input " + input + " --output /nowhere/out.safetensors", 1,
+                {"/nowhere/out.safetensors"});
+  CHECK(run(command).code == 0);
+  CHECK(SafeTensors::open(output).get("logits", {2, 10}).size() == 20);
+}
+
+TEST_CASE("cli: a vision record says everything, and threads and batch size change nothing") {
+  const Folder folder;
+  const std::string common = kVit +
+                             "--limit 40 --calib-data data/mini/images/calib --calib-images 4 --bc-images 4 "
+                             "--method ptq4vit --wbits 6 --abits 6 --bc channel --json ";
+  REQUIRE(run(common + folder / "a.json" + " --threads 1 --batch-size 1").code == 0);
+  REQUIRE(run(common + folder / "b.json" + " --threads 2 --batch-size 16").code == 0);
+  json a = read_json(folder / "a.json"), b = read_json(folder / "b.json");
+  for (const char* key :
+       {"model", "method", "wbits", "abits", "groupsize", "bc", "top1", "top1_se", "top5", "images", "seconds",
+        "bits_per_weight", "bc_parameters", "threads", "isa", "blas", "version", "seed", "calib_images"})
+    CHECK_MESSAGE(a.contains(key), key);
+  CHECK(a["images"] == 40);
+  CHECK(a["bc_parameters"] > 0);
+  CHECK(a["bits_per_weight"] > 6.0);
+  CHECK(a["bits_per_weight"] < 6.1);
+  for (const char* key : {"top1", "top5", "top1_se"}) CHECK(a[key] == b[key]);
+}
+
+TEST_CASE("cli: a language record says everything, and threads change nothing") {
+  const Folder folder;
+  const std::string common =
+      "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 4 --calib-text "
+      "data/mini/text/calib.txt --nsamples 4 --method gptq --wbits 3 --bc channel --json ";
+  REQUIRE(run(common + folder / "a.json" + " --threads 1").code == 0);
+  REQUIRE(run(common + folder / "b.json" + " --threads 2").code == 0);
+  const json a = read_json(folder / "a.json"), b = read_json(folder / "b.json");
+  for (const char* key :
+       {"model",  "method",  "wbits",           "abits",          "groupsize", "bc",  "perplexity", "perplexity_se",
+        "tokens", "seconds", "bits_per_weight", "bc_parameters",  "threads",   "isa", "blas",       "version",
+        "seqlen", "seed",    "nsamples",        "text_token_hash"})
+    CHECK_MESSAGE(a.contains(key), key);
+  CHECK(a["perplexity"] == b["perplexity"]);
+  CHECK(a["windows"] == 4);
+}

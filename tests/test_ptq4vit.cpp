@@ -1,0 +1,445 @@
+// BasePTQ and PTQ4ViT: numbers of the official classes on inputs that a formula gives, the
+// grids' formulas, gradients block by block against the whole network, and what bits mean.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "engine/check.h"
+#include "engine/json.h"
+#include "engine/kernels.h"
+#include "quant/ptq4vit.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+const std::string kVit = "tests/fixtures/vit_tiny";
+const Progress kSilent = [](const std::string&, double, double) {};
+const Warn kQuiet = [](const std::string&) {};
+
+// The formulas of the inputs, in double.
+double u(int64_t k) { return static_cast<double>((7919 * k) % 1000) / 500 - 1; }
+double v(int64_t offset, int64_t i) { return u(offset + i) * (1 + 0.5 * u(3 * offset + i / 7)); }
+
+template <class F>
+Tensor fill(Shape shape, F f) {
+  Tensor t(std::move(shape));
+  for (int64_t i = 0; i < t.size(); ++i) t[i] = static_cast<float>(f(i));
+  return t;
+}
+double cube(double x) { return x * x * x; }
+
+Tensor softmaxed(Tensor x) {
+  for (int64_t r = 0; r < x.rows(); ++r) kernels().softmax(x.data + r * x.dim(-1), x.dim(-1));
+  return x;
+}
+
+Tensor squared(Tensor g) {
+  for (int64_t i = 0; i < g.size(); ++i) g[i] *= g[i];
+  return g;
+}
+
+Site make_site(Role role, Tensor weight = {}, Tensor bias = {}) {
+  Site site;
+  site.name = "site";
+  site.role = role;
+  site.weight = std::move(weight);
+  site.bias = std::move(bias);
+  return site;
+}
+
+SiteData make_data(const Site& site, const Tensor& a, const Tensor& b, const Tensor& g) {
+  return {a, b, site.product(Precision::Float, nullptr, a, b), squared(g.clone())};
+}
+
+const std::vector<float>& steps(const Grid& grid) { return std::get<Uniform>(grid).delta; }
+
+// The candidates behind chosen steps; `first` are the steps of multiplier 1.
+std::vector<int> indices(const std::vector<float>& chosen, const std::vector<float>& first, double alpha = 0.01) {
+  std::vector<int> found;
+  for (size_t i = 0; i < chosen.size(); ++i)
+    found.push_back(static_cast<int>(std::lround((chosen[i] / first[i] - alpha) / ((1.2 - alpha) / 100))));
+  return found;
+}
+
+void check_close(const std::vector<float>& got, const std::vector<double>& want, double tolerance) {
+  REQUIRE(got.size() == want.size());
+  for (size_t i = 0; i < got.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(tolerance));
+}
+
+// The 4-bit cases of the official classes: B = 2, T = 5, in = 8, out = 6.
+struct Golden {
+  Tensor x = fill({2, 5, 8}, [](int64_t i) { return 3 * cube(u(1 + i)); });
+  Tensor weight = fill({6, 8}, [](int64_t i) { return cube(u(2001 + i)); });
+  Tensor bias = fill({6}, [](int64_t i) { return u(3001 + i); });
+  Tensor g = fill({2, 5, 6}, [](int64_t i) { return u(4001 + i); });
+};
+
+std::unique_ptr<Model> tiny() { return load_model(kVit); }
+Tensor tiny_images(int64_t n) { return random({n, 3, 12, 12}, 5, 2); }
+
+}  // namespace
+
+TEST_CASE("ptq4vit: golden linear with one row block") {
+  const Golden in;
+  Site site = make_site(Role::Proj, in.weight, in.bias);
+  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  check_close(steps(site.b), {0.1181803}, 1e-6);
+  check_close(steps(site.a), {0.4293383}, 1e-6);
+  CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{75});
+  CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
+  CHECK(same_bits(site.weight_hat, fake_quantize(site.b, site.weight)));
+}
+
+TEST_CASE("ptq4vit: golden linear with three row blocks") {
+  const Golden in;
+  Site site = make_site(Role::QKV, in.weight, in.bias);
+  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  check_close(steps(site.b), {0.1199149, 0.1194952, 0.1431127}, 1e-6);
+  CHECK(indices(steps(site.b), {0.1121643f, 0.1143167f, 0.1309477f}) == std::vector<int>{89, 87, 91});
+  CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
+}
+
+TEST_CASE("ptq4vit: golden linear after GELU") {
+  Golden in;
+  kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
+  Site site = make_site(Role::Fc2, in.weight, in.bias);
+  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  const auto& a = std::get<TwinGelu>(site.a);
+  CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{76});
+  CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
+  check_close(steps(site.b), {0.1197386}, 1e-6);
+  check_close({a.pos, a.neg}, {0.3471575, 0.0212464}, 2e-6);
+}
+
+TEST_CASE("ptq4vit: golden query-key product") {
+  const Tensor q = fill({2, 2, 4, 3}, [](int64_t i) { return 2 * u(5001 + i); });
+  const Tensor kt = fill({2, 2, 3, 4}, [](int64_t i) { return u(6001 + i); });  // [S, H, d, M], as the product reads it
+  Tensor k({2, 2, 4, 3});
+  for (int64_t h = 0; h < 4; ++h)
+    for (int64_t d = 0; d < 3; ++d)
+      for (int64_t m = 0; m < 4; ++m) k[(h * 4 + m) * 3 + d] = kt[(h * 3 + d) * 4 + m];
+  Site site = make_site(Role::QK);
+  const Tensor g = fill({2, 2, 4, 4}, [](int64_t i) { return u(7001 + i); });
+  calibrate_site(site, make_data(site, q, k, g), ptq4vit(4, 4));
+  CHECK(indices(steps(site.a), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
+  CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
+  CHECK(std::get<Uniform>(site.a).axis == 1);
+}
+
+TEST_CASE("ptq4vit: golden product after softmax") {
+  const Tensor a = softmaxed(fill({2, 2, 4, 4}, [](int64_t i) { return 4 * u(8001 + i); }));
+  const Tensor b = fill({2, 2, 4, 3}, [](int64_t i) { return u(9001 + i); });
+  const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
+  Site site = make_site(Role::AV);
+  calibrate_site(site, make_data(site, a, b, g), ptq4vit(4, 4));
+  CHECK(std::get<TwinSoftmax>(site.a).split == std::ldexp(1.f, -19));
+  CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
+  const Tensor q = fake_quantize(site.a, a);
+  check_close({q[0], q[1], q[2], q[3]}, {0.5714305, 0.2857162, 0.1428591, 0.1428591}, 1e-6);
+}
+
+TEST_CASE("ptq4vit: gradients that vanish do not decide") {
+  const Golden in;
+  Site zero = make_site(Role::QKV, in.weight, in.bias), plain = zero;
+  SiteData data = make_data(zero, in.x, {}, Tensor({2, 5, 6}));
+  calibrate_site(zero, data, ptq4vit(4, 4));
+  data.g2 = {};
+  calibrate_site(plain, data, ptq4vit(4, 4));
+  CHECK(steps(zero.b) == steps(plain.b));
+  CHECK(steps(zero.a) == steps(plain.a));
+  CHECK(steps(zero.a)[0] > 0.1f);
+}
+
+TEST_CASE("ptq4vit: a part without values gets a usable step") {
+  Golden in;
+  std::fill_n(in.weight.data, 16, 0.f);
+  Site site = make_site(Role::QKV, in.weight, in.bias);
+  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  CHECK(steps(site.b)[0] == doctest::Approx(1).epsilon(0.01));
+  CHECK(kernels().all_finite(site.weight_hat.data, site.weight_hat.size()));
+  CHECK(site.weight_hat[3] == 0);
+}
+
+namespace {
+
+// Inputs of one case of the fixture; see the "inputs" entry of the file.
+struct Case {
+  Role role;
+  Tensor weight, bias, a, b, g;
+};
+
+Tensor activations(const Shape& shape) {
+  return fill(shape, [](int64_t i) { return 3 * cube(v(100, i)); });
+}
+Tensor weights(int64_t out, int64_t in) {
+  return fill({out, in}, [](int64_t i) { return cube(v(2000, i)); });
+}
+Tensor biases(int64_t out) {
+  return fill({out}, [](int64_t i) { return v(3000, i); });
+}
+Tensor gradients(const Shape& shape) {
+  return fill(shape, [](int64_t i) { return v(4000, i); });
+}
+
+Tensor attention_rows(const Shape& shape) {
+  Tensor a(shape);
+  const int64_t n = shape.back();
+  for (int64_t r = 0; r < a.rows(); ++r) {
+    double sum = 0;
+    for (int64_t pass = 0; pass < 2; ++pass)
+      for (int64_t i = r * n; i < (r + 1) * n; ++i) {
+        const double e = 1 + v(6000, i), weight = e * e * e * e + 0.001;
+        if (pass == 0) sum += weight;
+        if (pass == 1) a[i] = static_cast<float>(weight / sum);
+      }
+  }
+  return a;
+}
+
+Case case_of(const std::string& op) {
+  if (op == "patch")
+    return {Role::Patch, weights(24, 48),      biases(24), unfold_patches(activations({4, 3, 12, 12}), 4),
+            {},          gradients({4, 9, 24})};
+  if (op == "qkv")
+    return {Role::QKV, weights(72, 24), biases(72), activations({4, 10, 24}), {}, gradients({4, 10, 72})};
+  if (op == "proj")
+    return {Role::Proj, weights(24, 24), biases(24), activations({4, 10, 24}), {}, gradients({4, 10, 24})};
+  if (op == "fc2") {
+    const Tensor x = fill({4, 10, 48}, [](int64_t i) {
+      const double t = v(100, i);
+      return t > 0 ? 3 * cube(t) : -0.07 * (t * t);
+    });
+    return {Role::Fc2, weights(24, 48), biases(24), x, {}, gradients({4, 10, 24})};
+  }
+  if (op == "head") return {Role::Head, weights(16, 24), biases(16), activations({7, 24}), {}, gradients({7, 16})};
+  const Tensor right = fill({4, 3, 10, 8}, [](int64_t i) { return 2 * v(5000, i); });
+  if (op == "matmul1") return {Role::QK, {}, {}, activations({4, 3, 10, 8}), right, gradients({4, 3, 10, 10})};
+  REQUIRE(op == "matmul2");
+  return {Role::AV, {}, {}, attention_rows({4, 3, 10, 10}), right, gradients({4, 3, 10, 8})};
+}
+
+std::vector<float> scales_of(const Grid& grid) {
+  if (const auto* g = std::get_if<Uniform>(&grid)) return g->delta;
+  if (const auto* g = std::get_if<TwinGelu>(&grid)) return {g->pos, g->neg};
+  if (const auto* g = std::get_if<TwinSoftmax>(&grid)) return {g->split};
+  return {};
+}
+
+}  // namespace
+
+TEST_CASE("ptq4vit: every operation, preset and width as the official code chooses") {
+  const json fixture = read_json("tests/fixtures/ptq4vit_official.json");
+  for (const json& want : fixture.at("cases")) {
+    const std::string op = want.at("op");
+    const int bits = want.at("bits");
+    CAPTURE(op);
+    CAPTURE(bits);
+    const Case in = case_of(op);
+    Site site = make_site(in.role, in.weight, in.bias);
+    const bool base = want.at("preset") == "base_ptq";
+    calibrate_site(site, make_data(site, in.a, in.b, in.g), base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
+    check_close(scales_of(site.a), want.at("a").get<std::vector<double>>(), 2e-6);
+    check_close(scales_of(site.b), want.at("b").get<std::vector<double>>(), 2e-6);
+  }
+  CHECK(fixture.at("cases").size() == 42);
+}
+
+TEST_CASE("ptq4vit: the twin grids are their formulas") {
+  const Tensor x = random({7, 33}, 3, 1.5);
+  const Tensor gelu = fake_quantize(TwinGelu{4, 0.17f, 0.02f}, x);
+  Tensor p = random({7, 33}, 4, 0.5);
+  for (int64_t i = 0; i < p.size(); ++i) p[i] += 0.5f;
+  const float split = 0.125f, m = 7;
+  const Tensor overlapping = fake_quantize(TwinSoftmax{4, split, true}, p);
+  const Tensor disjoint = fake_quantize(TwinSoftmax{4, split, false}, p);
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const float pos = std::clamp(std::nearbyint(x[i] / 0.17f), 0.f, 7.f) * 0.17f;
+    const float neg = std::clamp(std::nearbyint(x[i] / 0.02f), -8.f, 0.f) * 0.02f;
+    CHECK(gelu[i] == pos + neg);
+    const float step = split / m;
+    const float high = std::nearbyint(std::clamp(p[i], split, 1.f) * m) / m;
+    const float low = std::nearbyint(std::clamp(p[i], 0.f, split) / step) * step;
+    CHECK(overlapping[i] == high + low);
+    CHECK(disjoint[i] == (p[i] < split ? low : std::nearbyint(p[i] * m) / m));
+  }
+}
+
+TEST_CASE("ptq4vit: which grid goes where") {
+  const auto model = tiny();
+  quantize_ptq(*model, tiny_images(3), ptq4vit(6, 5), kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) {
+    CAPTURE(site->name);
+    CHECK(is_identity(site->a) == (site->role == Role::Patch));
+    CHECK(std::holds_alternative<TwinSoftmax>(site->a) == (site->role == Role::AV));
+    CHECK(std::holds_alternative<TwinGelu>(site->a) == (site->role == Role::Fc2));
+    const auto& b = std::get<Uniform>(site->b);
+    CHECK(b.bits == (site->is_linear() ? 6 : 5));
+    CHECK(b.delta.size() == (site->role == Role::Patch                       ? 24u
+                             : !site->is_linear() || site->role == Role::QKV ? 3u
+                                                                             : 1u));
+    CHECK(site->weight_hat.empty() == !site->is_linear());
+  }
+  quantize_ptq(*model, tiny_images(3), base_ptq(6, 6), kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) {
+    CAPTURE(site->name);
+    CHECK(std::holds_alternative<Uniform>(site->a) == (site->role != Role::Patch));
+    if (site->role == Role::Patch) CHECK(steps(site->b).size() == 1);
+    if (site->role == Role::AV) CHECK(steps(site->a).size() == 3);
+  }
+}
+
+TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
+  const auto model = tiny();
+  const Tensor images = tiny_images(4);
+  const Batch batch{images, {}, 0, 0};
+  const Tensor exact = model->forward({}, batch);
+  double before = 0;
+  for (const int bits : {16, 8, 4}) {
+    PtqOptions options = ptq4vit(bits, bits);
+    options.twin_softmax_official = false;  // the official grid adds its split to large values at any width
+    quantize_ptq(*model, images, options, kSilent, kQuiet);
+    const double error = relative_error(model->forward({Precision::Fake, nullptr, nullptr}, batch), exact);
+    if (bits == 16) CHECK(error < 1e-3);
+    CHECK(error > 4 * before);
+    before = error;
+  }
+}
+
+TEST_CASE("ptq4vit: 32 bits leave an operand float") {
+  const auto model = tiny();
+  quantize_ptq(*model, tiny_images(2), ptq4vit(32, 8), kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) {
+    CHECK(site->weight_hat.empty());
+    CHECK(is_identity(site->b) == site->is_linear());
+    CHECK(is_identity(site->a) == (site->role == Role::Patch));
+  }
+  quantize_ptq(*model, tiny_images(2), ptq4vit(8, 32), kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) {
+    CHECK(is_identity(site->a));
+    CHECK(is_identity(site->b) == !site->is_linear());
+  }
+}
+
+namespace {
+
+// The calibration data of every site from one tape over the whole network, one draw of the noise probe.
+struct WholeNetwork : Observer {
+  Tape tape;
+  std::vector<std::pair<const Site*, SiteData>> seen;
+  std::vector<Tensor> outputs;
+
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    seen.emplace_back(&site, SiteData{a, site.is_linear() ? Tensor{} : b, y, {}});
+    outputs.push_back(y);
+  }
+  void run(const Model& model, const Tensor& images, uint32_t seed) {
+    const Tensor z = model.forward({Precision::Float, &tape, this}, Batch{images, {}, 0, 0});
+    std::mt19937 random(seed);
+    Tensor dz(z.shape);
+    for (int64_t b = 0; b < z.dim(0); ++b) {
+      double sum = 0;
+      for (int64_t c = 0; c < z.dim(1); ++c) sum += std::exp(static_cast<double>(z[b * z.dim(1) + c]));
+      for (int64_t c = b * z.dim(1); c < (b + 1) * z.dim(1); ++c)
+        dz[c] =
+            static_cast<float>(std::exp(static_cast<double>(z[c])) / sum * (2 * ((random() + 0.5) / 4294967296.0) - 1));
+    }
+    tape.backward(z, dz);
+    for (size_t i = 0; i < seen.size(); ++i) seen[i].second.g2 = squared(tape.grad(outputs[i]).clone());
+  }
+};
+
+}  // namespace
+
+TEST_CASE("ptq4vit: gradients block by block are those of the whole network") {
+  const auto model = tiny(), again = tiny();
+  const Tensor images = tiny_images(11);  // more than one batch on the tape
+  PtqOptions options = ptq4vit(4, 4);
+  options.probe = Probe::Noise;
+  options.draws = 1;
+  options.seed = 9;
+  quantize_ptq(*model, images, options, kSilent, kQuiet);
+  WholeNetwork whole;
+  whole.run(*again, images, options.seed);
+  const std::vector<Site*> sites = model->all_sites(), others = again->all_sites();
+  REQUIRE(whole.seen.size() == sites.size());
+  for (size_t i = 0; i < sites.size(); ++i) {
+    CAPTURE(sites[i]->name);
+    REQUIRE(whole.seen[i].first == others[i]);
+    calibrate_site(*others[i], whole.seen[i].second, options);
+    CHECK(scales_of(sites[i]->a) == scales_of(others[i]->a));
+    CHECK(scales_of(sites[i]->b) == scales_of(others[i]->b));
+  }
+}
+
+TEST_CASE("ptq4vit: deterministic, on any number of threads, and the probe matters") {
+  const Tensor images = tiny_images(10);
+  const auto run = [&](int count, const PtqOptions& options) {
+    const Threads t(count);
+    const auto model = tiny();
+    quantize_ptq(*model, images, options, kSilent, kQuiet);
+    std::vector<float> all;
+    for (const Site* site : model->all_sites())
+      for (const Grid* grid : {&site->a, &site->b})
+        for (const float s : scales_of(*grid)) all.push_back(s);
+    return all;
+  };
+  PtqOptions options = ptq4vit(4, 4);
+  const std::vector<float> one = run(1, options);
+  CHECK(one == run(2, options));
+  options.seed = 4;
+  CHECK(one != run(2, options));
+  options.probe = Probe::Noise;
+  CHECK(one != run(2, options));
+  CHECK(run(1, base_ptq(4, 4)) == run(2, base_ptq(4, 4)));
+}
+
+TEST_CASE("ptq4vit: progress goes from nothing to all, few images are reported") {
+  const auto model = tiny();
+  std::vector<std::string> names, warnings;
+  double last = 0;
+  bool ordered = true, finished = false;
+  const Progress progress = [&](const std::string& what, double done, double total) {
+    names.push_back(what);
+    ordered = ordered && done >= last && done <= total;
+    last = done;
+    finished = done == total;
+  };
+  quantize_ptq(*model, tiny_images(2), ptq4vit(8, 8), progress, [&](const std::string& w) { warnings.push_back(w); });
+  CHECK(ordered);
+  CHECK(finished);
+  CHECK(names.size() == model->all_sites().size() + 2);
+  CHECK(contains(names[1], "head"));
+  REQUIRE(warnings.size() == 1);
+  CHECK(contains(warnings[0], "images"));
+  warnings.clear();
+  quantize_ptq(*model, tiny_images(2), base_ptq(8, 8), progress, [&](const std::string& w) { warnings.push_back(w); });
+  CHECK(warnings.empty());  // no gradients, nothing to warn of
+}
+
+TEST_CASE("ptq4vit: what cannot be done is refused") {
+  const auto model = tiny();
+  const Tensor images = tiny_images(1);
+  for (const int bits : {-1, 0, 1, 17, 31, 33}) {
+    CHECK_THROWS_AS(quantize_ptq(*model, images, ptq4vit(bits, 8), kSilent, kQuiet), UsageError);
+    CHECK_THROWS_AS(quantize_ptq(*model, images, ptq4vit(8, bits), kSilent, kQuiet), UsageError);
+  }
+  CHECK_THROWS_AS(quantize_ptq(*model, Tensor({0, 3, 12, 12}), ptq4vit(8, 8), kSilent, kQuiet), UsageError);
+  CHECK_THROWS_AS(quantize_ptq(*load_model("tests/fixtures/opt_tiny"), images, ptq4vit(8, 8), kSilent, kQuiet),
+                  UsageError);
+  PtqOptions options = ptq4vit(8, 8);
+  options.eq_alpha = 0;
+  CHECK_THROWS_AS(quantize_ptq(*model, images, options, kSilent, kQuiet), UsageError);
+
+  Tensor broken = images.clone();
+  broken[5] = NAN;
+  const auto message = message_of<Error>([&] { quantize_ptq(*model, broken, ptq4vit(8, 8), kSilent, kQuiet); });
+  CHECK(contains(message, "patch_embed.proj"));
+  const Golden in;
+  Site site = make_site(Role::Proj, in.weight, in.bias);
+  SiteData data = make_data(site, in.x, {}, in.g);
+  data.y[3] = INFINITY;
+  CHECK(contains(message_of<Error>([&] { calibrate_site(site, data, ptq4vit(4, 4)); }), "site"));
+}

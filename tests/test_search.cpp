@@ -1,0 +1,242 @@
+// The scale search against a direct one: every candidate's output in double, scored by the
+// definition of the metric; ties, vanishing weights, independent units, threads.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "engine/check.h"
+#include "quant/search.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+constexpr int kBits = 4;
+
+Site linear_site(Role role, int64_t out, int64_t in, uint32_t seed) {
+  Site site;
+  site.name = "site";
+  site.role = role;
+  site.weight = random({out, in}, seed);
+  site.bias = random({out}, seed + 1);
+  return site;
+}
+
+Site product_site(Role role) {
+  Site site;
+  site.name = "product";
+  site.role = role;
+  return site;
+}
+
+SiteData data_of(const Site& site, const Tensor& a, const Tensor& b, uint32_t seed) {
+  SiteData data{a, b, site.product(Precision::Float, nullptr, a, b), {}};
+  data.g2 = random(data.y.shape, seed);
+  for (int64_t i = 0; i < data.g2.size(); ++i) data.g2[i] *= data.g2[i];
+  return data;
+}
+
+// Steps of `delta` times 0.05, 0.1, ... 2 for each of `units` parts of dimension `axis`.
+Candidates steps(int64_t units, int axis, float delta) {
+  Candidates c;
+  for (int i = 1; i <= 40; ++i) c.multipliers.push_back(0.05f * static_cast<float>(i));
+  c.units = units;
+  c.grid = [=](const std::vector<float>& m) {
+    Uniform grid{kBits, axis, m};
+    for (float& step : grid.delta) step *= delta;
+    return Grid{grid};
+  };
+  return c;
+}
+
+// Similarity of values at `index`, the positions a unit owns cut into vectors.
+double similarity(Metric metric, const SiteData& data, const Tensor& q, const std::vector<std::vector<int64_t>>& own) {
+  double sum = 0;
+  for (const auto& vector : own) {
+    double dot = 0, yy = 0, qq = 0, error = 0;
+    for (const int64_t i : vector) {
+      const double y = data.y[i], v = q[i], w = metric == Metric::Hessian ? data.g2[i] : 1;
+      dot += y * v, yy += y * y, qq += v * v, error += w * (y - v) * (y - v);
+    }
+    sum += metric == Metric::Cosine ? dot / (std::sqrt(yy) * std::sqrt(qq)) : -error;
+  }
+  return sum;
+}
+
+// The vectors of features that unit `unit` owns in an output [S, H, R, C].
+std::vector<std::vector<int64_t>> owned(const Shape& shape, int64_t units, int64_t unit, bool along_rows) {
+  const int64_t S = shape[0], H = shape[1], R = shape[2], C = shape[3], width = C / (H > 1 ? 1 : units);
+  std::vector<std::vector<int64_t>> own;
+  for (int64_t s = 0; s < S; ++s)
+    for (int64_t h = 0; h < H; ++h) {
+      if (H > 1 && units > 1 && h != unit) continue;
+      const int64_t begin = H > 1 ? 0 : unit * width;
+      if (along_rows) own.emplace_back();
+      for (int64_t r = 0; r < R; ++r) {
+        if (!along_rows) own.emplace_back();
+        for (int64_t c = begin; c < begin + width; ++c) own.back().push_back(((s * H + h) * R + r) * C + c);
+      }
+    }
+  return own;
+}
+
+std::vector<int> direct(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
+                        const Candidates& c, const Shape& seen, bool along_rows = false) {
+  std::vector<int> best;
+  for (int64_t unit = 0; unit < c.units; ++unit) {
+    const auto own = owned(seen, c.units, unit, along_rows);
+    int at = -1;
+    double top = -INFINITY;
+    for (size_t i = 0; i < c.multipliers.size(); ++i) {
+      const Grid grid = c.grid(std::vector<float>(static_cast<size_t>(c.units), c.multipliers[i]));
+      Site copy = site;
+      const Tensor searched = fake_quantize(grid, side == Side::Left ? data.a
+                                                  : site.is_linear() ? site.weight
+                                                                     : data.b);
+      if (site.is_linear()) copy.weight = side == Side::Left ? other : searched;
+      const Tensor q = copy.product(Precision::Float, nullptr, side == Side::Left ? searched : other,
+                                    side == Side::Left ? other : searched);
+      const double score = similarity(metric, data, q, own);
+      if (score > top) top = score, at = static_cast<int>(i);
+    }
+    best.push_back(at);
+  }
+  return best;
+}
+
+constexpr Metric kMetrics[] = {Metric::Hessian, Metric::Cosine, Metric::L2};
+
+}  // namespace
+
+TEST_CASE("search: a linear site, input and row blocks of the weight") {
+  for (uint32_t seed = 1; seed <= 4; ++seed)
+    for (const Metric metric : kMetrics) {
+      const Site site = linear_site(Role::QKV, 12, 10, seed);
+      const SiteData data = data_of(site, random({5, 7, 10}, seed + 50, 3), {}, seed + 90);
+      const Shape seen = {5, 1, 7, 12};
+      const Candidates x = steps(1, 0, 3.f / 7.5f), w = steps(3, 0, 1.f / 7.5f);
+      CHECK(search(site, data, metric, Side::Left, site.weight, x) ==
+            direct(site, data, metric, Side::Left, site.weight, x, seen));
+      CHECK(search(site, data, metric, Side::Right, data.a, w) ==
+            direct(site, data, metric, Side::Right, data.a, w, seen));
+    }
+}
+
+TEST_CASE("search: one step per output channel compares along the positions") {
+  for (const Metric metric : kMetrics) {
+    const Site site = linear_site(Role::Patch, 6, 8, 11);
+    const SiteData data = data_of(site, random({4, 9, 8}, 12), {}, 13);
+    const Candidates w = steps(6, 0, 1.f / 7.5f);
+    CHECK(search(site, data, metric, Side::Right, data.a, w) ==
+          direct(site, data, metric, Side::Right, data.a, w, {4, 1, 9, 6}, true));
+  }
+}
+
+TEST_CASE("search: products of activations, one unit a head and one for all") {
+  for (const Metric metric : kMetrics) {
+    const Site qk = product_site(Role::QK), av = product_site(Role::AV);
+    const SiteData scores = data_of(qk, random({3, 2, 5, 4}, 21, 2), random({3, 2, 6, 4}, 22), 23);
+    const SiteData context = data_of(av, random({3, 2, 5, 6}, 24), random({3, 2, 6, 4}, 25), 26);
+    for (const int64_t units : {1, 2}) {
+      const Candidates c = steps(units, 1, 2.f / 7.5f);
+      CHECK(search(qk, scores, metric, Side::Left, scores.b, c) ==
+            direct(qk, scores, metric, Side::Left, scores.b, c, {3, 2, 5, 6}));
+      CHECK(search(qk, scores, metric, Side::Right, scores.a, c) ==
+            direct(qk, scores, metric, Side::Right, scores.a, c, {3, 2, 5, 6}));
+      CHECK(search(av, context, metric, Side::Left, context.b, c) ==
+            direct(av, context, metric, Side::Left, context.b, c, {3, 2, 5, 4}));
+      CHECK(search(av, context, metric, Side::Right, context.a, c) ==
+            direct(av, context, metric, Side::Right, context.a, c, {3, 2, 5, 4}));
+    }
+  }
+}
+
+TEST_CASE("search: the output of a classifier has no positions") {
+  const Site site = linear_site(Role::Head, 5, 8, 31);
+  const SiteData data = data_of(site, random({6, 8}, 32), {}, 33);
+  const Candidates w = steps(1, 0, 1.f / 7.5f);
+  for (const Metric metric : kMetrics)
+    CHECK(search(site, data, metric, Side::Right, data.a, w) ==
+          direct(site, data, metric, Side::Right, data.a, w, {6, 1, 1, 5}));
+}
+
+TEST_CASE("search: ties go to the first, an all-tie to the multiplier closest to 1") {
+  const Site site = linear_site(Role::Proj, 4, 6, 41);
+  SiteData data = data_of(site, random({2, 3, 6}, 42), {}, 43);
+  Candidates x = steps(1, 0, 1.f / 7.5f);
+  x.multipliers = {0.1f, 0.9f, 0.9f, 0.1f};
+  CHECK(search(site, data, Metric::L2, Side::Left, site.weight, x) == std::vector<int>{1});
+  data.a = Tensor({2, 3, 6});  // zeros: all candidates alike
+  data.y = site.product(Precision::Float, nullptr, data.a, {});
+  x.multipliers = {0.25f, 0.5f, 1.25f, 0.875f, 3.f};
+  for (const Metric metric : kMetrics)
+    CHECK(search(site, data, metric, Side::Left, site.weight, x) == std::vector<int>{3});
+}
+
+TEST_CASE("search: a unit whose weights vanish or are not finite is scored without them") {
+  const Site site = linear_site(Role::QKV, 6, 8, 51);
+  SiteData data = data_of(site, random({4, 5, 8}, 52, 3), {}, 53);
+  const Candidates w = steps(3, 0, 1.f / 7.5f);
+  const std::vector<int> weighted = search(site, data, Metric::Hessian, Side::Right, data.a, w);
+  const std::vector<int> plain = search(site, data, Metric::L2, Side::Right, data.a, w);
+  for (const float bad : {0.f, NAN, INFINITY}) {
+    SiteData broken = data;
+    broken.g2 = data.g2.clone();
+    for (int64_t r = 0; r < 20; ++r) broken.g2[r * 6 + 2] = broken.g2[r * 6 + 3] = bad;  // the middle unit
+    CHECK(search(site, broken, Metric::Hessian, Side::Right, data.a, w) ==
+          std::vector<int>{weighted[0], plain[1], weighted[2]});
+  }
+  data.g2 = Tensor(data.y.shape);
+  CHECK(search(site, data, Metric::Hessian, Side::Right, data.a, w) == plain);
+  data.g2 = {};
+  CHECK(search(site, data, Metric::Hessian, Side::Right, data.a, w) == plain);
+}
+
+TEST_CASE("search: units do not see one another") {
+  Site site = linear_site(Role::QKV, 9, 8, 61);
+  SiteData data = data_of(site, random({4, 5, 8}, 62), {}, 63);
+  const Candidates w = steps(3, 0, 1.f / 7.5f);
+  const std::vector<int> before = search(site, data, Metric::Hessian, Side::Right, data.a, w);
+  for (int64_t i = 0; i < 3 * 8; ++i) site.weight[i] *= 0.2f;
+  data.y = site.product(Precision::Float, nullptr, data.a, {});
+  const std::vector<int> after = search(site, data, Metric::Hessian, Side::Right, data.a, w);
+  CHECK(after[0] != before[0]);
+  CHECK(after[1] == before[1]);
+  CHECK(after[2] == before[2]);
+}
+
+TEST_CASE("search: rows without weight do not count") {
+  const Site site = linear_site(Role::Fc1, 6, 8, 71), qk = product_site(Role::QK);
+  SiteData data = data_of(site, random({4, 5, 8}, 72), {}, 73);
+  SiteData scores = data_of(qk, random({3, 2, 5, 4}, 74), random({3, 2, 6, 4}, 75), 76);
+  for (int64_t i = 0; i < data.g2.size(); ++i) data.g2[i] *= static_cast<float>(i / 6 % 5 == 2);
+  for (int64_t i = 0; i < scores.g2.size(); ++i) scores.g2[i] *= static_cast<float>(i / 6 % 5 == 0);
+  const Candidates x = steps(1, 0, 1.f / 7.5f), heads = steps(2, 1, 1.f / 7.5f);
+  CHECK(search(site, data, Metric::Hessian, Side::Left, site.weight, x) ==
+        direct(site, data, Metric::Hessian, Side::Left, site.weight, x, {4, 1, 5, 6}));
+  CHECK(search(site, data, Metric::Hessian, Side::Right, data.a, x) ==
+        direct(site, data, Metric::Hessian, Side::Right, data.a, x, {4, 1, 5, 6}));
+  CHECK(search(qk, scores, Metric::Hessian, Side::Left, scores.b, heads) ==
+        direct(qk, scores, Metric::Hessian, Side::Left, scores.b, heads, {3, 2, 5, 6}));
+  CHECK(search(qk, scores, Metric::Hessian, Side::Right, scores.a, heads) ==
+        direct(qk, scores, Metric::Hessian, Side::Right, scores.a, heads, {3, 2, 5, 6}));
+}
+
+TEST_CASE("search: the same on one and on two threads") {
+  const Site site = linear_site(Role::Fc1, 64, 48, 81);
+  const SiteData data = data_of(site, random({9, 50, 48}, 82), {}, 83);
+  const auto run = [&](int count) {
+    const Threads t(count);
+    return search(site, data, Metric::Hessian, Side::Left, site.weight, steps(1, 0, 1.f / 7.5f));
+  };
+  CHECK(run(1) == run(2));
+}
+
+TEST_CASE("search: units must divide the output") {
+  const Site site = linear_site(Role::QKV, 8, 4, 91);
+  const SiteData data = data_of(site, random({2, 3, 4}, 92), {}, 93);
+  CHECK_THROWS_AS(search(site, data, Metric::L2, Side::Right, data.a, steps(3, 0, 1.f)), Error);
+  CHECK_THROWS_AS(search(site, data, Metric::L2, Side::Right, data.a, Candidates{}), Error);
+}

@@ -1,0 +1,374 @@
+// Splitting, byte-pair encoding and tokenizer files against the Hugging Face tokenizers
+// library (tests/reference/make_tokenizer_fixtures.py), and what has to be refused.
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+
+#include "data/tokenizer.h"
+#include "engine/check.h"
+#include "tests/support.h"
+
+namespace bcq {
+namespace {
+
+using Ids = std::vector<int32_t>;
+using Strings = std::vector<std::string>;
+namespace fs = std::filesystem;
+const std::string kDir = "tests/fixtures/tokenizer/";
+const std::string kBloom = " ?[^(\\s|[.,!?…。，、।۔،])]+";
+
+std::string fnv(const Ids& ids) {
+  uint64_t h = 0xcbf29ce484222325u;
+  for (const int32_t id : ids) {
+    for (int k = 0; k < 32; k += 8) h = (h ^ ((static_cast<uint32_t>(id) >> k) & 0xff)) * 0x100000001b3u;
+  }
+  return format("%016llx", static_cast<unsigned long long>(h));
+}
+
+Strings pieces(const std::string& pattern, const std::string& text) {
+  Strings out;
+  Splitter(pattern, "test").split(text, [&](std::string_view p) { out.emplace_back(p); });
+  return out;
+}
+
+// Write `tree` as tokenizer.json of a fresh folder and load it; the message when refused.
+std::string refusal(const json& tree, const json& config = nullptr) {
+  const test::Folder dir;
+  test::write_text(dir.file("tokenizer.json"), tree.dump());
+  if (!config.is_null()) test::write_text(dir.file("tokenizer_config.json"), config.dump());
+  return test::message_of<InputError>([&] { Tokenizer::load(dir.path); });
+}
+
+json plain() { return read_json(kDir + "plain/tokenizer.json"); }
+
+Tokenizer load(const json& tree) {
+  const test::Folder dir;
+  test::write_text(dir.file("tokenizer.json"), tree.dump());
+  return Tokenizer::load(dir.path);
+}
+
+// A copy of the two-file fixture to damage.
+struct Legacy : test::Folder {
+  Legacy() { fs::copy(kDir + "legacy", path, fs::copy_options::recursive); }
+  void set(const std::string& name, const json& value) const { test::write_text(file(name), value.dump()); }
+  std::string refusal() const {
+    return test::message_of<InputError>([&] { Tokenizer::load(path); });
+  }
+};
+
+TEST_CASE("split: GPT-2's pattern") {
+  CHECK(pieces(kGpt2Pattern, "It's 3.14, we're (really) DON'T!") ==
+        Strings{"It", "'s", " 3", ".", "14", ",", " we", "'re", " (", "really", ")", " DON", "'", "T", "!"});
+  CHECK(pieces(kGpt2Pattern, "a\n\n\nb  c") == Strings{"a", "\n\n", "\n", "b", " ", " c"});
+  CHECK(pieces(kGpt2Pattern, "no <unk> N $ 1,000 million") ==
+        Strings{"no", " <", "unk", ">", " N", " $", " 1", ",", "000", " million"});
+  CHECK(pieces(kGpt2Pattern, "\n\n = = Career = = \n") == Strings{"\n\n", " =", " =", " Career", " =", " =", " \n"});
+  CHECK(pieces(kGpt2Pattern, "xéy 你好 2023年") == Strings{"xéy", " 你好", " 2023", "年"});
+  CHECK(pieces(kGpt2Pattern, "").empty());
+}
+
+TEST_CASE("split: BLOOM's pattern, nested set and all") {
+  CHECK(pieces(kBloom, "It's 3.14, we're (really) DON'T!") ==
+        Strings{"It's", " 3", ".", "14", ",", " we're", " (", "really", ")", " DON'T", "!"});
+  CHECK(pieces(kBloom, "a\n\n\nb  c") == Strings{"a", "\n\n\n", "b", " ", " c"});
+  CHECK(pieces(kBloom, "no <unk> N $ 1,000 million") ==
+        Strings{"no", " <unk>", " N", " $", " 1", ",", "000", " million"});
+  CHECK(pieces(kBloom, "xéy 你好 2023年") == Strings{"xéy", " 你好", " 2023年"});
+}
+
+TEST_CASE("split: white space, letters and numbers are those of Unicode 16") {
+  const Strings mongolian = pieces(kGpt2Pattern, "a\u180eb");  // no white space since Unicode 6.3
+  CHECK(mongolian == Strings{"a", "\u180e", "b"});
+  CHECK(pieces("\\s+", "a\u0085\u00a0\u2003b") == Strings{"a", "\u0085\u00a0\u2003", "b"});
+  CHECK(pieces("\\p{L}+", "a\U000323af\U00016100") == Strings{"a\U000323af\U00016100"});
+  CHECK(pieces("[\\p{N}]+", "1\U00010d41") == Strings{"1\U00010d41"});
+  CHECK(pieces("\\P{L}+", "a\U000323af1") == Strings{"a\U000323af", "1"});
+}
+
+TEST_CASE("split: constructs that are not translated are refused by name") {
+  for (const char* bad : {"(?i:'s)", "(?<=a)b", "\\d+",     "\\w",      "\\h", "\\p{Lu}+", "\\p{Han}", "[[:alpha:]]",
+                          "[a&&b]",  "[^[^a]]", "[a-[bc]]", "[\\P{L}]", "^a",  "a$",       "a.b",      "a{,3}",
+                          "a{2}+",   "[a",      "[]a]",     "(*F)",     "(a",  "a\\"}) {
+    CAPTURE(bad);
+    const std::string message = test::message_of<InputError>([&] { Splitter(bad, "some/file"); });
+    CHECK(test::contains(message, "some/file"));
+    CHECK(test::contains(message, bad));
+  }
+  CHECK(test::contains(test::message_of<InputError>([&] { Splitter("a*", "f"); }), "empty"));
+  CHECK(pieces("[a[bc]]{2,3}|(?:x|y)+(?!z)", "abcxyz") == Strings{"abc", "x", "yz"});
+}
+
+TEST_CASE("utf8: the offset of the first bad byte") {
+  CHECK(invalid_utf8("") == -1);
+  CHECK(invalid_utf8("aé你😀\U0010ffff\u07ff\u0800\uffff") == -1);
+  for (const std::string bad :
+       {"\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xc3", "\xe4\xbd",
+        "\xf0\x9f\x98", "\xff", "\xc3(", "\xf0\x8f\xbf\xbf"}) {
+    CHECK(invalid_utf8("aé" + bad) == 3);
+    CHECK(invalid_utf8("aé" + bad + "b") == 3);
+  }
+}
+
+TEST_CASE("bpe: byte characters") {
+  CHECK(byte_character(' ') == "Ġ");
+  CHECK(byte_character('\n') == "Ċ");
+  CHECK(byte_character('a') == "a");
+  CHECK(byte_character(0xad) == "Ń");
+  CHECK(byte_character(0xff) == "ÿ");
+  for (int b = 0; b < 256; ++b) {
+    CHECK(token_bytes(byte_character(static_cast<uint8_t>(b))) == std::string(1, static_cast<char>(b)));
+  }
+  CHECK(token_bytes("a b") == "a b");
+}
+
+TEST_CASE("bpe: best rank first, leftmost first, later duplicates win") {
+  const std::unordered_map<std::string, int32_t> vocab{{"a", 0}, {"b", 1}, {"aa", 2}, {"ab", 3}, {"aab", 4}};
+  const auto ids = [&](const Bpe::Merges& merges, const std::string& text) {
+    Ids out;
+    Bpe(vocab, merges, "test").encode(text, out);
+    return out;
+  };
+  CHECK(ids({{"a", "a"}}, "aaaaa") == Ids{2, 2, 0});
+  CHECK(ids({{"a", "b"}, {"a", "a"}}, "aaab") == Ids{2, 3});
+  CHECK(ids({{"a", "a"}, {"a", "b"}, {"aa", "b"}}, "aaab") == Ids{2, 3});
+  CHECK(ids({{"a", "b"}, {"a", "a"}, {"a", "b"}}, "aab") == Ids{2, 1});
+  CHECK(ids({}, "ab") == Ids{0, 1});
+  CHECK(ids({{"a", "a"}}, "").empty());
+  CHECK_THROWS_AS(ids({}, "c"), InputError);
+  CHECK_THROWS_AS(Bpe(vocab, {{"b", "b"}}, "test"), InputError);
+  CHECK_THROWS_AS(Bpe({{"a", 1}, {"b", 1}}, {}, "test"), InputError);
+  CHECK_THROWS_AS(Bpe({{"a", -1}}, {}, "test"), InputError);
+}
+
+TEST_CASE("tokenizer: odd Unicode under every layout equals the reference") {
+  const std::string odd = test::read_text(kDir + "odd.txt");
+  const json record = read_json(kDir + "ids.json");
+  for (const auto& entry : record.items()) {
+    const std::string name = entry.key();
+    const json& ids = entry.value();
+    CAPTURE(name);
+    const Tokenizer tokenizer = Tokenizer::load(kDir + name);
+    CHECK(tokenizer.encode(odd) == ids.get<Ids>());
+  }
+}
+
+TEST_CASE("tokenizer: every byte string decodes to itself; specials only when asked for") {
+  const std::string odd = test::read_text(kDir + "odd.txt");
+  const Tokenizer tokenizer = Tokenizer::load(kDir + "legacy");
+  CHECK(tokenizer.decode(tokenizer.encode(odd, false)) == odd);
+  CHECK(tokenizer.decode(tokenizer.encode(odd)) == "</s>" + odd);
+  CHECK(tokenizer.encode("") == Ids{2});
+  CHECK(tokenizer.encode("", false).empty());
+  CHECK(tokenizer.bos() == 2);
+  CHECK(tokenizer.vocab_size() == 500);
+  CHECK_THROWS_AS(tokenizer.decode({500}), Error);
+  CHECK_THROWS_AS(tokenizer.decode({-1}), Error);
+  CHECK(Tokenizer::load(kDir + "bloom").bos() == -1);
+  const Tokenizer added = Tokenizer::load(kDir + "added");
+  CHECK(added.bos() == 2);
+  CHECK(added.encode("a").back() == 1);
+  CHECK(added.vocab_size() == 508);
+}
+
+TEST_CASE("tokenizer: text that is not UTF-8 is refused with the offset") {
+  const Tokenizer tokenizer = Tokenizer::load(kDir + "plain");
+  const std::string message = test::message_of<InputError>([&] { tokenizer.encode("abc\xff"); });
+  CHECK(test::contains(message, "byte 3"));
+}
+
+TEST_CASE("tokenizer: ten million bytes of one piece, of blanks, of words take linear time") {
+  const Tokenizer gpt2 = Tokenizer::load(kDir + "plain"), bloom = Tokenizer::load(kDir + "bloom");
+  const size_t n = 2000000;
+  std::string words;
+  while (words.size() < 5 * n) words += "the rain in " + std::to_string(words.size() % 9973) + "\n\n  ";
+  for (const std::string& text :
+       {std::string(n, 'a'), std::string(n, ' '), std::string(n, '\n') + "a", words, std::string(n, '(')}) {
+    for (const Tokenizer* t : {&gpt2, &bloom}) {
+      const auto begin = std::chrono::steady_clock::now();
+      const Ids ids = t->encode(text);
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      CHECK(t->decode(ids) == text);
+      CHECK(seconds < 60.0);  // a quadratic pass would take hours
+    }
+  }
+}
+
+TEST_CASE("tokenizer.json: what would change an id and is not implemented is refused by name") {
+  const auto with = [](const char* pointer, const json& value) {
+    json tree = plain();
+    tree[json::json_pointer(pointer)] = value;
+    return tree;
+  };
+  CHECK(refusal(plain()).empty());
+  const std::pair<json, const char*> cases[] = {
+      {with("/version", "2.0"), "version"},
+      {with("/normalizer", {{"type", "NFC"}}), "NFC"},
+      {with("/decoder", {{"type", "WordPiece"}}), "WordPiece"},
+      {with("/novelty", 1), "novelty"},
+      {with("/model/type", "Unigram"), "Unigram"},
+      {with("/model/dropout", 0.1), "dropout"},
+      {with("/model/byte_fallback", true), "byte_fallback"},
+      {with("/model/fuse_unk", true), "fuse_unk"},
+      {with("/model/end_of_word_suffix", "</w>"), "end_of_word_suffix"},
+      {with("/model/continuing_subword_prefix", "##"), "continuing_subword_prefix"},
+      {with("/model/unk_token", "<nope>"), "<nope>"},
+      {with("/model/surprise", true), "surprise"},
+      {with("/model/merges/0", "one"), "merge 0"},
+      {with("/model/merges/0", json::array({"a", "b", "c"})), "merge 0"},
+      {with("/model/merges/0", json::array({"zz", "qq"})), "merge 0"},
+      {with("/model/merges", 7), "merges"},
+      {with("/model/vocab", json::array()), "vocabulary"},
+      {with("/model/vocab/a", -1), "\"a\""},
+      {with("/model/vocab/a", 1.5), "\"a\""},
+      {with("/model/vocab/a", 1 << 30), "\"a\""},
+      {with("/pre_tokenizer", nullptr), "pre_tokenizer"},
+      {with("/pre_tokenizer/type", "Metaspace"), "Metaspace"},
+      {with("/pre_tokenizer/extra", 1), "extra"},
+      {with("/post_processor", {{"type", "RobertaProcessing"}}), "RobertaProcessing"},
+      {with("/added_tokens", {{{"id", 9}, {"content", "a"}}}), "added token \"a\""},
+      {with("/added_tokens", {{{"id", 9}, {"content", "new"}}}), "9"},
+      {with("/added_tokens", {{{"id", 600}, {"content", ""}}}), "empty"},
+      {with("/added_tokens", {{{"id", 600}, {"content", "n"}, {"magic", true}}}), "magic"},
+      {with("/added_tokens", {{{"id", 600}, {"content", "new"}}, {{"id", 601}, {"content", "new"}}}), "contradict"},
+  };
+  for (const auto& [tree, text] : cases) {
+    const char* part = text;  // CAPTURE cannot take a structured binding in clang
+    CAPTURE(part);
+    const std::string message = refusal(tree);
+    CHECK(test::contains(message, "tokenizer.json"));
+    CHECK(test::contains(message, part));
+  }
+  const test::Folder empty;
+  CHECK_THROWS_AS(Tokenizer::load(empty.path), InputError);
+  test::write_text(empty.file("tokenizer.json"), "{\"version\": ");
+  CHECK_THROWS_AS(Tokenizer::load(empty.path), InputError);
+}
+
+TEST_CASE("tokenizer.json: pre-tokenizer sequences") {
+  const json byte_level{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  const auto split = [](const json& pattern, const char* behavior) {
+    return json{{"type", "Split"}, {"pattern", pattern}, {"behavior", behavior}, {"invert", false}};
+  };
+  const auto tree = [&](const json& steps) {
+    json t = plain();
+    t["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", steps}};
+    return t;
+  };
+  const json good = split({{"Regex", kBloom}}, "Isolated");
+  CHECK(refusal(tree({good, byte_level})).empty());
+  CHECK(refusal(tree({good, split({{"Regex", "\\p{N}"}}, "Isolated"), byte_level})).empty());
+  CHECK(test::contains(refusal(tree(json::array({good}))), "ByteLevel"));
+  CHECK(test::contains(refusal(tree({byte_level, good})), "ByteLevel"));
+  CHECK(test::contains(refusal(tree({split({{"String", " "}}, "Isolated"), byte_level})), "String"));
+  CHECK(test::contains(refusal(tree({split({{"Regex", " "}}, "Removed"), byte_level})), "Removed"));
+  json prefixed = byte_level;
+  prefixed["add_prefix_space"] = true;
+  CHECK(test::contains(refusal(tree({good, prefixed})), "add_prefix_space"));
+  CHECK(refusal(tree(json::array())).size() > 0);
+  // One digit a piece: "12" never merges across the cut.
+  const Tokenizer digits = load(tree({split({{"Regex", "\\p{N}"}}, "Isolated"), byte_level}));
+  CHECK(digits.encode("12").size() == 2);
+}
+
+TEST_CASE("tokenizer.json: templates, and settings beside it that contradict") {
+  json t = plain();
+  const json text{{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
+      mark{{"SpecialToken", {{"id", "</s>"}, {"type_id", 0}}}};
+  t["post_processor"] = {{"type", "TemplateProcessing"},
+                         {"single", {mark, text}},
+                         {"special_tokens", {{"</s>", {{"id", "</s>"}, {"ids", {2}}}}}}};
+  CHECK(refusal(t, {{"add_bos_token", true}}).empty());
+  CHECK(load(t).bos() == 2);
+  CHECK(test::contains(refusal(plain(), {{"add_bos_token", true}}), "add_bos_token"));
+  CHECK(test::contains(refusal(plain(), {{"add_prefix_space", true}}), "add_prefix_space"));
+  json twice = t;
+  twice["post_processor"]["single"] = {text, text};
+  CHECK(test::contains(refusal(twice), "2 times"));
+  json missing = t;
+  missing["post_processor"]["special_tokens"] = json::object();
+  CHECK(test::contains(refusal(missing), "</s>"));
+  json unknown = t;
+  unknown["post_processor"]["special_tokens"]["</s>"]["ids"] = {9999};
+  CHECK(test::contains(refusal(unknown), "9999"));
+}
+
+TEST_CASE("two files: the beginning-of-text token follows the configuration") {
+  const Legacy dir;
+  json config = read_json(dir.file("tokenizer_config.json"));
+  config.erase("add_bos_token");
+  dir.set("tokenizer_config.json", config);
+  CHECK(Tokenizer::load(dir.path).bos() == -1);
+  dir.set("config.json", {{"model_type", "opt"}});
+  CHECK(Tokenizer::load(dir.path).bos() == 2);
+  config["add_bos_token"] = false;
+  dir.set("tokenizer_config.json", config);
+  CHECK(Tokenizer::load(dir.path).bos() == -1);
+}
+
+TEST_CASE("two files: specials are tokens in the text, vocabulary entries alone are not") {
+  const Tokenizer tokenizer = Tokenizer::load(kDir + "legacy");
+  CHECK(tokenizer.encode("</s><pad>", false) == Ids{2, 1});
+  CHECK(tokenizer.encode("<unk>", false).size() > 1);
+}
+
+TEST_CASE("two files: what cannot be read as meant is refused") {
+  const auto change = [](const std::string& name, const json& patch) {
+    const Legacy dir;
+    json tree = read_json(dir.file(name));
+    tree.merge_patch(patch);
+    dir.set(name, tree);
+    return dir.refusal();
+  };
+  CHECK(change("tokenizer_config.json", json::object()).empty());
+  CHECK(test::contains(change("tokenizer_config.json", {{"tokenizer_class", "RobertaTokenizer"}}), "RobertaTokenizer"));
+  CHECK(test::contains(change("special_tokens_map.json", {{"pad_token", "<nope>"}}), "<nope>"));
+  CHECK(test::contains(change("vocab.json", {{"a", "x"}}), "\"a\""));
+  const Legacy dir;
+  test::write_text(dir.file("merges.txt"), "#version: 0.2\nonly-one\n");
+  CHECK(test::contains(dir.refusal(), "merges.txt: merge 2"));
+  test::write_text(dir.file("merges.txt"), "#version: 0.2\nt h\n\na n\n");
+  CHECK(test::contains(dir.refusal(), "merge 3"));
+  fs::remove(dir.file("merges.txt"));
+  CHECK(test::contains(dir.refusal(), "no tokenizer"));
+}
+
+TEST_CASE("two files: merges.txt without a version line or a last newline, with carriage returns") {
+  const Legacy dir;
+  const std::string text = test::read_text(dir.file("merges.txt")), odd = test::read_text(kDir + "odd.txt");
+  const Ids want = Tokenizer::load(dir.path).encode(odd);
+  const std::string bare = text.substr(text.find('\n') + 1, text.size() - text.find('\n') - 2);
+  test::write_text(dir.file("merges.txt"), bare);
+  CHECK(Tokenizer::load(dir.path).encode(odd) == want);
+  std::string dos;
+  for (const char c : text) dos += c == '\n' ? std::string("\r\n") : std::string(1, c);
+  test::write_text(dir.file("merges.txt"), dos);
+  CHECK(Tokenizer::load(dir.path).encode(odd) == want);
+}
+
+TEST_CASE("tokenizer: real texts under GPT-2's files") {
+  const char* env = std::getenv("BCQ_SHARED_DATA");
+  const std::string data = env ? env : "../shared/data";
+  if (!fs::exists(data + "/tokenizer/gpt2-vocab.json")) {
+    MESSAGE("skipped: no " << data << "/tokenizer/gpt2-vocab.json");
+    return;
+  }
+  const test::Folder dir;
+  for (const char* name : {"vocab.json", "merges.txt"}) {
+    fs::copy_file(data + "/tokenizer/gpt2-" + name, dir.file(name));
+  }
+  const Tokenizer tokenizer = Tokenizer::load(dir.path);
+  const json record = read_json(kDir + "shared.json");
+  for (const auto& entry : record.items()) {
+    const std::string name = entry.key();
+    const json& want = entry.value();
+    CAPTURE(name);
+    const Ids ids = tokenizer.encode(test::read_text(data + "/text/" + name));
+    CHECK(ids.size() == want.at("count").get<size_t>());
+    CHECK(fnv(ids) == want.at("fnv").get<std::string>());
+  }
+}
+
+}  // namespace
+}  // namespace bcq
