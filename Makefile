@@ -4,6 +4,7 @@
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
 CLANG_FORMAT ?= clang-format

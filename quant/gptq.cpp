@@ -265,8 +265,8 @@ class Hessians : public Observer {
 // ---- Walks --------------------------------------------------------------------------------------
 
 void attach(Site& site, const QuantizedWeight& q) {
-  for (const Tensor* w : {&site.weight, &q.values})  // a weight that is NaN would round to code 0
-    require(kernels().all_finite(w->data, w->size()), "%s: its weight is not finite (NaN or infinity)",
+  for (const Tensor& w : {site.weight, q.values})  // a weight that is NaN would round to code 0
+    require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)",
             site.name.c_str());
   site.b = q.grid;
   site.weight_hat = q.values;

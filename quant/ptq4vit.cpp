@@ -276,10 +276,7 @@ class Capture : public Observer {
       if (!site.is_linear()) put(data.b, b, first_, samples_);
       put(data.y, y, first_, samples_);
     }
-    if (!tape_) return;
-    // Ops do not record what depends on constants alone: the first site of a network starts the tape.
-    if (y.slot < 0) tape_->watch(const_cast<Tensor&>(y));
-    outputs_.emplace_back(&site, y);
+    if (tape_) outputs_.emplace_back(&site, y);
   }
   // After backward(): add the squares of this draw's gradients.
   void add_gradients() {

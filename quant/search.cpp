@@ -13,11 +13,8 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kSlices = 4;       // parts of the samples that a candidate is cut into: work for many cores
+constexpr int64_t kSlices = 8;       // parts of the samples after which hopeless candidates are given up
 constexpr int64_t kChunk = 1 << 19;  // output values that are computed before they are scored
-// Scores that differ by less, relative to their size, tie. The cosine does not see the scale of an
-// operand, so neighbouring steps that give the same codes are equally good; rounding must not choose.
-constexpr double kTie = 1e-9;
 constexpr double kCosineEps = 1e-8;  // torch's: norms below count as this
 
 // The output as the units see it.
@@ -100,14 +97,15 @@ Tensor usable_weights(const Layout& l, const Tensor& g2) {
   return w;
 }
 
-// Scores quantized outputs against the float ones.
-struct Scorer {
+// How far quantized outputs are from the float ones: minus the similarity, shifted for the cosine so
+// that every sample adds something that is not negative.
+struct Distance {
   Layout layout;
   Metric metric;
   Tensor y, w;  // arranged as the layout says; w empty: 1s
 
-  // Add the similarity of out = samples [first, first + out.dim(0)) to sums[unit].
-  void add(const Tensor& out, int64_t first, double* sums) const {
+  // Add the error of out = samples [first, first + out.dim(0)) to errors[unit].
+  void add(const Tensor& out, int64_t first, double* errors) const {
     const Kernels& k = kernels();
     const Tensor q_all = arrange(layout, out);
     const int64_t size = layout.sample_size();
@@ -117,9 +115,10 @@ struct Scorer {
       for_runs(layout, metric == Metric::Cosine, [&](int64_t unit, int64_t at, int64_t n) {
         if (metric == Metric::Cosine) {
           const double f_norm = std::sqrt(k.dot(f + at, f + at, n)), q_norm = std::sqrt(k.dot(q + at, q + at, n));
-          sums[unit] += k.dot(f + at, q + at, n) / (std::max(f_norm, kCosineEps) * std::max(q_norm, kCosineEps));
+          const double norms = std::max(f_norm, kCosineEps) * std::max(q_norm, kCosineEps);
+          errors[unit] += std::max(0.0, 1 - k.dot(f + at, q + at, n) / norms);
         } else {
-          sums[unit] -= k.weighted_squared_error(f + at, q + at, weights ? weights + at : nullptr, n);
+          errors[unit] += k.weighted_squared_error(f + at, q + at, weights ? weights + at : nullptr, n);
         }
       });
     }
@@ -155,13 +154,13 @@ struct Problem {
   const Site& site;
   Side side;
   Tensor left, right;  // the searched one as it is in float, the other one as given
-  Scorer scorer;
+  Distance distance;
 
-  // Sums of similarities of samples [first, last) with this grid for the searched operand.
-  void score(const Grid& grid, int64_t first, int64_t last, double* sums) const {
+  // Add the errors of samples [first, last) with this grid for the searched operand.
+  void measure(const Grid& grid, int64_t first, int64_t last, double* errors) const {
     const bool linear_site = site.is_linear();
     const Tensor weight = linear_site && side == Side::Right ? fake_quantize(grid, right) : right;
-    const int64_t chunk = std::max<int64_t>(1, kChunk / scorer.layout.sample_size());
+    const int64_t chunk = std::max<int64_t>(1, kChunk / distance.layout.sample_size());
     for (int64_t s = first; s < last; s += chunk) {
       const int64_t end = std::min(last, s + chunk);
       Tensor a = left.slice(s, end), b = linear_site ? weight : right.slice(s, end);
@@ -169,8 +168,8 @@ struct Problem {
         a = fake_quantize(grid, a);
       else if (!linear_site)
         b = fake_quantize(grid, b);
-      scorer.add(linear_site ? linear(nullptr, a, b, site.bias) : matmul(nullptr, a, b, site.role == Role::QK), s,
-                 sums);
+      distance.add(linear_site ? linear(nullptr, a, b, site.bias) : matmul(nullptr, a, b, site.role == Role::QK), s,
+                   errors);
     }
   }
 };
@@ -191,24 +190,95 @@ Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side
       layout.rows = static_cast<int64_t>(rows.size());
     }
   }
-  p.scorer = {layout, metric, y, w};
+  p.distance = {layout, metric, y, w};
   return p;
 }
 
-// The first of the highest scores; when all are alike, the multiplier closest to 1.
-int best_candidate(const std::vector<double>& scores, const std::vector<float>& multipliers) {
-  const double top = *std::max_element(scores.begin(), scores.end());
-  const double tied = top - kTie * std::fabs(top);
-  size_t first = scores.size(), nearest = 0;
-  bool all = true;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    const bool ties = scores[i] >= tied || scores[i] == top;  // top may be infinite
-    all = all && ties;
-    if (ties && first == scores.size()) first = i;
-    if (std::fabs(multipliers[i] - 1) < std::fabs(multipliers[nearest] - 1)) nearest = i;
+// Measures candidates slice by slice. Errors only grow, so a candidate that has already lost to a
+// complete one in every unit needs no further samples; what is chosen is as if all had been measured.
+class Race {
+ public:
+  Race(const Problem& problem, const Candidates& candidates)
+      : problem_(problem),
+        candidates_(candidates),
+        units_(static_cast<size_t>(candidates.units)),
+        slices_(std::min(kSlices, problem.distance.layout.samples)),
+        errors_(candidates.multipliers.size() * units_, 0.0),
+        bound_(units_, std::numeric_limits<double>::infinity()) {}
+
+  std::vector<int> run() {
+    std::vector<size_t> open(candidates_.multipliers.size()), leaders;
+    for (size_t i = 0; i < open.size(); ++i) open[i] = i;
+    add_slice(open, 0);
+    for (size_t unit = 0; unit < units_; ++unit) leaders.push_back(best(unit));
+    std::sort(leaders.begin(), leaders.end());
+    leaders.erase(std::unique(leaders.begin(), leaders.end()), leaders.end());
+    for (int64_t slice = 1; slice < slices_; ++slice) add_slice(leaders, slice);
+    for (const size_t i : leaders)
+      for (size_t unit = 0; unit < units_; ++unit) bound_[unit] = std::min(bound_[unit], error(i, unit));
+
+    std::erase_if(open, [&](size_t i) { return std::binary_search(leaders.begin(), leaders.end(), i); });
+    for (int64_t slice = 1; slice < slices_; ++slice) {
+      std::erase_if(open, [&](size_t i) { return has_lost(i); });
+      add_slice(open, slice);
+    }
+    std::vector<int> chosen;
+    for (size_t unit = 0; unit < units_; ++unit)
+      chosen.push_back(static_cast<int>(all_alike(unit) ? nearest() : best(unit)));
+    return chosen;
   }
-  return static_cast<int>(all ? nearest : first);
-}
+
+ private:
+  double error(size_t candidate, size_t unit) const { return errors_[candidate * units_ + unit]; }
+
+  void add_slice(const std::vector<size_t>& who, int64_t slice) {
+    const int64_t samples = problem_.distance.layout.samples, n = static_cast<int64_t>(who.size());
+    const auto add = [&](int64_t i) {
+      const size_t candidate = who[static_cast<size_t>(i)];
+      const Grid grid = candidates_.grid(std::vector<float>(units_, candidates_.multipliers[candidate]));
+      double* errors = &errors_[candidate * units_];
+      problem_.measure(grid, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
+      for (size_t unit = 0; unit < units_; ++unit)  // an output that overflowed is the worst there is
+        if (std::isnan(errors[unit])) errors[unit] = std::numeric_limits<double>::infinity();
+    };
+    // Few candidates leave the threads to the products inside.
+    if (n >= threads())
+      parallel_for(n, add);
+    else
+      for (int64_t i = 0; i < n; ++i) add(i);
+  }
+
+  bool has_lost(size_t candidate) const {
+    for (size_t unit = 0; unit < units_; ++unit)
+      if (!(error(candidate, unit) > bound_[unit])) return false;
+    return true;
+  }
+
+  size_t best(size_t unit) const {  // the first of the smallest errors
+    size_t at = 0;
+    for (size_t i = 1; i < candidates_.multipliers.size(); ++i)
+      if (error(i, unit) < error(at, unit)) at = i;
+    return at;
+  }
+  bool all_alike(size_t unit) const {
+    for (size_t i = 1; i < candidates_.multipliers.size(); ++i)
+      if (error(i, unit) != error(0, unit)) return false;
+    return true;
+  }
+  size_t nearest() const {  // the multiplier closest to 1
+    size_t at = 0;
+    for (size_t i = 1; i < candidates_.multipliers.size(); ++i)
+      if (std::fabs(candidates_.multipliers[i] - 1) < std::fabs(candidates_.multipliers[at] - 1)) at = i;
+    return at;
+  }
+
+  const Problem& problem_;
+  const Candidates& candidates_;
+  size_t units_;
+  int64_t slices_;
+  std::vector<double> errors_;  // [candidate][unit], over the slices measured so far
+  std::vector<double> bound_;   // of each unit: the smallest error over all slices known
+};
 
 }  // namespace
 
@@ -216,28 +286,7 @@ std::vector<int> search(const Site& site, const SiteData& data, Metric metric, S
                         const Candidates& candidates) {
   require(!candidates.multipliers.empty() && candidates.units >= 1, "%s: nothing to search", site.name.c_str());
   const Problem problem = make_problem(site, data, metric, side, other, candidates.units);
-  const int64_t n = static_cast<int64_t>(candidates.multipliers.size()), units = candidates.units;
-  const int64_t samples = problem.scorer.layout.samples, slices = std::min(kSlices, samples);
-
-  std::vector<double> sums(static_cast<size_t>(n * slices * units), 0.0);
-  parallel_for(n * slices, [&](int64_t item) {
-    const int64_t slice = item % slices;
-    const std::vector<float> same(static_cast<size_t>(units),
-                                  candidates.multipliers[static_cast<size_t>(item / slices)]);
-    problem.score(candidates.grid(same), samples * slice / slices, samples * (slice + 1) / slices,
-                  &sums[static_cast<size_t>(item * units)]);
-  });
-
-  std::vector<int> best;
-  for (int64_t unit = 0; unit < units; ++unit) {
-    std::vector<double> scores(static_cast<size_t>(n), 0.0);
-    for (int64_t item = 0; item < n * slices; ++item)
-      scores[static_cast<size_t>(item / slices)] += sums[static_cast<size_t>(item * units + unit)];
-    for (double& score : scores)  // an output that overflowed is the worst there is
-      if (std::isnan(score)) score = -std::numeric_limits<double>::infinity();
-    best.push_back(best_candidate(scores, candidates.multipliers));
-  }
-  return best;
+  return Race(problem, candidates).run();
 }
 
 }  // namespace bcq
