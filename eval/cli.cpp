@@ -20,6 +20,17 @@ std::string clock_text(double seconds) {
   return s < 3600 ? format("%d:%02d", s / 60, s % 60) : format("%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
 }
 
+// An OpenBLAS that is older than the processor falls back to kernels of 2005, several times slower.
+void hint_at_slow_blas() {
+  const std::string blas = openblas_get_corename(), isa = kernels().name;
+  const bool old = blas == "Prescott" || blas == "Core2" || blas == "Penryn" || blas == "Nehalem" || blas == "Unknown";
+  if (!old || isa == "plain") return;
+  std::fprintf(
+      stderr,
+      "note: OpenBLAS does not know this processor and runs its slow %s kernels; OPENBLAS_CORETYPE=%s is faster\n",
+      blas.c_str(), isa == "avx512" ? "SkylakeX" : "Haswell");
+}
+
 std::string full_version() {
   return format("bcq %s\ncompiler %s\nisa %s\nblas %s (%s)", version(), __VERSION__, kernels().name,
                 openblas_get_config(), openblas_get_corename());
@@ -44,6 +55,7 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<void()
     } catch (const CLI::ParseError& e) {
       return app.exit(e) == 0 ? 0 : 2;
     }
+    hint_at_slow_blas();
     body();
     require(std::cout.flush().good() && std::fflush(stdout) == 0, "cannot write to standard output");
     return 0;

@@ -123,8 +123,8 @@ constexpr Preset kPresets[] = {
     {"tiny", 192, 12, 3}, {"small", 384, 12, 6}, {"base", 768, 12, 12}, {"large", 1024, 24, 16}};
 
 // Keys of model_args that this forward pass obeys, or that do not change it at inference.
-const std::set<std::string> kKnownArgs = {"img_size",  "patch_size",  "embed_dim", "depth",          "num_heads",
-                                          "mlp_ratio", "num_classes", "drop_rate", "drop_path_rate", "weight_init"};
+const std::set<std::string> kKnownArgs = {"img_size",  "patch_size", "embed_dim",      "depth",      "num_heads",
+                                          "mlp_ratio", "drop_rate",  "drop_path_rate", "weight_init"};
 // Keys that are fine with exactly one value.
 const std::pair<const char*, json> kFixedArgs[] = {
     {"qkv_bias", true},  {"class_token", true},     {"global_pool", "token"}, {"in_chans", 3},
