@@ -114,8 +114,8 @@ TEST_CASE("search: a linear site, input and row blocks of the weight") {
   for (uint32_t seed = 1; seed <= 4; ++seed)
     for (const Metric metric : kMetrics) {
       const Site site = linear_site(Role::QKV, 12, 10, seed);
-      const SiteData data = data_of(site, random({5, 7, 10}, seed + 50, 3), {}, seed + 90);
-      const Shape seen = {5, 1, 7, 12};
+      const SiteData data = data_of(site, random({19, 7, 10}, seed + 50, 3), {}, seed + 90);
+      const Shape seen = {19, 1, 7, 12};  // more samples than slices
       const Candidates x = steps(1, 0, 3.f / 7.5f), w = steps(3, 0, 1.f / 7.5f);
       CHECK(search(site, data, metric, Side::Left, site.weight, x) ==
             direct(site, data, metric, Side::Left, site.weight, x, seen));

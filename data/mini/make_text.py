@@ -13,6 +13,9 @@ dropped.
 Run:  python3 make_text.py [WORK]       WORK (default: build) receives train.txt,
                                         and same.txt, training pages of the same
                                         two sources, to compare losses
+
+Printed: test 286385 bytes, 21 pages; calib 377102 bytes, 30 pages; training text
+4579 documents, linux 20.2, python 8.4, perl 8.1, postgresql 5.8, sqlite 4.6 MB.
 """
 import glob, gzip, hashlib, os, re, sys
 from html.parser import HTMLParser

@@ -7,6 +7,9 @@ packages); text/test.txt and text/calib.txt are never trained on.
 Run:  python3 train_opt.py --tokenizer      train the tokenizer, encode the texts
       python3 train_opt.py                  train, write opt/
       python3 train_opt.py --eval           perplexity, baselines, simulated quantization
+
+Printed: training loss 3.17 at the end; --eval: test perplexity 27.233 (unigram
+721.13, bigram 75.58), 3-bit per row 32.894, 2-bit with groups of 64 80.319.
 """
 import argparse, json, math, os, time
 import numpy as np

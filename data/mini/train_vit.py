@@ -9,6 +9,9 @@ images/val.
 Run:  python3 train_vit.py --images          write images/val and images/calib
       python3 train_vit.py                   train, write vit/
       python3 train_vit.py --eval            accuracy and simulated quantization
+
+Printed: last epoch "loss 0.2635 test 90.16%"; --eval: test 90.16%, images/val 91.15%,
+W8A8 91.20%, W6A6 90.45%, W4A4 74.40% (85.90% with the scale search).
 """
 import argparse, gzip, json, math, os, time
 import numpy as np
