@@ -27,7 +27,7 @@ binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
 .PHONY: all demo test asan bench parity reference-env layers format format-check install clean help setup
 .DELETE_ON_ERROR:
-.SECONDARY:
+.PRECIOUS: $(BUILD)/obj/%.o
 
 all: $(binaries)
 

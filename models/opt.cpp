@@ -132,9 +132,11 @@ void refuse_other_forms(const json& config, const std::string& where) {
   const std::pair<const char*, json> only[] = {
       {"do_layer_norm_before", true}, {"_remove_final_layer_norm", false},     {"activation_function", "relu"},
       {"enable_bias", true},          {"layer_norm_elementwise_affine", true}, {"tie_word_embeddings", true}};
-  for (const auto& [key, value] : only)
-    require_input(!config.contains(key) || config[key] == value, "%s: %s = %s is not supported (only %s)",
-                  where.c_str(), key, config[key].dump().c_str(), value.dump().c_str());
+  for (const auto& [key, value] : only) {
+    const json found = config.value(key, value);
+    require_input(found == value, "%s: %s = %s is not supported (only %s)", where.c_str(), key, found.dump().c_str(),
+                  value.dump().c_str());
+  }
 }
 
 }  // namespace

@@ -216,3 +216,27 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
   CHECK(a["perplexity"] == b["perplexity"]);
   CHECK(a["windows"] == 4);
 }
+
+TEST_CASE("cli: a config with the required keys alone is enough") {
+  const Folder folder;
+  fs::copy(kMini + "/opt/model.safetensors", folder / "model.safetensors");
+  json config = {{"model_type", "opt"}};
+  const json full = read_json(kMini + "/opt/config.json");
+  for (const char* key :
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size", "max_position_embeddings"})
+    config[key] = full.at(key);
+  write_file(folder / "config.json", config.dump());
+  // Integers are beyond our writer, so the ids are a header and bytes: input_ids [1, 2] I64.
+  std::string header = R"({"input_ids":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = header.size(), ids[2] = {2, 20};
+  std::string bytes(reinterpret_cast<const char*>(&length), 8);
+  bytes += header;
+  bytes.append(reinterpret_cast<const char*>(ids), sizeof ids);
+  write_file(folder / "in.safetensors", bytes);
+  const Result r = run("forward --model " + folder.path.string() + " --input " + folder / "in.safetensors" +
+                       " --output " + folder / "out.safetensors");
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  CHECK(SafeTensors::open(folder / "out.safetensors").get("logits").shape == Shape{1, 2, 2048});
+}

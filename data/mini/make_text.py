@@ -4,11 +4,10 @@ for train_opt.py (not shipped).
 
 Data: the Debian packages linux-doc-6.1, postgresql-doc-15, sqlite3-doc,
 python3.11-doc, and perl-doc with perl-modules-5.36 and libperl5.36 (versions in
-README.md).  test.txt and calib.txt are
-whole pages of the SQLite and PostgreSQL documentation, chosen by the hash of
-their name and left out of training.  Paragraphs of the held-out pages that also
-stand in the training text, exactly or nearly (most of their 8-word sequences), are
-dropped.
+README.md).  test.txt and calib.txt are whole pages of the SQLite and PostgreSQL
+documentation, chosen by the hash of their name and left out of training.
+Paragraphs of the held-out pages that also stand in the training text, exactly or
+nearly (more than 30 % of their 8-word sequences), are dropped.
 
 Run:  python3 make_text.py [WORK]       WORK (default: build) receives train.txt,
                                         and same.txt, training pages of the same
