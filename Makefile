@@ -98,8 +98,10 @@ test: $(BUILD)/bin/tests $(binaries)
 asan:
 	$(MAKE) BUILD=$(BUILD)/asan CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all" test
 
+# With PyTorch on the same work where `make reference-env` has been run.
 bench: all
 	$(BUILD)/bin/bench
+	@[ ! -e $(VENV)/.ready ] || $(VENV)/bin/python tests/reference/bench_torch.py
 
 # Real-shape comparisons with PyTorch, timm, transformers, Pillow and tokenizers.
 VENV := $(BUILD)/reference
@@ -139,7 +141,7 @@ help:
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make bench          speed against the machine's own limit"
+	@echo "make bench          speed against the machine's own limit, and PyTorch's after reference-env"
 	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"
 	@echo "make parity         comparisons with the reference implementations at real shapes"
 	@echo "make layers         fail on an include that points the wrong way"

@@ -10,15 +10,10 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kElementsPerItem = 1 << 14;
-
-// y[i] = f(x[i]) chunk by chunk.
+// y[i] = f(x[i]) for i in [begin, end), chunk by chunk: f(x, y, n).
 template <class F>
-void for_chunks(const Tensor& x, Tensor& y, int64_t begin, int64_t end, F f) {
-  parallel_for((end - begin + kElementsPerItem - 1) / kElementsPerItem, [&](int64_t i) {
-    const int64_t at = begin + i * kElementsPerItem;
-    f(x.data + at, y.data + at, std::min(kElementsPerItem, end - at));
-  });
+void map(const Tensor& x, Tensor& y, int64_t begin, int64_t end, F f) {
+  for_chunks(end - begin, [&](int64_t b, int64_t e) { f(x.data + begin + b, y.data + begin + b, e - b); });
 }
 
 struct Quantize {
@@ -37,8 +32,8 @@ struct Quantize {
     if (units == 1) outer = 1;
     const int64_t part = x.size() / outer / units;
     auto quantize = [&](int64_t begin, int64_t end, float delta) {
-      for_chunks(x, y, begin, end,
-                 [&](const float* a, float* b, int64_t n) { kernels().fake_uniform(a, b, n, delta, -m, m - 1); });
+      map(x, y, begin, end,
+          [&](const float* a, float* b, int64_t n) { kernels().fake_uniform(a, b, n, delta, -m, m - 1); });
     };
     if (outer * units == 1) return quantize(0, x.size(), g.delta[0]);
     parallel_for(outer * units,
@@ -46,13 +41,13 @@ struct Quantize {
   }
 
   void operator()(const TwinGelu& g) const {
-    for_chunks(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
+    map(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
       kernels().fake_twin_gelu(a, b, n, g.pos, g.neg, std::ldexp(1.f, g.bits - 1));
     });
   }
 
   void operator()(const TwinSoftmax& g) const {
-    for_chunks(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
+    map(x, y, 0, x.size(), [&](const float* a, float* b, int64_t n) {
       kernels().fake_twin_softmax(a, b, n, g.split, std::ldexp(1.f, g.bits - 1) - 1, g.official);
     });
   }

@@ -13,15 +13,6 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds
-
-// f(begin, end) over chunks of [0, n) elements.
-template <class F>
-void for_chunks(int64_t n, F f) {
-  parallel_for((n + kElementsPerItem - 1) / kElementsPerItem,
-               [&](int64_t i) { f(i * kElementsPerItem, std::min(n, (i + 1) * kElementsPerItem)); });
-}
-
 // f(row) over all rows of x, several rows an item.
 template <class F>
 void for_rows(const Tensor& x, F f) {

@@ -13,7 +13,7 @@ namespace bcq {
 namespace {
 
 // GNU's OpenMP lets idle threads spin for milliseconds, which on a machine with other work takes the core
-// from the thread that is waited for (measured: 43 s instead of 2 s for the same evaluation). The runtime
+// from the thread that is waited for (measured on a busy machine: 43 s, and 2 s without spinning). The runtime
 // reads this when it starts, after constructors of this priority because it is linked statically; LLVM's
 // reads its own variable later. What the user has set stands.
 __attribute__((constructor(101))) void let_idle_threads_sleep() {

@@ -16,4 +16,15 @@ int threads();
 // Inside another parallel_for it runs serially.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
+constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds
+
+// f(begin, end) for consecutive chunks of [0, n) elements.
+template <class F>
+void for_chunks(int64_t n, F f) {
+  parallel_for((n + kElementsPerItem - 1) / kElementsPerItem, [&](int64_t i) {
+    const int64_t begin = i * kElementsPerItem;
+    f(begin, n - begin < kElementsPerItem ? n : begin + kElementsPerItem);
+  });
+}
+
 }  // namespace bcq
