@@ -32,8 +32,8 @@ binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 all: $(binaries)
 
 # --- Set-up: what is missing is installed, or listed where there is no apt. -------------------------
-# package:a header it brings
-NEEDS := libopenblas-dev:cblas.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
+# package:a header only it brings (cblas.h comes with other libraries too)
+NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
          doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h
 
 setup: $(BUILD)/.setup

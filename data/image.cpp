@@ -267,7 +267,9 @@ Image resize_and_crop(const Image& image, const ImageConfig& config) {
   const int side = static_cast<int>(target), shortest = wide ? image.height : image.width;
   const double longest = target * (wide ? image.width : image.height) / shortest;
   require_input(longest < 2147483647.0, "an image of %d x %d pixels is too narrow", image.width, image.height);
-  const int height = wide ? side : static_cast<int>(longest), width = wide ? static_cast<int>(longest) : side;
+  const bool squash = config.crop_mode == "squash";
+  const int height = wide || squash ? side : static_cast<int>(longest);
+  const int width = wide && !squash ? static_cast<int>(longest) : side;
 
   // Offsets of the crop in the picture; negative when the picture is the smaller one. There
   // torchvision pads floor(missing / 2) before and the rest after.

@@ -237,20 +237,20 @@ Tensor merge_heads(Tape* tape, const Tensor& x) {
   return y;
 }
 
-Tensor prepend_token(Tape* tape, const Tensor& x, const Tensor& token, const Tensor& positions) {
-  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
-  require_shape(token.size() == D && positions.size() == (N + 1) * D, "prepend_token", x, positions);
-  Tensor y = Tensor::uninitialized({B, N + 1, D});
+Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2), K = tokens.dim(0);
+  require_shape(tokens.dim(-1) == D && positions.size() == (K + N) * D, "prepend_tokens", x, positions);
+  Tensor y = Tensor::uninitialized({B, K + N, D});
   for (int64_t b = 0; b < B; ++b) {
-    float* out = y.data + b * (N + 1) * D;
-    kernels().add(token.data, positions.data, out, D);
-    kernels().add(x.data + b * N * D, positions.data + D, out + D, N * D);
+    float* out = y.data + b * (K + N) * D;
+    kernels().add(tokens.data, positions.data, out, K * D);
+    kernels().add(x.data + b * N * D, positions.data + K * D, out + K * D, N * D);
   }
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {
       Tensor& dx = tape->grad(x);
       for (int64_t b = 0; b < B; ++b)
-        kernels().add(dx.data + b * N * D, dy.data + (b * (N + 1) + 1) * D, dx.data + b * N * D, N * D);
+        kernels().add(dx.data + b * N * D, dy.data + (b * (K + N) + K) * D, dx.data + b * N * D, N * D);
     });
   return y;
 }
@@ -267,6 +267,59 @@ Tensor select_token(Tape* tape, const Tensor& x, int64_t index) {
         kernels().add(out, dy.data + b * D, out, D);
       }
     });
+  return y;
+}
+
+Tensor mean_tokens(Tape* tape, const Tensor& x) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  Tensor y({B, D});
+  for (int64_t b = 0; b < B; ++b) {
+    float* out = y.data + b * D;
+    for (int64_t n = 0; n < N; ++n) kernels().add(out, x.data + (b * N + n) * D, out, D);
+  }
+  y = scale(nullptr, y, 1.f / static_cast<float>(N));
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      const Tensor share = scale(nullptr, dy, 1.f / static_cast<float>(N));
+      for (int64_t r = 0; r < B * N; ++r) kernels().add(dx.data + r * D, share.data + r / N * D, dx.data + r * D, D);
+    });
+  return y;
+}
+
+Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  require(static_cast<int64_t>(index.size()) == N && numel(shape) == x.size(),
+          "permute_rows: %zu indices and shape %s for %s", index.size(), to_string(shape).c_str(),
+          to_string(x.shape).c_str());
+  Tensor y = Tensor::uninitialized(shape);
+  parallel_for(B, [&](int64_t b) {
+    for (int64_t n = 0; n < N; ++n)
+      std::memcpy(y.data + (b * N + n) * D, x.data + (b * N + index[static_cast<size_t>(n)]) * D,
+                  static_cast<size_t>(D) * 4);
+  });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+          float* into = dx.data + (b * N + index[static_cast<size_t>(n)]) * D;
+          kernels().add(into, dy.data + (b * N + n) * D, into, D);
+        }
+    });
+  return y;
+}
+
+Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask) {
+  const int64_t H = scores.dim(1), NN = scores.dim(2) * scores.dim(3), W = mask.empty() ? 1 : mask.dim(0);
+  require_shape(bias.size() == H * NN && scores.dim(0) % W == 0, "add_window_bias", scores, bias);
+  Tensor y = Tensor::uninitialized(scores.shape);
+  parallel_for(scores.dim(0) * H, [&](int64_t i) {
+    float* out = y.data + i * NN;
+    kernels().add(scores.data + i * NN, bias.data + i % H * NN, out, NN);
+    if (!mask.empty()) kernels().add(out, mask.data + i / H % W * NN, out, NN);
+  });
+  if (tape && scores.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(scores), dy); });
   return y;
 }
 

@@ -29,9 +29,18 @@ Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor
 Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts);
 Tensor merge_heads(Tape* tape, const Tensor& x);  // [B, H, N, d] -> [B, N, H*d]
 
-// Put `token` [D] before the N rows of each sample and add positions [N+1, D]: [B, N, D] -> [B, N+1, D].
-Tensor prepend_token(Tape* tape, const Tensor& x, const Tensor& token, const Tensor& positions);
+// Put `tokens` [K, D] before the N rows of each sample and add positions [K+N, D]: [B, N, D] -> [B, K+N, D].
+Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions);
 Tensor select_token(Tape* tape, const Tensor& x, int64_t index);  // [B, N, D] -> [B, D]
+
+Tensor mean_tokens(Tape* tape, const Tensor& x);  // [B, N, D] -> [B, D]
+
+// Row i of each sample of the result is row index[i] of the sample of x; index is a permutation of 0 ... N-1.
+// x [B, N, D] -> shape, which has B*N*D values in all.
+Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
+// scores [B*W, H, N, N] += bias [H, N, N] + mask [W, N, N] of window number s mod W of sample s; no mask when
+// it is empty. Both are constants. (Swin's relative position bias and its mask of shifted windows)
+Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask);
 
 // Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]

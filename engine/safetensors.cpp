@@ -408,6 +408,30 @@ std::vector<int64_t> SafeTensors::get_ints(const std::string& name, Shape* shape
   return values;
 }
 
+std::vector<std::string> Loader::names_of(const std::string& child) const {
+  return names_ ? names_(prefix_ + child) : std::vector<std::string>{prefix_ + child};
+}
+
+bool Loader::has(const std::string& child) const {
+  for (const std::string& name : names_of(child))
+    if (!file_->has(name)) return false;
+  return true;
+}
+
+Tensor Loader::get(const std::string& child, const Shape& expected) const {
+  const std::vector<std::string> names = names_of(child);
+  used_->insert(names.begin(), names.end());
+  if (names.size() == 1) return file_->get(names[0], expected);
+  Shape part = expected;
+  part[0] /= static_cast<int64_t>(names.size());
+  Tensor joined = Tensor::uninitialized(expected);
+  for (size_t i = 0; i < names.size(); ++i) {
+    const Tensor one = file_->get(names[i], part);
+    std::copy_n(one.data, one.size(), joined.data + static_cast<int64_t>(i) * one.size());
+  }
+  return joined;
+}
+
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   // The reference writer sorts by descending dtype, then by name; all are F32 here, and the map

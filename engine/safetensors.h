@@ -2,6 +2,7 @@
 // (huggingface/safetensors tensor.rs), written whole or not at all.
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -50,12 +51,17 @@ class SafeTensors {
   std::map<std::string, std::string> metadata_;
 };
 
+// Where a file keeps a tensor that goes by another name there: the names in the file, in the order in
+// which they are joined along the first dimension (query, key and value of a fused projection).
+using NameMap = std::function<std::vector<std::string>(const std::string& name)>;
+
 // A position in the names of a checkpoint, so that code nests as the names do:
 //   Loader(file).sub("blocks").sub(3).sub("attn.qkv").get("weight", {3 * D, D})
 // and it knows in the end which tensors nobody asked for.
 class Loader {
  public:
-  explicit Loader(const SafeTensors& file) : file_(&file), used_(std::make_shared<std::set<std::string>>()) {}
+  explicit Loader(const SafeTensors& file, NameMap names = nullptr)
+      : file_(&file), names_(std::move(names)), used_(std::make_shared<std::set<std::string>>()) {}
   Loader sub(const std::string& child) const {
     Loader inner = *this;
     inner.prefix_ += child + ".";
@@ -63,11 +69,9 @@ class Loader {
   }
   Loader sub(int64_t index) const { return sub(std::to_string(index)); }
   const SafeTensors& file() const { return *file_; }
-  bool has(const std::string& child) const { return file_->has(prefix_ + child); }
-  Tensor get(const std::string& child, const Shape& expected) const {
-    used_->insert(prefix_ + child);
-    return file_->get(prefix_ + child, expected);
-  }
+  bool has(const std::string& child) const;
+  // InputError as SafeTensors::get has it.
+  Tensor get(const std::string& child, const Shape& expected) const;
   // Names of the file that no get() of this loader or of its subs has asked for.
   std::vector<std::string> unused() const {
     std::vector<std::string> names;
@@ -77,7 +81,9 @@ class Loader {
   }
 
  private:
+  std::vector<std::string> names_of(const std::string& child) const;
   const SafeTensors* file_;
+  NameMap names_;
   std::string prefix_;
   std::shared_ptr<std::set<std::string>> used_;
 };

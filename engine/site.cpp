@@ -26,6 +26,12 @@ Tensor Site::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
   return y;
 }
 
+Tensor run_chain(const Context& ctx, const Site& last, const Tensor& x, const Body& body) {
+  const Tensor y = body(ctx, x);
+  if (ctx.observer) ctx.observer->chain(last, x, y, body);
+  return y;
+}
+
 void Site::clear() {
   a = b = Identity{};
   weight_hat = bias_hat = bc = Tensor{};

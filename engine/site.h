@@ -6,6 +6,7 @@
 // BC removes is the difference of two calls. (BC: "Minimize Quantization Output
 // Error with Bias Compensation"; the sites are those of its scripts.)
 #pragma once
+#include <functional>
 #include <string>
 
 #include "engine/grid.h"
@@ -15,7 +16,7 @@
 namespace bcq {
 
 // What a site does in its block: all that a quantization policy needs to know of it.
-enum class Role { Patch, QKV, Query, Key, Value, QK, AV, Proj, Fc1, Fc2, Head };
+enum class Role { Patch, QKV, Query, Key, Value, QK, AV, Proj, Fc1, Fc2, Reduction, Head };
 
 enum class Precision {
   Float,  // the network as loaded
@@ -23,11 +24,15 @@ enum class Precision {
 };
 
 struct Site;
+struct Context;
+using Body = std::function<Tensor(const Context& ctx, const Tensor& x)>;
 
 // Sees every product that is computed. For a linear site b is its weight.
 struct Observer {
   virtual ~Observer() = default;
-  virtual void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) = 0;
+  virtual void site(const Site&, const Tensor& /*a*/, const Tensor& /*b*/, const Tensor& /*y*/) {}
+  // A chain of sites made y out of x; `body` can be run again, in another precision.
+  virtual void chain(const Site& /*last*/, const Tensor& /*x*/, const Tensor& /*y*/, const Body& /*body*/) {}
 };
 
 struct Context {
@@ -60,5 +65,9 @@ struct Site {
 
   void clear();  // forget quantization and compensation
 };
+
+// Run a chain of sites whose output is that of `last`, so that an observer sees it as a whole:
+// attention ends in proj, the MLP in fc2.
+Tensor run_chain(const Context& ctx, const Site& last, const Tensor& x, const Body& body);
 
 }  // namespace bcq

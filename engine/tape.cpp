@@ -20,7 +20,7 @@ void Tape::record(Tensor& y, std::function<void(const Tensor&)> backward) {
 Tensor& Tape::grad(const Tensor& t) {
   require(t.slot >= 0 && t.slot < static_cast<int>(grads_.size()), "this tensor is not on the tape");
   Tensor& g = grads_[static_cast<size_t>(t.slot)];
-  if (g.empty()) g = Tensor(t.shape);
+  if (g.empty()) g = Tensor(shapes_[static_cast<size_t>(t.slot)]);
   return g;
 }
 

@@ -19,7 +19,8 @@ class Tape {
   // y was computed by an op; `backward(dy)` adds dL/dx into grad(x) for each input x with a slot.
   void record(Tensor& y, std::function<void(const Tensor& dy)> backward);
 
-  // The accumulated gradient, in the shape of t (zeros before anything reached it). t must have a slot.
+  // The accumulated gradient, in the shape t was recorded with (zeros before anything reached it). t must have a
+  // slot.
   Tensor& grad(const Tensor& t);
 
   // Propagate dL/dy back to everything y was computed from. Once per tape.

@@ -61,6 +61,7 @@ struct ImageConfig {
   int64_t height = 224, width = 224;
   double crop_pct = 0.9;
   std::string interpolation = "bicubic";
+  std::string crop_mode = "center";  // keep the picture's shape and cut; or "squash" it into a square before
   float mean[3] = {0.5f, 0.5f, 0.5f};
   float std[3] = {0.5f, 0.5f, 0.5f};
 };

@@ -1,7 +1,9 @@
 // Parameters that several families hold, and how they are read.
 #pragma once
+#include <algorithm>
 #include <string>
 
+#include "engine/check.h"
 #include "engine/safetensors.h"
 #include "engine/site.h"
 
@@ -30,6 +32,34 @@ inline Site product_site(Role role, const std::string& name) {
   site.name = name;
   site.role = role;
   return site;
+}
+
+// A convolution of stride P is a linear layer on patches: [D, 3*P*P].
+inline Site load_patch_embed(const Loader& file, int64_t D, int64_t P) {
+  Site site;
+  site.name = "patch_embed.proj";
+  site.role = Role::Patch;
+  const Loader at = file.sub("patch_embed").sub("proj");
+  site.weight = at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
+  site.bias = at.get("bias", {D});
+  return site;
+}
+
+// Values of all tensors that were read. InputError when the file has others: a network with more than this
+// forward pass would compute something else. Names that contain one of `ignored` are passed over.
+inline int64_t count_parameters(const Loader& file, const std::vector<std::string>& ignored, const std::string& model) {
+  const auto is_ignored = [&](const std::string& name) {
+    return std::any_of(ignored.begin(), ignored.end(),
+                       [&](const std::string& part) { return name.find(part) != std::string::npos; });
+  };
+  for (const std::string& unused : file.unused())
+    require_input(is_ignored(unused),
+                  "%s: tensor %s is not part of %s: this checkpoint needs a forward pass that is not here",
+                  file.file().path().c_str(), unused.c_str(), model.c_str());
+  int64_t parameters = 0;
+  for (const auto& [name, tensor] : file.file().tensors())
+    if (!is_ignored(name)) parameters += numel(tensor.shape);
+  return parameters;
 }
 
 }  // namespace bcq

@@ -6,6 +6,7 @@
 #include "engine/ops.h"
 #include "engine/safetensors.h"
 #include "models/opt.h"
+#include "models/swin.h"
 #include "models/vit.h"
 
 namespace bcq {
@@ -16,6 +17,15 @@ Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
   const Tensor* bc = i < static_cast<int>(block_bc.size()) ? &block_bc[static_cast<size_t>(i)] : nullptr;
   if (ctx.precision == Precision::Fake && bc && !bc->empty()) add_broadcast(y, *bc);
   return y;
+}
+
+void Model::require_pixels(const Batch& batch) const {
+  const Tensor& pixels = batch.pixels;
+  require_input(pixels.rank() == 4 && pixels.dim(1) == 3 && pixels.dim(2) == info_.image.height &&
+                    pixels.dim(3) == info_.image.width,
+                "%s takes pixels of shape [B, 3, %lld, %lld], got %s", info_.name.c_str(),
+                static_cast<long long>(info_.image.height), static_cast<long long>(info_.image.width),
+                to_string(pixels.shape).c_str());
 }
 
 Tensor Model::forward(const Context& ctx, const Batch& batch) const {
@@ -80,15 +90,16 @@ std::unique_ptr<Model> load_model(const std::string& path) {
   info.name = fs::canonical(folder).filename().string();
   const std::string type = get_or<std::string>(config, "model_type", "", config_path);
   if (type == "opt") return load_opt(config, config_path, file, info);
-  const std::string architecture = get_or<std::string>(config, "architecture", "", config_path);
-  require_input(type.empty(),
-                "%s: model_type \"%s\" is not supported: this engine reads \"opt\", and timm's vit_* (a config.json "
-                "with \"architecture\")",
-                config_path.c_str(), type.c_str());
-  require_input(architecture.rfind("vit_", 0) == 0,
-                "%s: architecture \"%s\" is not supported: this engine reads timm's vit_* and Hugging Face's OPT",
-                config_path.c_str(), architecture.c_str());
-  return load_vit(config, config_path, file, info);
+  VisionSource source{config, config_path, nullptr};
+  if (type == "vit" || type == "deit" || type == "swin")
+    source = from_transformers(config, config_path, folder.string(), file);
+  else
+    require_input(type.empty(),
+                  "%s: model_type \"%s\" is not supported: this engine reads \"opt\", \"vit\", \"deit\", \"swin\", and "
+                  "timm's models (a config.json with \"architecture\")",
+                  config_path.c_str(), type.c_str());
+  const auto architecture = get<std::string>(source.config, "architecture", config_path);
+  return architecture.rfind("swin_", 0) == 0 ? load_swin(source, file, info) : load_vit(source, file, info);
 }
 
 }  // namespace bcq

@@ -40,6 +40,9 @@ class Model {
   virtual Tensor head(const Context& ctx, const Tensor& x) const = 0;
   Tensor forward(const Context& ctx, const Batch& batch) const;
 
+  // Whether block i only merges patches, between two stages of a Swin: [B, N, C] -> [B, N/4, 2C].
+  virtual bool is_merge(int) const { return false; }
+
   // The sites of block i in the order they run; -1: of the embedding, depth(): of the head.
   virtual std::vector<Site*> sites(int i) = 0;
   std::vector<Site*> all_sites();
@@ -53,6 +56,8 @@ class Model {
 
  protected:
   virtual Tensor block_body(const Context& ctx, int i, const Tensor& x) const = 0;
+  // InputError unless the batch has pixels [B, 3, height, width] as info() says.
+  void require_pixels(const Batch& batch) const;
   ModelInfo info_;
 };
 

@@ -1,7 +1,7 @@
 #include "models/vit.h"
 
 #include <cmath>
-#include <cstdio>
+#include <regex>
 #include <set>
 
 #include "engine/ops.h"
@@ -10,11 +10,10 @@
 namespace bcq {
 namespace {
 
-constexpr float kEps = 1e-6f;  // of every layer norm of timm's ViT
-
 struct VitConfig {
-  int64_t patch, dim, depth, heads, mlp, classes;
-  int64_t grid_rows, grid_cols;  // patches of an image
+  int64_t patch, dim, depth, heads, mlp, side;
+  float eps = 1e-6f;       // of every layer norm
+  bool distilled = false;  // DeiT's second token
 };
 
 struct Block {
@@ -30,65 +29,69 @@ class Vit : public Model {
 
   // pixels [B, 3, R, S] -> [B, N+1, D]
   Tensor embed(const Context& ctx, const Batch& batch) const override {
-    const Tensor& pixels = batch.pixels;
-    require_input(pixels.rank() == 4 && pixels.dim(1) == 3 && pixels.dim(2) == info_.image.height &&
-                      pixels.dim(3) == info_.image.width,
-                  "%s takes pixels of shape [B, 3, %lld, %lld], got %s", info_.name.c_str(),
-                  static_cast<long long>(info_.image.height), static_cast<long long>(info_.image.width),
-                  to_string(pixels.shape).c_str());
-    const Tensor x = patch_embed_.run(ctx, unfold_patches(pixels, config_.patch));
-    return prepend_token(ctx.tape, x, cls_token_, pos_embed_);
+    require_pixels(batch);
+    const Tensor x = patch_embed_.run(ctx, unfold_patches(batch.pixels, config_.patch));
+    return prepend_tokens(ctx.tape, x, tokens_, pos_embed_);
   }
 
   // x [B, N, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
     const Block& b = blocks_[static_cast<size_t>(i)];
     Tape* t = ctx.tape;
-    const int64_t H = config_.heads;
-
-    const Tensor qkv = b.qkv.run(ctx, layer_norm(t, x0, b.norm1.weight, b.norm1.bias, kEps));  // [B, N, 3D]
-    const Tensor q = split_heads(t, qkv, H, 0, 3), k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
-    const Tensor scores = b.matmul1.run(ctx, q, k);  // [B, H, N, N], scaled after the product
-    const Tensor a = softmax(t, scale(t, scores, 1.f / std::sqrt(static_cast<float>(config_.dim / H))));
-    const Tensor context = merge_heads(t, b.matmul2.run(ctx, a, v));  // [B, N, D]
-    const Tensor x1 = add(t, x0, b.proj.run(ctx, context));
-
-    const Tensor h = gelu_erf(t, b.fc1.run(ctx, layer_norm(t, x1, b.norm2.weight, b.norm2.bias, kEps)));  // [B, N, 4D]
-    return add(t, x1, b.fc2.run(ctx, h));
+    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias, config_.eps);
+    const Tensor x1 =
+        add(t, x0, run_chain(ctx, b.proj, u, [&](const Context& c, const Tensor& v) { return attention(c, b, v); }));
+    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
+    return add(t, x1, run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) {
+                 return b.fc2.run(c, gelu_erf(c.tape, b.fc1.run(c, v)));
+               }));
   }
 
   Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, D] -> [B, classes]
-    const Tensor cls = select_token(ctx.tape, x, 0);
-    return head_.run(ctx, layer_norm(ctx.tape, cls, norm_.weight, norm_.bias, kEps));
+    const auto logits_of = [&](const Site& head, int64_t token) {
+      const Tensor one = select_token(ctx.tape, x, token);
+      return head.run(ctx, layer_norm(ctx.tape, one, norm_.weight, norm_.bias, config_.eps));
+    };
+    const Tensor logits = logits_of(head_, 0);
+    if (head_dist_.weight.empty()) return logits;
+    return scale(ctx.tape, add(ctx.tape, logits, logits_of(head_dist_, 1)), 0.5f);
   }
 
   std::vector<Site*> sites(int i) override {
     if (i < 0) return {&patch_embed_};
-    if (i >= depth()) return {&head_};
+    if (i >= depth()) return head_dist_.weight.empty() ? std::vector<Site*>{&head_} : std::vector{&head_, &head_dist_};
     Block& b = blocks_[static_cast<size_t>(i)];
     return {&b.qkv, &b.matmul1, &b.matmul2, &b.proj, &b.fc1, &b.fc2};
   }
 
  private:
+  // u [B, N, D] -> [B, N, D]
+  Tensor attention(const Context& ctx, const Block& b, const Tensor& u) const {
+    Tape* t = ctx.tape;
+    const int64_t H = config_.heads;
+    const Tensor qkv = b.qkv.run(ctx, u);  // [B, N, 3D]
+    const Tensor q = split_heads(t, qkv, H, 0, 3), k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
+    const Tensor scores = b.matmul1.run(ctx, q, k);  // [B, H, N, N], scaled after the product
+    const Tensor a = softmax(t, scale(t, scores, 1.f / std::sqrt(static_cast<float>(config_.dim / H))));
+    return b.proj.run(ctx, merge_heads(t, b.matmul2.run(ctx, a, v)));
+  }
+
   VitConfig config_;
-  Tensor cls_token_, pos_embed_;  // [D], [N+1, D]
-  Site patch_embed_;              // a convolution of stride P is a linear layer on patches: [D, 3*P*P]
+  Tensor tokens_, pos_embed_;  // [K, D], [K+N, D]: the class token, and DeiT's distillation token
+  Site patch_embed_;           // a convolution of stride P is a linear layer on patches: [D, 3*P*P]
   std::vector<Block> blocks_;
   Norm norm_;
-  Site head_;
+  Site head_, head_dist_;  // the second: of the distillation token, where there is one
 };
 
 Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config_(c) {
   info_ = info;
-  const int64_t D = c.dim;
-  const int64_t tokens = c.grid_rows * c.grid_cols + 1;
-  cls_token_ = file.get("cls_token", {1, 1, D}).reshaped({D});
-  pos_embed_ = file.get("pos_embed", {1, tokens, D}).reshaped({tokens, D});
-  const Loader patch = file.sub("patch_embed").sub("proj");
-  patch_embed_.name = "patch_embed.proj";
-  patch_embed_.role = Role::Patch;
-  patch_embed_.weight = patch.get("weight", {D, 3, c.patch, c.patch}).reshaped({D, 3 * c.patch * c.patch});
-  patch_embed_.bias = patch.get("bias", {D});
+  const int64_t D = c.dim, K = c.distilled ? 2 : 1, N = K + (c.side / c.patch) * (c.side / c.patch);
+  tokens_ = Tensor({K, D});
+  std::copy_n(file.get("cls_token", {1, 1, D}).data, D, tokens_.data);
+  if (c.distilled) std::copy_n(file.get("dist_token", {1, 1, D}).data, D, tokens_.data + D);
+  pos_embed_ = file.get("pos_embed", {1, N, D}).reshaped({N, D});
+  patch_embed_ = load_patch_embed(file, D, c.patch);
   for (int64_t i = 0; i < c.depth; ++i) {
     const Loader at = file.sub("blocks").sub(i), attn = at.sub("attn"), mlp = at.sub("mlp");
     const std::string name = "blocks." + std::to_string(i) + ".";
@@ -104,14 +107,12 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
     blocks_.push_back(b);
   }
   norm_ = load_norm(file.sub("norm"), D);
-  head_ = load_linear(file, Role::Head, "head", c.classes, D);
-  for (const std::string& unused : file.unused()) {
-    if (unused.rfind("pre_logits.", 0) == 0) continue;  // left over in old files, never applied by timm's eval models
-    throw InputError(format("%s: tensor %s is not part of %s: this checkpoint needs a forward pass that is not here",
-                            file.file().path().c_str(), unused.c_str(), info_.name.c_str()));
-  }
-  for (const auto& [name, tensor] : file.file().tensors())
-    if (name.rfind("pre_logits.", 0) != 0) info_.parameters += numel(tensor.shape);
+  head_ = load_linear(file, Role::Head, "head", info.outputs, D);
+  // Without a second head the first one decides alone (transformers' DeiTForImageClassification).
+  if (c.distilled && file.has("head_dist.weight"))
+    head_dist_ = load_linear(file, Role::Head, "head_dist", info.outputs, D);
+  // pre_logits is left over in old files: timm's networks without one never apply it.
+  info_.parameters = count_parameters(file, {"pre_logits."}, info_.name);
 }
 
 // Sizes by timm architecture name; "vit_<size>_patch<P>_<R>" fixes the rest.
@@ -122,100 +123,57 @@ struct Preset {
 constexpr Preset kPresets[] = {
     {"tiny", 192, 12, 3}, {"small", 384, 12, 6}, {"base", 768, 12, 12}, {"large", 1024, 24, 16}};
 
-// Keys of model_args that this forward pass obeys, or that do not change it at inference.
-const std::set<std::string> kKnownArgs = {"img_size",  "patch_size", "embed_dim",      "depth",      "num_heads",
-                                          "mlp_ratio", "drop_rate",  "drop_path_rate", "weight_init"};
-// Keys that are fine with exactly one value.
-const std::pair<const char*, json> kFixedArgs[] = {
-    {"qkv_bias", true},  {"class_token", true},     {"global_pool", "token"}, {"in_chans", 3},
-    {"pre_norm", false}, {"no_embed_class", false}, {"qk_norm", false},       {"init_values", nullptr},
-    {"reg_tokens", 0},   {"fc_norm", nullptr}};
+// Keys of model_args that this forward pass obeys, or that do not change it at inference, and those that
+// are fine with exactly one value.
+const std::set<std::string> kKnownArgs = {"img_size",    "patch_size",      "embed_dim", "depth",
+                                          "num_heads",   "mlp_ratio",       "drop_rate", "drop_path_rate",
+                                          "weight_init", "dynamic_img_size"};
+const json kFixedArgs = {{"qkv_bias", true},  {"class_token", true},    {"global_pool", "token"},
+                         {"in_chans", 3},     {"pre_norm", false},      {"no_embed_class", false},
+                         {"qk_norm", false},  {"init_values", nullptr}, {"reg_tokens", 0},
+                         {"fc_norm", nullptr}};
 
-VitConfig preset_of(const std::string& architecture, int64_t* image, const std::string& where) {
-  char size[32] = "";
-  int patch = 0, side = 0, end = 0;
-  const bool parsed = std::sscanf(architecture.c_str(), "vit_%31[a-z]_patch%d_%d%n", size, &patch, &side, &end) == 3 &&
-                      end == static_cast<int>(architecture.size());
-  for (const Preset& p : kPresets)
-    if (parsed && architecture == format("vit_%s_patch%d_%d", p.size, patch, side)) {
-      *image = side;
-      return {patch, p.dim, p.depth, p.heads, 4 * p.dim, 1000, 0, 0};
-    }
-  throw InputError(
-      format("%s: architecture \"%s\" is not one this engine knows: vit_{tiny,small,base,large}_patch<P>_<R>",
-             where.c_str(), architecture.c_str()));
-}
-
-void apply_model_args(const json& args, VitConfig& c, int64_t* image, const std::string& where) {
-  for (const auto& [key, value] : args.items()) {
-    bool fixed = false;
-    for (const auto& [name, allowed] : kFixedArgs) {
-      if (key != name) continue;
-      fixed = true;
-      require_input(value == allowed, "%s: model_args.%s = %s is not supported (only %s)", where.c_str(), key.c_str(),
-                    value.dump().c_str(), allowed.dump().c_str());
-    }
-    require_input(fixed || kKnownArgs.count(key), "%s: model_args.%s is not supported", where.c_str(), key.c_str());
-  }
-  c.dim = get_or(args, "embed_dim", c.dim, where);
-  c.depth = get_or(args, "depth", c.depth, where);
-  c.heads = get_or(args, "num_heads", c.heads, where);
-  c.patch = get_or(args, "patch_size", c.patch, where);
-  c.mlp = static_cast<int64_t>(static_cast<double>(c.dim) * get_or(args, "mlp_ratio", 4.0, where));
-  *image = get_or(args, "img_size", *image, where);
-}
-
-void read_floats(const json& from, const char* key, float out[3], const std::string& where) {
-  const auto values = get_or(from, key, std::vector<float>{out[0], out[1], out[2]}, where);
-  require_input(values.size() == 3, "%s: \"%s\" needs 3 numbers, has %zu", where.c_str(), key, values.size());
-  std::copy(values.begin(), values.end(), out);
-}
-
-ImageConfig image_config(const json& pretrained, int64_t side, const std::string& where) {
-  ImageConfig image;
-  const auto size = get_or(pretrained, "input_size", std::vector<int64_t>{3, side, side}, where);
-  require_input(size.size() == 3 && size[0] == 3, "%s: input_size must be [3, height, width]", where.c_str());
-  image.height = size[1];
-  image.width = size[2];
-  require_input(image.height == side && image.width == side,
-                "%s: input_size %s does not match the %lld pixels of the architecture", where.c_str(),
-                to_string(size).c_str(), static_cast<long long>(side));
-  image.crop_pct = get_or(pretrained, "crop_pct", 0.9, where);
-  require_input(image.crop_pct > 0 && image.crop_pct <= 1, "%s: crop_pct must be in (0, 1]", where.c_str());
-  image.interpolation = get_or<std::string>(pretrained, "interpolation", "bicubic", where);
-  const auto crop_mode = get_or<std::string>(pretrained, "crop_mode", "center", where);
-  require_input(crop_mode == "center", "%s: crop_mode \"%s\" is not supported (only \"center\")", where.c_str(),
-                crop_mode.c_str());
-  read_floats(pretrained, "mean", image.mean, where);
-  read_floats(pretrained, "std", image.std, where);
-  return image;
+VitConfig preset_of(const std::string& architecture, const std::string& where) {
+  if (architecture == "test_vit") return {16, 64, 6, 2, 192, 160};
+  static const std::regex form("(vit|deit)_(tiny|small|base|large)(_distilled)?_patch([1-9][0-9]{0,2})_([1-9][0-9]{0,3})");
+  std::smatch part;
+  require_input(std::regex_match(architecture, part, form) && (part[1] == "deit" || !part[3].matched),
+                "%s: architecture \"%s\" is not one this engine knows: vit_{tiny,small,base,large}_patch<P>_<R>, "
+                "deit_..., deit_..._distilled_..., test_vit, swin_...",
+                where.c_str(), architecture.c_str());
+  const Preset* p = kPresets;
+  while (part[2] != p->size) ++p;
+  return {std::stoll(part[4]), p->dim, p->depth, p->heads, 4 * p->dim, std::stoll(part[5]), 1e-6f, part[3].matched};
 }
 
 }  // namespace
 
-std::unique_ptr<Model> load_vit(const json& config, const std::string& where, const SafeTensors& file, ModelInfo info) {
-  info.family = Family::Vision;
-  info.name = get<std::string>(config, "architecture", where);
-  int64_t side = 0;
-  VitConfig c = preset_of(info.name, &side, where);
-  if (config.contains("model_args")) apply_model_args(config["model_args"], c, &side, where);
-  // Old files have the pretrained settings at the top level.
-  const json pretrained = config.contains("pretrained_cfg") ? config["pretrained_cfg"] : config;
-  c.classes = get_or(config, "num_classes", get_or<int64_t>(pretrained, "num_classes", 1000, where), where);
+std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& file, ModelInfo info) {
+  const json& config = source.config;
+  const std::string& where = source.where;
+  VitConfig c = preset_of(get<std::string>(config, "architecture", where), where);
+  if (config.contains("model_args")) {
+    const json& args = config["model_args"];
+    check_model_args(args, kKnownArgs, kFixedArgs, where);
+    const double ratio = static_cast<double>(c.mlp) / static_cast<double>(c.dim);
+    c.dim = get_or(args, "embed_dim", c.dim, where);
+    c.depth = get_or(args, "depth", c.depth, where);
+    c.heads = get_or(args, "num_heads", c.heads, where);
+    c.patch = get_or(args, "patch_size", c.patch, where);
+    c.mlp = static_cast<int64_t>(static_cast<double>(c.dim) * get_or(args, "mlp_ratio", ratio, where));
+    c.side = get_or(args, "img_size", c.side, where);
+  }
+  c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
   const auto pool = get_or<std::string>(config, "global_pool", "token", where);
   require_input(pool == "token", "%s: global_pool \"%s\" is not supported (only \"token\")", where.c_str(),
                 pool.c_str());
-  require_input(c.patch > 0 && c.dim > 0 && c.depth > 0 && c.mlp > 0 && c.classes > 0 && c.heads > 0 &&
-                    c.dim % c.heads == 0 && side > 0 && side % c.patch == 0,
-                "%s: dim %lld, depth %lld, heads %lld, patch %lld, image %lld, classes %lld do not make a ViT",
-                where.c_str(), static_cast<long long>(c.dim), static_cast<long long>(c.depth),
-                static_cast<long long>(c.heads), static_cast<long long>(c.patch), static_cast<long long>(side),
-                static_cast<long long>(c.classes));
-  info.image = image_config(pretrained, side, where);
-  info.tag = get_or<std::string>(pretrained, "tag", "", where);
-  info.outputs = c.classes;
-  c.grid_rows = c.grid_cols = side / c.patch;
-  return std::make_unique<Vit>(c, Loader(file), info);
+  require_input(c.patch > 0 && c.dim > 0 && c.depth > 0 && c.mlp > 0 && c.heads > 0 && c.dim % c.heads == 0 &&
+                    c.side > 0 && c.side % c.patch == 0,
+                "%s: dim %lld, depth %lld, heads %lld, patch %lld, image %lld do not make a ViT", where.c_str(),
+                static_cast<long long>(c.dim), static_cast<long long>(c.depth), static_cast<long long>(c.heads),
+                static_cast<long long>(c.patch), static_cast<long long>(c.side));
+  read_info(source, c.side, info);
+  return std::make_unique<Vit>(c, Loader(file, source.names), info);
 }
 
 }  // namespace bcq

@@ -1,16 +1,13 @@
-// Vision Transformer as timm defines it (vision_transformer.py; "An Image is Worth
-// 16x16 Words"): class token, learned positions, pre-norm blocks, no pooling.
-// Refuses what would need another forward pass: average pooling, LayerScale,
-// register tokens, qk-norm, distillation tokens.
+// Vision Transformer and DeiT as timm defines them (vision_transformer.py, deit.py; "An Image is Worth
+// 16x16 Words", "Training data-efficient image transformers & distillation through attention"): class
+// token, learned positions, pre-norm blocks, no pooling; the distilled form has a second token and head.
+// Refuses what would need another forward pass: average pooling, LayerScale, register tokens, qk-norm.
 #pragma once
-#include "engine/json.h"
-#include "engine/safetensors.h"
-#include "models/model.h"
+#include "models/timm.h"
 
 namespace bcq {
 
-// config: a timm hub config.json, read from config_path. Throws InputError.
-std::unique_ptr<Model> load_vit(const json& config, const std::string& config_path, const SafeTensors& file,
-                                ModelInfo info);
+// Throws InputError.
+std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& file, ModelInfo info);
 
 }  // namespace bcq

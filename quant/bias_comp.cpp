@@ -58,31 +58,78 @@ bool is_selected(const Site& site, const BcOptions& options) {
   return site.role == Role::Patch ? options.conv : site.is_linear() ? options.linear : options.matmul;
 }
 
-// Feeds each selected site's float inputs to its quantized form, and averages what is missing.
-class SiteErrors : public Observer {
+// Averages what is missing from outputs, each of which a site can give back.
+class Errors : public Observer {
  public:
-  SiteErrors(const std::vector<Site*>& sites, const BcOptions& options) {
-    for (Site* site : sites)
-      if (is_selected(*site, options)) errors_.emplace(site, MeanError(options.shape));
-  }
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    const auto found = errors_.find(const_cast<Site*>(&site));
-    if (found != errors_.end()) found->second.update(y, site.product(Precision::Fake, nullptr, a, b));
-  }
+  explicit Errors(BcShape shape) : shape_(shape) {}
   int64_t attach() {
     int64_t values = 0;
     for (auto& [site, error] : errors_) {
       const Tensor b = error.mean();
-      require(!b.empty(), "bias compensation: %s was never run", site->name.c_str());
       compensate(*site, b);
       values += b.size();
     }
     return values;
   }
 
+ protected:
+  void update(const Site& site, const Tensor& f, const Tensor& q) {
+    errors_.try_emplace(const_cast<Site*>(&site), shape_).first->second.update(f, q);
+  }
+
  private:
+  BcShape shape_;
   std::map<Site*, MeanError> errors_;
 };
+
+// Feeds each selected site's float inputs to its quantized form.
+struct SiteErrors : Errors {
+  explicit SiteErrors(const BcOptions& o) : Errors(o.shape), options(o) {}
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    if (is_selected(site, options)) update(site, y, site.product(Precision::Fake, nullptr, a, b));
+  }
+  const BcOptions& options;
+};
+
+// The same for the chains that end in a site of this role.
+struct ChainErrors : Errors {
+  ChainErrors(BcShape shape, Role r) : Errors(shape), role(r) {}
+  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
+    if (last.role == role) update(last, y, body({Precision::Fake}, x));
+  }
+  Role role;
+};
+
+// Part -1: embedding.  Part i: block i.  Part depth(): head, which a language model's walk leaves out.
+Tensor run_part(const Model& model, const Context& ctx, int i, const Batch& batch, const Tensor& x) {
+  return i < 0 ? model.embed(ctx, batch) : i < model.depth() ? model.block(ctx, i, x) : model.head(ctx, x);
+}
+
+using Stream = std::vector<Tensor>;  // one tensor a batch
+
+Stream run_part(const Model& model, const Context& ctx, int i, const std::vector<Batch>& batches, const Stream& x) {
+  Stream y(x.size());
+  for (size_t j = 0; j < x.size(); ++j) y[j] = run_part(model, ctx, i, batches[j], x[j]);
+  return y;
+}
+
+Tensor mean_error(BcShape shape, const Stream& f, const Stream& q) {
+  MeanError error(shape);
+  for (size_t j = 0; j < f.size(); ++j) error.update(f[j], q[j]);
+  return error.mean();
+}
+
+// Parts [first, last] run quantized from their float input x.
+Stream run_quantized(const Model& model, int first, int last, const std::vector<Batch>& batches, Stream x) {
+  for (int i = first; i <= last; ++i) x = run_part(model, {Precision::Fake}, i, batches, x);
+  return x;
+}
+
+bool has_merges(const Model& model) {
+  for (int i = 0; i < model.depth(); ++i)
+    if (model.is_merge(i)) return true;
+  return false;
+}
 
 }  // namespace
 
@@ -100,33 +147,99 @@ void compensate_block(Model& model, int i, const Tensor& b) {
   bc = sum(bc, b);
 }
 
-int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& options,
-                   const Progress& progress) {
+int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& o, const Progress& progress) {
   const int depth = model.depth();
+  const bool staged = has_merges(model);
+  require_usage(staged || !(o.downsample || o.stage), "%s has no stages: downsample and stage are outputs of a Swin",
+                model.info().name.c_str());
+  require_usage(!o.model || !model.sites(depth).empty(), "the output of %s is not quantized: model cannot be chosen",
+                model.info().name.c_str());
   int64_t values = 0;
-  std::vector<Tensor> x(batches.size());  // the float stream
+  Stream x(batches.size()), entry;  // the float stream; where it entered the stage
+  int stage = 0;                    // first block of the stage
   for (int i = -1; i <= depth; ++i) {
     progress("bias compensation", i + 1, depth + 2);
-    SiteErrors errors(model.sites(i), options);
-    const Context watched{Precision::Float, nullptr, &errors};
-    std::vector<Tensor> y(batches.size());
-    for (size_t j = 0; j < batches.size(); ++j)
-      y[j] = i < 0                    ? model.embed(watched, batches[j])
-             : i < depth              ? model.block(watched, i, x[j])
-             : model.sites(i).empty() ? Tensor{}
-                                      : model.head(watched, x[j]);
-    values += errors.attach();
-    if (options.block && i >= 0 && i < depth) {
-      MeanError error(options.shape);
-      for (size_t j = 0; j < batches.size(); ++j) error.update(y[j], model.block({Precision::Fake}, i, x[j]));
-      const Tensor b = error.mean();
+    if (i == depth && model.sites(i).empty()) break;
+    SiteErrors sites(o);
+    const Stream y = run_part(model, {Precision::Float, nullptr, &sites}, i, batches, x);
+    values += sites.attach();
+    for (const auto& [wanted, role] : {std::pair{o.attention, Role::Proj}, std::pair{o.mlp, Role::Fc2}}) {
+      if (!wanted) continue;
+      ChainErrors chains(o.shape, role);
+      run_part(model, {Precision::Float, nullptr, &chains}, i, batches, x);
+      values += chains.attach();
+    }
+    const bool is_block = i >= 0 && i < depth;
+    const auto fit_part = [&](int first, const Stream& from) {
+      const Tensor b = mean_error(o.shape, y, run_quantized(model, first, i, batches, from));
       compensate_block(model, i, b);
       values += b.size();
+    };
+    if (is_block && (model.is_merge(i) ? o.downsample : o.block)) fit_part(i, x);
+    if (is_block && i == stage) entry = x;
+    if (is_block && (model.is_merge(i) || i + 1 == depth)) {
+      if (o.stage) fit_part(stage, entry);
+      stage = i + 1;
     }
-    x = std::move(y);
+    x = y;
+  }
+  if (o.model) {  // x holds the float logits
+    const Tensor b = mean_error(o.shape, x, run_quantized(model, -1, depth, batches, Stream(batches.size())));
+    for (Site* head : model.sites(depth)) compensate(*head, b);  // two heads are averaged: each takes it
+    values += b.size();
   }
   progress("bias compensation", depth + 2, depth + 2);
   return values;
+}
+
+int64_t added_values(Model& model) {
+  int64_t values = 0;
+  for (const Site* site : model.all_sites()) {
+    if (!site->bc.empty()) values += site->bc.size();
+    if (!site->bias_hat.empty() && site->bias.empty()) values += site->bias_hat.size();
+  }
+  for (const Tensor& b : model.block_bc)
+    if (!b.empty()) values += b.size();
+  return values;
+}
+
+namespace {
+
+struct ErrorSums : Observer {
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    if (!is_quantized(site)) return;
+    const Tensor q = site.product(Precision::Fake, nullptr, a, b);
+    Sums& s = sums[&site];
+    for (int64_t i = 0; i < y.size(); ++i) {
+      const double f = y[i], d = f - q[i];
+      s.signal += f * f;
+      s.error += d * d;
+    }
+    s.n += static_cast<double>(y.size());
+  }
+  struct Sums {
+    double signal = 0, error = 0, n = 0;
+  };
+  std::map<const Site*, Sums> sums;
+};
+
+}  // namespace
+
+std::vector<SiteReport> site_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress) {
+  ErrorSums observer;
+  for (size_t j = 0; j < batches.size(); ++j) {
+    progress("measuring outputs", static_cast<double>(j), static_cast<double>(batches.size()));
+    model.forward({Precision::Float, nullptr, &observer}, batches[j]);
+  }
+  progress("measuring outputs", 1, 1);
+  std::vector<SiteReport> result;
+  for (const Site* site : model.all_sites()) {
+    const auto found = observer.sums.find(site);
+    if (found == observer.sums.end()) continue;
+    const auto& s = found->second;
+    result.push_back({site, s.signal / s.n, s.error / s.n});
+  }
+  return result;
 }
 
 }  // namespace bcq

@@ -37,20 +37,35 @@ class MeanError {
   int64_t batches_ = 0;
 };
 
-// Which outputs are compensated. The official table scripts use conv, linear and matmul sites for
-// vision, and linear sites and block outputs for language.
+// Which outputs are compensated, in this order: a later one is measured with the earlier ones in place. The
+// official table scripts use conv, linear and matmul sites for vision, and linear sites and block outputs for
+// language; the others are switches of its grid search. downsample and stage exist in a Swin only, where a
+// stage ends with the merge after its blocks; model is the only output whose error is that of the network
+// run quantized from end to end, all others are fed their float inputs.
 struct BcOptions {
   BcShape shape = BcShape::Channel;
-  bool conv = true, linear = true, matmul = true, block = false;
+  bool conv = true, linear = true, matmul = true;                        // products
+  bool attention = false, mlp = false;                                   // chains of products
+  bool block = false, downsample = false, stage = false, model = false;  // parts of the network
 };
 
 // Attach a compensation: a vector [out] is folded into the bias of a linear site, anything else is kept.
 void compensate(Site& site, const Tensor& b);
 void compensate_block(Model& model, int i, const Tensor& b);
 
-// Measure and attach compensations at every quantized site that `options` names, then at the block
-// outputs with the sites of the block already compensated. `batches` is the calibration data; the model
-// must be quantized. Returns the number of values fitted.
+// Measure and attach compensations at every output of the quantized model that `options` names; `batches`
+// is the calibration data. Returns the number of values fitted. UsageError when the model has no such output.
 int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& options, const Progress& progress);
+
+// Values the compensations of a model add to those it has: a bias folded into an existing one adds none.
+int64_t added_values(Model& model);
+
+// Mean squares at a site fed its float inputs: of its float output, and of what quantization does to it.
+struct SiteReport {
+  const Site* site;
+  double signal, error;
+};
+// Of all quantized sites in the order they run, compensated as they stand.
+std::vector<SiteReport> site_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress);
 
 }  // namespace bcq

@@ -27,6 +27,8 @@ void check(const PtqOptions& o) {
   require_usage(o.eq_n >= 1 && o.eq_alpha > 0 && o.eq_beta > o.eq_alpha,
                 "the search needs 0 < alpha < beta and at least one candidate, got %g, %g, %d", o.eq_alpha, o.eq_beta,
                 o.eq_n);
+  require_usage(!o.sequential || o.metric != Metric::Hessian,
+                "calibration in sequence has no gradients of the float network: use --metric cosine or l2");
   require_usage(o.rounds >= 1 && o.draws >= 1, "rounds and draws must be at least 1, got %d and %d", o.rounds, o.draws);
 }
 
@@ -144,6 +146,13 @@ PtqOptions base_ptq(int wbits, int abits) {
   return options;
 }
 
+PtqOptions easy_quant(int wbits, int abits) {
+  PtqOptions options = base_ptq(wbits, abits);
+  options.sequential = true;
+  options.rounds = 10;
+  return options;
+}
+
 void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options) {
   check(options);
   check(site, data);
@@ -246,35 +255,37 @@ struct Survey : Observer {
   }
 };
 
-// Copy a batch to its place among all samples.
-void put(Tensor& all, const Tensor& batch, int64_t first, int64_t samples) {
+// Copy a batch of `count` images to its place among all; a Swin has several samples (windows) an image.
+void put(Tensor& all, const Tensor& batch, int64_t first, int64_t count, int64_t images) {
+  const int64_t per_image = batch.dim(0) / count;
   if (all.empty()) {
     Shape shape = batch.shape;
-    shape[0] = samples;
+    shape[0] = images * per_image;
     all = Tensor::uninitialized(shape);
   }
-  const Tensor place = all.slice(first, first + batch.dim(0));
+  const Tensor place = all.slice(first * per_image, (first + count) * per_image);
   std::memcpy(place.data, batch.data, static_cast<size_t>(batch.size()) * sizeof(float));
 }
 
 // Gathers the data of the sites of one part of the model, batch by batch and draw by draw.
 class Capture : public Observer {
  public:
-  explicit Capture(int64_t samples) : samples_(samples) {}
+  explicit Capture(int64_t images) : images_(images) {}
 
-  // What runs next: samples from `first` on; keep_data: the operands and outputs are wanted.
-  void start(Tape* tape, int64_t first, bool keep_data) {
+  // What runs next: `count` images from `first` on; keep_data: the operands and outputs are wanted.
+  void start(Tape* tape, int64_t first, int64_t count, bool keep_data) {
     tape_ = tape;
     first_ = first;
+    count_ = count;
     keep_data_ = keep_data;
     outputs_.clear();
   }
   void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
     if (keep_data_) {
       SiteData& data = sites_[&site].data;
-      put(data.a, a, first_, samples_);
-      if (!site.is_linear()) put(data.b, b, first_, samples_);
-      put(data.y, y, first_, samples_);
+      put(data.a, a, first_, count_, images_);
+      if (!site.is_linear()) put(data.b, b, first_, count_, images_);
+      put(data.y, y, first_, count_, images_);
     }
     if (tape_) outputs_.emplace_back(&site, y);
   }
@@ -312,13 +323,13 @@ class Capture : public Observer {
       e.exponent = exponent;
     }
     const float down = std::ldexp(1.f, -e.exponent);
-    float* into = g2.slice(first_, first_ + g.dim(0)).data;
+    float* into = g2.data + first_ * (g2.size() / images_);
     for (int64_t i = 0; i < g.size(); ++i) into[i] += (g[i] * down) * (g[i] * down);
   }
 
-  int64_t samples_;
+  int64_t images_;
   Tape* tape_ = nullptr;
-  int64_t first_ = 0;
+  int64_t first_ = 0, count_ = 0;
   bool keep_data_ = true;
   std::vector<std::pair<const Site*, Tensor>> outputs_;
   std::map<const Site*, Entry> sites_;
@@ -342,7 +353,7 @@ Capture capture_part(const Model& model, int i, const std::vector<Tensor>& input
       Tape* recording = gradients.empty() ? nullptr : &tape;
       Tensor x = inputs[j];
       if (recording && i >= 0) tape.watch(x);
-      capture.start(recording, first, draw == 0);
+      capture.start(recording, first, inputs[j].dim(0), draw == 0);
       const Tensor y = run_part(model, {Precision::Float, recording, &capture}, i, x);
       if (!recording) continue;
       tape.backward(y, gradients[draw][j]);
@@ -352,6 +363,29 @@ Capture capture_part(const Model& model, int i, const std::vector<Tensor>& input
     first += inputs[j].dim(0);
   }
   return capture;
+}
+
+// EasyQuant's order: site after site as the network runs, each on what the sites before it, already
+// quantized, make of the images. Its own grids are not chosen yet, so its output is that of its float weight.
+void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress) {
+  const int64_t samples = images.dim(0);
+  std::vector<Tensor> x;
+  for (int64_t b = 0; b < samples; b += kBatch) x.push_back(images.slice(b, std::min(samples, b + kBatch)));
+  for (int i = -1; i <= model.depth(); ++i) {
+    for (Site* site : model.sites(i)) {
+      progress("calibrating " + site->name, i + 1, model.depth() + 2);
+      Capture capture(samples);
+      int64_t first = 0;
+      for (const Tensor& batch : x) {
+        capture.start(nullptr, first, batch.dim(0), true);
+        run_part(model, {Precision::Fake, nullptr, &capture}, i, batch);
+        first += batch.dim(0);
+      }
+      calibrate_site(*site, capture.take(site), options);
+    }
+    for (Tensor& batch : x) batch = run_part(model, {Precision::Fake}, i, batch);
+  }
+  progress("calibrated", 1, 1);
 }
 
 }  // namespace
@@ -366,6 +400,7 @@ void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options,
   const auto report = [&](const std::string& what, double done, double total) {
     if (progress) progress(what, done, total);
   };
+  if (options.sequential) return calibrate_in_sequence(model, images, options, report);
   const int64_t samples = images.dim(0);
   const int depth = model.depth();
 

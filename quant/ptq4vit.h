@@ -1,4 +1,4 @@
-// Weight and activation quantizers of vision transformers: BasePTQ and PTQ4ViT
+// Weight and activation quantizers of vision transformers: BasePTQ, EasyQuant and PTQ4ViT
 // ("PTQ4ViT: Post-Training Quantization Framework for Vision Transformers", section 3;
 // semantics of the official code, which calibrates all sites in parallel on the float network).
 #pragma once
@@ -34,9 +34,15 @@ struct PtqOptions {
   Probe probe = Probe::Fisher;
   int draws = 4;  // probe samples per image
   uint32_t seed = 3;
+  // Calibrate in the order of the network on quantized inputs, instead of all sites on the float network.
+  bool sequential = false;
 };
 PtqOptions base_ptq(int wbits, int abits);
 PtqOptions ptq4vit(int wbits, int abits);
+// "EasyQuant: Post-training Quantization via Scale Optimization": cosine similarity, scales of both operands in
+// turns until neither changes (or 10 rounds), inputs from the quantized layers before. It has no published code
+// for transformers; grids and candidates are BasePTQ's.
+PtqOptions easy_quant(int wbits, int abits);
 
 // Choose the grids of one site and set weight_hat. Deterministic. Throws Error naming the site when its
 // data is not finite or does not fit, UsageError when the options make no sense.

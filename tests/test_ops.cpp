@@ -222,26 +222,54 @@ TEST_CASE("split_heads takes one part of a fused projection apart, merge_heads p
   }
 }
 
-TEST_CASE("prepend_token and select_token address the rows of a sample") {
+TEST_CASE("prepend_tokens and select_token address the rows of a sample") {
   const int64_t B = 3, N = 4, D = 5;
-  const Tensor x = random({B, N, D}, 21), token = random({D}, 22), positions = random({N + 1, D}, 23);
-  const Tensor y = prepend_token(nullptr, x, token, positions);
-  REQUIRE(y.shape == Shape{B, N + 1, D});
-  bool equal = true;
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t n = 0; n <= N; ++n)
-      for (int64_t c = 0; c < D; ++c)
-        equal &=
-            y[(b * (N + 1) + n) * D + c] == (n == 0 ? token[c] : x[(b * N + n - 1) * D + c]) + positions[n * D + c];
-  CHECK(equal);
-  for (int64_t n = 0; n <= N; ++n) {
-    const Tensor z = select_token(nullptr, y, n);
-    REQUIRE(z.shape == Shape{B, D});
+  for (const int64_t K : {1, 2}) {
+    const Tensor x = random({B, N, D}, 21), tokens = random({K, D}, 22), positions = random({K + N, D}, 23);
+    const Tensor y = prepend_tokens(nullptr, x, tokens, positions);
+    REQUIRE(y.shape == Shape{B, K + N, D});
+    bool equal = true;
     for (int64_t b = 0; b < B; ++b)
-      for (int64_t c = 0; c < D; ++c) equal &= z[b * D + c] == y[(b * (N + 1) + n) * D + c];
+      for (int64_t n = 0; n < K + N; ++n)
+        for (int64_t c = 0; c < D; ++c)
+          equal &= y[(b * (K + N) + n) * D + c] ==
+                   (n < K ? tokens[n * D + c] : x[(b * N + n - K) * D + c]) + positions[n * D + c];
+    CHECK(equal);
+    for (int64_t n = 0; n < K + N; ++n) {
+      const Tensor z = select_token(nullptr, y, n);
+      REQUIRE(z.shape == Shape{B, D});
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t c = 0; c < D; ++c) equal &= z[b * D + c] == y[(b * (K + N) + n) * D + c];
+    }
+    CHECK(equal);
+    CHECK_THROWS_AS(prepend_tokens(nullptr, x, tokens, random({K + N - 1, D}, 1)), Error);
   }
-  CHECK(equal);
-  CHECK_THROWS_AS(prepend_token(nullptr, x, token, random({N, D}, 1)), Error);
+}
+
+TEST_CASE("mean_tokens, permute_rows and add_window_bias compute what they say") {
+  const Tensor x = random({2, 4, 3}, 71);
+  const Tensor mean = mean_tokens(nullptr, x);
+  REQUIRE(mean.shape == Shape{2, 3});
+  for (int64_t b = 0; b < 2; ++b)
+    for (int64_t c = 0; c < 3; ++c) {
+      double sum = 0;
+      for (int64_t n = 0; n < 4; ++n) sum += x[(b * 4 + n) * 3 + c];
+      CHECK(mean[b * 3 + c] == doctest::Approx(sum / 4).epsilon(1e-6));
+    }
+
+  const Tensor y = permute_rows(nullptr, x, {2, 0, 3, 1}, {4, 2, 3});
+  REQUIRE(y.shape == Shape{4, 2, 3});
+  const int64_t from[] = {2, 0, 3, 1};
+  for (int64_t i = 0; i < y.size(); ++i) CHECK(y[i] == x[(i / 12 * 4 + from[i / 3 % 4]) * 3 + i % 3]);
+  CHECK_THROWS_AS(permute_rows(nullptr, x, {0, 1, 2}, {2, 3, 3}), Error);
+
+  // two images of two windows, three heads, windows of two tokens
+  const Tensor scores = random({4, 3, 2, 2}, 72), bias = random({3, 2, 2}, 73), mask = random({2, 2, 2}, 74);
+  const Tensor z = add_window_bias(nullptr, scores, bias, mask), plain = add_window_bias(nullptr, scores, bias, {});
+  for (int64_t i = 0; i < z.size(); ++i) {
+    CHECK(plain[i] == scores[i] + bias[i % 12]);
+    CHECK(z[i] == plain[i] + mask[i / 12 % 2 * 4 + i % 4]);
+  }
 }
 
 TEST_CASE("unfold_patches followed by a product is a convolution of stride P") {

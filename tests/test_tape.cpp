@@ -64,7 +64,7 @@ TEST_CASE("gradients of row ops") {
 }
 
 TEST_CASE("gradients of moves are exact") {
-  const Tensor fused = random({2, 3, 24}, 28), token = random({4}, 29), positions = random({6, 4}, 30);
+  const Tensor fused = random({2, 3, 24}, 28), token = random({1, 4}, 29), positions = random({6, 4}, 30);
   for (int64_t part = 0; part < 3; ++part) {
     const Tensor g = random({2, 2, 3, 4}, 31);
     const Tensor dx = tape_gradient([&](Tape* t, const Tensor& v) { return split_heads(t, v, 2, part, 3); }, fused, g);
@@ -78,8 +78,18 @@ TEST_CASE("gradients of moves are exact") {
   }
   CHECK(gradient_error([](Tape* t, const Tensor& v) { return merge_heads(t, v); }, random({2, 3, 4, 5}, 32), 33) <
         kTolerance);
-  CHECK(gradient_error([&](Tape* t, const Tensor& v) { return prepend_token(t, v, token, positions); },
+  CHECK(gradient_error([&](Tape* t, const Tensor& v) { return prepend_tokens(t, v, token, positions); },
                        random({2, 5, 4}, 34), 35) < kTolerance);
+  CHECK(gradient_error([](Tape* t, const Tensor& v) { return mean_tokens(t, v); }, random({2, 5, 4}, 44), 45) <
+        kTolerance);
+  CHECK(gradient_error(
+            [](Tape* t, const Tensor& v) {
+              return permute_rows(t, v, {2, 0, 3, 1}, {4, 2, 3});
+            },
+            random({2, 4, 3}, 46), 47) < kTolerance);
+  const Tensor bias = random({3, 2, 2}, 48), mask = random({2, 2, 2}, 49);
+  CHECK(gradient_error([&](Tape* t, const Tensor& v) { return add_window_bias(t, v, bias, mask); },
+                       random({4, 3, 2, 2}, 50), 51) < kTolerance);
   CHECK(gradient_error([](Tape* t, const Tensor& v) { return select_token(t, v, 2); }, random({2, 5, 4}, 36), 37) <
         kTolerance);
 }

@@ -1,5 +1,5 @@
-# ViT-B/16 and OPT-125M at full size with random weights: bcq's logits, block outputs, site
-# outputs and gradients against timm and transformers. One line per comparison: the largest
+# The vision models of the paper and OPT-125M at full size with random weights: bcq's logits, block
+# outputs, site outputs and gradients against timm and transformers. One line per comparison: the largest
 # absolute difference over the largest absolute value of the reference. Run by `make parity`.
 import os
 import subprocess
@@ -63,26 +63,51 @@ def dump(model, inputs, folder):
     return load_file(folder / "dump.safetensors")
 
 
-def compare_vit(folder):
-    name = "vit_base_patch16_224"
-    model = networks.vit(name, seed=11)
-    networks.write_vit(model, folder / name, name)
-    g = torch.Generator().manual_seed(12)
-    pixels = torch.randn(3, 3, 224, 224, generator=g)
+# The paper's ten configurations, the distilled form, and the smallest checkpoint there is.
+VISION = ["vit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch16_384", "deit_small_patch16_224",
+          "deit_base_patch16_224", "deit_base_patch16_384", "swin_tiny_patch4_window7_224",
+          "swin_small_patch4_window7_224", "swin_base_patch4_window7_224", "swin_base_patch4_window12_384",
+          "deit_tiny_distilled_patch16_224", "test_vit"]
+GRADIENTS_OF = ("vit_base_patch16_224", "swin_tiny_patch4_window7_224")
+
+
+def compare_vision(name, folder):
+    model = networks.vision(name, seed=11)
+    networks.write_vision(model, folder / name, name)
+    side = model.patch_embed.img_size[0]
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(12))
     with torch.no_grad():
         want = model(pixels)
     logits, seconds = forward(folder / name, {"pixel_values": pixels}, folder)
     report(f"{name}, 3 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
+    if name.startswith("swin"):
+        networks.write_vision(model, folder / "old", name, old=True)
+        old, _ = forward(folder / "old", {"pixel_values": pixels}, folder)
+        report(f"{name}, names before timm 0.8, logits", 0.0 if torch.equal(old, logits) else float("inf"), 0.0)
 
-    # dL/dlogits as a cross entropy would give it: p - onehot(y)
-    grad = want[:1].softmax(-1)
-    grad[0, 17] -= 1
-    reference = networks.run_vit(model, pixels[:1], grad)
-    got = dump(folder / name, {"pixel_values": pixels[:1], "grad_logits": grad}, folder)
+    inputs, grad = {"pixel_values": pixels[:1]}, None
+    if name in GRADIENTS_OF:  # dL/dlogits as a cross entropy would give it: p - onehot(y)
+        grad = want[:1].softmax(-1)
+        grad[0, 17] -= 1
+        inputs["grad_logits"] = grad
+    reference = networks.run_vision(model, pixels[:1], grad)
+    got = dump(folder / name, inputs, folder)
     for prefix, limit in (("embed", ACTIVATIONS), ("block.", ACTIVATIONS), ("site.", ACTIVATIONS),
                           ("grad.", GRADIENTS)):
-        value, detail = worst(got, reference, prefix)
-        report(f"{name}, {detail}", value, limit)
+        if prefix != "grad." or grad is not None:
+            value, detail = worst(got, reference, prefix)
+            report(f"{name}, {detail}", value, limit)
+
+
+def compare_transformers(kind, folder):
+    model = networks.transformers_vision(kind, seed=31, num_labels=1000)  # the defaults are the base models' sizes
+    networks.write_transformers(model, folder / kind)
+    pixels = torch.randn(2, 3, model.config.image_size, model.config.image_size,
+                         generator=torch.Generator().manual_seed(32))
+    with torch.no_grad():
+        want = model(pixels).logits
+    logits, seconds = forward(folder / kind, {"pixel_values": pixels}, folder)
+    report(f"transformers' {kind}, 2 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
 
 
 def compare_opt(folder):
@@ -118,8 +143,13 @@ def compare_opt(folder):
 
 def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
-    with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
-        compare_vit(Path(folder))
+    for name in VISION:
+        with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
+            compare_vision(name, Path(folder))
+    # google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224, microsoft/swin-tiny-patch4-window7-224
+    for kind in ("vit", "deit", "swin"):
+        with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
+            compare_transformers(kind, Path(folder))
     with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
         compare_opt(Path(folder))
     return 1 if failures else 0

@@ -1,5 +1,5 @@
-# The reference networks: timm's ViT and transformers' OPT with random weights of
-# realistic size, written as the hub's repositories are laid out, and run with every
+# The reference networks: timm's ViT, DeiT and Swin and transformers' ViT, DeiT, Swin and OPT with random
+# weights of realistic size, written as the hub's repositories are laid out, and run with every
 # product, block output and gradient recorded. Names of what is recorded:
 #   embed, block.<i>, site.<site>, grad.<site>, logits
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import (DeiTConfig, DeiTForImageClassificationWithTeacher, OPTConfig, OPTForCausalLM, SwinConfig,
+                          SwinForImageClassification, ViTConfig, ViTForImageClassification)
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -26,19 +27,29 @@ def perturb(model, seed):
                 p.copy_((1 if name.endswith("weight") else 0) + 0.2 * noise)
             elif name.endswith("bias"):
                 p.copy_(0.1 * noise)
-            elif "pos_embed" in name or "cls_token" in name:
+            elif any(k in name for k in ("pos_embed", "position", "cls_token", "dist_token", "distillation_token")):
                 p.copy_(0.3 * noise)
             elif "embed" not in name:  # weights of linear layers: outputs as large as their inputs
                 p.copy_(noise / math.sqrt(p[0].numel()))
     return model.float().eval()
 
 
-def vit(architecture, seed, num_classes=1000, **model_args):
+def vision(architecture, seed, num_classes=1000, **model_args):
     torch.manual_seed(seed)
     return perturb(timm.create_model(architecture, pretrained=False, num_classes=num_classes, **model_args), seed)
 
 
-def write_vit(model, folder, architecture, **model_args):
+def old_layout(state):
+    """The names timm gave a Swin before 0.8: the merge at the end of a stage, the head without fc."""
+    def old(name):
+        parts = name.split(".")
+        if parts[0] == "layers" and parts[2] == "downsample":
+            parts[1] = str(int(parts[1]) - 1)
+        return ".".join(parts).replace("head.fc.", "head.")
+    return {old(k): v for k, v in state.items()}
+
+
+def write_vision(model, folder, architecture, old=False, **model_args):
     """config.json and model.safetensors as timm pushes them to the hub."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +59,7 @@ def write_vit(model, folder, architecture, **model_args):
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "global_pool": "token",
+        "global_pool": "avg" if architecture.startswith("swin") else "token",
         "pretrained_cfg": {
             "tag": "augreg_in21k_ft_in1k",
             "custom_load": False,
@@ -62,14 +73,35 @@ def write_vit(model, folder, architecture, **model_args):
             "num_classes": model.num_classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "classifier": cfg["classifier"],
         },
     }
     if model_args:
         config["model_args"] = model_args
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors",
-              metadata={"format": "pt"})
+    state = model.state_dict()
+    save_file({k: v.contiguous() for k, v in (old_layout(state) if old else state).items()},
+              folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# transformers' forms of the same networks: name -> (configuration, model)
+TRANSFORMERS = {"vit": (ViTConfig, ViTForImageClassification),
+                "deit": (DeiTConfig, DeiTForImageClassificationWithTeacher),
+                "swin": (SwinConfig, SwinForImageClassification)}
+
+
+def transformers_vision(kind, seed, **sizes):
+    config, model = TRANSFORMERS[kind]
+    torch.manual_seed(seed)
+    return perturb(model(config(**sizes)), seed)
+
+
+def write_transformers(model, folder):
+    model.save_pretrained(folder)
+    processor = {"do_resize": True, "size": {"height": model.config.image_size, "width": model.config.image_size},
+                 "resample": 3, "do_rescale": True, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
+                 "image_std": [0.229, 0.224, 0.225]}
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
 def opt(config, seed):
@@ -100,31 +132,59 @@ def attention(self, x, attn_mask=None, is_causal=False):
     return self.proj(self.matmul2(a, v).transpose(1, 2).reshape(B, N, C))
 
 
+def window_attention(self, x, mask=None):
+    """The same for Swin, whose scale is on q."""
+    B, N, C = x.shape
+    q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    a = self.matmul1(q * self.scale, k.transpose(-2, -1)) + self._get_rel_pos_bias()
+    if mask is not None:
+        W = mask.shape[0]
+        a = (a.view(-1, W, self.num_heads, N, N) + mask.unsqueeze(1).unsqueeze(0)).view(-1, self.num_heads, N, N)
+    return self.proj(self.matmul2(a.softmax(dim=-1), v).transpose(1, 2).reshape(B, N, -1))
+
+
+def parts(model):
+    """The embedding, and the blocks and merges in the order they run."""
+    if not hasattr(model, "layers"):
+        return model.norm_pre, list(model.blocks)  # an Identity after the embedding
+    order = []
+    for stage in model.layers:
+        order += [] if isinstance(stage.downsample, torch.nn.Identity) else [stage.downsample]
+        order += list(stage.blocks)
+    return model.patch_embed, order
+
+
 def expose_products(model):
     """Make the products of every attention modules of their own; the result is checked against timm's."""
-    for block in model.blocks:
+    for block in parts(model)[1]:
+        if not hasattr(block, "attn"):
+            continue
         block.attn.fused_attn = False
         block.attn.matmul1, block.attn.matmul2 = MatMul(), MatMul()
-        block.attn.forward = types.MethodType(attention, block.attn)
+        block.attn.forward = types.MethodType(window_attention if hasattr(block, "window_size") else attention,
+                                              block.attn)
 
 
-def run_vit(model, pixels, grad_logits=None):
+def run_vision(model, pixels, grad_logits=None):
     """{name: tensor} of one forward pass and, for dL/dlogits given, of the gradient at every site."""
     with torch.no_grad():
         untouched = model(pixels)
     expose_products(model)
     record, sites = {}, {}
 
+    def rows(name, t):
+        """As the engine has it: a convolution's pixels and the cells of a grid are rows."""
+        if name == "patch_embed.proj":
+            return t.flatten(2).transpose(1, 2)
+        is_grid = t.dim() == 4 and "matmul" not in name
+        return t.flatten(1, 2) if is_grid else t
+
     def keep(name, is_site):
         def hook(module, inputs, output):
             output.retain_grad()
-            if name == "patch_embed.proj":  # a convolution: the engine's rows are its pixels
+            if is_site:
                 sites[name] = output
-                record["site." + name] = output.flatten(2).transpose(1, 2)
-            elif is_site:
-                sites[name] = record["site." + name] = output
-            else:
-                record[name] = output
+            record["site." + name if is_site else name] = rows(name, output)
 
         return hook
 
@@ -132,9 +192,10 @@ def run_vit(model, pixels, grad_logits=None):
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, MatMul)):
             hooks.append(module.register_forward_hook(keep(name, True)))
-    for i, block in enumerate(model.blocks):
-        hooks.append(block.register_forward_hook(keep(f"block.{i}", False)))
-    hooks.append(model.norm_pre.register_forward_hook(keep("embed", False)))  # an Identity after the embedding
+    embed, order = parts(model)
+    for i, part in enumerate(order):
+        hooks.append(part.register_forward_hook(keep(f"block.{i}", False)))
+    hooks.append(embed.register_forward_hook(keep("embed", False)))
     logits = model(pixels)
     record["logits"] = logits
     for h in hooks:
@@ -144,8 +205,7 @@ def run_vit(model, pixels, grad_logits=None):
     if grad_logits is not None:
         logits.backward(grad_logits)
         for name, output in sites.items():
-            g = output.grad
-            record["grad." + name] = g.flatten(2).transpose(1, 2) if name == "patch_embed.proj" else g
+            record["grad." + name] = rows(name, output.grad)
         model.zero_grad()
     return {k: v.detach().clone().contiguous() for k, v in record.items()}
 

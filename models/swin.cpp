@@ -1,0 +1,303 @@
+#include "models/swin.h"
+
+#include <cmath>
+#include <numeric>
+#include <regex>
+
+#include "engine/ops.h"
+#include "models/layers.h"
+
+namespace bcq {
+namespace {
+
+struct SwinConfig {
+  int64_t side, patch, window, dim;
+  std::vector<int64_t> depths, heads;  // of every stage
+  double mlp_ratio = 4;
+  float eps = 1e-5f;  // of every layer norm
+};
+
+// How the rows of an R x R grid lie in windows of w x w, shifted by s.
+struct Windows {
+  int64_t count, tokens;          // windows of an image, tokens of one
+  std::vector<int64_t> to, back;  // permutations of the rows: into windows, and out again
+  Tensor mask;                    // [count, tokens, tokens]: -100 between parts that only the shift brought together
+};
+
+struct Block {
+  int64_t heads;
+  const Windows* windows;
+  Tensor position_bias;  // [H, tokens, tokens]
+  Norm norm1, norm2;
+  Site qkv, matmul1, matmul2, proj, fc1, fc2;
+};
+
+struct Merge {
+  std::vector<int64_t> index;  // of the rows, so that the four of a merged patch follow each other
+  Norm norm;                   // [4C]
+  Site reduction;              // [2C, 4C], no bias
+};
+
+// A part is one block or the merge before a stage.
+struct Part {
+  bool is_merge;
+  Block block;
+  Merge merge;
+};
+
+// Which of three bands a row (or column) of the shifted grid belongs to: only equal bands were neighbours.
+int64_t band(int64_t at, int64_t R, int64_t w, int64_t shift) { return at < R - w ? 0 : at < R - shift ? 1 : 2; }
+
+Windows make_windows(int64_t R, int64_t w, int64_t shift) {
+  Windows result{(R / w) * (R / w), w * w, {}, {}, {}};
+  std::vector<int64_t> label;
+  for (int64_t window = 0; window < result.count; ++window)
+    for (int64_t token = 0; token < result.tokens; ++token) {
+      const int64_t r = window / (R / w) * w + token / w, c = window % (R / w) * w + token % w;
+      result.to.push_back((r + shift) % R * R + (c + shift) % R);
+      label.push_back(3 * band(r, R, w, shift) + band(c, R, w, shift));
+    }
+  result.back.resize(result.to.size());
+  for (size_t i = 0; i < result.to.size(); ++i)
+    result.back[static_cast<size_t>(result.to[i])] = static_cast<int64_t>(i);
+  if (shift == 0) return result;
+  const int64_t T = result.tokens;
+  result.mask = Tensor({result.count, T, T});
+  for (int64_t i = 0; i < result.mask.size(); ++i) {
+    const int64_t first = i / (T * T) * T, a = first + i / T % T, b = first + i % T;
+    result.mask[i] = label[static_cast<size_t>(a)] == label[static_cast<size_t>(b)] ? 0.f : -100.f;
+  }
+  return result;
+}
+
+// table [(2w-1)^2, H] -> [H, w^2, w^2]: one value for each offset between two tokens of a window.
+Tensor position_bias(const Tensor& table, int64_t w) {
+  const int64_t H = table.dim(1), T = w * w;
+  Tensor bias({H, T, T});
+  for (int64_t i = 0; i < bias.size(); ++i) {
+    const int64_t h = i / (T * T), a = i / T % T, b = i % T;
+    const int64_t row = (a / w - b / w + w - 1) * (2 * w - 1) + a % w - b % w + w - 1;
+    bias[i] = table[row * H + h];
+  }
+  return bias;
+}
+
+// Merged patch (r, c) takes (2r, 2c), (2r+1, 2c), (2r, 2c+1), (2r+1, 2c+1), in this order.
+std::vector<int64_t> merge_index(int64_t R) {
+  std::vector<int64_t> index;
+  for (int64_t r = 0; r < R; r += 2)
+    for (int64_t c = 0; c < R; c += 2)
+      for (const int64_t at : {r * R + c, (r + 1) * R + c, r * R + c + 1, (r + 1) * R + c + 1}) index.push_back(at);
+  return index;
+}
+
+class Swin : public Model {
+ public:
+  Swin(const SwinConfig& config, const Loader& file, const ModelInfo& info);
+
+  int depth() const override { return static_cast<int>(parts_.size()); }
+  bool is_merge(int i) const override { return parts_[static_cast<size_t>(i)].is_merge; }
+
+  // pixels [B, 3, R, S] -> [B, N, C]
+  Tensor embed(const Context& ctx, const Batch& batch) const override {
+    require_pixels(batch);
+    const Tensor x = patch_embed_.run(ctx, unfold_patches(batch.pixels, config_.patch));
+    return layer_norm(ctx.tape, x, patch_norm_.weight, patch_norm_.bias, config_.eps);
+  }
+
+  // x [B, N, C] -> the same, or [B, N/4, 2C] when the part is a merge
+  Tensor block_body(const Context& ctx, int i, const Tensor& x) const override {
+    const Part& part = parts_[static_cast<size_t>(i)];
+    return part.is_merge ? merge(ctx, part.merge, x) : block(ctx, part.block, x);
+  }
+
+  Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, C] -> [B, classes]
+    return head_.run(ctx, mean_tokens(ctx.tape, layer_norm(ctx.tape, x, norm_.weight, norm_.bias, config_.eps)));
+  }
+
+  std::vector<Site*> sites(int i) override {
+    if (i < 0) return {&patch_embed_};
+    if (i >= depth()) return {&head_};
+    Part& part = parts_[static_cast<size_t>(i)];
+    if (part.is_merge) return {&part.merge.reduction};
+    Block& b = part.block;
+    return {&b.qkv, &b.matmul1, &b.matmul2, &b.proj, &b.fc1, &b.fc2};
+  }
+
+ private:
+  Tensor block(const Context& ctx, const Block& b, const Tensor& x0) const {
+    Tape* t = ctx.tape;
+    const Windows& w = *b.windows;
+    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias, config_.eps);
+    const Tensor cut = permute_rows(t, u, w.to, {u.dim(0) * w.count, w.tokens, u.dim(2)});
+    const Tensor z = run_chain(ctx, b.proj, cut, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
+    const Tensor x1 = add(t, x0, permute_rows(t, z.reshaped(x0.shape), w.back, x0.shape));
+    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
+    return add(t, x1, run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) {
+                 return b.fc2.run(c, gelu_erf(c.tape, b.fc1.run(c, v)));
+               }));
+  }
+
+  // u [B*windows, tokens, C] -> the same
+  Tensor attention(const Context& ctx, const Block& b, const Tensor& u) const {
+    Tape* t = ctx.tape;
+    const int64_t H = b.heads, d = u.dim(2) / H;
+    const Tensor qkv = b.qkv.run(ctx, u);  // [B*windows, tokens, 3C]
+    const Tensor q = scale(t, split_heads(t, qkv, H, 0, 3), 1.f / std::sqrt(static_cast<float>(d)));
+    const Tensor k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
+    const Tensor scores = b.matmul1.run(ctx, q, k);
+    const Tensor a = softmax(t, add_window_bias(t, scores, b.position_bias, b.windows->mask));
+    return b.proj.run(ctx, merge_heads(t, b.matmul2.run(ctx, a, v)));
+  }
+
+  Tensor merge(const Context& ctx, const Merge& m, const Tensor& x) const {
+    const Tensor four = permute_rows(ctx.tape, x, m.index, {x.dim(0), x.dim(1) / 4, 4 * x.dim(2)});
+    return m.reduction.run(ctx, layer_norm(ctx.tape, four, m.norm.weight, m.norm.bias, config_.eps));
+  }
+
+  SwinConfig config_;
+  Site patch_embed_;
+  Norm patch_norm_;
+  std::vector<std::unique_ptr<Windows>> windows_;  // two a stage: unshifted and shifted
+  std::vector<Part> parts_;
+  Norm norm_;
+  Site head_;
+};
+
+Block load_block(const Loader& at, const std::string& name, int64_t C, int64_t heads, int64_t mlp, int64_t w,
+                 const Windows* windows) {
+  const Loader attn = at.sub("attn"), perceptron = at.sub("mlp");
+  Block b;
+  b.heads = heads;
+  b.windows = windows;
+  b.position_bias = position_bias(attn.get("relative_position_bias_table", {(2 * w - 1) * (2 * w - 1), heads}), w);
+  b.norm1 = load_norm(at.sub("norm1"), C);
+  b.qkv = load_linear(attn, Role::QKV, name + "attn.qkv", 3 * C, C);
+  b.matmul1 = product_site(Role::QK, name + "attn.matmul1");
+  b.matmul2 = product_site(Role::AV, name + "attn.matmul2");
+  b.proj = load_linear(attn, Role::Proj, name + "attn.proj", C, C);
+  b.norm2 = load_norm(at.sub("norm2"), C);
+  b.fc1 = load_linear(perceptron, Role::Fc1, name + "mlp.fc1", mlp, C);
+  b.fc2 = load_linear(perceptron, Role::Fc2, name + "mlp.fc2", C, mlp);
+  return b;
+}
+
+Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : config_(c) {
+  info_ = info;
+  int64_t C = c.dim, R = c.side / c.patch;
+  patch_embed_ = load_patch_embed(file, C, c.patch);
+  patch_norm_ = load_norm(file.sub("patch_embed").sub("norm"), C);
+  for (size_t s = 0; s < c.depths.size(); ++s) {
+    const Loader stage = file.sub("layers").sub(static_cast<int64_t>(s));
+    const std::string name = "layers." + std::to_string(s) + ".";
+    if (s > 0) {
+      Part part{true, {}, {merge_index(R), load_norm(stage.sub("downsample").sub("norm"), 4 * C), {}}};
+      part.merge.reduction.name = name + "downsample.reduction";
+      part.merge.reduction.role = Role::Reduction;
+      part.merge.reduction.weight = stage.sub("downsample").sub("reduction").get("weight", {2 * C, 4 * C});
+      parts_.push_back(part);
+      C *= 2;
+      R /= 2;
+    }
+    // A grid no larger than the window is one window, and nothing is shifted.
+    const int64_t w = std::min(R, c.window), shift = R > c.window ? w / 2 : 0;
+    windows_.push_back(std::make_unique<Windows>(make_windows(R, w, 0)));
+    windows_.push_back(std::make_unique<Windows>(make_windows(R, w, shift)));
+    for (int64_t j = 0; j < c.depths[s]; ++j)
+      parts_.push_back({false,
+                        load_block(stage.sub("blocks").sub(j), name + "blocks." + std::to_string(j) + ".", C,
+                                   c.heads[s], static_cast<int64_t>(static_cast<double>(C) * c.mlp_ratio), w,
+                                   windows_[2 * s + static_cast<size_t>(j % 2)].get()),
+                        {}});
+  }
+  norm_ = load_norm(file.sub("norm"), C);
+  head_ = load_linear(file.sub("head"), Role::Head, "head.fc", info.outputs, C);
+  // Older files keep what follows from the sizes.
+  info_.parameters = count_parameters(file, {"relative_position_index", "attn_mask"}, info_.name);
+}
+
+struct Preset {
+  const char* size;
+  int64_t dim;
+  std::vector<int64_t> depths, heads;
+};
+const Preset kPresets[] = {{"tiny", 96, {2, 2, 6, 2}, {3, 6, 12, 24}},
+                           {"small", 96, {2, 2, 18, 2}, {3, 6, 12, 24}},
+                           {"base", 128, {2, 2, 18, 2}, {4, 8, 16, 32}},
+                           {"large", 192, {2, 2, 18, 2}, {6, 12, 24, 48}}};
+
+// Keys of model_args that this forward pass obeys, or that do not change it at inference, and those that
+// are fine with exactly one value.
+const std::set<std::string> kKnownArgs = {"img_size",  "patch_size", "window_size", "embed_dim",      "depths",
+                                          "num_heads", "mlp_ratio",  "drop_rate",   "drop_path_rate", "weight_init"};
+const json kFixedArgs = {{"qkv_bias", true}, {"global_pool", "avg"}, {"in_chans", 3},
+                         {"ape", false},     {"patch_norm", true},   {"head_dim", nullptr}};
+
+SwinConfig preset_of(const std::string& architecture, const std::string& where) {
+  static const std::regex form("swin_(tiny|small|base|large)_patch([1-9][0-9]?)_window([1-9][0-9]?)_([1-9][0-9]{0,3})");
+  std::smatch part;
+  require_input(
+      std::regex_match(architecture, part, form),
+      "%s: architecture \"%s\" is not one this engine knows: swin_{tiny,small,base,large}_patch4_window<W>_<R>",
+      where.c_str(), architecture.c_str());
+  const Preset* p = kPresets;
+  while (part[1] != p->size) ++p;
+  return {std::stoll(part[4]), std::stoll(part[2]), std::stoll(part[3]), p->dim, p->depths, p->heads};
+}
+
+void check(const SwinConfig& c, const std::string& where) {
+  bool fits = c.patch > 0 && c.window > 0 && c.dim > 0 && c.side > 0 && c.side % c.patch == 0 && c.mlp_ratio > 0 &&
+              !c.depths.empty() && c.depths.size() < 16 && c.depths.size() == c.heads.size();
+  int64_t R = fits ? c.side / c.patch : 0, C = c.dim;
+  for (size_t s = 0; fits && s < c.depths.size(); ++s, R /= 2, C *= 2) {
+    fits = c.depths[s] > 0 && c.heads[s] > 0 && C % c.heads[s] == 0 && R > 0 && R % std::min(R, c.window) == 0 &&
+           (s + 1 == c.depths.size() || R % 2 == 0);
+  }
+  require_input(fits,
+                "%s: dim %lld, patch %lld, window %lld, image %lld and the depths and heads given do not make a Swin "
+                "whose grids divide into windows",
+                where.c_str(), static_cast<long long>(c.dim), static_cast<long long>(c.patch),
+                static_cast<long long>(c.window), static_cast<long long>(c.side));
+}
+
+// Names of today's layout -> the one before timm 0.8, then through `next` if there is one.
+NameMap from_old_layout(const NameMap& next) {
+  return [next](const std::string& name) {
+    static const std::regex merge("layers\\.([0-9]+)\\.(downsample\\..*)");
+    std::string old = name;
+    std::smatch part;
+    if (name.rfind("head.fc.", 0) == 0)
+      old = "head." + name.substr(8);
+    else if (std::regex_match(name, part, merge))
+      old = "layers." + std::to_string(std::stoll(part[1]) - 1) + "." + part[2].str();
+    return next ? next(old) : std::vector<std::string>{old};
+  };
+}
+
+}  // namespace
+
+std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& file, ModelInfo info) {
+  const json& config = source.config;
+  const std::string& where = source.where;
+  SwinConfig c = preset_of(get<std::string>(config, "architecture", where), where);
+  if (config.contains("model_args")) {
+    const json& args = config["model_args"];
+    check_model_args(args, kKnownArgs, kFixedArgs, where);
+    c.side = get_or(args, "img_size", c.side, where);
+    c.patch = get_or(args, "patch_size", c.patch, where);
+    c.window = get_or(args, "window_size", c.window, where);
+    c.dim = get_or(args, "embed_dim", c.dim, where);
+    c.depths = get_or(args, "depths", c.depths, where);
+    c.heads = get_or(args, "num_heads", c.heads, where);
+    c.mlp_ratio = get_or(args, "mlp_ratio", c.mlp_ratio, where);
+  }
+  c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
+  const auto pool = get_or<std::string>(config, "global_pool", "avg", where);
+  require_input(pool == "avg", "%s: global_pool \"%s\" is not supported (only \"avg\")", where.c_str(), pool.c_str());
+  check(c, where);
+  read_info(source, c.side, info);
+  const NameMap names = file.has("head.fc.weight") ? source.names : from_old_layout(source.names);
+  return std::make_unique<Swin>(c, Loader(file, names), info);
+}
+
+}  // namespace bcq
