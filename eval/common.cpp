@@ -1,5 +1,6 @@
 #include "eval/common.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "engine/check.h"
@@ -18,18 +19,20 @@ double bits_per_weight(Model& model) {
 
 BcOptions bc_options(const std::string& shape, const std::string& sites) {
   require_usage(shape == "channel" || shape == "position", "--bc %s: not none, channel or position", shape.c_str());
-  BcOptions options{shape == "channel" ? BcShape::Channel : BcShape::Position, false, false, false, false};
+  BcOptions o;
+  o.shape = shape == "channel" ? BcShape::Channel : BcShape::Position;
+  const std::pair<const char*, bool*> flags[] = {
+      {"conv", &o.conv},  {"linear", &o.linear}, {"matmul", &o.matmul},         {"attention", &o.attention},
+      {"mlp", &o.mlp},    {"block", &o.block},   {"downsample", &o.downsample}, {"stage", &o.stage},
+      {"model", &o.model}};
+  for (const auto& flag : flags) *flag.second = false;
   std::stringstream names(sites);
   for (std::string name; std::getline(names, name, ',');) {
-    bool* flag = name == "conv"     ? &options.conv
-                 : name == "linear" ? &options.linear
-                 : name == "matmul" ? &options.matmul
-                 : name == "block"  ? &options.block
-                                    : nullptr;
-    require_usage(flag != nullptr, "--bc-sites %s: not a list of conv, linear, matmul, block", sites.c_str());
-    *flag = true;
+    const auto found = std::find_if(std::begin(flags), std::end(flags), [&](const auto& f) { return name == f.first; });
+    require_usage(found != std::end(flags), "--bc-sites %s: not a list of %s", sites.c_str(), kBcSites);
+    *found->second = true;
   }
-  return options;
+  return o;
 }
 
 }  // namespace bcq

@@ -10,7 +10,8 @@ namespace bcq {
 // Average bits of a quantizable weight, scales and zero points included; 32 for a float model.
 double bits_per_weight(Model& model);
 
-// --bc channel|position with --bc-sites, a list of conv, linear, matmul, block. UsageError otherwise.
+inline constexpr char kBcSites[] = "conv, linear, matmul, attention, mlp, block, downsample, stage, model";
+// --bc channel|position with --bc-sites, a list of the above. UsageError otherwise.
 BcOptions bc_options(const std::string& shape, const std::string& sites);
 
 }  // namespace bcq

@@ -3,14 +3,17 @@
 
 #include "engine/check.h"
 #include "eval/cli.h"
+#include "eval/common.h"
+#include "eval/layer_report.h"
 #include "eval/vision.h"
+#include "models/timm.h"
 
 namespace {
 
 using namespace bcq;
 
 struct Options {
-  std::string model, data, calib, json_path, metric, probe = "fisher", twin = "official";
+  std::string model, data, calib, json_path, report_path, metric, probe = "fisher", twin = "official";
   VisionRun run;
 };
 
@@ -30,8 +33,8 @@ void add_options(CLI::App& app, Options& o) {
   add_threads_option(app);
 
   const char* q = "Quantization";
-  app.add_option("--method", r.method, "fp32, base-ptq or ptq4vit")
-      ->check(CLI::IsMember({"fp32", "base-ptq", "ptq4vit"}))
+  app.add_option("--method", r.method, "fp32, base-ptq, easyquant or ptq4vit")
+      ->check(CLI::IsMember({"fp32", "base-ptq", "easyquant", "ptq4vit"}))
       ->capture_default_str()
       ->group(q);
   app.add_option("--wbits", r.wbits, "Bits of the weights")->capture_default_str()->type_name("K")->group(q);
@@ -59,7 +62,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"none", "channel", "position"}))
       ->capture_default_str()
       ->group(b);
-  app.add_option("--bc-sites", r.bc_sites, "Outputs to compensate: conv,linear,matmul,block")
+  app.add_option("--bc-sites", r.bc_sites, std::string("Outputs to compensate, of ") + kBcSites)
       ->capture_default_str()
       ->group(b);
   app.add_option("--bc-images,--n-bc-samples", r.bc_images, "Images drawn from --calib-data")
@@ -67,6 +70,9 @@ void add_options(CLI::App& app, Options& o) {
       ->type_name("N")
       ->group(b);
   app.add_option("--bc-seed", r.bc_seed, "Seed of that draw")->capture_default_str()->group(b);
+  app.add_option("--layer-report", o.report_path,
+                 "Write the error of every site before and after compensation, and its intervals (.csv or .json)")
+      ->type_name("FILE");
   app.footer(
       "Examples:\n"
       "  imagenet --model data/mini/vit --data data/mini/images/val\n"
@@ -81,19 +87,28 @@ void run(Options& o) {
   r.ptq.probe = o.probe == "noise" ? Probe::Noise : Probe::Fisher;
   r.ptq.twin_softmax_official = o.twin == "official";
   require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method.c_str());
-  require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs --method base-ptq or ptq4vit", r.bc.c_str());
+  require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs a --method that quantizes", r.bc.c_str());
+  require_usage(o.report_path.empty() || r.method != "fp32", "--layer-report needs a --method that quantizes");
 
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity",
                 model->info().name.c_str());
+  const std::string paper = tag_of_paper(model->info().name);
+  if (!paper.empty() && paper != model->info().tag)
+    progress.warn()(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"",
+                           model->info().name.c_str(), model->info().tag.c_str(), paper.c_str()));
   const ImageFolder data = list_images(o.data);
   int64_t bc_parameters = 0;
   if (r.method != "fp32") {
     const ImageFolder calib = list_images(o.calib);
     quantize_vision(*model, calib, r, progress.callback(), progress.warn());
+    const bool report = !o.report_path.empty();
+    const std::vector<Batch> seen = report ? bc_batches(*model, calib, r) : std::vector<Batch>{};
+    const auto before = site_errors(*model, seen, progress.callback());
     bc_parameters = compensate_vision(*model, calib, r, progress.callback());
+    if (report) write_layer_report(o.report_path, before, site_errors(*model, seen, progress.callback()));
   }
   const Accuracy accuracy = evaluate_vision(*model, data, r, progress.callback());
   progress.finish();
@@ -106,7 +121,10 @@ void run(Options& o) {
     std::printf("%s%s%s  %s", model->info().name.c_str(), model->info().tag.empty() ? "" : ".",
                 model->info().tag.c_str(), r.method.c_str());
     if (r.method != "fp32") std::printf(" W%dA%d", r.wbits, r.abits);
-    if (r.bc != "none") std::printf(" + BC (%s, %lld values)", r.bc.c_str(), static_cast<long long>(bc_parameters));
+    if (r.bc != "none")
+      std::printf(" + BC (%s, %lld values, %lld bytes added: %.2f %% of the parameters)", r.bc.c_str(),
+                  static_cast<long long>(bc_parameters), static_cast<long long>(4 * added_values(*model)),
+                  100.0 * static_cast<double>(added_values(*model)) / static_cast<double>(model->info().parameters));
     std::printf("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%zu images, %.1f s)\n", accuracy.top1, accuracy.top1_se,
                 accuracy.top5, accuracy.hit.size(), timer.seconds());
   }

@@ -25,9 +25,12 @@ Precision precision_of(const VisionRun& run) { return run.method == "fp32" ? Pre
 }  // namespace
 
 PtqOptions options_of(const VisionRun& run) {
-  require_usage(run.method == "base-ptq" || run.method == "ptq4vit", "--method %s: not fp32, base-ptq or ptq4vit",
+  const bool base = run.method == "base-ptq", easy = run.method == "easyquant";
+  require_usage(base || easy || run.method == "ptq4vit", "--method %s: not fp32, base-ptq, easyquant or ptq4vit",
                 run.method.c_str());
-  PtqOptions o = run.method == "base-ptq" ? base_ptq(run.wbits, run.abits) : ptq4vit(run.wbits, run.abits);
+  PtqOptions o = base   ? base_ptq(run.wbits, run.abits)
+                 : easy ? easy_quant(run.wbits, run.abits)
+                        : ptq4vit(run.wbits, run.abits);
   if (run.metric_given) o.metric = run.ptq.metric;
   o.twin_softmax_official = run.ptq.twin_softmax_official;
   o.probe = run.ptq.probe;
@@ -43,11 +46,7 @@ void quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& ru
   quantize_ptq(model, load_pixels(calib, indices, model.info().image), options_of(run), progress, warn);
 }
 
-int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress) {
-  if (run.bc == "none") return 0;
-  require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method base-ptq or ptq4vit",
-                run.bc.c_str());
-  const BcOptions options = bc_options(run.bc, run.bc_sites);
+std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, const VisionRun& run) {
   const auto indices = calibration_indices(static_cast<int64_t>(calib.items.size()), run.bc_images, run.bc_seed);
   std::vector<Batch> batches;
   for (size_t i = 0; i < indices.size(); i += kBcBatch) {
@@ -56,7 +55,14 @@ int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRu
     batches.emplace_back();
     batches.back().pixels = load_pixels(calib, {begin, end}, model.info().image);
   }
-  return compensate(model, batches, options, progress);
+  return batches;
+}
+
+int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress) {
+  if (run.bc == "none") return 0;
+  require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method", run.bc.c_str());
+  const BcOptions options = bc_options(run.bc, run.bc_sites);
+  return compensate(model, bc_batches(model, calib, run), options, progress);
 }
 
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress) {
@@ -129,6 +135,8 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"groupsize", nullptr},
                  {"bc", run.bc},
                  {"bc_parameters", bc_parameters},
+                 {"bc_bytes", 4 * added_values(model)},
+                 {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
                  {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
                  {"bits_per_weight", bits_per_weight(model)},
                  {"top1", accuracy.top1},

@@ -12,7 +12,7 @@
 namespace bcq {
 
 struct VisionRun {
-  std::string method = "fp32";  // fp32, base-ptq, ptq4vit
+  std::string method = "fp32";  // fp32, base-ptq, easyquant, ptq4vit
   int wbits = 8, abits = 8;
   int64_t calib_images = 32;
   uint32_t seed = 3;
@@ -32,7 +32,9 @@ PtqOptions options_of(const VisionRun& run);
 // Quantize on images drawn from `calib`; nothing for fp32.
 void quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
                      const Warn& warn);
-// Compensate in batches of 16 images as the official scripts do; the number of values fitted (0 for bc none).
+// What run.bc is fitted on: batches of 16 images as in the official scripts.
+std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, const VisionRun& run);
+// The number of values fitted (0 for bc none).
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress);
 
 struct Accuracy {

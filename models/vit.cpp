@@ -135,7 +135,8 @@ const json kFixedArgs = {{"qkv_bias", true},  {"class_token", true},    {"global
 
 VitConfig preset_of(const std::string& architecture, const std::string& where) {
   if (architecture == "test_vit") return {16, 64, 6, 2, 192, 160};
-  static const std::regex form("(vit|deit)_(tiny|small|base|large)(_distilled)?_patch([1-9][0-9]{0,2})_([1-9][0-9]{0,3})");
+  static const std::regex form(
+      "(vit|deit)_(tiny|small|base|large)(_distilled)?_patch([1-9][0-9]{0,2})_([1-9][0-9]{0,3})");
   std::smatch part;
   require_input(std::regex_match(architecture, part, form) && (part[1] == "deit" || !part[3].matched),
                 "%s: architecture \"%s\" is not one this engine knows: vit_{tiny,small,base,large}_patch<P>_<R>, "

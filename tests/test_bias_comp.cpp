@@ -309,6 +309,145 @@ TEST_CASE("the block compensation is fitted with the sites compensated, on the f
   }
 }
 
+namespace {
+
+std::unique_ptr<Model> quantized(const std::string& fixture, const std::vector<Batch>& data) {
+  auto model = load_model(fixture);
+  Ranges ranges(4);
+  model->forward({Precision::Float, nullptr, &ranges}, data[0]);
+  return model;
+}
+
+// Error of the chains that end in one role, fed their float inputs.
+struct ChainError : Observer {
+  ChainError(BcShape s, Role r) : shape(s), role(r) {}
+  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
+    if (last.role != role) return;
+    means.try_emplace(last.name, MeanError(shape)).first->second.update(y, body(kFake, x));
+    size = std::max(size, max_abs(doubles(y)));
+  }
+  BcShape shape;
+  Role role;
+  std::map<std::string, MeanError> means;
+  double size = 0;
+};
+
+// Mean error of blocks first ... last run quantized from their float input; first < 0: of the whole network.
+double part_error(const Model& model, BcShape shape, const std::vector<Batch>& data, int first, int last) {
+  MeanError error(shape);
+  double size = 0;
+  for (const Batch& batch : data) {
+    Tensor f = first < 0 ? model.forward(kFloat, batch) : model.embed(kFloat, batch);
+    Tensor q = first < 0 ? model.forward(kFake, batch) : Tensor{};
+    for (int i = 0; first >= 0 && i <= last; ++i) {
+      if (i == first) q = f;
+      f = model.block(kFloat, i, f);
+      if (i >= first) q = model.block(kFake, i, q);
+    }
+    error.update(f, q);
+    size = std::max(size, max_abs(doubles(f)));
+  }
+  return max_abs(doubles(error.mean())) / size;
+}
+
+}  // namespace
+
+TEST_CASE("chains, merges, stages and the network's output: no mean error is left where a bias was fitted") {
+  const std::string swin = "tests/fixtures/swin_tiny";  // blocks 0, 1, merge 2, block 3: stages 0-2 and 3
+  const auto data = images(3, 4);
+  const auto only = [](BcShape shape) {
+    BcOptions o = options(shape);
+    o.conv = o.linear = o.matmul = false;
+    return o;
+  };
+  for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+    for (const std::string& fixture : {kVit, swin}) {
+      CAPTURE(fixture);
+      const auto model = quantized(fixture, data);
+      BcOptions o = only(shape);
+      o.attention = true;
+      CHECK(compensate(*model, data, o, kSilent) > 0);
+      ChainError attention(shape, Role::Proj);
+      for (const Batch& batch : data) model->forward({Precision::Float, nullptr, &attention}, batch);
+      CHECK(attention.means.size() == (fixture == kVit ? 2u : 3u));
+      for (const auto& entry : attention.means) CHECK(max_abs(doubles(entry.second.mean())) < 2e-6 * attention.size);
+
+      o.mlp = true;  // over what is there: attention finds nothing left
+      compensate(*model, data, o, kSilent);
+      ChainError mlp(shape, Role::Fc2);
+      for (const Batch& batch : data) model->forward({Precision::Float, nullptr, &mlp}, batch);
+      for (const auto& entry : mlp.means) CHECK(max_abs(doubles(entry.second.mean())) < 2e-6 * mlp.size);
+    }
+    BcOptions o = only(shape);
+    o.downsample = true;
+    auto model = quantized(swin, data);
+    CHECK(part_error(*model, shape, data, 2, 2) > 1e-4);
+    compensate(*model, data, o, kSilent);
+    CHECK(part_error(*model, shape, data, 2, 2) < 2e-6);
+
+    o = options(shape, true);
+    o.stage = true;
+    model = quantized(swin, data);
+    compensate(*model, data, o, kSilent);
+    CHECK(part_error(*model, shape, data, 0, 2) < 2e-6);
+    CHECK(part_error(*model, shape, data, 3, 3) < 2e-6);
+    CHECK(part_error(*model, shape, data, 0, 0) < 2e-6);  // a block before the stage's end keeps its own
+
+    for (const std::string& fixture : {kVit, swin, std::string("tests/fixtures/deit_tiny")}) {
+      CAPTURE(fixture);
+      o = options(shape);
+      o.model = true;
+      model = quantized(fixture, data);
+      CHECK(part_error(*model, shape, data, -1, 0) > 1e-4);
+      compensate(*model, data, o, kSilent);
+      CHECK(part_error(*model, shape, data, -1, 0) < 2e-6);
+    }
+  }
+  BcOptions o = options(BcShape::Channel);
+  o.stage = true;
+  CHECK_THROWS_AS(compensate(*quantized(kVit, data), data, o, kSilent), UsageError);
+  o.stage = false;
+  o.model = true;
+  CHECK_THROWS_AS(compensate(*quantized_opt(3), windows(1, 1, 5), o, kSilent), UsageError);
+}
+
+TEST_CASE("added values: a folded bias adds none, one without a bias to fold into does") {
+  const auto data = images(1, 2);
+  const auto model = quantized("tests/fixtures/swin_tiny", data);
+  CHECK(added_values(*model) == 0);
+  BcOptions o = options(BcShape::Channel);
+  o.matmul = false;
+  compensate(*model, data, o, kSilent);
+  CHECK(added_values(*model) == 16);  // the merge's product has no bias
+  o = options(BcShape::Channel);
+  o.conv = o.linear = false;
+  model->clear_compensation();
+  compensate(*model, data, o, kSilent);
+  // channels of q kT (keys of a window) and of A v, for each head: two blocks of 2 heads, one of 4
+  CHECK(added_values(*model) == 2 * 2 * (9 + 4) + 4 * (9 + 4));
+}
+
+TEST_CASE("site_errors: what compensation takes off an output's error is the square of its bias") {
+  const auto data = images(2, 3);
+  const auto model = quantized("tests/fixtures/swin_tiny", data);
+  const auto before = site_errors(*model, data, kSilent);
+  compensate(*model, data, options(BcShape::Channel), kSilent);
+  const auto after = site_errors(*model, data, kSilent);
+  REQUIRE(before.size() == 21);
+  REQUIRE(after.size() == 21);
+  for (size_t i = 0; i < before.size(); ++i) {
+    CAPTURE(before[i].site->name);
+    CHECK(before[i].site == model->all_sites()[i]);
+    CHECK(before[i].signal > before[i].error);
+    CHECK(before[i].signal == after[i].signal);
+    CHECK(before[i].error - after[i].error ==
+          doctest::Approx(before[i].site->bias.empty()
+                              ? mean_square(before[i].site->bc.empty() ? before[i].site->bias_hat : before[i].site->bc)
+                              : mean_square(bias_of(*before[i].site)))
+              .epsilon(1e-3));
+  }
+}
+
 TEST_CASE("compensations are independent of threads, add up, and are forgotten by clear") {
   const auto data = images(2, 3);
   CHECK(same_on_two_threads([&] {

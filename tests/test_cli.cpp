@@ -200,6 +200,25 @@ TEST_CASE("cli: a vision record says everything, and threads and batch size chan
   for (const char* key : {"top1", "top5", "top1_se"}) CHECK(a[key] == b[key]);
 }
 
+TEST_CASE("cli: a layer report has a row for every site, in both forms") {
+  const Folder folder;
+  const std::string common = kVit +
+                             "--limit 4 --calib-data data/mini/images/calib --calib-images 2 --bc-images 4 "
+                             "--method easyquant --wbits 4 --abits 4 --bc channel --layer-report ";
+  REQUIRE(run(common + folder / "r.json").code == 0);
+  REQUIRE(run(common + folder / "r.csv").code == 0);
+  const json rows = read_json(folder / "r.json");
+  REQUIRE(rows.size() == 50);  // 8 blocks of 6 sites, embedding and head
+  for (const json& row : rows) {
+    CHECK(row["mse_after"].get<double>() <= row["mse_before"].get<double>());
+    CHECK(row["b"]["intervals"].size() >= 1);
+  }
+  const std::string csv = read_file(folder / "r.csv");
+  CHECK(std::count(csv.begin(), csv.end(), '\n') == 51);
+  CHECK(csv.rfind("site,kind,signal,mse_before,", 0) == 0);
+  CHECK(run(kVit + "--layer-report x.csv").code == 2);
+}
+
 TEST_CASE("cli: a language record says everything, and threads change nothing") {
   const Folder folder;
   const std::string common =

@@ -354,24 +354,74 @@ struct WholeNetwork : Observer {
 }  // namespace
 
 TEST_CASE("ptq4vit: gradients block by block are those of the whole network") {
-  const auto model = tiny(), again = tiny();
-  const Tensor images = tiny_images(11);  // more than one batch on the tape
-  PtqOptions options = ptq4vit(4, 4);
-  options.probe = Probe::Noise;
-  options.draws = 1;
-  options.seed = 9;
-  quantize_ptq(*model, images, options, kSilent, kQuiet);
-  WholeNetwork whole;
-  whole.run(*again, images, options.seed);
-  const std::vector<Site*> sites = model->all_sites(), others = again->all_sites();
-  REQUIRE(whole.seen.size() == sites.size());
-  for (size_t i = 0; i < sites.size(); ++i) {
-    CAPTURE(sites[i]->name);
-    REQUIRE(whole.seen[i].first == others[i]);
-    calibrate_site(*others[i], whole.seen[i].second, options);
-    CHECK(scales_of(sites[i]->a) == scales_of(others[i]->a));
-    CHECK(scales_of(sites[i]->b) == scales_of(others[i]->b));
+  for (const char* fixture : {"vit_tiny", "deit_tiny", "swin_tiny"}) {
+    CAPTURE(fixture);
+    const std::string path = std::string("tests/fixtures/") + fixture;
+    const auto model = load_model(path), again = load_model(path);
+    const Tensor images = tiny_images(11);  // more than one batch on the tape
+    PtqOptions options = ptq4vit(4, 4);
+    options.probe = Probe::Noise;
+    options.draws = 1;
+    options.seed = 9;
+    quantize_ptq(*model, images, options, kSilent, kQuiet);
+    WholeNetwork whole;
+    whole.run(*again, images, options.seed);
+    const std::vector<Site*> sites = model->all_sites(), others = again->all_sites();
+    REQUIRE(whole.seen.size() == sites.size());
+    for (size_t i = 0; i < sites.size(); ++i) {
+      CAPTURE(sites[i]->name);
+      REQUIRE(whole.seen[i].first == others[i]);
+      calibrate_site(*others[i], whole.seen[i].second, options);
+      CHECK(scales_of(sites[i]->a) == scales_of(others[i]->a));
+      CHECK(scales_of(sites[i]->b) == scales_of(others[i]->b));
+    }
   }
+}
+
+namespace {
+
+// What one site gets when the network runs quantized.
+struct OneSite : Observer {
+  explicit OneSite(const std::string& n) : name(n) {}
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor&) override {
+    if (site.name == name)
+      data = {a, site.is_linear() ? Tensor{} : b, site.product(Precision::Float, nullptr, a, b), {}};
+  }
+  std::string name;
+  SiteData data;
+};
+
+}  // namespace
+
+TEST_CASE("easyquant: a site is calibrated on what the quantized sites before it produce") {
+  for (const char* fixture : {"vit_tiny", "swin_tiny"}) {
+    CAPTURE(fixture);
+    const auto model = load_model(std::string("tests/fixtures/") + fixture);
+    const Tensor images = tiny_images(11);
+    const PtqOptions options = easy_quant(4, 4);
+    quantize_ptq(*model, images, options, kSilent, kQuiet);
+    const std::vector<Site*> sites = model->all_sites();
+    for (Site* site : sites) {
+      CAPTURE(site->name);
+      OneSite here(site->name);
+      model->forward({Precision::Fake, nullptr, &here}, Batch{images, {}, 0, 0});
+      Site again = *site;
+      again.clear();
+      calibrate_site(again, here.data, options);
+      CHECK(scales_of(again.a) == scales_of(site->a));
+      CHECK(scales_of(again.b) == scales_of(site->b));
+    }
+    // Deep in the network that differs from the calibration on float inputs, and at its entrance it does not.
+    const auto parallel = load_model(std::string("tests/fixtures/") + fixture);
+    PtqOptions float_inputs = options;
+    float_inputs.sequential = false;
+    quantize_ptq(*parallel, images, float_inputs, kSilent, kQuiet);
+    CHECK(scales_of(parallel->all_sites().front()->b) == scales_of(sites.front()->b));
+    CHECK(scales_of(parallel->all_sites().back()->a) != scales_of(sites.back()->a));
+  }
+  PtqOptions options = easy_quant(4, 4);
+  options.metric = Metric::Hessian;
+  CHECK_THROWS_AS(quantize_ptq(*tiny(), tiny_images(1), options, kSilent, kQuiet), UsageError);
 }
 
 TEST_CASE("ptq4vit: deterministic, on any number of threads, and the probe matters") {

@@ -1,0 +1,81 @@
+#include "eval/layer_report.h"
+
+#include <cmath>
+
+#include "engine/check.h"
+
+namespace bcq {
+namespace {
+
+const char* role_name(Role role) {
+  switch (role) {
+    case Role::Patch:
+      return "conv";
+    case Role::QK:
+    case Role::AV:
+      return "matmul";
+    default:
+      return "linear";
+  }
+}
+
+json decibels(double signal, double error) { return error > 0 ? json(10 * std::log10(signal / error)) : json(nullptr); }
+
+// One field of a CSV line; JSON text has commas and quotes of its own.
+std::string field(const json& value) {
+  if (value.is_null()) return "";
+  if (value.is_string()) return value.get<std::string>();
+  const std::string text = value.dump();
+  if (!value.is_structured()) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+}  // namespace
+
+json describe(const Grid& grid) {
+  struct Describe {
+    json operator()(const Identity&) const { return {{"grid", "float"}}; }
+    json operator()(const Uniform& g) const { return {{"grid", "uniform"}, {"bits", g.bits}, {"intervals", g.delta}}; }
+    json operator()(const TwinGelu& g) const {
+      return {{"grid", "twin-gelu"}, {"bits", g.bits}, {"positive", g.pos}, {"negative", g.neg}};
+    }
+    json operator()(const TwinSoftmax& g) const {
+      return {
+          {"grid", g.official ? "twin-softmax official" : "twin-softmax clean"}, {"bits", g.bits}, {"split", g.split}};
+    }
+    json operator()(const Affine& g) const { return {{"grid", "affine"}, {"bits", g.bits}, {"group", g.group}}; }
+  };
+  return std::visit(Describe{}, grid);
+}
+
+void write_layer_report(const std::string& path, const std::vector<SiteReport>& before,
+                        const std::vector<SiteReport>& after) {
+  require(before.size() == after.size(), "a layer report needs the same sites before and after");
+  const std::vector<std::string> columns = {"site",           "kind",          "signal", "mse_before", "mse_after",
+                                            "sqnr_before_db", "sqnr_after_db", "a",      "b"};
+  json rows = json::array();
+  std::string csv;
+  for (const std::string& column : columns) csv += (csv.empty() ? "" : ",") + column;
+  csv += "\n";
+  for (size_t i = 0; i < before.size(); ++i) {
+    const Site& site = *before[i].site;
+    const json row = {{"site", site.name},
+                      {"kind", role_name(site.role)},
+                      {"signal", before[i].signal},
+                      {"mse_before", before[i].error},
+                      {"mse_after", after[i].error},
+                      {"sqnr_before_db", decibels(before[i].signal, before[i].error)},
+                      {"sqnr_after_db", decibels(after[i].signal, after[i].error)},
+                      {"a", describe(site.a)},
+                      {"b", describe(site.b)}};
+    for (const std::string& column : columns) csv += (column == "site" ? "" : ",") + field(row.at(column));
+    csv += "\n";
+    rows.push_back(row);
+  }
+  const bool is_csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
+  write_file(path, is_csv ? csv : rows.dump(2) + "\n");
+}
+
+}  // namespace bcq
