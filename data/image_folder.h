@@ -1,9 +1,10 @@
-// A folder of class folders of images, in the order torchvision's ImageFolder gives it.
+// Folders of images: one folder per class in the order torchvision's ImageFolder gives it, or all in one.
 //
-// The order decides both the labels (rank of the class folder's name) and which images a
-// seeded calibration draw picks, so it is part of every result.
+// The order decides which images a seeded calibration draw picks, so it is part of every result. Labels
+// of ImageNet come from the synset ids, so that a subset of the classes never shifts them.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,25 +15,33 @@ namespace bcq {
 struct ImageFolder {
   struct Item {
     std::string path;
-    int label = 0;  // index into classes
+    int label = 0;  // class the model numbers it; 0 where labels are not needed
   };
   std::string root;
-  std::vector<std::string> classes;  // sorted by name, byte order
+  std::string labelled_by;           // "folder rank", "synset folder", "synset suffix", a label file, "" for none
+  std::vector<std::string> classes;  // names of the class folders, in byte order; empty when there are none
   std::vector<Item> items;           // by class, then folder path, then file name
 };
 
-// List root/<class>/**/*.{jpg,jpeg,png} (any case; links followed). InputError: no such
-// folder, no class folders, a class without images, or a file with an image extension that
-// torchvision would list and this engine cannot decode: leaving it out would change which
+// List root/<class>/**/*.{jpg,jpeg,png} or root/*.{jpg,jpeg,png} (any case; links followed).
+// classes: what the model tells apart; 0 when labels are not needed. Labels are
+//   with class folders: the rank of the synset id for a model of ImageNet's 1000 classes when all folders are named
+//     so, else the rank of the folder's name, and then every class needs its folder;
+//   without: those of the file `labels` (see data/labels.h), else the synset id that ends each name
+//     ("..._n01751748.JPEG"), else LOC_val_solution.csv beside the folder or where Kaggle's archive has it.
+// InputError: no such folder, no images, a class without images, an image without label, or a file with an
+// image extension that torchvision would list and this engine cannot decode: leaving it out would change which
 // images a seed draws.
-ImageFolder list_images(const std::string& root);
+ImageFolder list_images(const std::string& root, int64_t classes = 0, const std::string& labels = "");
 
 // The first `count` of numpy.random.RandomState(seed).permutation(n_total): which images
 // calibrate. UsageError when more are asked for than there are.
 std::vector<int64_t> calibration_indices(int64_t n_total, int64_t count, uint32_t seed);
 
-// The images at `indices` of folder.items, decoded in parallel: [B, 3, H, W]. InputError
-// from decoding names the file.
-Tensor load_pixels(const ImageFolder& folder, const std::vector<int64_t>& indices, const ImageConfig& config);
+// The images at `indices` of folder.items, decoded in parallel: [B, 3, H, W]. An image that cannot be
+// read is an InputError that names the file; or, where `unreadable` is given, its message stands there under the
+// position in `indices` and its pixels are zeros.
+Tensor load_pixels(const ImageFolder& folder, const std::vector<int64_t>& indices, const ImageConfig& config,
+                   std::map<int64_t, std::string>* unreadable = nullptr);
 
 }  // namespace bcq

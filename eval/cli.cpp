@@ -63,6 +63,8 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<void()
     return failed(2, (std::string(e.what()) + " (see --help)").c_str());
   } catch (const InputError& e) {
     return failed(3, e.what());
+  } catch (const Incomplete& e) {
+    return failed(4, e.what());
   } catch (const std::bad_alloc&) {
     return failed(1, "out of memory");
   } catch (const std::exception& e) {

@@ -1,11 +1,13 @@
 // What the programs share: exit codes, progress on stderr, and facts about the run.
 //
 // Exit codes: 0 done; 1 the run failed; 2 wrong usage; 3 a model or data file is
-// invalid; 130 interrupted (the shell's own). Results go to stdout, everything else to stderr.
+// invalid; 4 finished, but some of the data was left out; 130 interrupted (the shell's own). Results go to stdout,
+// everything else to stderr.
 #pragma once
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,11 @@
 namespace bcq {
 
 const char* version();  // git describe of the sources
+
+// Thrown by a program that has printed its results, but had to leave out some of its data.
+struct Incomplete : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // Parse the command line and run body(); turns every error into a message and an exit code.
 int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& body);

@@ -38,7 +38,8 @@ void vision_row(const VisionRun& run, const char* method, const Accuracy& a, con
 
 void vision_table(const std::string& root, json& records) {
   const auto model = load_model(root + "/vit");
-  const ImageFolder data = list_images(root + "/images/val"), calib = list_images(root + "/images/calib");
+  const ImageFolder data = list_images(root + "/images/val", model->info().outputs),
+                    calib = list_images(root + "/images/calib");
   VisionRun run;
   ProgressLine progress("vit: ");
   std::printf("\n%s.%s on %zu images (Fashion-MNIST test); top-1 %%, calibrated on %lld images, seed %u\n\n",

@@ -13,7 +13,7 @@ namespace {
 using namespace bcq;
 
 struct Options {
-  std::string model, data, calib, json_path, report_path, metric, probe = "fisher", twin = "official";
+  std::string model, data, labels, calib, json_path, report_path, metric, probe = "fisher", twin = "official";
   VisionRun run;
 };
 
@@ -22,9 +22,11 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--model", o.model, "Folder with config.json and weights, or the .safetensors file in it")
       ->required()
       ->type_name("DIR|FILE");
-  app.add_option("--data,--datapath", o.data, "Images in one folder per class, evaluated")
+  app.add_option("--data,--datapath", o.data, "Images, in one folder per class or all in one; evaluated")
       ->required()
       ->type_name("DIR");
+  app.add_option("--labels", o.labels, "Labels of images that lie in one folder: val.txt, JSON, Kaggle's CSV, devkit")
+      ->type_name("FILE");
   app.add_option("--limit", r.limit, "Evaluate N images spread evenly over all")->type_name("N");
   app.add_option("--batch-size", r.batch_size, "Images at a time; results do not depend on it")
       ->capture_default_str()
@@ -99,7 +101,7 @@ void run(Options& o) {
   if (!paper.empty() && paper != model->info().tag)
     progress.warn()(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"",
                            model->info().name.c_str(), model->info().tag.c_str(), paper.c_str()));
-  const ImageFolder data = list_images(o.data);
+  const ImageFolder data = list_images(o.data, model->info().outputs, o.labels);
   int64_t bc_parameters = 0;
   if (r.method != "fp32") {
     const ImageFolder calib = list_images(o.calib);
@@ -116,6 +118,7 @@ void run(Options& o) {
   json record = vision_record(*model, r, accuracy, bc_parameters, timer.seconds());
   record.update(run_facts());
   record["data"] = o.data;
+  record["labelled_by"] = data.labelled_by;
   record["warnings"] = progress.warnings();
   if (o.json_path != "-") {
     std::printf("%s%s%s  %s", model->info().name.c_str(), model->info().tag.empty() ? "" : ".",
@@ -129,6 +132,10 @@ void run(Options& o) {
                 accuracy.top5, accuracy.hit.size(), timer.seconds());
   }
   write_record(o.json_path, record);
+  for (const std::string& message : accuracy.unreadable) std::fprintf(stderr, "unreadable: %s\n", message.c_str());
+  if (!accuracy.unreadable.empty())
+    throw Incomplete(format("%zu of %zu images could not be read and count nowhere", accuracy.unreadable.size(),
+                            accuracy.unreadable.size() + accuracy.hit.size()));
 }
 
 }  // namespace

@@ -12,14 +12,6 @@ namespace {
 
 constexpr int64_t kBcBatch = 16;  // images per batch in the official scripts; batches weigh equally
 
-void require_classes(const Model& model, const ImageFolder& folder) {
-  require_input(static_cast<int64_t>(folder.classes.size()) == model.info().outputs,
-                "%s: %zu class folders, but %s has %lld classes: labels are the rank of the folder's name, so every "
-                "class needs its folder",
-                folder.root.c_str(), folder.classes.size(), model.info().name.c_str(),
-                static_cast<long long>(model.info().outputs));
-}
-
 Precision precision_of(const VisionRun& run) { return run.method == "fp32" ? Precision::Float : Precision::Fake; }
 
 }  // namespace
@@ -68,7 +60,6 @@ int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRu
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress) {
   require_usage(run.batch_size >= 1, "--batch-size must be at least 1");
   require_usage(run.limit >= 0, "--limit must not be negative");
-  require_classes(model, data);
   const int64_t all = static_cast<int64_t>(data.items.size());
   const int64_t n = run.limit > 0 ? std::min(run.limit, all) : all;
   Accuracy result;
@@ -77,7 +68,9 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
     progress("evaluation", static_cast<double>(begin), static_cast<double>(n));
     std::vector<int64_t> indices;
     for (int64_t i = begin; i < std::min(n, begin + run.batch_size); ++i) indices.push_back(i * all / n);
-    const Tensor pixels = load_pixels(data, indices, model.info().image);
+    std::map<int64_t, std::string> unreadable;
+    const Tensor pixels = load_pixels(data, indices, model.info().image, &unreadable);
+    for (const auto& entry : unreadable) result.unreadable.push_back(entry.second);
     // Images are independent, so a core takes some of them through the whole network.
     const int64_t count = pixels.dim(0), parts = std::min<int64_t>(count, 2 * threads());
     Tensor logits = Tensor::uninitialized({count, model.info().outputs});
@@ -89,6 +82,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
       std::copy(some.data, some.data + some.size(), logits.slice(first, last).data);
     });
     for (size_t i = 0; i < indices.size(); ++i) {
+      if (unreadable.count(static_cast<int64_t>(i))) continue;
       const auto& item = data.items[static_cast<size_t>(indices[i])];
       const float* z = logits.data + static_cast<int64_t>(i) * logits.dim(1);
       require(std::all_of(z, z + logits.dim(1), [](float v) { return std::isfinite(v); }),
@@ -102,10 +96,14 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
     }
   }
   progress("evaluation", static_cast<double>(n), static_cast<double>(n));
-  const double p = static_cast<double>(std::count(result.hit.begin(), result.hit.end(), 1)) / static_cast<double>(n);
+  if (result.hit.empty())
+    throw InputError(
+        format("%s: none of the images can be read; the first: %s", data.root.c_str(), result.unreadable[0].c_str()));
+  const double read = static_cast<double>(result.hit.size());
+  const double p = static_cast<double>(std::count(result.hit.begin(), result.hit.end(), 1)) / read;
   result.top1 = 100 * p;
-  result.top1_se = 100 * std::sqrt(p * (1 - p) / static_cast<double>(n));
-  result.top5 = 100 * static_cast<double>(top5) / static_cast<double>(n);
+  result.top1_se = 100 * std::sqrt(p * (1 - p) / read);
+  result.top5 = 100 * static_cast<double>(top5) / read;
   return result;
 }
 
@@ -143,6 +141,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"top1_se", accuracy.top1_se},
                  {"top5", accuracy.top5},
                  {"images", accuracy.hit.size()},
+                 {"unreadable", accuracy.unreadable},
                  {"seconds", seconds}};
   if (quantized) {
     const PtqOptions o = options_of(run);

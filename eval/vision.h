@@ -38,9 +38,10 @@ std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, cons
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress);
 
 struct Accuracy {
-  std::vector<uint8_t> hit;   // per image: 1 when the first class is right
-  double top1 = 0, top5 = 0;  // percent
-  double top1_se = 0;         // standard error of top1, percent points (binomial)
+  std::vector<uint8_t> hit;             // per readable image: 1 when the first class is right
+  std::vector<std::string> unreadable;  // a message for each of the others: no figure counts them
+  double top1 = 0, top5 = 0;            // percent
+  double top1_se = 0;                   // standard error of top1, percent points (binomial)
 };
 // Throws Error when an output is not finite.
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress);

@@ -47,12 +47,76 @@ TEST_CASE("image_folder: classes by name, then folders by path, then files by st
 TEST_CASE("image_folder: what is missing is named") {
   const test::Folder root;
   CHECK(test::contains(refusal(root.file("nowhere")), "nowhere"));
-  CHECK(test::contains(refusal(root.path), "no class folders"));
+  CHECK(test::contains(refusal(root.path), "no class folders and no images"));
   put(root, "cat/1.png");
   fs::create_directories(root.file("dog"));
   CHECK(test::contains(refusal(root.path), "dog: no JPEG or PNG"));
   put(root, "dog/1.webp");
   CHECK(test::contains(refusal(root.path), "1.webp"));
+}
+
+TEST_CASE("image_folder: synset folders keep ImageNet's classes in a subset, other names are ranked") {
+  const test::Folder root;
+  for (const char* name : {"n15075141/a.png", "n01440764/b.png", "n02119789/c.png"}) put(root, name);
+  const ImageFolder folder = list_images(root.path, 1000);
+  REQUIRE(folder.items.size() == 3);
+  CHECK(folder.labelled_by == "synset folder");
+  CHECK(folder.items[0].label == 0);
+  CHECK(folder.items[1].label == 278);  // kit fox
+  CHECK(folder.items[2].label == 999);
+  const ImageFolder ranked = list_images(root.path, 3);  // a model of these three classes
+  CHECK(ranked.labelled_by == "folder rank");
+  CHECK(ranked.items[2].label == 2);
+  put(root, "n00000000/d.png");  // not one of the 1000: every class would need its folder
+  CHECK(test::contains(test::message_of<InputError>([&] { list_images(root.path, 1000); }), "4 class folders"));
+}
+
+TEST_CASE("image_folder: images in one folder take their labels from their names or from a file") {
+  const test::Folder root;
+  put(root, "val/ILSVRC2012_val_00000002_n15075141.JPEG");
+  put(root, "val/ILSVRC2012_val_00000001_n01440764.JPEG");
+  const ImageFolder named = list_images(root.file("val"), 1000);
+  CHECK(named.labelled_by == "synset suffix");
+  CHECK(named.items[0].label == 0);
+  CHECK(named.items[1].label == 999);
+  CHECK(list_images(root.file("val")).labelled_by.empty());  // for calibration no label is needed
+
+  put(root, "flat/ILSVRC2012_val_00000001.JPEG");
+  put(root, "flat/ILSVRC2012_val_00000002.JPEG");
+  const auto labels_of = [&](const std::string& file) {
+    const ImageFolder folder = list_images(root.file("flat"), 1000, root.file(file));
+    return std::vector<int>{folder.items[0].label, folder.items[1].label};
+  };
+  const auto refused = [&](const std::string& file) { return test::message_of<InputError>([&] { labels_of(file); }); };
+  const auto bare = [&] { list_images(root.file("flat"), 1000); };
+  CHECK(test::contains(test::message_of<InputError>(bare), "--labels"));
+  test::write_text(root.file("val.txt"), "ILSVRC2012_val_00000001.JPEG 7\nILSVRC2012_val_00000002.JPEG n02119789\n");
+  CHECK(labels_of("val.txt") == std::vector<int>{7, 278});
+  test::write_text(root.file("val.json"),
+                   R"({"ILSVRC2012_val_00000001.JPEG": "n02119789", "ILSVRC2012_val_00000002": 3})");
+  CHECK(labels_of("val.json") == std::vector<int>{278, 3});
+  test::write_text(root.file("short.txt"), "ILSVRC2012_val_00000001.JPEG 7\n");
+  CHECK(test::contains(refused("short.txt"), "00000002"));
+  test::write_text(root.file("wrong.txt"), "ILSVRC2012_val_00000001.JPEG fox\n");
+  CHECK(test::contains(refused("wrong.txt"), "line 1"));
+  test::write_text(root.file("big.txt"), "ILSVRC2012_val_00000001 7\nILSVRC2012_val_00000002 1000\n");
+  CHECK(test::contains(refused("big.txt"), "label 1000"));
+
+  // The devkit's numbers are in an order of their own.
+  test::write_text(root.file("truth.txt"), "1\n2\n");
+  CHECK(test::contains(refused("truth.txt"), "map_clsloc.txt"));
+  test::write_text(root.file("map_clsloc.txt"), "n02119789 1 kit_fox\nn01440764 2 tench\n");
+  CHECK(labels_of("truth.txt") == std::vector<int>{278, 0});
+
+  // Kaggle's archive, found by itself.
+  const std::string csv =
+      "ImageId,PredictionString\nILSVRC2012_val_00000002,n01440764 1 2 3 4 n01440764 5 6 7 8\n"
+      "ILSVRC2012_val_00000001,n15075141 1 2 3 4\n";
+  test::write_text(root.file("LOC_val_solution.csv"), csv);
+  put(root, "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG");
+  const ImageFolder kaggle = list_images(root.file("ILSVRC/Data/CLS-LOC/val"), 1000);
+  CHECK(kaggle.items[0].label == 999);
+  CHECK(test::contains(kaggle.labelled_by, "LOC_val_solution.csv"));
 }
 
 TEST_CASE("image_folder: folders that link to themselves end in an error") {
@@ -95,6 +159,11 @@ TEST_CASE("image_folder: a damaged image in a batch is named") {
   const ImageFolder folder = list_images(root.path);
   const std::string message = test::message_of<InputError>([&] { load_pixels(folder, {0, 1}, ImageConfig()); });
   CHECK(test::contains(message, "broken.png"));
+  std::map<int64_t, std::string> unreadable;
+  const Tensor batch = load_pixels(folder, {1, 0}, ImageConfig(), &unreadable);
+  REQUIRE(unreadable.size() == 1);
+  CHECK(test::contains(unreadable.at(0), "broken.png"));
+  CHECK(test::same_bits(batch.slice(1, 2), load_pixels(folder, {0}, ImageConfig())));
 }
 
 }  // namespace
