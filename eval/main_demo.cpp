@@ -5,7 +5,7 @@
 #include "engine/check.h"
 #include "eval/cli.h"
 #include "eval/language.h"
-#include "eval/vision.h"
+#include "eval/vision_table.h"
 
 namespace {
 
@@ -27,51 +27,31 @@ void keep(json& records, json record, const ProgressLine& progress) {
   records.push_back(std::move(record));
 }
 
-void vision_row(const VisionRun& run, const char* method, const Accuracy& a, const Accuracy& fp, int64_t values) {
-  const bool is_fp = run.method == "fp32";
-  const Difference d = paired_difference(a, fp);
-  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s |\n",
-              is_fp ? "32/32" : format("%d/%d", run.wbits, run.abits).c_str(), label(method, run.bc).c_str(), a.top1,
-              a.top1_se, is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(), values_text(values).c_str());
-  std::fflush(stdout);
-}
-
 void vision_table(const std::string& root, json& records) {
   const auto model = load_model(root + "/vit");
-  const ImageFolder data = list_images(root + "/images/val", model->info().outputs),
-                    calib = list_images(root + "/images/calib");
-  VisionRun run;
+  const ImageFolder data = list_images(root + "/images/val", model->info().outputs);
+  const ImageFolder calib = list_images(root + "/images/calib");
   ProgressLine progress("vit: ");
   std::printf("\n%s.%s on %zu images (Fashion-MNIST test); top-1 %%, calibrated on %lld images, seed %u\n\n",
               model->info().name.c_str(), model->info().tag.c_str(), data.items.size(),
-              static_cast<long long>(run.calib_images), run.seed);
+              static_cast<long long>(VisionRun().calib_images), VisionRun().seed);
   std::printf("| W/A   | method                   | top-1          | change vs FP32  | BC values |\n");
   std::printf("|-------|--------------------------|----------------|-----------------|-----------|\n");
-  Timer timer;
-  const Accuracy fp = evaluate_vision(*model, data, run, progress.callback());
-  progress.finish();
-  vision_row(run, "FP32", fp, fp, 0);
-  keep(records, vision_record(*model, run, fp, 0, timer.seconds()), progress);
-  for (const int bits : {8, 6, 4})
-    for (const auto& [method, name] : {std::pair{"base-ptq", "BasePTQ"}, std::pair{"ptq4vit", "PTQ4ViT"}}) {
-      run.method = method;
-      run.wbits = run.abits = bits;
-      model->clear();
-      Timer calibration;
-      quantize_vision(*model, calib, run, progress.callback(), progress.warn());
-      const double calibration_seconds = calibration.seconds();
-      for (const char* bc : kCompensations) {
-        if (run.method == "base-ptq" && std::string(bc) != "none") continue;
-        Timer cell;
-        run.bc = bc;
-        model->clear_compensation();
-        const int64_t values = compensate_vision(*model, calib, run, progress.callback());
-        const Accuracy a = evaluate_vision(*model, data, run, progress.callback());
-        progress.finish();
-        vision_row(run, name, a, fp, values);
-        keep(records, vision_record(*model, run, a, values, calibration_seconds + cell.seconds()), progress);
-      }
-    }
+  Accuracy fp;
+  const auto all = [](const VisionCell&) { return true; };
+  measure_cells(*model, data, calib, {}, all, progress.callback(), progress.warn(),
+                [&](const VisionCell& cell, const VisionRun& run, const Accuracy& a, int64_t values, double seconds) {
+                  progress.finish();
+                  const bool is_fp = run.method == "fp32";
+                  if (is_fp) fp = a;
+                  const Difference d = paired_difference(a, fp);
+                  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s |\n", cell.width().c_str(),
+                              cell.label().c_str(), a.top1, a.top1_se,
+                              is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(),
+                              values_text(values).c_str());
+                  std::fflush(stdout);
+                  keep(records, vision_record(*model, run, a, values, seconds), progress);
+                });
 }
 
 void language_row(const LanguageRun& run, const char* method, const Perplexity& p, const Perplexity& fp,

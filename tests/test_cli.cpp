@@ -208,6 +208,37 @@ TEST_CASE("cli: a vision record says everything, and threads and batch size chan
   for (const char* key : {"top1", "top5", "top1_se"}) CHECK(a[key] == b[key]);
 }
 
+TEST_CASE("cli: the table goes on where it was stopped, and says what was not run") {
+  const Folder folder;
+  const std::string command = "table --limit 10 --calib-images 1 --bc-images 1 --out " + folder / "cells" + " --json ";
+  const Result first = run(command + folder / "a.json");
+  REQUIRE(first.code == 0);
+  json a = read_json(folder / "a.json");
+  REQUIRE(a.size() % 16 == 0);  // the float model, and five cells at each of three widths
+  for (const json& row : a) CHECK_FALSE(row["record"].is_null());
+  // One cell is lost, one is of other settings: these two are measured again, the others are not.
+  const std::string lost = folder / "cells/vit-4-ptq4vit-channel.json",
+                    other = folder / "cells/vit-8-base-ptq-none.json";
+  fs::remove(lost);
+  json changed = read_json(other);
+  changed["settings"]["limit"] = 11;
+  write_file(other, changed.dump());
+  const Result second = run(command + folder / "b.json");
+  REQUIRE(second.code == 0);
+  CHECK(std::count(second.err.begin(), second.err.end(), ':') < std::count(first.err.begin(), first.err.end(), ':'));
+  CHECK(contains(second.err, "4/4 PTQ4ViT + BC (channel)"));
+  CHECK(contains(second.err, "8/8 BasePTQ"));
+  CHECK_FALSE(contains(second.err, "6/6"));
+  json b = read_json(folder / "b.json");
+  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["top1"] == b[i]["record"]["top1"]);
+
+  fs::create_directories(folder / "models");
+  const Result nothing =
+      run("table --models " + folder / "models" + " --imagenet " + folder / "models" + " --out " + folder / "none");
+  CHECK(nothing.code == 0);
+  CHECK(contains(nothing.out, "| 4/4   | PTQ4ViT + BC (position)  | ViT-B*  | 68.29 |        not run |"));
+}
+
 TEST_CASE("cli: a layer report has a row for every site, in both forms") {
   const Folder folder;
   const std::string common = kVit +
