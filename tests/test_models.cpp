@@ -110,15 +110,17 @@ int64_t opt_parameters(int64_t D, int64_t layers, int64_t ffn, int64_t vocab, in
 }  // namespace
 
 TEST_CASE("vit, deit, swin: every output equals timm's") {
-  for (const auto& [fixture, sites] : kVisions) {
+  for (const auto& entry : kVisions) {
+    const std::string& fixture = entry.first;
     INFO(fixture);
     const auto model = load_model(fixture);
-    compare_with_reference(*model, pixels_of(fixture), fixture, sites);
+    compare_with_reference(*model, pixels_of(fixture), fixture, entry.second);
   }
 }
 
 TEST_CASE("vit, deit, swin: the gradient of every site equals autograd's") {
-  for (const auto& [fixture, sites] : kVisions) {
+  for (const auto& entry : kVisions) {
+    const std::string& fixture = entry.first;
     INFO(fixture);
     const auto model = load_model(fixture);
     const SafeTensors want = SafeTensors::open(fixture + "/reference.safetensors");
@@ -127,7 +129,7 @@ TEST_CASE("vit, deit, swin: the gradient of every site equals autograd's") {
     const Tensor logits = model->forward({Precision::Float, &tape, &record}, pixels_of(fixture));
     CHECK(same_bits(logits, model->forward(kFloat, pixels_of(fixture))));
     tape.backward(logits, want.get("grad_logits"));
-    CHECK(record.outputs.size() == sites);
+    CHECK(record.outputs.size() == entry.second);
     for (const auto& entry : record.outputs) {
       const std::string& name = entry.first;
       const Tensor& y = entry.second;
