@@ -1,0 +1,52 @@
+// What a linear site is fed, summed up: all that the solvers for its weight and its bias know of the data.
+//
+// Inputs are streamed: a tensor is read when it is added, and not kept. The products of
+// one window are summed in float by OpenBLAS, tile by tile, and windows are added up in
+// double in the order they come: sums depend neither on the number of threads nor on how
+// windows are batched, and their error does not grow with the number of windows.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "engine/tensor.h"
+
+namespace bcq {
+
+class Moments {
+ public:
+  explicit Moments(int64_t columns);
+
+  // x [B, ..., n]: B windows, each one sample as in the official code, whatever its length. `other`, of the same
+  // shape, or empty in every add: the same tokens as another stream has them at this site (the float network's,
+  // where x is what quantized blocks before this one make of them).
+  void add(const Tensor& x, const Tensor& other = {});
+
+  int64_t columns() const { return n_; }
+  int64_t tokens() const { return tokens_; }
+
+  // Products of what was added, [n, n] row-major; m and m' are the means over all tokens when `centred`, else 0.
+  // 2 / samples Σ (x - m)(x - m)ᵀ, of which the upper triangle is filled and the rest is 0. Not centred it is
+  // GPTQ's Hessian, which the official code keeps as a running mean.
+  std::vector<double> second(bool centred = false) const;
+  // 2 / samples Σ (other - m')(x - m)ᵀ.
+  std::vector<double> cross(bool centred = false) const;
+  std::vector<double> mean() const { return mean_of(sum_); }  // of x over all tokens; [n]
+  std::vector<double> other_mean() const { return mean_of(other_sum_); }
+
+ private:
+  struct Tile {
+    int64_t row, column;  // where it starts
+  };
+  void add_products(const Tensor& a, const Tensor& b, const std::vector<Tile>& tiles, std::vector<double>& into) const;
+  void add_rows(const Tensor& x, std::vector<double>& into) const;
+  std::vector<double> mean_of(const std::vector<double>& sum) const;
+  std::vector<double> scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
+                             bool centred) const;
+
+  int64_t n_, side_;               // side of a tile
+  std::vector<Tile> upper_, all_;  // of a symmetric and of any product
+  int64_t samples_ = 0, tokens_ = 0;
+  std::vector<double> second_, sum_, cross_, other_sum_;  // the last two are empty without another stream
+};
+
+}  // namespace bcq
