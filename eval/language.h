@@ -8,7 +8,7 @@
 #include "engine/json.h"
 #include "models/model.h"
 #include "quant/bias_comp.h"
-#include "quant/gptq.h"
+#include "quant/walk.h"
 
 namespace bcq {
 

@@ -1,5 +1,5 @@
 // Round to nearest and GPTQ. The column loop computes in float in the order of the official code, so that
-// integer codes agree with it; Hessians are summed across windows, and factored, in double.
+// integer codes agree with it; Hessians are factored in double.
 //
 // Everything after the factorisation is independent for each output row, so rows go to
 // threads in chunks and one chunk is taken through all columns.
@@ -11,8 +11,6 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
-#include <map>
-#include <memory>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
@@ -22,8 +20,7 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kRows = 64;   // rows of one item: they and their errors stay in cache
-constexpr int64_t kTile = 256;  // side of the Hessian's tiles
+constexpr int64_t kRows = 64;  // rows of one item: they and their errors stay in cache
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 long long ll(int64_t i) { return static_cast<long long>(i); }
@@ -183,108 +180,6 @@ struct Solver {
   }
 };
 
-// ---- GPTQ: Hessians -----------------------------------------------------------------------------
-
-// Σ x xᵀ over what a site is fed. The upper triangle is cut into tiles; a tile of one window is summed
-// in float, windows are added up in double.
-class Hessian {
- public:
-  explicit Hessian(int64_t columns) : n_(columns), sum_(at(columns * columns), 0.0) {}
-
-  // x [B, ..., n]: B windows, each one sample as in the official code, whatever its length.
-  void add(const Tensor& x) {
-    const int64_t B = x.dim(0), rows = x.rows() / B, side = (n_ + kTile - 1) / kTile;
-    parallel_for(side * side, [&](int64_t item) {
-      const int64_t i = item / side, j = item % side;
-      if (i > j) return;
-      for (int64_t b = 0; b < B; ++b) add_tile(x.data + b * rows * n_, rows, i * kTile, j * kTile);
-    });
-    samples_ += B;
-    tokens_ += B * rows;
-  }
-
-  int64_t tokens() const { return tokens_; }
-  int64_t columns() const { return n_; }
-  // 2 / samples Σ x xᵀ, its upper triangle. The official code keeps this as a running mean.
-  std::vector<double> mean() const {
-    std::vector<double> h = sum_;
-    for (double& v : h) v *= 2.0 / static_cast<double>(samples_);
-    return h;
-  }
-
- private:
-  // Columns [c0, c0 + kTile) against columns [c1, c1 + kTile), c0 <= c1.
-  void add_tile(const float* x, int64_t rows, int64_t c0, int64_t c1) {
-    const int64_t height = std::min(kTile, n_ - c0), width = std::min(kTile, n_ - c1);
-    const int m = static_cast<int>(height), w = static_cast<int>(width), k = static_cast<int>(rows);
-    const int ld = static_cast<int>(n_);
-    std::vector<float> tile(at(height * width));
-    if (c0 == c1)
-      cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, m, k, 1.f, x + c0, ld, 0.f, tile.data(), w);
-    else
-      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, m, w, k, 1.f, x + c0, ld, x + c1, ld, 0.f, tile.data(), w);
-    for (int64_t i = 0; i < height; ++i) {
-      double* into = &sum_[at((c0 + i) * n_ + c1)];
-      for (int64_t j = 0; j < width; ++j) into[j] += tile[at(i * width + j)];
-    }
-  }
-
-  int64_t n_, samples_ = 0, tokens_ = 0;
-  std::vector<double> sum_;
-};
-
-// The Hessians of a block's linear sites. Sites that get the same tensor one after the other (query, key,
-// value) share one; the tensor is held until the next comes, so that its address identifies it.
-class Hessians : public Observer {
- public:
-  void site(const Site& site, const Tensor& a, const Tensor&, const Tensor&) override {
-    if (!site.is_linear()) return;
-    if (a.data != input_.data) {
-      require(kernels().all_finite(a.data, a.size()), "%s: its input is not finite (NaN or infinity)",
-              site.name.c_str());
-      input_ = a;
-      first_ = &site;
-    }
-    std::shared_ptr<Hessian>& hessian = of_[&site];
-    if (!hessian) hessian = first_ == &site ? std::make_shared<Hessian>(a.dim(-1)) : of_[first_];
-    if (first_ == &site) hessian->add(a);
-  }
-
-  const Hessian& of(const Site& site) const {
-    const auto found = of_.find(&site);
-    require(found != of_.end(), "GPTQ: %s was never run", site.name.c_str());
-    return *found->second;
-  }
-
- private:
-  Tensor input_;
-  const Site* first_ = nullptr;  // the first site that got input_
-  std::map<const Site*, std::shared_ptr<Hessian>> of_;
-};
-
-// ---- Walks --------------------------------------------------------------------------------------
-
-void attach(Site& site, const QuantizedWeight& q) {
-  for (const Tensor& w : {site.weight, q.values})  // a weight that is NaN would round to code 0
-    require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)",
-            site.name.c_str());
-  site.b = q.grid;
-  site.weight_hat = q.values;
-}
-
-std::vector<Site*> linear_sites(Model& model, int block) {
-  std::vector<Site*> sites;
-  for (Site* site : model.sites(block))
-    if (site->is_linear()) sites.push_back(site);
-  return sites;
-}
-
-void require_options(const GptqOptions& o) {
-  require_grid(o.bits, o.groupsize);
-  require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
-  require_usage(o.blocksize >= 1, "the block size is a number of columns, not %lld", ll(o.blocksize));
-}
-
 }  // namespace
 
 void find_params(const Tensor& w, int64_t begin, int64_t end, int bits, float* scale, float* zero, int64_t stride) {
@@ -293,6 +188,12 @@ void find_params(const Tensor& w, int64_t begin, int64_t end, int bits, float* s
     scale[r * stride] = step.scale;
     zero[r * stride] = step.zero;
   }
+}
+
+void require_options(const GptqOptions& o) {
+  require_grid(o.bits, o.groupsize);
+  require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
+  require_usage(o.blocksize >= 1, "the block size is a number of columns, not %lld", ll(o.blocksize));
 }
 
 QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize) {
@@ -345,39 +246,6 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
   const Solver solver{u, n, options, name, q};
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) { solver.solve(r0, rows, rest.data + r0 * n); });
   return q;
-}
-
-void quantize_rtn(Model& model, int bits, int64_t groupsize) {
-  for (int i = 0; i < model.depth(); ++i)
-    for (Site* site : linear_sites(model, i)) attach(*site, round_to_nearest(site->weight, bits, groupsize));
-}
-
-void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
-                   const Progress& progress, const Warn& warn) {
-  require_options(options);
-  require(!windows.empty(), "GPTQ needs calibration windows");
-  std::vector<Tensor> x(windows.size());  // the one stream: what block i is fed
-  for (size_t j = 0; j < windows.size(); ++j) x[j] = model.embed({Precision::Fake}, windows[j]);
-
-  bool warned = false;
-  for (int i = 0; i < model.depth(); ++i) {
-    progress("GPTQ", i, model.depth());
-    Hessians hessians;
-    for (const Tensor& input : x) model.block({Precision::Float, nullptr, &hessians}, i, input);
-    for (Site* site : linear_sites(model, i)) {
-      const Hessian& hessian = hessians.of(*site);
-      if (!warned && hessian.tokens() < hessian.columns()) {
-        warned = true;
-        warn(
-            format("%lld calibration tokens are fewer than the %lld columns of %s: its Hessian is singular, damping "
-                   "decides the rest; use more or longer windows",
-                   ll(hessian.tokens()), ll(hessian.columns()), site->name.c_str()));
-      }
-      attach(*site, gptq(site->weight, hessian.mean(), options, site->name, warn));
-    }
-    for (Tensor& stream : x) stream = model.block({Precision::Fake}, i, stream);
-  }
-  progress("GPTQ", model.depth(), model.depth());
 }
 
 }  // namespace bcq

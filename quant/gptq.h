@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/grid.h"
 #include "engine/progress.h"
-#include "models/model.h"
 
 namespace bcq {
 
@@ -26,6 +26,9 @@ struct QuantizedWeight {
   bool rounded = false;  // GPTQ could not factor the Hessian and fell back to rounding
 };
 
+// UsageError for options that mean nothing.
+void require_options(const GptqOptions& options);
+
 // Scale and zero point of rows [0, out) over columns [begin, end) of w [out, in]: asymmetric, zero always on
 // the grid (find_params of the official Quantizer with perchannel=True, sym=False). Those of row r go to
 // scale[r * stride] and zero[r * stride]. A range whose step would not be a normal float counts as all zero.
@@ -40,13 +43,5 @@ QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize);
 // UsageError for options that mean nothing; Error naming `name` for numbers that are not finite.
 QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
                      const Warn& warn);
-
-// Quantize every linear site of every block (embeddings, norms, biases and head stay float).
-void quantize_rtn(Model& model, int bits, int64_t groupsize);
-// GPTQ walks the blocks on the calibration windows: a block sees the outputs of the quantized blocks
-// before it, and its own layers still float. Warns when there are fewer tokens than columns. Error naming the
-// site whose input stops being finite. Holds one hidden state per window, and the Hessians of one block.
-void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
-                   const Progress& progress, const Warn& warn);
 
 }  // namespace bcq

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "engine/check.h"
-#include "quant/gptq.h"
+#include "quant/walk.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"
 
