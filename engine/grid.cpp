@@ -57,7 +57,8 @@ struct Quantize {
     const float top = std::ldexp(1.f, g.bits) - 1;
     parallel_for(x.dim(0), [&](int64_t r) {
       for (int64_t c = 0; c < cols; ++c) {
-        const float s = g.scale[r * groups + c / g.group], z = g.zero[r * groups + c / g.group];
+        const int64_t i = r * groups + g.group_of(c);
+        const float s = g.scale[i], z = g.zero[i];
         y[r * cols + c] = s * (std::clamp(std::nearbyint(x[r * cols + c] / s) + z, 0.f, top) - z);
       }
     });
@@ -77,7 +78,8 @@ double storage_bits(const Grid& grid, const Shape& weight) {
   const double n = static_cast<double>(numel(weight));
   if (const auto* g = std::get_if<Uniform>(&grid)) return n * g->bits + 32.0 * static_cast<double>(g->delta.size());
   if (const auto* g = std::get_if<Affine>(&grid))
-    return n * g->bits + static_cast<double>(g->scale.size()) * (16 + g->bits);
+    return n * g->bits + static_cast<double>(g->scale.size()) * (16 + g->bits) +
+           32.0 * static_cast<double>(g->column_group.size());
   return 32 * n;
 }
 

@@ -35,11 +35,17 @@ struct TwinSoftmax {
 };
 
 // Asymmetric, for weights [out, in]:  x̂ = s (clamp(round(x / s) + z, 0, 2^bits - 1) - z), with one
-// (s, z) for every row and every `group` consecutive columns. (GPTQ's Quantizer)
+// (s, z) for every row and every group of `group` columns. (GPTQ's Quantizer)
 struct Affine {
   int bits;
   int64_t group;       // columns that share s and z; the row length for one pair a row
   Tensor scale, zero;  // [out, ceil(in / group)]
+  // [in] the group of each column, where those of a group do not follow each other (GPTQ's act-order); or empty.
+  std::vector<int32_t> column_group = {};
+
+  int64_t group_of(int64_t column) const {
+    return column_group.empty() ? column / group : column_group[static_cast<size_t>(column)];
+  }
 };
 
 using Grid = std::variant<Identity, Uniform, TwinGelu, TwinSoftmax, Affine>;
@@ -49,8 +55,8 @@ inline bool is_identity(const Grid& grid) { return std::holds_alternative<Identi
 // x rounded to the grid, in the shape of x; x itself for Identity. No gradients.
 Tensor fake_quantize(const Grid& grid, const Tensor& x);
 
-// Bits needed to store a weight of this shape on this grid: codes, and 16-bit scales and `bits`-bit
-// zero points for Affine, 32-bit steps for Uniform; 32 bits a value for Identity.
+// Bits needed to store a weight of this shape on this grid: codes, and 16-bit scales, `bits`-bit zero points
+// and 32-bit column groups for Affine, 32-bit steps for Uniform; 32 bits a value for Identity.
 double storage_bits(const Grid& grid, const Shape& weight);
 
 }  // namespace bcq

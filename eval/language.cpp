@@ -75,8 +75,10 @@ std::vector<Batch> calibration_batches(const Model& model, const std::vector<int
 void quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run, const Progress& progress,
                        const Warn& warn) {
   check_method(run);
-  if (run.method == "rtn") quantize_rtn(model, run.wbits, run.groupsize);
-  if (run.method == "gptq") quantize_gptq(model, calib, {run.wbits, run.groupsize, run.percdamp}, progress, warn);
+  if (run.method == "fp") return;
+  const SiteBits bits = allocate_bits(model, site_rules(run.layer_bits, run.exclude));
+  if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
+  if (run.method == "gptq") quantize_gptq(model, calib, run.weights, progress, warn, bits);
 }
 
 int64_t compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
@@ -129,19 +131,57 @@ Ratio paired_ratio(const Perplexity& a, const Perplexity& b) {
   return {100 * std::expm1(m.mean), 100 * std::exp(m.mean) * m.se};
 }
 
+namespace {
+
+// The layers that have other bits than the rest, with 32 for those that stayed float.
+json layer_bits(Model& model, int bits) {
+  json exceptions = json::object();
+  for (int i = 0; i < model.depth(); ++i)
+    for (const Site* site : model.sites(i)) {
+      if (!site->is_linear()) continue;
+      const auto* grid = std::get_if<Affine>(&site->b);
+      if (!grid || grid->bits != bits) exceptions[site->name] = grid ? grid->bits : 32;
+    }
+  return exceptions;
+}
+
+}  // namespace
+
+std::string describe_weights(Model& model, const LanguageRun& run) {
+  const GptqOptions& w = run.weights;
+  if (run.method == "fp") return run.method;
+  std::string text = run.method + format(" %d bit", w.bits);
+  if (w.groupsize > 0) text += format(" g%lld", static_cast<long long>(w.groupsize));
+  if (w.sym) text += " sym";
+  if (w.mse > 0) text += format(" mse %g", w.mse);
+  if (run.method == "gptq" && w.act_order) text += " act-order";
+  if (run.method == "gptq" && w.static_groups) text += " static-groups";
+  std::map<int, int> layers;
+  for (const json& bits : layer_bits(model, w.bits)) ++layers[bits.get<int>()];
+  for (const auto& [bits, count] : layers)
+    text += format(", %d layer%s ", count, count > 1 ? "s" : "") + (bits < 32 ? format("of %d bit", bits) : "in float");
+  return text;
+}
+
 json language_record(Model& model, const LanguageRun& run, const Perplexity& result, int64_t bc_parameters,
                      double seconds) {
   const bool quantized = run.method != "fp";
   const bool calibrated = run.method == "gptq" || run.bc != "none";
+  const auto solved = [&](const json& option) { return run.method == "gptq" ? option : json(nullptr); };
   const ModelInfo& info = model.info();
   return {{"model", info.name},
           {"tag", info.tag},
           {"parameters", info.parameters},
           {"method", run.method},
-          {"wbits", quantized ? run.wbits : 32},
+          {"wbits", quantized ? run.weights.bits : 32},
           {"abits", 32},
-          {"groupsize", quantized ? json(run.groupsize) : json(nullptr)},
-          {"percdamp", run.method == "gptq" ? json(run.percdamp) : json(nullptr)},
+          {"groupsize", quantized ? json(run.weights.groupsize) : json(nullptr)},
+          {"sym", quantized ? json(run.weights.sym) : json(nullptr)},
+          {"mse", quantized ? json(run.weights.mse) : json(nullptr)},
+          {"layer_bits", quantized ? layer_bits(model, run.weights.bits) : json(nullptr)},
+          {"act_order", solved(run.weights.act_order)},
+          {"static_groups", solved(run.weights.static_groups)},
+          {"percdamp", solved(run.weights.percdamp)},
           {"bc", run.bc},
           {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
           {"bc_parameters", bc_parameters},

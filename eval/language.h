@@ -7,18 +7,18 @@
 #include "data/tokenizer.h"
 #include "engine/json.h"
 #include "models/model.h"
+#include "quant/allocation.h"
 #include "quant/bias_comp.h"
 #include "quant/walk.h"
 
 namespace bcq {
 
 struct LanguageRun {
-  std::string method = "fp";  // fp, rtn, gptq
-  int wbits = 4;
-  int64_t groupsize = -1;  // -1: a scale per row
-  double percdamp = 0.01;
-  int64_t nsamples = 128;  // calibration windows
-  int64_t seqlen = 0;      // tokens of a window; 0: the model's longest, at most 2048
+  std::string method = "fp";                     // fp, rtn, gptq
+  GptqOptions weights;                           // of which rtn takes the grid
+  std::vector<std::string> layer_bits, exclude;  // REGEX=K and REGEX: site_rules()
+  int64_t nsamples = 128;                        // calibration windows
+  int64_t seqlen = 0;                            // tokens of a window; 0: the model's longest, at most 2048
   int64_t seed = 0;
   std::string bc = "none";  // none, channel, position
   std::string bc_sites = "linear,block";
@@ -55,6 +55,8 @@ struct Ratio {
 };
 Ratio paired_ratio(const Perplexity& a, const Perplexity& b);
 
+// "gptq 2 bit g64 act-order, 12 layers of 3 bit": what was done to the weights of a quantized model.
+std::string describe_weights(Model& model, const LanguageRun& run);
 json language_record(Model& model, const LanguageRun& run, const Perplexity& result, int64_t bc_parameters,
                      double seconds);
 

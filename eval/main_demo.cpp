@@ -57,10 +57,11 @@ void vision_table(const std::string& root, json& records) {
 void language_row(const LanguageRun& run, const char* method, const Perplexity& p, const Perplexity& fp,
                   int64_t values) {
   const bool is_fp = run.method == "fp";
+  const WeightGrid& w = run.weights;
   const Ratio r = paired_ratio(p, fp);
-  const std::string bits = is_fp               ? "32"
-                           : run.groupsize > 0 ? format("%dg%lld", run.wbits, static_cast<long long>(run.groupsize))
-                                               : std::to_string(run.wbits);
+  const std::string bits = is_fp             ? "32"
+                           : w.groupsize > 0 ? format("%dg%lld", w.bits, static_cast<long long>(w.groupsize))
+                                             : std::to_string(w.bits);
   std::printf("| %-5s | %-24s | %8.2f +/- %5.2f | %18s | %9s |\n", bits.c_str(), label(method, run.bc).c_str(),
               p.perplexity, p.se, is_fp ? "" : format("%+7.2f %% +/- %.2f", r.percent, r.se).c_str(),
               values_text(values).c_str());
@@ -90,8 +91,8 @@ void language_table(const std::string& root, json& records) {
   for (const auto& [bits, groupsize] : {std::pair{4, -1}, std::pair{3, -1}, std::pair{2, 64}})
     for (const auto& [method, name] : {std::pair{"rtn", "RTN"}, std::pair{"gptq", "GPTQ"}}) {
       run.method = method;
-      run.wbits = bits;
-      run.groupsize = groupsize;
+      run.weights.bits = bits;
+      run.weights.groupsize = groupsize;
       model->clear();
       Timer quantization;
       quantize_language(*model, calib, run, progress.callback(), progress.warn());

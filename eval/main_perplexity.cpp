@@ -32,12 +32,32 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"fp", "rtn", "gptq"}))
       ->capture_default_str()
       ->group(q);
-  app.add_option("--wbits", r.wbits, "Bits of the weights")->capture_default_str()->type_name("K")->group(q);
-  app.add_option("--groupsize", r.groupsize, "Columns that share a scale (-1: a whole row)")
+  app.add_option("--wbits", r.weights.bits, "Bits of the weights")->capture_default_str()->type_name("K")->group(q);
+  app.add_option("--groupsize", r.weights.groupsize, "Columns that share a scale (-1: a whole row)")
       ->capture_default_str()
       ->type_name("G")
       ->group(q);
-  app.add_option("--percdamp", r.percdamp, "Damping of the Hessian, share of its mean diagonal")
+  app.add_flag("--sym", r.weights.sym, "Symmetric grids: the zero point is the middle code")->group(q);
+  app.add_option("--mse", r.weights.mse,
+                 "Clip ranges where that lowers the sum of |error|^NORM (off without this flag)")
+      ->expected(0, 1)
+      ->default_str("2.4")
+      ->type_name("[NORM]")
+      ->group(q);
+  app.add_option("--layer-bits", r.layer_bits,
+                 "Other bits for layers whose name fits: fc2=8; the last that fits counts")
+      ->allow_extra_args(false)
+      ->type_name("REGEX=K")
+      ->group(q);
+  app.add_option("--exclude", r.exclude, "Layers to leave in float, such as ^layers\\.0\\.")
+      ->allow_extra_args(false)
+      ->type_name("REGEX")
+      ->group(q);
+  app.add_flag("--act-order", r.weights.act_order, "GPTQ: round the columns with the largest inputs first")->group(q);
+  app.add_flag("--static-groups", r.weights.static_groups,
+               "GPTQ: scales of groups from the float weights; of neighbouring columns with --act-order too")
+      ->group(q);
+  app.add_option("--percdamp", r.weights.percdamp, "GPTQ: damping of the Hessian, share of its mean diagonal")
       ->capture_default_str()
       ->group(q);
   app.add_option("--calib-text", o.calib, "UTF-8 text to calibrate on: training text")->type_name("FILE")->group(q);
@@ -54,7 +74,9 @@ void add_options(CLI::App& app, Options& o) {
       "Examples:\n"
       "  perplexity --model data/mini/opt --text data/mini/text/test.txt\n"
       "  perplexity --model opt-125m --text wiki.test.raw --calib-text wiki.train.raw \\\n"
-      "             --method gptq --wbits 3 --bc channel --json result.json");
+      "             --method gptq --wbits 3 --bc channel --json result.json\n"
+      "  perplexity --model opt-125m --text wiki.test.raw --calib-text wiki.train.raw --method gptq --wbits 2 \\\n"
+      "             --groupsize 64 --act-order --layer-bits fc2=3 --exclude '^layers\\.0\\.'");
 }
 
 void run(Options& o) {
@@ -86,9 +108,7 @@ void run(Options& o) {
   record["bos"] = tokenizer.bos() < 0 ? json(nullptr) : json(tokenizer.bos());
   record["warnings"] = progress.warnings();
   if (o.json_path != "-") {
-    std::printf("%s  %s", model->info().name.c_str(), r.method.c_str());
-    if (r.method != "fp") std::printf(" %d bit", r.wbits);
-    if (r.method != "fp" && r.groupsize > 0) std::printf(" g%lld", static_cast<long long>(r.groupsize));
+    std::printf("%s  %s", model->info().name.c_str(), describe_weights(*model, r).c_str());
     if (r.bc != "none") std::printf(" + BC (%s, %lld values)", r.bc.c_str(), static_cast<long long>(bc_parameters));
     std::printf("\ntokens %zu (%s), hash %s\n", ids.size(),
                 tokenizer.bos() < 0 ? "no BOS" : format("BOS %d", tokenizer.bos()).c_str(), token_hash(ids).c_str());

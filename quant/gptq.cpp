@@ -11,6 +11,7 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
@@ -33,39 +34,62 @@ struct Step {
 
 float top_code(int bits) { return std::ldexp(1.f, bits) - 1; }
 
-Step find_step(const float* x, int64_t n, int bits) {
-  float lo = 0, hi = 0;  // zero is always on the grid
-  for (int64_t i = 0; i < n; ++i) {
-    lo = std::min(lo, x[i]);
-    hi = std::max(hi, x[i]);
-  }
-  // Nothing to represent. The official test is lo == hi == 0; a range below float's normal numbers
-  // would give it a step of 0, or one too coarse for its zero point to be a code.
-  if ((hi - lo) / top_code(bits) < FLT_MIN) lo = -1, hi = 1;
-  const float scale = (hi - lo) / top_code(bits);
-  return {scale, std::nearbyint(-lo / scale)};
-}
-
 // The code of x: rounded before the zero point is added, as in the official code; NaN gives 0.
 float encode(float x, Step step, float top) {
   const float q = std::nearbyint(x / step.scale) + step.zero;
   return q > 0 ? std::min(q, top) : 0.f;
 }
 
-void require_grid(int bits, int64_t groupsize) {
-  require_usage(bits >= 2 && bits <= 8, "weights are quantized to 2..8 bits, not %d", bits);
-  require_usage(groupsize == -1 || groupsize >= 1, "the group size is a number of columns or -1, not %lld",
-                ll(groupsize));
+float decode(float code, Step step) { return step.scale * (code - step.zero); }
+
+Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
+  const float top = top_code(grid.bits);
+  float lo = 0, hi = 0;  // zero is always on the grid
+  for (int64_t i = 0; i < n; ++i) {
+    lo = std::min(lo, x[i]);
+    hi = std::max(hi, x[i]);
+  }
+  if (grid.sym) {
+    hi = std::max(-lo, hi);
+    if (lo < 0) lo = -hi;
+  }
+  // Nothing to represent. The official test is lo == hi == 0; a range below float's normal numbers
+  // would give it a step of 0, or one too coarse for its zero point to be a code.
+  if ((hi - lo) / top < FLT_MIN) lo = -1, hi = 1;
+  const auto shrunk = [&](float p) -> Step {
+    const float scale = (p * hi - p * lo) / top;
+    return {scale, grid.sym ? (top + 1) / 2 : std::nearbyint(-(p * lo) / scale)};
+  };
+  Step best = shrunk(1);
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 0; grid.mse > 0 && i < 80; ++i) {
+    const Step step = shrunk(static_cast<float>(1 - i / 100.0));
+    double error = 0;
+    for (int64_t c = 0; c < n; ++c)
+      error += std::pow(std::abs(decode(encode(x[c], step, top), step) - x[c]), static_cast<float>(grid.mse));
+    if (error < least) {
+      least = error;
+      best = step;
+    }
+  }
+  return best;
 }
 
-// A quantized weight without its values: [out, in], one group of `groupsize` columns after the other,
-// the last one possibly shorter.
-QuantizedWeight unfilled(const Tensor& w, int bits, int64_t groupsize) {
+void require_grid(const WeightGrid& g) {
+  require_usage(g.bits >= 2 && g.bits <= 8, "weights are quantized to 2..8 bits, not %d", g.bits);
+  require_usage(g.groupsize == -1 || g.groupsize >= 1, "the group size is a number of columns or -1, not %lld",
+                ll(g.groupsize));
+  require_usage(g.mse >= 0 && std::isfinite(g.mse), "the norm of a clipping error is a number > 0, not %g", g.mse);
+}
+
+// A quantized weight whose codes, values, scales and zero points are still to be found: [out, in], one group
+// of `groupsize` columns after the other, the last one possibly shorter.
+QuantizedWeight unfilled(const Tensor& w, const WeightGrid& grid) {
   require(w.rank() == 2 && w.dim(1) > 0, "a weight to quantize has shape %s, not [out, in]",
           to_string(w.shape).c_str());
   QuantizedWeight q;
-  q.grid.bits = bits;
-  q.grid.group = groupsize < 0 ? w.dim(1) : groupsize;
+  q.grid.bits = grid.bits;
+  q.grid.group = grid.groupsize < 0 ? w.dim(1) : grid.groupsize;
   const int64_t groups = (w.dim(1) + q.grid.group - 1) / q.grid.group;
   q.grid.scale = Tensor::uninitialized({w.dim(0), groups});
   q.grid.zero = Tensor::uninitialized({w.dim(0), groups});
@@ -78,6 +102,19 @@ QuantizedWeight unfilled(const Tensor& w, int bits, int64_t groupsize) {
 template <class F>
 void for_row_chunks(int64_t rows, F f) {
   parallel_for((rows + kRows - 1) / kRows, [&](int64_t i) { f(i * kRows, std::min(kRows, rows - i * kRows)); });
+}
+
+// Scales and zero points of all groups of w.
+void find_steps(const Tensor& w, const WeightGrid& grid, Affine& found) {
+  const int64_t in = w.dim(1), groups = found.scale.dim(1);
+  for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) {
+    for (int64_t i = r0 * groups; i < (r0 + rows) * groups; ++i) {
+      const int64_t begin = i % groups * found.group;
+      const Step step = find_step(w.data + i / groups * in + begin, std::min(found.group, in - begin), grid);
+      found.scale[i] = step.scale;
+      found.zero[i] = step.zero;
+    }
+  });
 }
 
 // ---- GPTQ: the solver ---------------------------------------------------------------------------
@@ -129,14 +166,30 @@ std::vector<float> factor(const std::vector<double>& h, int64_t n, double percda
   return std::vector<float>(u.begin(), u.end());
 }
 
+// Columns of w [rows, n], and rows and columns of h [n, n], of which the upper triangle is read and written,
+// into another order.
+void permute(const std::vector<int64_t>& order, Tensor& w, std::vector<double>& h) {
+  const int64_t n = w.dim(1);
+  const Tensor w0 = w.clone();
+  const std::vector<double> h0 = h;
+  for (int64_t i = 0; i < w.size(); ++i) w[i] = w0[i / n * n + order[at(i % n)]];
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = i; j < n; ++j) {
+      const int64_t a = order[at(i)], b = order[at(j)];
+      h[at(i * n + j)] = h0[at(std::min(a, b) * n + std::max(a, b))];
+    }
+}
+
 struct Solver {
   const std::vector<float>& u;  // [n, n]
   int64_t n;
+  const std::vector<int64_t>& order;  // the column of the weight that is rounded as the c-th
+  bool fresh_groups;                  // a group's grid is made when its first column's turn comes
   const GptqOptions& options;
   const std::string& name;
-  QuantizedWeight& q;  // per-row grids are there; group grids, codes and values are filled in
+  QuantizedWeight& q;  // has the grids that are not fresh; they, codes and values are filled in
 
-  // Rows [r0, r0 + rows), whose weights are w [rows, n]; w is used up.
+  // Rows [r0, r0 + rows), whose weights are w [rows, n], columns in that order; w is used up.
   void solve(int64_t r0, int64_t rows, float* w) const {
     const int64_t widest = std::min(options.blocksize, n);
     std::vector<float> errors(at(rows * widest)), block(at(widest));
@@ -152,7 +205,7 @@ struct Solver {
     }
   }
 
-  // Columns [i1, i2) of row r: rounded one after the other, each error carried to the columns after it.
+  // Columns i1 to i2 of the order, of row r: rounded one after the other, each error carried to the columns after it.
   // The work is done on a copy (`block`): a group's grid is made from w, which knows the corrections of
   // the blocks before this one, not those of this block. With groups shorter than a block that is an
   // accident of the official code, and changes the numbers.
@@ -162,16 +215,16 @@ struct Solver {
     float *scales = q.grid.scale.data + r * groups, *zeros = q.grid.zero.data + r * groups;
     std::copy(w + i1, w + i2, block);
     for (int64_t c = i1; c < i2; ++c) {
-      const int64_t g = c / group;
-      if (options.groupsize > 0 && c % group == 0) {
-        const Step found = find_step(w + c, std::min(group, n - c), options.bits);
+      const int64_t column = order[at(c)], g = q.grid.group_of(column);
+      if (fresh_groups && c % group == 0) {
+        const Step found = find_step(w + c, std::min(group, n - c), options);
         scales[g] = found.scale;
         zeros[g] = found.zero;
       }
-      const float x = block[c - i1], code = encode(x, {scales[g], zeros[g]}, top);
-      const float value = scales[g] * (code - zeros[g]);
-      q.codes[at(r * n + c)] = static_cast<uint8_t>(code);
-      q.values[r * n + c] = value;
+      const Step step{scales[g], zeros[g]};
+      const float x = block[c - i1], code = encode(x, step, top), value = decode(code, step);
+      q.codes[at(r * n + column)] = static_cast<uint8_t>(code);
+      q.values[r * n + column] = value;
       const float* u_row = &u[at(c * n)];
       const float error = (x - value) / u_row[c];
       errors[c - i1] = error;
@@ -182,37 +235,25 @@ struct Solver {
 
 }  // namespace
 
-void find_params(const Tensor& w, int64_t begin, int64_t end, int bits, float* scale, float* zero, int64_t stride) {
-  for (int64_t r = 0; r < w.dim(0); ++r) {
-    const Step step = find_step(w.data + r * w.dim(1) + begin, end - begin, bits);
-    scale[r * stride] = step.scale;
-    zero[r * stride] = step.zero;
-  }
-}
-
 void require_options(const GptqOptions& o) {
-  require_grid(o.bits, o.groupsize);
+  require_grid(o);
   require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
   require_usage(o.blocksize >= 1, "the block size is a number of columns, not %lld", ll(o.blocksize));
 }
 
-QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize) {
-  require_grid(bits, groupsize);
-  QuantizedWeight q = unfilled(w, bits, groupsize);
-  const int64_t in = w.dim(1), group = q.grid.group, groups = q.grid.scale.dim(1);
-  const float top = top_code(bits);
+QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid) {
+  require_grid(grid);
+  QuantizedWeight q = unfilled(w, grid);
+  find_steps(w, grid, q.grid);
+  const int64_t in = w.dim(1), groups = q.grid.scale.dim(1);
+  const float top = top_code(grid.bits);
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) {
-    for (int64_t i = r0 * groups; i < (r0 + rows) * groups; ++i) {
-      const int64_t begin = i / groups * in + i % groups * group;
-      const int64_t n = std::min(group, in - i % groups * group);
-      const Step step = find_step(w.data + begin, n, bits);
-      q.grid.scale[i] = step.scale;
-      q.grid.zero[i] = step.zero;
-      for (int64_t c = begin; c < begin + n; ++c) {
-        const float code = encode(w[c], step, top);
-        q.codes[at(c)] = static_cast<uint8_t>(code);
-        q.values[c] = step.scale * (code - step.zero);
-      }
+    for (int64_t i = r0 * in; i < (r0 + rows) * in; ++i) {
+      const int64_t g = i / in * groups + q.grid.group_of(i % in);
+      const Step step{q.grid.scale[g], q.grid.zero[g]};
+      const float code = encode(w[i], step, top);
+      q.codes[at(i)] = static_cast<uint8_t>(code);
+      q.values[i] = decode(code, step);
     }
   });
   return q;
@@ -221,15 +262,15 @@ QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize) {
 QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
                      const Warn& warn) {
   require_options(options);
-  QuantizedWeight q = unfilled(w, options.bits, options.groupsize);
-  const int64_t n = w.dim(1);
+  QuantizedWeight q = unfilled(w, options);
+  const int64_t n = w.dim(1), group = q.grid.group;
   require(hessian.size() == at(n * n), "%s: a Hessian of %zu values for %lld columns", name.c_str(), hessian.size(),
           ll(n));
   require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name.c_str());
   require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name.c_str());
 
-  if (options.groupsize < 0)  // from the whole row, before dead columns are emptied
-    find_params(w, 0, n, options.bits, q.grid.scale.data, q.grid.zero.data, 1);
+  const bool grouped = options.groupsize > 0, fresh_groups = grouped && !options.static_groups;
+  if (!grouped) find_steps(w, options, q.grid);  // from the whole row, before dead columns are emptied
   Tensor rest = w.clone();
   for (int64_t c = 0; c < n; ++c) {
     double& d = hessian[at(c * n + c)];
@@ -237,13 +278,26 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
     d = 1;  // an input that is always zero: its weights may be zero too
     for (int64_t r = 0; r < w.dim(0); ++r) rest[r * n + c] = 0;
   }
+  if (grouped && options.static_groups) find_steps(rest, options, q.grid);
+
+  std::vector<int64_t> order(at(n));
+  std::iota(order.begin(), order.end(), 0);
+  if (options.act_order) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return hessian[at(a * n + a)] > hessian[at(b * n + b)]; });
+    permute(order, rest, hessian);
+    if (fresh_groups) {
+      q.grid.column_group.resize(at(n));
+      for (int64_t c = 0; c < n; ++c) q.grid.column_group[at(order[at(c)])] = static_cast<int32_t>(c / group);
+    }
+  }
   const std::vector<float> u = factor(hessian, n, options.percdamp, name, warn, &q.damp);
   if (u.empty()) {
-    q = round_to_nearest(w, options.bits, options.groupsize);
+    q = round_to_nearest(w, options);
     q.rounded = true;
     return q;
   }
-  const Solver solver{u, n, options, name, q};
+  const Solver solver{u, n, order, fresh_groups, options, name, q};
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) { solver.solve(r0, rows, rest.data + r0 * n); });
   return q;
 }

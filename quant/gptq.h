@@ -10,11 +10,21 @@
 
 namespace bcq {
 
-struct GptqOptions {
-  int bits = 4;             // 2..8
-  int64_t groupsize = -1;   // columns that share a scale; -1: a whole row
-  double percdamp = 0.01;   // damping, as a share of the Hessian's mean diagonal
-  int64_t blocksize = 128;  // columns between two lazy updates of the rest
+// The numbers a weight is rounded to, and how a row's, or a group's, scale and zero point are found in it
+// (find_params of the official Quantizer with perchannel=True). Zero is always one of the numbers.
+struct WeightGrid {
+  int bits = 4;            // 2..8
+  int64_t groupsize = -1;  // columns that share a scale; -1: a whole row
+  bool sym = false;        // the zero point is 2^(bits-1). A row without negative values gets half the codes
+  // Shrink the range from 1 to 0.21 in steps of 0.01 and keep the one of least Σ |x̂ - x|^mse; 0: do not.
+  double mse = 0;
+};
+
+struct GptqOptions : WeightGrid {
+  double percdamp = 0.01;      // damping, as a share of the Hessian's mean diagonal
+  int64_t blocksize = 128;     // columns between two lazy updates of the rest
+  bool act_order = false;      // columns in descending order of the Hessian's diagonal; groups follow that order
+  bool static_groups = false;  // groups of consecutive columns, whose grids are made before the first is rounded
 };
 
 // A quantized weight: integer codes, the grid they stand on, and their values.
@@ -29,14 +39,9 @@ struct QuantizedWeight {
 // UsageError for options that mean nothing.
 void require_options(const GptqOptions& options);
 
-// Scale and zero point of rows [0, out) over columns [begin, end) of w [out, in]: asymmetric, zero always on
-// the grid (find_params of the official Quantizer with perchannel=True, sym=False). Those of row r go to
-// scale[r * stride] and zero[r * stride]. A range whose step would not be a normal float counts as all zero.
-void find_params(const Tensor& w, int64_t begin, int64_t end, int bits, float* scale, float* zero, int64_t stride);
-
-// w [out, in], each value to the nearest of its grid. A last group may be short. UsageError for bits or a
-// group size that mean nothing.
-QuantizedWeight round_to_nearest(const Tensor& w, int bits, int64_t groupsize);
+// w [out, in], each value to the nearest of its grid. A last group may be short. A range whose step would not
+// be a normal float counts as all zero. UsageError for a grid that means nothing.
+QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid);
 // w [out, in]; hessian [in, in] = (2 / samples) Σ x xᵀ in double, row-major, of which the upper triangle is
 // read. Columns whose input is always zero get zero weights. Recovers from a Hessian that cannot be factored
 // by raising the damping tenfold up to 1, then a diagonal floor, then rounding; warns naming `name`.

@@ -12,14 +12,21 @@ namespace {
 
 long long ll(int64_t i) { return static_cast<long long>(i); }
 
+bool is_quantized(const Site& site, const SiteBits& bits) {
+  const auto own = bits.find(&site);
+  return site.is_linear() && (own == bits.end() || own->second > 0);
+}
+
 // ---- Hessians -----------------------------------------------------------------------------------
 
-// The Hessians of a block's linear sites. Sites that get the same tensor one after the other (query, key,
-// value) share one; the tensor is held until the next comes, so that its address identifies it.
+// The Hessians of a block's sites that are to be quantized. Sites that get the same tensor one after the other (query,
+// key, value) share one; the tensor is held until the next comes, so that its address identifies it.
 class Hessians : public Observer {
  public:
+  explicit Hessians(const SiteBits& bits) : bits_(bits) {}
+
   void site(const Site& site, const Tensor& a, const Tensor&, const Tensor&) override {
-    if (!site.is_linear()) return;
+    if (!is_quantized(site, bits_)) return;
     if (a.data != input_.data) {
       require(kernels().all_finite(a.data, a.size()), "%s: its input is not finite (NaN or infinity)",
               site.name.c_str());
@@ -38,6 +45,7 @@ class Hessians : public Observer {
   }
 
  private:
+  const SiteBits& bits_;
   Tensor input_;
   const Site* first_ = nullptr;  // the first site that got input_
   std::map<const Site*, std::shared_ptr<Moments>> of_;
@@ -53,22 +61,31 @@ void attach(Site& site, const QuantizedWeight& q) {
   site.weight_hat = q.values;
 }
 
-std::vector<Site*> linear_sites(Model& model, int block) {
+std::vector<Site*> quantized_sites(Model& model, int block, const SiteBits& bits) {
   std::vector<Site*> sites;
   for (Site* site : model.sites(block))
-    if (site->is_linear()) sites.push_back(site);
+    if (is_quantized(*site, bits)) sites.push_back(site);
   return sites;
+}
+
+// Options with the bits that are this site's own.
+template <class Options>
+Options options_of(const Site& site, Options options, const SiteBits& bits) {
+  const auto own = bits.find(&site);
+  if (own != bits.end()) options.bits = own->second;
+  return options;
 }
 
 }  // namespace
 
-void quantize_rtn(Model& model, int bits, int64_t groupsize) {
+void quantize_rtn(Model& model, const WeightGrid& grid, const SiteBits& bits) {
   for (int i = 0; i < model.depth(); ++i)
-    for (Site* site : linear_sites(model, i)) attach(*site, round_to_nearest(site->weight, bits, groupsize));
+    for (Site* site : quantized_sites(model, i, bits))
+      attach(*site, round_to_nearest(site->weight, options_of(*site, grid, bits)));
 }
 
 void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
-                   const Progress& progress, const Warn& warn) {
+                   const Progress& progress, const Warn& warn, const SiteBits& bits) {
   require_options(options);
   require(!windows.empty(), "GPTQ needs calibration windows");
   std::vector<Tensor> x(windows.size());  // the one stream: what block i is fed
@@ -77,9 +94,9 @@ void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOp
   bool warned = false;
   for (int i = 0; i < model.depth(); ++i) {
     progress("GPTQ", i, model.depth());
-    Hessians hessians;
+    Hessians hessians(bits);
     for (const Tensor& input : x) model.block({Precision::Float, nullptr, &hessians}, i, input);
-    for (Site* site : linear_sites(model, i)) {
+    for (Site* site : quantized_sites(model, i, bits)) {
       const Moments& moments = hessians.of(*site);
       if (!warned && moments.tokens() < moments.columns()) {
         warned = true;
@@ -88,7 +105,7 @@ void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOp
                    "decides the rest; use more or longer windows",
                    ll(moments.tokens()), ll(moments.columns()), site->name.c_str()));
       }
-      attach(*site, gptq(site->weight, moments.second(), options, site->name, warn));
+      attach(*site, gptq(site->weight, moments.second(), options_of(*site, options, bits), site->name, warn));
     }
     for (Tensor& stream : x) stream = model.block({Precision::Fake}, i, stream);
   }

@@ -89,6 +89,8 @@ TEST_CASE("cli: help, version and usage") {
   check_failure(kVit + "--method ptq4vit --calib-images 100000 --calib-data data/mini/images/calib", 2, {"100000"});
   check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --seqlen 100000", 2, {"--seqlen"});
   check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --method gptq", 2, {"--calib-text"});
+  check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --method rtn --exclude fc9", 2,
+                {"fc9"});
   check_failure("perplexity --model data/mini/vit --text data/mini/text/test.txt", 2, {"imagenet"});
   check_failure("imagenet --model data/mini/opt --data data/mini/images/val", 2, {"perplexity"});
   const Result no_such_isa = run(kVit, "BCQ_ISA=magic ");
@@ -262,7 +264,8 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
   const Folder folder;
   const std::string common =
       "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 4 --calib-text "
-      "data/mini/text/calib.txt --nsamples 4 --method gptq --wbits 3 --bc channel --json ";
+      "data/mini/text/calib.txt --nsamples 4 --method gptq --wbits 3 --bc channel --act-order --groupsize 64 --mse "
+      "--layer-bits fc2=4 --exclude ^layers.0.self_attn --json ";
   REQUIRE(run(common + folder / "a.json" + " --threads 1").code == 0);
   REQUIRE(run(common + folder / "b.json" + " --threads 2").code == 0);
   const json a = read_json(folder / "a.json"), b = read_json(folder / "b.json");
@@ -273,6 +276,11 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
     CHECK_MESSAGE(a.contains(key), key);
   CHECK(a["perplexity"] == b["perplexity"]);
   CHECK(a["windows"] == 4);
+  CHECK(a["act_order"] == true);
+  CHECK(a["mse"] == 2.4);
+  CHECK(a["layer_bits"].size() == 10);
+  CHECK(a["layer_bits"]["layers.5.fc2"] == 4);
+  CHECK(a["layer_bits"]["layers.0.self_attn.k_proj"] == 32);
 }
 
 TEST_CASE("cli: a config with the required keys alone is enough") {

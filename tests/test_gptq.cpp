@@ -46,7 +46,7 @@ TEST_CASE("rtn: the worked example at 2, 3 and 4 bits") {
   };
   for (const Case& c : {Case{2, 0.733333, 1, {0, 1, 1, 2, 3}}, Case{3, 0.314286, 3, {0, 2, 3, 4, 7}},
                         Case{4, 0.146667, 6, {0, 5, 6, 9, 15}}}) {
-    const QuantizedWeight q = round_to_nearest(w, c.bits, -1);
+    const QuantizedWeight q = round_to_nearest(w, {c.bits, -1});
     CHECK(q.codes == c.codes);
     CHECK(q.grid.scale[0] == doctest::Approx(c.scale).epsilon(1e-5));
     CHECK(q.grid.zero[0] == c.zero);
@@ -60,13 +60,13 @@ TEST_CASE("rtn: the worked example at 2, 3 and 4 bits") {
 
 TEST_CASE("rtn rounds half to even, before it adds the zero point") {
   const Tensor w({2, 6}, {0, 0.5f, 1.5f, 2.5f, 3.5f, 15, -1, 0.5f, 1.5f, 2.5f, -0.5f, 14});
-  const QuantizedWeight q = round_to_nearest(w, 4, -1);
+  const QuantizedWeight q = round_to_nearest(w, {4, -1});
   CHECK(q.codes == Codes{0, 0, 2, 2, 4, 15, 0, 1, 3, 3, 1, 15});
 }
 
 TEST_CASE("rtn: rows without negative, without positive and without any values") {
   const Tensor w({4, 3}, {1, 2, 3, -1, -2, -3, 0, 0, 0, 1e-42f, -3e-43f, 0});
-  const QuantizedWeight q = round_to_nearest(w, 4, -1);
+  const QuantizedWeight q = round_to_nearest(w, {4, -1});
   check_values(q.values, {1, 2, 3, -1, -2, -3, 0, 0, 0, 0, 0, 0});
   CHECK(q.grid.zero[0] == 0);
   CHECK(q.grid.zero[1] == 15);
@@ -74,24 +74,48 @@ TEST_CASE("rtn: rows without negative, without positive and without any values")
 
 TEST_CASE("rtn in groups: consecutive columns, a short last group, a group wider than the row") {
   const Tensor w = random({5, 10}, 1);
-  const QuantizedWeight q = round_to_nearest(w, 3, 4);
+  const QuantizedWeight q = round_to_nearest(w, {3, 4});
   CHECK(q.grid.scale.shape == Shape{5, 3});
   CHECK(same_bits(fake_quantize(q.grid, w), q.values));
-  float scale[5], zero[5];
-  find_params(w, 8, 10, 3, scale, zero, 1);
   for (int64_t r = 0; r < 5; ++r) {
-    CHECK(q.grid.scale[r * 3 + 2] == scale[r]);
-    CHECK(q.grid.zero[r * 3 + 2] == zero[r]);
+    const QuantizedWeight last = round_to_nearest(Tensor({1, 2}, {w[r * 10 + 8], w[r * 10 + 9]}), {3});
+    CHECK(q.grid.scale[r * 3 + 2] == last.grid.scale[0]);
+    CHECK(q.grid.zero[r * 3 + 2] == last.grid.zero[0]);
   }
-  CHECK(round_to_nearest(w, 3, 64).codes == round_to_nearest(w, 3, -1).codes);
+  CHECK(round_to_nearest(w, {3, 64}).codes == round_to_nearest(w, {3, -1}).codes);
+}
+
+TEST_CASE("rtn, symmetric: the zero point is the middle code; a row without negative values gets the upper half") {
+  const QuantizedWeight q =
+      round_to_nearest(Tensor({3, 4}, {-2, 1, 0.5f, 1.5f, 1, 2, 3, 7, 0, 0, 0, 0}), {3, -1, true});
+  check_values(q.grid.scale, {4. / 7, 1, 2. / 7});
+  check_values(q.grid.zero, {4, 4, 4});
+  CHECK(q.codes == Codes{1, 6, 5, 7, 5, 6, 7, 7, 4, 4, 4, 4});
+}
+
+TEST_CASE("rtn: a range shrunk for the least error has less of it") {
+  Tensor w = random({6, 40}, 23, 0.3);
+  for (int64_t r = 0; r < 6; ++r) w[r * 40 + 7] = 1;
+  const auto error = [&](const QuantizedWeight& q, double norm) {
+    double sum = 0;
+    for (int64_t i = 0; i < w.size(); ++i) sum += std::pow(std::abs(q.values[i] - w[i]), norm);
+    return sum;
+  };
+  for (const bool sym : {false, true})
+    for (const double norm : {2.0, 2.4}) {
+      const WeightGrid whole{3, -1, sym}, shrunk{3, -1, sym, norm};
+      CHECK(error(round_to_nearest(w, shrunk), norm) < error(round_to_nearest(w, whole), norm));
+    }
 }
 
 TEST_CASE("gptq and rtn refuse options that mean nothing") {
   const Tensor w = random({2, 4}, 2), x = correlated(1, 16, 4, 3);
-  CHECK_THROWS_AS(round_to_nearest(w, 1, -1), UsageError);
-  CHECK_THROWS_AS(round_to_nearest(w, 9, -1), UsageError);
-  CHECK_THROWS_AS(round_to_nearest(w, 4, 0), UsageError);
-  CHECK_THROWS_AS(round_to_nearest(w, 4, -2), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {1, -1}), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {9, -1}), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {4, 0}), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {4, -2}), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {4, -1, false, -1}), UsageError);
+  CHECK_THROWS_AS(round_to_nearest(w, {4, -1, false, NAN}), UsageError);
   CHECK_THROWS_AS(gptq(w, hessian_of(x), options(9), "site", kNoWarning), UsageError);
   CHECK_THROWS_AS(gptq(w, hessian_of(x), options(4, 0), "site", kNoWarning), UsageError);
   CHECK_THROWS_AS(gptq(w, hessian_of(x), options(4, -1, 0), "site", kNoWarning), UsageError);
@@ -111,7 +135,7 @@ TEST_CASE("gptq: the small case, without groups") {
   const double diagonal[] = {16.05166, 14.26088, 14.00571, 11.08216, 11.91422, 0, 11.31720, 11.22011};
   for (int64_t c = 0; c < 8; ++c) CHECK(h[index(c * 9)] == doctest::Approx(diagonal[c]).epsilon(1e-6));
 
-  const QuantizedWeight rtn = round_to_nearest(w, 3, -1);
+  const QuantizedWeight rtn = round_to_nearest(w, {3, -1});
   check_values(rtn.grid.scale, {.162, .262571, .162});
   check_values(rtn.grid.zero, {2, 4, 5});
   check_values(rtn.values, {.81,      .648,     .486,     .324,      .162,    0,       -.162,   -.324,  //
@@ -170,18 +194,24 @@ uint32_t fnv1a(const uint8_t* bytes, int64_t n) {
 
 }  // namespace
 
-TEST_CASE("gptq: codes, scales and zero points of the official code at 64 x 256") {
+TEST_CASE("gptq and rtn: codes, scales and zero points of the official code at 64 x 256, with every option") {
   const Tensor w = fixture_weight();
   const std::vector<double> h = hessian_of(fixture_input());
   const json fixture = read_json("tests/fixtures/gptq_official.json");
   for (const json& c : fixture.at("cases")) {
-    const int bits = c.at("bits").get<int>();
-    const int64_t groupsize = c.at("groupsize").get<int64_t>(), groups = groupsize < 0 ? 1 : 256 / groupsize;
-    CAPTURE(bits);
-    CAPTURE(groupsize);
-    const QuantizedWeight q = gptq(w, h, options(bits, groupsize), "site", kNoWarning);
-    // The official code factors in float: where a value falls between two codes, the rest of its row may
-    // differ. Two rows of 64 are allowed for that; another machine's BLAS may decide other ties.
+    GptqOptions o = options(c.at("bits").get<int>(), c.at("groupsize").get<int64_t>());
+    o.act_order = c.at("act_order").get<bool>();
+    o.static_groups = c.at("static_groups").get<bool>();
+    o.sym = c.at("sym").get<bool>();
+    o.mse = c.at("mse").get<double>();
+    std::string options_of_case;
+    for (const auto& [key, value] : c.items())
+      if (!value.is_array()) options_of_case += key + " " + value.dump() + " ";
+    CAPTURE(options_of_case);
+    const QuantizedWeight q = c.at("method") == "rtn" ? round_to_nearest(w, o) : gptq(w, h, o, "site", kNoWarning);
+    const int64_t groups = q.grid.scale.dim(1);
+    // All codes are equal where this was written. Where a value falls between two codes another machine's
+    // BLAS may decide otherwise, and the rest of that row may differ: one row of 64 is allowed for that.
     int64_t differ = 0, sums = 0;
     for (int64_t r = 0; r < 64; ++r) {
       const uint8_t* codes = q.codes.data() + r * 256;
@@ -191,12 +221,17 @@ TEST_CASE("gptq: codes, scales and zero points of the official code at 64 x 256"
         ++differ;
         continue;
       }
-      for (int64_t g = r * groups; g < (r + 1) * groups; ++g) {
-        CHECK(q.grid.scale[g] == doctest::Approx(c.at("scale")[index(g)].get<double>()).epsilon(1e-5));
-        CHECK(q.grid.zero[g] == c.at("zero")[index(g)].get<float>());
+      double scale = 0, zero = 0;
+      for (int64_t column = 0; column < 256; ++column) {
+        const int64_t i = r * groups + q.grid.group_of(column);
+        scale += q.grid.scale[i];
+        zero += q.grid.zero[i];
+        REQUIRE(q.values[r * 256 + column] == q.grid.scale[i] * (codes[column] - q.grid.zero[i]));
       }
+      CHECK(scale == doctest::Approx(c.at("scale")[index(r)].get<double>()).epsilon(1e-5));
+      CHECK(zero == c.at("zero")[index(r)].get<double>());
     }
-    CHECK(differ <= 2);
+    CHECK(differ <= (c.at("method") == "rtn" ? 0 : 1));
     CHECK(sums <= 8);
   }
 }
@@ -207,7 +242,7 @@ TEST_CASE("gptq is never worse than rtn on its calibration data") {
   for (uint32_t seed = 0; seed < 12; ++seed) {
     const Tensor w = random({7, 40}, seed), x = correlated(2, 60, 40, seed + 50);
     for (const int bits : {2, 3, 4, 8}) {
-      const double rtn = output_error(x, w, round_to_nearest(w, bits, -1).values);
+      const double rtn = output_error(x, w, round_to_nearest(w, {bits, -1}).values);
       const double best = output_error(x, w, gptq(w, hessian_of(x), options(bits), "site", kNoWarning).values);
       CHECK(best < rtn);
     }
@@ -219,7 +254,7 @@ TEST_CASE("gptq with an identity Hessian is rtn") {
   std::vector<double> h(900, 0.0);
   for (size_t i = 0; i < 30; ++i) h[i * 31] = 2;
   for (const int64_t groupsize : {-1, 8})
-    CHECK(same(gptq(w, h, options(3, groupsize, 16), "site", kNoWarning), round_to_nearest(w, 3, groupsize)));
+    CHECK(same(gptq(w, h, options(3, groupsize, 16), "site", kNoWarning), round_to_nearest(w, {3, groupsize})));
 }
 
 TEST_CASE("gptq: codes and grid decode to the values, with a short last group and a short last block") {
@@ -234,7 +269,7 @@ TEST_CASE("gptq: codes and grid decode to the values, with a short last group an
       REQUIRE(q.codes[index(i)] < 16);
       REQUIRE(q.values[i] == q.grid.scale[g] * (static_cast<float>(q.codes[index(i)]) - q.grid.zero[g]));
     }
-    CHECK(output_error(x, w, q.values) < output_error(x, w, round_to_nearest(w, 4, groupsize).values));
+    CHECK(output_error(x, w, q.values) < output_error(x, w, round_to_nearest(w, {4, groupsize}).values));
   }
 }
 
@@ -264,5 +299,35 @@ TEST_CASE("gptq empties dead columns, after a row's grid is chosen and before a 
 TEST_CASE("gptq gives the same bits on one and on two threads") {
   const Tensor w = random({200, 150}, 11), x = correlated(3, 100, 150, 12);
   const std::vector<double> h = hessian_of(x);
-  CHECK(same_on_two_threads([&] { return gptq(w, h, options(3, 32), "site", kNoWarning).values; }));
+  GptqOptions o = options(3, 32);
+  CHECK(same_on_two_threads([&] { return gptq(w, h, o, "site", kNoWarning).values; }));
+  o.act_order = true;
+  o.mse = 2.4;
+  CHECK(same_on_two_threads([&] { return gptq(w, h, o, "site", kNoWarning).values; }));
+}
+
+TEST_CASE("gptq with act-order: groups follow the order of the Hessian's diagonal, static ones the columns") {
+  const int64_t n = 12;
+  const Tensor w = random({5, n}, 21);
+  std::vector<double> h(index(n * n), 0.0);  // diagonal: nothing is corrected, so only grids can differ
+  const int64_t rank[] = {3, 9, 0, 11, 7, 1, 5, 10, 2, 8, 4, 6};  // of each column, 0 the largest
+  for (int64_t c = 0; c < n; ++c) h[index(c * n + c)] = 1.0 / static_cast<double>(1 + rank[c]);
+  GptqOptions o = options(3, 5);
+  o.act_order = true;
+  const QuantizedWeight q = gptq(w, h, o, "site", kNoWarning);
+  Tensor sorted({5, n});
+  for (int64_t i = 0; i < w.size(); ++i) sorted[i / n * n + rank[i % n]] = w[i];
+  const QuantizedWeight want = round_to_nearest(sorted, o);
+  REQUIRE(q.grid.column_group.size() == index(n));
+  for (int64_t c = 0; c < n; ++c) {
+    CHECK(q.grid.group_of(c) == rank[c] / 5);
+    for (int64_t r = 0; r < 5; ++r) CHECK(q.codes[index(r * n + c)] == want.codes[index(r * n + rank[c])]);
+  }
+  CHECK(same_bits(q.grid.scale, want.grid.scale));
+  CHECK(same_bits(fake_quantize(q.grid, w), q.values));
+
+  o.static_groups = true;
+  const QuantizedWeight fixed = gptq(w, h, o, "site", kNoWarning);
+  CHECK(fixed.grid.column_group.empty());
+  CHECK(same(fixed, round_to_nearest(w, o)));
 }

@@ -113,7 +113,7 @@ TEST_CASE("gptq: damping rises tenfold up to 1, then a floor under the diagonal,
     REQUIRE(warnings.all.size() == 1);
     CHECK(contains(warnings.all[0], "layers.7.fc2"));
     CHECK_MESSAGE(contains(warnings.all[0], c.message), warnings.all[0]);
-    if (c.rounded) CHECK(same(q, round_to_nearest(w, 4, -1)));
+    if (c.rounded) CHECK(same(q, round_to_nearest(w, {4, -1})));
   }
 }
 
@@ -139,16 +139,16 @@ TEST_CASE("gptq names the site whose numbers are not finite") {
         "0.a: its input is not finite (NaN or infinity)");
 
   toy.sites(0)[1]->weight[3] = NAN;
-  CHECK(message_of<Error>([&] { quantize_rtn(toy, 4, -1); }) == "0.b: its weight is not finite (NaN or infinity)");
+  CHECK(message_of<Error>([&] { quantize_rtn(toy, {4, -1}); }) == "0.b: its weight is not finite (NaN or infinity)");
 }
 
 // ---- Walks --------------------------------------------------------------------------------------
 
 TEST_CASE("quantize_rtn rounds every linear site of every block") {
   Toy toy(2, 6);
-  quantize_rtn(toy, 3, 4);
+  quantize_rtn(toy, {3, 4});
   for (Site* site : toy.all_sites()) {
-    const QuantizedWeight q = round_to_nearest(site->weight, 3, 4);
+    const QuantizedWeight q = round_to_nearest(site->weight, {3, 4});
     CHECK(same_bits(site->weight_hat, q.values));
     CHECK(same_bits(std::get<Affine>(site->b).scale, q.grid.scale));
     CHECK(is_identity(site->a));
@@ -185,6 +185,19 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
     }
   }
   CHECK(relative_error(toy.forward({Precision::Fake}, windows_of(x)[1]), sample(stream, 1)) < 1e-4);
+}
+
+TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leave them") {
+  Toy rtn(1, 6), gptq(1, 6);
+  const auto bits = [](Toy& toy) { return SiteBits{{toy.sites(0)[0], 8}, {toy.sites(0)[1], 0}}; };
+  quantize_rtn(rtn, {3, 4}, bits(rtn));
+  quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), options(3, 4), kSilent, kNoWarning, bits(gptq));
+  for (Toy* toy : {&rtn, &gptq}) {
+    CHECK(std::get<Affine>(toy->sites(0)[0]->b).bits == 8);
+    CHECK(is_identity(toy->sites(0)[1]->b));
+    CHECK(toy->sites(0)[1]->weight_hat.empty());
+    CHECK(std::get<Affine>(toy->sites(0)[2]->b).bits == 3);
+  }
 }
 
 TEST_CASE("quantize_gptq warns once when there are fewer tokens than columns, and needs a window") {

@@ -179,6 +179,12 @@ TEST_CASE("Affine rounds before it adds the zero point, and groups columns") {
     return scale[g] * static_cast<float>(clamp(half_to_even(x[i] / scale[g]) + zero[g], 0, 15) - zero[g]);
   }));
   CHECK(same_on_two_threads([&] { return fake_quantize(grid, x); }));
+
+  const std::vector<int32_t> group_of{2, 0, 1, 0, 1, 0, 1};  // groups that are not of neighbours
+  CHECK(all_equal(fake_quantize(Affine{4, 3, scale, zero, group_of}, x), [&](int64_t i) {
+    const int64_t g = i / 7 * 3 + group_of[static_cast<size_t>(i % 7)];
+    return scale[g] * static_cast<float>(clamp(half_to_even(x[i] / scale[g]) + zero[g], 0, 15) - zero[g]);
+  }));
 }
 
 TEST_CASE("storage_bits counts codes, steps and zero points") {
@@ -186,4 +192,6 @@ TEST_CASE("storage_bits counts codes, steps and zero points") {
   CHECK(storage_bits(Uniform{4, 0, {1, 1, 1}}, {10, 20}) == 200 * 4 + 3 * 32);
   CHECK(storage_bits(Affine{3, 20, Tensor({10, 1}), Tensor({10, 1})}, {10, 20}) == 200 * 3 + 10 * (16 + 3));
   CHECK(storage_bits(Affine{2, 8, Tensor({10, 3}), Tensor({10, 3})}, {10, 20}) == 200 * 2 + 30 * (16 + 2));
+  const Affine ordered{2, 8, Tensor({10, 3}), Tensor({10, 3}), std::vector<int32_t>(20, 0)};
+  CHECK(storage_bits(ordered, {10, 20}) == 200 * 2 + 30 * (16 + 2) + 20 * 32);
 }

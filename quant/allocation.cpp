@@ -1,0 +1,53 @@
+#include "quant/allocation.h"
+
+#include <regex>
+
+#include "engine/check.h"
+
+namespace bcq {
+namespace {
+
+std::regex regex_of(const std::string& pattern) {
+  try {
+    return std::regex(pattern);
+  } catch (const std::regex_error& e) {
+    throw UsageError(format("\"%s\" is not a regular expression: %s", pattern.c_str(), e.what()));
+  }
+}
+
+}  // namespace
+
+std::vector<SiteRule> site_rules(const std::vector<std::string>& layer_bits, const std::vector<std::string>& exclude) {
+  std::vector<SiteRule> rules;
+  for (const std::string& rule : layer_bits) {
+    const size_t equals = rule.rfind('=');
+    const std::string k = equals == std::string::npos ? "" : rule.substr(equals + 1);
+    require_usage(k.size() == 1 && k[0] >= '2' && k[0] <= '8' && equals > 0,
+                  "--layer-bits %s: not REGEX=K with K of 2 to 8 bits", rule.c_str());
+    rules.push_back({rule.substr(0, equals), k[0] - '0'});
+  }
+  for (const std::string& pattern : exclude) rules.push_back({pattern, 0});
+  return rules;
+}
+
+SiteBits allocate_bits(Model& model, const std::vector<SiteRule>& rules) {
+  SiteBits allocated;
+  for (const SiteRule& rule : rules) {
+    const std::regex pattern = regex_of(rule.pattern);
+    std::string example;
+    bool fits = false;
+    for (int i = 0; i < model.depth(); ++i)
+      for (const Site* site : model.sites(i)) {
+        if (!site->is_linear()) continue;
+        example = site->name;
+        if (!std::regex_search(site->name, pattern)) continue;
+        allocated[site] = rule.bits;
+        fits = true;
+      }
+    require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", rule.pattern.c_str(),
+                  model.info().name.c_str(), example.c_str());
+  }
+  return allocated;
+}
+
+}  // namespace bcq
