@@ -8,6 +8,8 @@ MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
 CLANG_FORMAT ?= clang-format
+JPEG     ?= stb
+$(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
 
 # Contraction off: the kernels promise equal bits on every instruction set (engine/kernels.h).
 FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
@@ -15,10 +17,12 @@ LIBS  := -lopenblas -lpcre2-8
 ifeq (,$(findstring clang,$(CXX)))
 LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/parallel.cpp
 endif
+LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
 PROGRAMS := imagenet perplexity forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
-LIBRARY  := $(filter-out $(MAINS),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp))
+JPEGS    := $(wildcard data/jpeg_*.cpp)
+LIBRARY  := $(filter-out $(MAINS) $(JPEGS),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp)) data/jpeg_$(JPEG).cpp
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
 SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
@@ -34,10 +38,10 @@ all: $(binaries)
 # --- Set-up: what is missing is installed, or listed where there is no apt. -------------------------
 # package:a header only it brings (cblas.h comes with other libraries too)
 NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
-         doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h
+         doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h)
 
 setup: $(BUILD)/.setup
-$(BUILD)/.setup: Makefile
+$(BUILD)/.setup: Makefile $(BUILD)/jpeg
 	@mkdir -p $(BUILD)
 	@missing=; for need in $(NEEDS); do \
 	  echo "#include <$${need#*:}>" | $(CXX) -std=c++20 -E -x c++ - >/dev/null 2>&1 || missing="$$missing $${need%%:*}"; \
@@ -61,17 +65,20 @@ $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) -c $< -o $@
 
-# The version changes with every commit; only one file is built again for it.
+# What may differ from the last build in this folder: the version changes with every commit and one file is built
+# again for it; another JPEG decoder takes the place of the other in the library.
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-$(BUILD)/version: FORCE
-	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(VERSION)" ] || echo "$(VERSION)" > $@
+$(BUILD)/version: NOW := $(VERSION)
+$(BUILD)/jpeg:    NOW := $(JPEG)
+$(BUILD)/version $(BUILD)/jpeg: FORCE
+	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(NOW)" ] || echo "$(NOW)" > $@
 $(BUILD)/obj/eval/version.o: $(BUILD)/version
 $(BUILD)/obj/eval/version.o: FLAGS += -DBCQ_VERSION='"$(VERSION)"'
 FORCE:
 
-$(BUILD)/libbcq.a: $(call object,$(LIBRARY))
+$(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(filter %.o,$^)
 
 $(BUILD)/bin/%: $(BUILD)/obj/eval/main_%.o $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
@@ -118,6 +125,7 @@ $(VENV)/.ready: tests/reference/requirements.txt
 	$(VENV)/bin/pip install -q -r $<
 	@touch $@
 parity: all reference-env $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
+	$(MAKE) BUILD=$(BUILD)/turbo JPEG=turbo $(BUILD)/turbo/bin/parity/dump_pixels
 	@for script in tests/parity/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
 # --- Keep --------------------------------------------------------------------------------------------
@@ -156,4 +164,4 @@ help:
 	@echo "make format         clang-format everything"
 	@echo "make install        imagenet, perplexity, forward and table into PREFIX/bin ($(PREFIX))"
 	@echo "make clean          remove $(BUILD)"
-	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX. At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

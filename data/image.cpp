@@ -1,4 +1,4 @@
-// Decoding through stb_image with the checks it leaves out, and Pillow's resampling; see
+// Decoding through stb_image (JPEG: or libjpeg-turbo) with the checks it leaves out, and Pillow's resampling; see
 // image.h. stb fills in what a truncated JPEG lacks and does not look at PNG checksums, so
 // both containers are walked here first.
 #include "data/image.h"
@@ -12,6 +12,7 @@
 #include <memory>
 #include <string_view>
 
+#include "data/jpeg.h"
 #include "engine/check.h"
 #include "engine/json.h"
 
@@ -36,8 +37,9 @@ size_t end_of_scan(const std::string& s, size_t i) {
   return s.size();
 }
 
-// Follow the markers to the end-of-image marker: a file that stops before it is truncated.
-void check_jpeg(const std::string& s, const std::string& where) {
+// Follow the markers to the end-of-image marker: a file that stops before it is truncated. False for four components
+// without the Adobe marker that says how its inks are stored.
+bool check_jpeg(const std::string& s, const std::string& where) {
   uint32_t components = 0;
   bool adobe = false;
   size_t i = 2;
@@ -57,7 +59,7 @@ void check_jpeg(const std::string& s, const std::string& where) {
     i += length;
     if (marker == 0xda) i = end_of_scan(s, i);
   }
-  require_input(components != 4 || adobe, "%s: four-component JPEG without an Adobe marker", where.c_str());
+  return components != 4 || adobe;
 }
 
 // The checksum of a PNG chunk (CRC-32, PNG specification annex D).
@@ -210,27 +212,33 @@ Image cut(const Image& in, const Region& w) {
 
 }  // namespace
 
-Image decode_image(const std::string& bytes, const std::string& where) {
-  require_input(bytes.size() <= kMaxBytes, "%s: image file of %zu bytes is too large", where.c_str(), bytes.size());
-  const bool png = bytes.compare(0, kPngSignature.size(), kPngSignature) == 0;
-  const bool jpeg = bytes.compare(0, 3, "\xff\xd8\xff") == 0;
-  require_input(png || jpeg, "%s: neither a JPEG nor a PNG image", where.c_str());
-  std::string filled;
-  if (jpeg) check_jpeg(bytes, where);
-  if (png) filled = checked_png(bytes, where);
-  const std::string& source = png ? filled : bytes;
-  const auto* data = reinterpret_cast<const stbi_uc*>(source.data());
-  const int size = static_cast<int>(source.size());
+void require_size(int64_t width, int64_t height, const std::string& where) {
+  require_input(width > 0 && height > 0 && width <= kMaxPixels / height,
+                "%s: image of %lld x %lld pixels is empty or too large", where.c_str(), static_cast<long long>(width),
+                static_cast<long long>(height));
+}
+
+Image decode_with_stb(const std::string& bytes, const std::string& where) {
+  const auto* data = reinterpret_cast<const stbi_uc*>(bytes.data());
+  const int size = static_cast<int>(bytes.size());
   int width = 0, height = 0, channels = 0;
   const bool known = stbi_info_from_memory(data, size, &width, &height, &channels) != 0;
   require_input(known, "%s: cannot read the image header: %s", where.c_str(), stbi_failure_reason());
-  require_input(width > 0 && height > 0 && int64_t{width} * height <= kMaxPixels,
-                "%s: image of %d x %d pixels is empty or too large", where.c_str(), width, height);
+  require_size(width, height, where);
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
       stbi_load_from_memory(data, size, &width, &height, &channels, 3), stbi_image_free);
   require_input(pixels != nullptr, "%s: cannot decode the image: %s", where.c_str(), stbi_failure_reason());
   const size_t count = static_cast<size_t>(width) * static_cast<size_t>(height) * 3;
   return {height, width, std::vector<uint8_t>(pixels.get(), pixels.get() + count)};
+}
+
+Image decode_image(const std::string& bytes, const std::string& where) {
+  require_input(bytes.size() <= kMaxBytes, "%s: image file of %zu bytes is too large", where.c_str(), bytes.size());
+  if (bytes.compare(0, kPngSignature.size(), kPngSignature) == 0)
+    return decode_with_stb(checked_png(bytes, where), where);
+  require_input(bytes.compare(0, 3, "\xff\xd8\xff") == 0, "%s: neither a JPEG nor a PNG image", where.c_str());
+  const bool inks_known = check_jpeg(bytes, where);
+  return decode_jpeg(bytes, where, inks_known);
 }
 
 Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
@@ -290,8 +298,7 @@ Image resize_and_crop(const Image& image, const ImageConfig& config) {
   return out;
 }
 
-Tensor preprocess(const Image& image, const ImageConfig& config) {
-  const Image crop = resize_and_crop(image, config);
+Tensor normalise(const Image& crop, const ImageConfig& config) {
   Tensor out = Tensor::uninitialized({3, crop.height, crop.width});
   const size_t plane = static_cast<size_t>(crop.height) * static_cast<size_t>(crop.width);
   for (size_t c = 0; c < 3; ++c) {
@@ -302,6 +309,10 @@ Tensor preprocess(const Image& image, const ImageConfig& config) {
     for (size_t i = 0; i < plane; ++i) to[i] = value[crop.rgb[i * 3 + c]];
   }
   return out;
+}
+
+Tensor preprocess(const Image& image, const ImageConfig& config) {
+  return normalise(resize_and_crop(image, config), config);
 }
 
 }  // namespace bcq

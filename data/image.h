@@ -19,11 +19,10 @@ struct Image {
   std::vector<uint8_t> rgb;  // [height, width, 3]
 };
 
-// JPEG or PNG bytes to RGB, recognised by content. Gray is replicated, a palette looked up,
+// JPEG (see data/jpeg.h) or PNG bytes to RGB, recognised by content. Gray is replicated, a palette looked up,
 // alpha dropped without blending, 16-bit samples keep their high byte, EXIF orientation is
 // not applied. InputError, naming `where`: another format, a damaged or truncated file,
-// more than 178,956,970 pixels (Pillow's own limit), a four-component JPEG without the
-// Adobe marker that says how its inks are stored.
+// more than 178,956,970 pixels (Pillow's own limit).
 Image decode_image(const std::string& bytes, const std::string& where);
 Image load_image(const std::string& path);
 
@@ -43,8 +42,11 @@ Image resize(const Image& image, int height, int width, const std::string& inter
 // Only square targets exist; InputError for others and for a crop_pct that is not in (0, 4].
 Image resize_and_crop(const Image& image, const ImageConfig& config);
 
-// The whole transform: [3, H, W] float32, (x / 255 - mean) / std in float arithmetic, equal
+// The rest of it: [3, H, W] float32, (x / 255 - mean) / std in float arithmetic, equal
 // to torchvision's ToTensor and Normalize. InputError when a std is not positive.
+Tensor normalise(const Image& crop, const ImageConfig& config);
+
+// The whole transform.
 Tensor preprocess(const Image& image, const ImageConfig& config);
 
 }  // namespace bcq

@@ -9,6 +9,7 @@
 #include <iostream>
 #include <new>
 
+#include "data/jpeg.h"
 #include "engine/kernels.h"
 #include "engine/parallel.h"
 
@@ -32,8 +33,8 @@ void hint_at_slow_blas() {
 }
 
 std::string full_version() {
-  return format("bcq %s\ncompiler %s\nisa %s\nblas %s (%s)", version(), __VERSION__, kernels().name,
-                openblas_get_config(), openblas_get_corename());
+  return format("bcq %s\ncompiler %s\nisa %s\nblas %s (%s)\njpeg %s", version(), __VERSION__, kernels().name,
+                openblas_get_config(), openblas_get_corename(), jpeg_decoder());
 }
 
 }  // namespace
@@ -41,7 +42,8 @@ std::string full_version() {
 int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
   // A function, because naming the kernels may itself fail (BCQ_ISA).
   app.add_flag_function(
-         "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); }, "Version, compiler, kernels, BLAS")
+         "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); },
+         "Version, compiler, kernels, BLAS, JPEG decoder")
       ->trigger_on_parse();
   app.get_formatter()->column_width(34);
   const std::string name = app.get_name();

@@ -13,7 +13,7 @@ namespace {
 using namespace bcq;
 
 struct Options {
-  std::string model, data, labels, calib, json_path, report_path, metric, probe = "fisher", twin = "official";
+  std::string model, data, labels, calib, cache, json_path, report_path, metric, probe = "fisher", twin = "official";
   VisionRun run;
 };
 
@@ -22,11 +22,14 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--model", o.model, "Folder with config.json and weights, or the .safetensors file in it")
       ->required()
       ->type_name("DIR|FILE");
-  app.add_option("--data,--datapath", o.data, "Images, in one folder per class or all in one; evaluated")
+  app.add_option("--data,--datapath", o.data,
+                 "Images to evaluate, in one folder per class or all in one; or a tar archive of them, read in place")
       ->required()
-      ->type_name("DIR");
+      ->type_name("DIR|TAR");
   app.add_option("--labels", o.labels, "Labels of images that lie in one folder: val.txt, JSON, Kaggle's CSV, devkit")
       ->type_name("FILE");
+  app.add_option("--cache", o.cache, "Keep decoded images and indices of archives here, for further runs")
+      ->type_name("DIR");
   app.add_option("--limit", r.limit, "Evaluate N images spread evenly over all")->type_name("N");
   app.add_option("--batch-size", r.batch_size, "Images at a time; results do not depend on it")
       ->capture_default_str()
@@ -41,7 +44,9 @@ void add_options(CLI::App& app, Options& o) {
       ->group(q);
   app.add_option("--wbits", r.wbits, "Bits of the weights")->capture_default_str()->type_name("K")->group(q);
   app.add_option("--abits", r.abits, "Bits of the activations")->capture_default_str()->type_name("K")->group(q);
-  app.add_option("--calib-data", o.calib, "Images to calibrate on: the training folder")->type_name("DIR")->group(q);
+  app.add_option("--calib-data", o.calib, "Images to calibrate on: the training folder or ILSVRC2012_img_train.tar")
+      ->type_name("DIR|TAR")
+      ->group(q);
   app.add_option("--calib-images,--nsamples", r.calib_images, "Images drawn from it")
       ->capture_default_str()
       ->type_name("N")
@@ -79,7 +84,9 @@ void add_options(CLI::App& app, Options& o) {
       "Examples:\n"
       "  imagenet --model data/mini/vit --data data/mini/images/val\n"
       "  imagenet --model vit_base_patch16_224.augreg_in21k_ft_in1k --data ILSVRC/val --calib-data ILSVRC/train \\\n"
-      "           --method ptq4vit --wbits 4 --abits 4 --bc position --json result.json");
+      "           --method ptq4vit --wbits 4 --abits 4 --bc position --json result.json\n"
+      "  imagenet --model deit_small_patch16_224 --data ILSVRC2012_img_val.tar \\\n"
+      "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded");
 }
 
 void run(Options& o) {
@@ -101,10 +108,10 @@ void run(Options& o) {
   if (!paper.empty() && paper != model->info().tag)
     progress.warn()(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"",
                            model->info().name.c_str(), model->info().tag.c_str(), paper.c_str()));
-  const ImageFolder data = list_images(o.data, model->info().outputs, o.labels);
+  const ImageFolder data = list_images(o.data, model->info().outputs, o.labels, o.cache, progress.callback());
   int64_t bc_parameters = 0;
   if (r.method != "fp32") {
-    const ImageFolder calib = list_images(o.calib);
+    const ImageFolder calib = list_images(o.calib, 0, "", o.cache, progress.callback());
     quantize_vision(*model, calib, r, progress.callback(), progress.warn());
     const bool report = !o.report_path.empty();
     const std::vector<Batch> seen = report ? bc_batches(*model, calib, r) : std::vector<Batch>{};

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "data/jpeg.h"
 #include "engine/check.h"
 #include "eval/cli.h"
 #include "eval/vision_table.h"
@@ -14,7 +15,7 @@ using namespace bcq;
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string models, imagenet, mini = "data/mini", out = "build/table-vision", json_path;
+  std::string models, imagenet, labels, cache, mini = "data/mini", out = "build/table-vision", json_path;
   VisionRun run;
 };
 
@@ -54,6 +55,8 @@ std::vector<Column> columns(const Options& o) {
 json settings(const Options& o, const Column& column) {
   return {{"model_path", fs::absolute(column.path).string()},
           {"data", o.imagenet},
+          {"labels", o.labels},
+          {"jpeg_decoder", jpeg_decoder()},
           {"limit", o.run.limit},
           {"calib_images", o.run.calib_images},
           {"seed", o.run.seed},
@@ -76,6 +79,12 @@ json finished(const Options& o, const Column& column, const VisionCell& cell) {
   return record.value("settings", json()) == settings(o, column) ? record : json(nullptr);
 }
 
+// The folder of a split, or the archive it is published as.
+std::string split_of(const std::string& imagenet, const std::string& split) {
+  const std::string folder = imagenet + "/" + split, tar = imagenet + "/ILSVRC2012_img_" + split + ".tar";
+  return !fs::exists(folder) && fs::exists(tar) ? tar : folder;
+}
+
 void measure(const Options& o, const Column& column) {
   const auto wanted = [&](const VisionCell& cell) { return finished(o, column, cell).is_null(); };
   const auto cells = vision_cells();
@@ -83,8 +92,10 @@ void measure(const Options& o, const Column& column) {
   ProgressLine progress(column.label + ": ");
   const auto model = load_model(column.path);
   const bool mini = o.imagenet.empty();
-  const ImageFolder data = list_images(mini ? o.mini + "/images/val" : o.imagenet + "/val", model->info().outputs);
-  const ImageFolder calib = list_images(mini ? o.mini + "/images/calib" : o.imagenet + "/train");
+  const ImageFolder data = list_images(mini ? o.mini + "/images/val" : split_of(o.imagenet, "val"),
+                                       model->info().outputs, o.labels, o.cache, progress.callback());
+  const ImageFolder calib =
+      list_images(mini ? o.mini + "/images/calib" : split_of(o.imagenet, "train"), 0, "", o.cache, progress.callback());
   measure_cells(
       *model, data, calib, o.run, wanted, progress.callback(), progress.warn(),
       [&](const VisionCell& cell, const VisionRun& run, const Accuracy& accuracy, int64_t values, double seconds) {
@@ -152,7 +163,15 @@ int main(int argc, char** argv) {
                      "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; "
                      "without it the embedded models are measured")
           ->type_name("DIR");
-  app.add_option("--imagenet", o.imagenet, "Folder with val/ and train/")->needs(models)->type_name("DIR");
+  app.add_option("--imagenet", o.imagenet,
+                 "Folder with val/ and train/, or with ILSVRC2012_img_val.tar and ILSVRC2012_img_train.tar")
+      ->needs(models)
+      ->type_name("DIR");
+  app.add_option("--labels", o.labels, "Labels of images that lie in one folder (see imagenet --help)")
+      ->needs(models)
+      ->type_name("FILE");
+  app.add_option("--cache", o.cache, "Keep decoded images and indices of archives here, for the next cell and run")
+      ->type_name("DIR");
   app.add_option("--mini", o.mini, "The embedded models")->capture_default_str()->type_name("DIR");
   app.add_option("--out", o.out, "Finished cells; a run that was stopped goes on from them")
       ->capture_default_str()

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "data/jpeg.h"
 #include "engine/check.h"
 #include "engine/parallel.h"
 #include "eval/common.h"
@@ -142,6 +143,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"top5", accuracy.top5},
                  {"images", accuracy.hit.size()},
                  {"unreadable", accuracy.unreadable},
+                 {"jpeg_decoder", jpeg_decoder()},
                  {"seconds", seconds}};
   if (quantized) {
     const PtqOptions o = options_of(run);

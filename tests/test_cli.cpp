@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "engine/json.h"
 #include "engine/safetensors.h"
@@ -172,6 +173,31 @@ TEST_CASE("cli: data that are not what they have to be") {
   check_failure("perplexity --model data/mini/opt --text " + folder / "short.txt", 3, {"short.txt", "tokens"});
   write_file(folder / "latin1.txt", "caf\xe9");
   check_failure("perplexity --model data/mini/opt --text " + folder / "latin1.txt", 3, {"latin1.txt", "UTF-8"});
+}
+
+TEST_CASE("cli: an archive and a cache give what the folder gives, two runs at once too") {
+  const Folder folder;
+  REQUIRE(std::system(("tar -cf " + folder / "val.tar" + " -C data/mini/images val").c_str()) == 0);
+  const auto evaluate = [&](const std::string& data, const std::string& cache, const std::string& name) {
+    const Result r =
+        run("imagenet --model data/mini/vit --limit 60 --data " + data + cache + " --json " + folder / name);
+    CHECK(r.code == 0);
+    json record = read_json(folder / name);
+    for (const char* differs : {"seconds", "peak_rss_mb", "data"}) record.erase(differs);
+    return record;
+  };
+  const json plain = evaluate(kMini + "/images/val", "", "plain.json");
+  CHECK(plain.contains("jpeg_decoder"));
+  const std::string cache = " --cache " + folder / "cache";
+  json one, two;
+  std::thread other([&] { two = evaluate(folder / "val.tar", cache, "two.json"); });
+  one = evaluate(folder / "val.tar", cache, "one.json");
+  other.join();
+  CHECK(one == plain);
+  CHECK(two == plain);
+  CHECK(evaluate(folder / "val.tar", cache, "three.json") == plain);
+  fs::resize_file(folder / "val.tar", 100000);
+  check_failure("imagenet --model data/mini/vit --data " + folder / "val.tar" + cache, 3, {"val.tar", "truncated"});
 }
 
 TEST_CASE("cli: forward refuses wrong inputs and leaves nothing behind") {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "data/image.h"
+#include "data/jpeg.h"
 #include "engine/check.h"
 #include "engine/json.h"
 #include "tests/support.h"
@@ -109,8 +110,11 @@ TEST_CASE("image: palette indices without an entry are black") {
   CHECK(image.rgb == std::vector<uint8_t>{9, 8, 7, 6, 5, 4, 0, 0, 0, 0, 0, 0});
 }
 
-TEST_CASE("image: JPEG decodes within a few levels of Pillow") {
-  for (const std::string name : {"baseline", "progressive", "full_chroma", "gray", "cmyk"}) {
+// In the build that decodes as Pillow does.
+bool turbo() { return std::string(jpeg_decoder()).rfind("libjpeg-turbo", 0) == 0; }
+
+TEST_CASE("image: JPEG decodes within a few levels of Pillow, and with libjpeg-turbo exactly") {
+  for (const std::string name : {"baseline", "progressive", "full_chroma", "odd", "gray", "cmyk", "ycck"}) {
     CAPTURE(name);
     const Image ours = load_image(kDir + name + ".jpg"), theirs = load_image(kDir + "decoded_" + name + ".png");
     REQUIRE(ours.rgb.size() == theirs.rgb.size());
@@ -121,7 +125,8 @@ TEST_CASE("image: JPEG decodes within a few levels of Pillow") {
       worst = std::max(worst, d);
       sum += d;
     }
-    CHECK(worst <= 6);
+    // Of 4:2:2 stb weighs the chroma of the last two columns the wrong way round.
+    CHECK(worst <= (turbo() ? 0 : name == "odd" ? 40 : 6));
     CHECK(sum / static_cast<double>(ours.rgb.size()) < 0.3);
   }
 }
@@ -243,7 +248,10 @@ TEST_CASE("image: a four-component JPEG that does not say how its inks are store
   const size_t adobe = bytes.find("Adobe");
   REQUIRE(adobe != std::string::npos);
   bytes[adobe] = 'X';
-  CHECK(test::contains(refusal(bytes), "Adobe"));
+  if (turbo())  // as Pillow: taken as Adobe's
+    CHECK(decode_image(bytes, "some/file").rgb == load_image(kDir + "decoded_cmyk.png").rgb);
+  else
+    CHECK(test::contains(refusal(bytes), "Adobe"));
 }
 
 TEST_CASE("image: settings that do not exist") {

@@ -1,7 +1,10 @@
 // Listing class folders in torchvision's order, drawing calibration images, loading batches.
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "data/image.h"
 #include "data/image_folder.h"
@@ -117,6 +120,150 @@ TEST_CASE("image_folder: images in one folder take their labels from their names
   const ImageFolder kaggle = list_images(root.file("ILSVRC/Data/CLS-LOC/val"), 1000);
   CHECK(kaggle.items[0].label == 999);
   CHECK(test::contains(kaggle.labelled_by, "LOC_val_solution.csv"));
+}
+
+void shell(const std::string& command) {
+  CAPTURE(command);
+  REQUIRE(std::system(command.c_str()) == 0);
+}
+
+// Two listings name the same images with the same labels in the same order, and their bytes are equal. Paths are
+// compared behind the root.
+void check_same(const ImageFolder& a, const std::string& a_root, const ImageFolder& b, const std::string& b_root) {
+  CHECK(a.classes == b.classes);
+  CHECK(a.labelled_by == b.labelled_by);
+  REQUIRE(a.items.size() == b.items.size());
+  for (size_t i = 0; i < a.items.size(); ++i) {
+    CHECK(a.items[i].path.substr(a_root.size()) == b.items[i].path.substr(b_root.size()));
+    CHECK(a.items[i].label == b.items[i].label);
+    CHECK(read_item(a.items[i]) == read_item(b.items[i]));
+  }
+}
+
+TEST_CASE("image_folder: archives list as the folders they were made of") {
+  const test::Folder root;
+  for (const char* name : {"train/n02119789/n02119789_2.JPEG", "train/n02119789/n02119789_10026.JPEG",
+                           "train/n01440764/n01440764_7.JPEG", "train/n15075141/n15075141_1.JPEG"})
+    put(root, name);
+  for (const char* name : {"val/ILSVRC2012_val_00000002.JPEG", "val/ILSVRC2012_val_00000001.JPEG"}) put(root, name);
+  fs::copy_file("tests/fixtures/image/tall.png", root.file("train/n01440764/n01440764_2.JPEG"));
+  const ImageFolder train = list_images(root.file("train"), 1000);
+  REQUIRE(train.items.size() == 5);
+  // As published: an archive of one archive per class, in any order; and unpacked once.
+  shell(
+      "cd " + root.file("train") +
+      " && mkdir ../tars && for c in n15075141 n02119789 n01440764; do (cd $c && tar -cf ../../tars/$c.tar *); done"
+      " && cd ../tars && tar --format=ustar -cf ../ILSVRC2012_img_train.tar n15075141.tar n01440764.tar n02119789.tar");
+  const std::string tar = root.file("ILSVRC2012_img_train.tar");
+  check_same(train, train.root, list_images(tar, 1000), tar);
+  check_same(train, train.root, list_images(root.file("tars"), 1000), root.file("tars"));
+  CHECK(!list_images(tar).items[0].archive->empty());
+  CHECK(calibration_indices(5, 3, 3) == calibration_indices(static_cast<int64_t>(list_images(tar).items.size()), 3, 3));
+  // Left beside what was unpacked from it, an archive counts for nothing.
+  shell("cp " + tar + " " + root.file("train") + " && cp " + root.file("tars/n01440764.tar") + " " +
+        root.file("train"));
+  check_same(train, train.root, list_images(root.file("train"), 1000), train.root);
+
+  // Packed by hand: with the folders in it, and with one around them.
+  shell("cd " + root.path + " && tar -cf by_hand.tar train/n* && tar -cf dot.tar -C train --exclude=*.tar .");
+  check_same(train, train.root, list_images(root.file("by_hand.tar"), 1000), root.file("by_hand.tar/train"));
+  check_same(train, train.root, list_images(root.file("dot.tar"), 1000), root.file("dot.tar"));
+
+  // The flat validation archive, alone in its folder too.
+  test::write_text(root.file("val.txt"), "ILSVRC2012_val_00000001 7\nILSVRC2012_val_00000002 n02119789\n");
+  shell("cd " + root.path +
+        " && mkdir alone && tar -cf alone/ILSVRC2012_img_val.tar -C val "
+        "ILSVRC2012_val_00000002.JPEG ILSVRC2012_val_00000001.JPEG");
+  const ImageFolder val = list_images(root.file("val"), 1000, root.file("val.txt"));
+  const std::string archive = root.file("alone/ILSVRC2012_img_val.tar");
+  check_same(val, val.root, list_images(archive, 1000, root.file("val.txt")), archive);
+  check_same(val, val.root, list_images(root.file("alone"), 1000, root.file("val.txt")), archive);
+  CHECK(val.items[0].label == 7);
+  fs::copy_file(tar, root.file("alone/ILSVRC2012_img_train.tar"));
+  CHECK(test::contains(refusal(root.file("alone")), "name the one to read"));
+
+  // Pixels come from the archive's bytes.
+  ImageConfig config;
+  config.height = config.width = 16;
+  CHECK(test::same_bits(load_pixels(train, {0, 4, 2}, config), load_pixels(list_images(tar), {0, 4, 2}, config)));
+}
+
+TEST_CASE("image_folder: what an archive lacks is named") {
+  const test::Folder root;
+  put(root, "in/n01440764/a.JPEG");
+  shell("cd " + root.path + " && tar -cf n01440764.tar -C in/n01440764 a.JPEG && tar -cf outer.tar n01440764.tar");
+  const std::string whole = test::read_text(root.file("outer.tar"));
+  test::write_text(root.file("short.tar"), whole.substr(0, 1024));
+  CHECK(test::contains(refusal(root.file("short.tar")), "truncated"));
+  std::string damaged = whole;
+  damaged[512] ^= 1;  // the header inside the inner archive
+  test::write_text(root.file("damaged.tar"), damaged);
+  CHECK(test::contains(refusal(root.file("damaged.tar")), "damaged.tar"));
+  shell("cd " + root.path + " && mkdir links && ln -s nowhere links/b.JPEG && tar -cf links.tar -C links b.JPEG");
+  CHECK(test::contains(refusal(root.file("links.tar")), "b.JPEG is a link"));
+  shell("cd " + root.path + " && mkdir none && tar -cf none.tar none");
+  CHECK(test::contains(refusal(root.file("none.tar")), "no images"));
+  // An archive that shrinks after it was listed.
+  const ImageFolder folder = list_images(root.file("outer.tar"));
+  test::write_text(root.file("outer.tar"), whole.substr(0, 1200));
+  CHECK(test::contains(test::message_of<InputError>([&] { load_pixels(folder, {0}, ImageConfig()); }), "outer.tar"));
+}
+
+// Every file below, with what tells whether it was written again.
+std::map<std::string, fs::file_time_type> files_below(const std::string& folder) {
+  std::map<std::string, fs::file_time_type> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) files[entry.path().string()] = entry.last_write_time();
+  return files;
+}
+
+TEST_CASE("image_folder: decoded images and indices are kept in a cache and used while nothing has changed") {
+  const test::Folder root;
+  put(root, "in/n01440764/1.png");
+  fs::copy_file("tests/fixtures/image/tall.png", root.file("in/n01440764/2.png"));
+  fs::copy_file("tests/fixtures/image/baseline.jpg", root.file("in/n01440764/3.jpg"));
+  shell("tar -cf " + root.file("in.tar") + " -C " + root.file("in") + " n01440764");
+  ImageConfig config;
+  config.height = config.width = 16;
+  const std::vector<int64_t> all{2, 0, 1};
+  for (const std::string name : {"in", "in.tar"}) {
+    CAPTURE(name);
+    const std::string cache = root.file("cache-" + name), source = root.file(name);
+    const auto pixels = [&](const std::string& kept, const ImageConfig& c) {
+      return load_pixels(list_images(source, 0, "", kept), all, c);
+    };
+    const Tensor plain = pixels("", config);
+    CHECK(test::same_bits(pixels(cache, config), plain));
+    const auto first = files_below(cache);
+    CHECK(first.size() == 3 + (name == "in.tar"));
+    CHECK(test::same_bits(pixels(cache, config), plain));
+    CHECK(files_below(cache) == first);  // nothing was decoded: it would have been written again
+    CHECK(test::same_on_two_threads([&] { return pixels(cache, config); }));
+    ImageConfig other = config;
+    other.mean[0] = 0.25f;  // what comes after the pixels does not matter to them
+    CHECK(test::same_bits(pixels(cache, other), pixels("", other)));
+    CHECK(files_below(cache) == first);
+    other.crop_pct = 0.5;
+    CHECK(test::same_bits(pixels(cache, other), pixels("", other)));
+    CHECK(files_below(cache).size() == first.size() + 3);
+    other.interpolation = "bilinear";
+    CHECK(test::same_bits(pixels(cache, other), pixels("", other)));
+    CHECK(files_below(cache).size() == first.size() + 6);
+  }
+  // Another picture under the same name, size and time.
+  const std::string cache = root.file("cache-in"), path = root.file("in/n01440764/1.png");
+  const ImageFolder folder = list_images(root.file("in"), 0, "", cache);
+  const Tensor before = load_pixels(folder, {0}, config);
+  const auto time = fs::last_write_time(path);
+  std::string bytes = test::read_text(path);
+  bytes[bytes.size() / 2] ^= 1;
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the clock of file systems ticks every 4 ms
+  test::write_text(path, bytes);
+  fs::last_write_time(path, time);
+  CHECK(test::contains(test::message_of<InputError>([&] { load_pixels(folder, {0}, config); }), "checksum"));
+  std::map<int64_t, std::string> unreadable;
+  load_pixels(folder, {0}, config, &unreadable);
+  CHECK(unreadable.size() == 1);  // and a failure is not kept
 }
 
 TEST_CASE("image_folder: folders that link to themselves end in an error") {

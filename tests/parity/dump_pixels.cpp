@@ -1,13 +1,14 @@
 // dump_pixels STAGE SIZE CROP_PCT INTERPOLATION LIST OUT: pixels of the images named in the
 // file LIST, one path a line. STAGE is decode (as stored), crop (resized and cropped bytes)
 // or tensor (normalised float32 [3, H, W]). Per image OUT holds int32 height and width, then
-// the values; all little-endian. Called by image_parity.py.
+// the values; all little-endian. "dump_pixels decoder" names the JPEG decoder. Called by image_parity.py.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <string>
 
 #include "data/image.h"
+#include "data/jpeg.h"
 #include "engine/check.h"
 
 namespace {
@@ -45,6 +46,7 @@ void run(char** argv) {
 
 int main(int argc, char** argv) {
   try {
+    if (argc == 2 && std::string(argv[1]) == "decoder") return std::puts(bcq::jpeg_decoder()) < 0;
     bcq::require_usage(argc == 7, "usage: dump_pixels STAGE SIZE CROP_PCT INTERPOLATION LIST OUT");
     run(argv);
   } catch (const std::exception& e) {

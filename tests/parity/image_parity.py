@@ -1,18 +1,29 @@
-"""Compare the image pipeline with Pillow and torchvision on real images, in one line.
+"""Compare the image pipeline with Pillow and torchvision on real images.
 
 PNG: the samples re-saved losslessly, so only resampling and cropping are compared (target:
-no differing pixel). JPEG: the originals, where the decoders differ too.
+no differing pixel). JPEG: the originals with each decoder, after decoding and after the whole
+transform, and what the difference does to logits: of a network with random weights at its real
+size and of the embedded one, both run by timm on the two sets of pixels. Target with
+libjpeg-turbo: no differing pixel. Images: --data DIR or BCQ_DATA, a folder with imagenet/<synset>/*.JPEG.
 """
 import argparse
+import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import timm
+import torch
+from PIL import Image, features
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reference"))
+import networks  # noqa: E402
+
+BUILD = Path(os.environ.get("BUILD", "build"))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -56,38 +67,87 @@ class Difference:
                 f"(max {self.largest}, mean {self.total / self.pixels / 3:.4f})")
 
 
+def logits(model, images, mean, std):
+    """Of uint8 images [H, W, 3] as torchvision normalises them."""
+    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    with torch.no_grad():
+        return torch.cat([model(torch.stack([finish(i) for i in images[at:at + 20]]))
+                          for at in range(0, len(images), 20)])
+
+
+def transform_of(model):
+    cfg = timm.data.resolve_data_config({}, model=model)
+    return (cfg["input_size"][1], cfg["crop_pct"], cfg["interpolation"]), cfg["mean"], cfg["std"]
+
+
+def models(mini):
+    """Name, network, and its transform: (size, crop_pct, interpolation), mean, std."""
+    for name in ("vit_small_patch16_224", "deit_small_patch16_224"):
+        model = networks.vision(name, seed=11)
+        yield f"{name}, random weights", model, *transform_of(model)
+    model = timm.create_model(f"local-dir:{mini}", pretrained=True).eval()
+    yield str(mini), model, *transform_of(model)
+
+
+def compare_jpeg(tool, originals, mini):
+    """Differing pixels over everything compared with this tool."""
+    decode = Difference()
+    setting = (224, 0.9, "bicubic")
+    for path, ours in zip(originals, dump(tool, "decode", *setting, originals)):
+        decode.add(ours, np.asarray(Image.open(path).convert("RGB")))
+    print(f"  after decoding: {decode}")
+    differing = decode.differing
+    for name, model, setting, mean, std in models(mini):
+        ours = dump(tool, "crop", *setting, originals)
+        theirs = [np.asarray(reference(path, *setting)) for path in originals]
+        crop = Difference()
+        for a, b in zip(ours, theirs):
+            crop.add(a, b)
+        got, want = logits(model, ours, mean, std), logits(model, theirs, mean, std)
+        relative = (got - want).abs().amax(1) / want.abs().amax(1)
+        flips = int((got.argmax(1) != want.argmax(1)).sum())
+        print(f"  {name}: after the transform {crop}; logits differ by {relative.mean():.1e} of the largest on average, "
+              f"{relative.max():.1e} at most; first class differs in {flips} of {len(originals)} images", flush=True)
+        differing += crop.differing
+    return differing
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tool", default="build/bin/parity/dump_pixels")
-    parser.add_argument("--data", default="../shared/data", help="folder that holds imagenet/")
+    parser.add_argument("--tool", action="append", help="dump_pixels of a build; default: of both decoders, where built")
+    parser.add_argument("--data", default=os.environ.get("BCQ_DATA", "../shared/data"), help="folder that holds imagenet/")
+    parser.add_argument("--mini", default="data/mini/vit")
     args = parser.parse_args()
+    tools = [Path(t) for t in args.tool or
+             [t for t in (BUILD / "bin/parity/dump_pixels", BUILD / "turbo/bin/parity/dump_pixels") if t.exists()]]
     originals = sorted(p for p in Path(args.data, "imagenet").glob("*/*") if p.suffix.lower() in (".jpeg", ".jpg"))
     if not originals:
-        print(f"image_parity: skipped, no images in {args.data}/imagenet")
+        print(f"image_parity: skipped, no images in {args.data}/imagenet (--data DIR or BCQ_DATA)")
         return 0
 
     settings = [(224, 0.9, "bicubic"), (384, 1.0, "bicubic"), (224, 0.875, "bilinear"), (64, 1.0, "bicubic")]
-    png, crop, floats = Difference(), Difference(), 0
+    png, floats = Difference(), 0
     with tempfile.TemporaryDirectory() as tmp:
         copies = []
         for i, path in enumerate(originals):
             copies.append(Path(tmp, f"{i}.png"))
             Image.open(path).convert("RGB").save(copies[-1], compress_level=1)
         for setting in settings:
-            for path, ours in zip(copies, dump(args.tool, "crop", *setting, copies)):
+            for path, ours in zip(copies, dump(tools[0], "crop", *setting, copies)):
                 png.add(ours, np.asarray(reference(path, *setting)))
         finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-        for path, ours in zip(copies, dump(args.tool, "tensor", *settings[0], copies, np.float32)):
+        for path, ours in zip(copies, dump(tools[0], "tensor", *settings[0], copies, np.float32)):
             floats += int((ours != finish(reference(path, *settings[0])).numpy()).sum())
-    decode = Difference()
-    for path, ours in zip(originals, dump(args.tool, "decode", *settings[0], originals)):
-        decode.add(ours, np.asarray(Image.open(path).convert("RGB")))
-    for path, ours in zip(originals, dump(args.tool, "crop", *settings[0], originals)):
-        crop.add(ours, np.asarray(reference(path, *settings[0])))
     print(f"image_parity: {len(originals)} images; PNG: {png.differing} of {png.pixels} resized pixels differ "
-          f"({len(settings)} settings), {floats} normalised values differ; JPEG: after decoding {decode}, "
-          f"after resize {crop}")
-    return 1 if png.differing or floats else 0
+          f"({len(settings)} settings), {floats} normalised values differ")
+    failed = bool(png.differing or floats)
+    for tool in tools:
+        decoder = subprocess.run([tool, "decoder"], check=True, capture_output=True, text=True).stdout.strip()
+        print(f"JPEG through {decoder}, Pillow {Image.__version__} through libjpeg-turbo "
+              f"{features.version('libjpeg_turbo')}:")
+        differing = compare_jpeg(tool, originals, args.mini)
+        failed |= decoder.startswith("libjpeg-turbo") and differing > 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

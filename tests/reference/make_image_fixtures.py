@@ -60,7 +60,11 @@ def make_inputs():
     large.save(OUT / "full_chroma.jpg", quality=92, subsampling=0, restart_marker_blocks=3)
     large.convert("L").save(OUT / "gray.jpg", quality=92)
     large.convert("CMYK").save(OUT / "cmyk.jpg", quality=92)
-    jpegs = ["baseline.jpg", "progressive.jpg", "full_chroma.jpg", "gray.jpg", "cmyk.jpg"]
+    rgb.save(OUT / "odd.jpg", quality=92, subsampling=1)
+    ycck = bytearray((OUT / "cmyk.jpg").read_bytes())
+    ycck[ycck.index(b"Adobe") + 11] = 2  # the marker's transform: the same data read as YCCK
+    (OUT / "ycck.jpg").write_bytes(ycck)
+    jpegs = ["baseline.jpg", "progressive.jpg", "full_chroma.jpg", "odd.jpg", "gray.jpg", "cmyk.jpg", "ycck.jpg"]
     return list(images), jpegs
 
 
