@@ -21,8 +21,8 @@ LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
 PROGRAMS := imagenet perplexity forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
-JPEGS    := $(wildcard data/jpeg_*.cpp)
-LIBRARY  := $(filter-out $(MAINS) $(JPEGS),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp)) data/jpeg_$(JPEG).cpp
+OTHER_JPEG := $(filter-out data/jpeg_$(JPEG).cpp,$(wildcard data/jpeg_*.cpp))
+LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
 SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)

@@ -71,7 +71,7 @@ def logits(model, images, mean, std):
     """Of uint8 images [H, W, 3] as torchvision normalises them."""
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     with torch.no_grad():
-        return torch.cat([model(torch.stack([finish(i) for i in images[at:at + 20]]))
+        return torch.cat([model(torch.stack([finish(Image.fromarray(i)) for i in images[at:at + 20]]))
                           for at in range(0, len(images), 20)])
 
 
@@ -106,16 +106,17 @@ def compare_jpeg(tool, originals, mini):
         got, want = logits(model, ours, mean, std), logits(model, theirs, mean, std)
         relative = (got - want).abs().amax(1) / want.abs().amax(1)
         flips = int((got.argmax(1) != want.argmax(1)).sum())
-        print(f"  {name}: after the transform {crop}; logits differ by {relative.mean():.1e} of the largest on average, "
-              f"{relative.max():.1e} at most; first class differs in {flips} of {len(originals)} images", flush=True)
+        print(f"  {name}: after the transform {crop}; logits differ by {relative.mean():.1e} of the largest on "
+              f"average, {relative.max():.1e} at most; first class differs in {flips} of {len(originals)} images", flush=True)
         differing += crop.differing
     return differing
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tool", action="append", help="dump_pixels of a build; default: of both decoders, where built")
-    parser.add_argument("--data", default=os.environ.get("BCQ_DATA", "../shared/data"), help="folder that holds imagenet/")
+    parser.add_argument("--tool", action="append", help="dump_pixels of a build; default: both decoders'")
+    parser.add_argument("--data", default=os.environ.get("BCQ_DATA", "../shared/data"),
+                        help="folder that holds imagenet/")
     parser.add_argument("--mini", default="data/mini/vit")
     args = parser.parse_args()
     tools = [Path(t) for t in args.tool or
