@@ -27,8 +27,11 @@ void accumulate(Tensor& into, const Tensor& g) {
              [&](int64_t b, int64_t e) { kernels().add(into.data + b, g.data + b, into.data + b, e - b); });
 }
 
+void require_shape(bool ok, const char* op, const Shape& a, const Shape& b) {
+  require(ok, "%s: shapes %s and %s do not fit", op, to_string(a).c_str(), to_string(b).c_str());
+}
 void require_shape(bool ok, const char* op, const Tensor& a, const Tensor& b) {
-  require(ok, "%s: shapes %s and %s do not fit", op, to_string(a.shape).c_str(), to_string(b.shape).c_str());
+  require_shape(ok, op, a.shape, b.shape);
 }
 
 int to_int(int64_t n) { return static_cast<int>(n); }
@@ -46,32 +49,34 @@ int64_t column_block(int64_t rows, int64_t columns, int64_t depth) {
   return rows * columns * depth < (1 << 22) ? columns : std::min<int64_t>(columns, 384);
 }
 
-// Y[s] = X[s] op(W) for every sample s; W is shared. bias is copied into Y first.
-void product(const Tensor& x, const float* w, bool transpose_w, int64_t columns, const Tensor& bias, Tensor& y) {
-  const int64_t depth = x.dim(-1), samples = x.dim(0), rows = samples ? x.rows() / samples : 0;
+// Y[s] = X[s] Wᵀ for every sample s, or X[s] W; W is shared. bias is copied into Y first.
+void product(const Tensor& x, const Weight& w, bool transpose_w, const Tensor& bias, Tensor& y) {
+  const int64_t depth = x.dim(-1), columns = y.dim(-1), samples = x.dim(0), rows = samples ? x.rows() / samples : 0;
   const int64_t block = column_block(rows, columns, depth), blocks = (columns + block - 1) / block;
   parallel_for(samples * blocks, [&](int64_t item) {
     const int64_t s = item / blocks, c0 = item % blocks * block, n = std::min(block, columns - c0);
     float* out = y.data + s * rows * columns + c0;
     if (!bias.empty())
       for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * columns, bias.data + c0, static_cast<size_t>(n) * 4);
-    gemm(false, transpose_w, rows, n, depth, x.data + s * rows * depth, depth, transpose_w ? w + c0 * depth : w + c0,
-         transpose_w ? depth : columns, bias.empty() ? 0.f : 1.f, out, columns);
+    Tensor scratch;
+    const float* right = transpose_w ? w.rows(c0, c0 + n, scratch) : w.rows(0, depth, scratch) + c0;
+    gemm(false, transpose_w, rows, n, depth, x.data + s * rows * depth, depth, right, transpose_w ? depth : columns,
+         bias.empty() ? 0.f : 1.f, out, columns);
   });
 }
 
 }  // namespace
 
-Tensor linear(Tape* tape, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  require_shape(x.dim(-1) == weight.dim(1), "linear", x, weight);
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  require_shape(x.dim(-1) == weight.dim(1), "linear", x.shape, weight.shape());
   Shape shape = x.shape;
   shape.back() = weight.dim(0);
   Tensor y = Tensor::uninitialized(shape);
-  product(x, weight.data, true, weight.dim(0), bias, y);
+  product(x, weight, true, bias, y);
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {  // y = x Wᵀ  =>  dx = dy W
       Tensor dx = Tensor::uninitialized(x.shape);
-      product(dy, weight.data, false, weight.dim(1), Tensor{}, dx);
+      product(dy, weight.values(), false, Tensor{}, dx);
       accumulate(tape->grad(x), dx);
     });
   return y;
@@ -340,8 +345,11 @@ Tensor unfold_patches(const Tensor& pixels, int64_t P) {
   return y;
 }
 
-Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale) {
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
+                        const std::vector<float>& slopes) {
   require_shape(q.shape == k.shape && q.shape == v.shape && q.dim(2) % heads == 0, "causal_attention", q, k);
+  require(slopes.empty() || static_cast<int64_t>(slopes.size()) == heads, "causal_attention: %zu slopes for %lld heads",
+          slopes.size(), static_cast<long long>(heads));
   constexpr int64_t kQueries = 128;  // queries of one item: its scores stay in cache
   const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
   Tensor y = Tensor::uninitialized(q.shape);
@@ -353,12 +361,27 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
     for (int64_t i = 0; i < n; ++i)
       kernels().scale(q.data + head + (t0 + i) * D, scale, &scaled[static_cast<size_t>(i * d)], d);
     gemm(false, true, n, keys, d, scaled.data(), d, k.data + head, D, 0.f, scores.data(), keys);
+    std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(keys));  // of the last query; others use its end
+    for (size_t j = 0; j < bias.size(); ++j)
+      bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(keys - 1));
     for (int64_t i = 0; i < n; ++i) {
       float* row = scores.data() + i * keys;
+      if (!bias.empty()) kernels().add(row, bias.data() + (n - 1 - i), row, t0 + i + 1);
       kernels().softmax(row, t0 + i + 1);
       std::fill(row + t0 + i + 1, row + keys, 0.f);  // the future
     }
     gemm(false, false, n, d, keys, scores.data(), keys, v.data + head, D, 0.f, y.data + head + t0 * D, D);
+  });
+  return y;
+}
+
+Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
+  const int64_t d = x.dim(2) / heads / parts;
+  Tensor y = Tensor::uninitialized({x.dim(0), x.dim(1), heads * d});
+  for_rows(y, [&](int64_t r) {
+    for (int64_t h = 0; h < heads; ++h)
+      std::memcpy(y.data + (r * heads + h) * d, x.data + ((r * heads + h) * parts + part) * d,
+                  static_cast<size_t>(d) * 4);
   });
   return y;
 }

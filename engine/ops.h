@@ -6,12 +6,12 @@
 // on what else is in the batch.
 #pragma once
 #include "engine/tape.h"
-#include "engine/tensor.h"
+#include "engine/weight.h"
 
 namespace bcq {
 
 // y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
-Tensor linear(Tape* tape, const Tensor& x, const Tensor& weight, const Tensor& bias);
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
 
 // Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
 Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
@@ -46,9 +46,14 @@ Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, con
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
 Tensor unfold_patches(const Tensor& pixels, int64_t patch);
 
-// Causal attention of H heads, softmax(scale q kᵀ) v without storing the T x T scores.
-// q, k, v [B, T, H*d] -> [B, T, H*d]; scale multiplies q first, as OPT does.
-Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale);
+// Causal attention of H heads, softmax(scale q kᵀ + bias) v without storing the T x T scores.
+// q, k, v [B, T, H*d] -> [B, T, H*d]; scale multiplies q first, as OPT does. The bias is ALiBi's, slopes[h] (j - i)
+// for key j of query i, and none without slopes. ("Train Short, Test Long: Attention with Linear Biases")
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
+                        const std::vector<float>& slopes = {});
+
+// Part `part` of a projection fused head by head, the parts of a head side by side: x [B, T, H*parts*d] -> [B, T, H*d].
+Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts);
 
 // y[b, ...] += c[...]: c has the rank of y less one; a dimension of 1 is shared, one longer than y's
 // is cut to its first entries (a bias per position used on a shorter text), one shorter is an Error.

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cmath>
@@ -22,6 +23,7 @@
 #include "engine/check.h"
 #include "engine/json.h"
 #include "engine/kernels.h"
+#include "engine/parallel.h"
 
 namespace bcq {
 namespace {
@@ -294,6 +296,13 @@ void convert(void (*from)(const uint16_t*, float*, int64_t), const std::byte* by
   }
 }
 
+bool is_half(const TensorInfo& info) { return info.dtype == DType::F16 || info.dtype == DType::BF16; }
+
+// Values [begin, end) of a 16-bit tensor.
+void widen_half(const TensorInfo& info, int64_t begin, int64_t end, float* y) {
+  convert(info.dtype == DType::F16 ? kernels().from_f16 : kernels().from_bf16, info.bytes + 2 * begin, y, end - begin);
+}
+
 Tensor decode(const TensorInfo& info, const std::string& who) {
   const bool in_place = info.dtype == DType::F32 && aligned<float>(info.bytes);
   if (in_place) return Tensor::borrow(info.shape, reinterpret_cast<const float*>(info.bytes), info.file);
@@ -304,10 +313,8 @@ Tensor decode(const TensorInfo& info, const std::string& who) {
       std::memcpy(t.data, info.bytes, static_cast<size_t>(n) * sizeof(float));
       break;
     case DType::F16:
-      convert(kernels().from_f16, info.bytes, t.data, n);
-      break;
     case DType::BF16:
-      convert(kernels().from_bf16, info.bytes, t.data, n);
+      widen_half(info, 0, n, t.data);
       break;
     case DType::F64:
       for (int64_t i = 0; i < n; ++i) t.data[i] = static_cast<float>(load<double>(info.bytes, i));
@@ -375,6 +382,22 @@ Tensor SafeTensors::get(const std::string& name, const Shape& expected) const {
   return get(name);
 }
 
+Weight SafeTensors::get_weight(const std::string& name, const Shape& expected) const {
+  const TensorInfo& info = find(*this, name);
+  if (!is_half(info) || info.shape != expected) return get(name, expected);
+  std::atomic<bool> finite{true};
+  for_chunks(numel(expected), [&](int64_t begin, int64_t end) {
+    float values[kElementsPerItem];
+    widen_half(info, begin, end, values);
+    if (!kernels().all_finite(values, end - begin)) finite = false;
+  });
+  if (!finite) return get(name, expected);  // which says where
+  const int64_t columns = numel(expected) / expected[0];
+  return Weight(expected, [info, columns](int64_t begin, int64_t end, float* y) {
+    widen_half(info, begin * columns, end * columns, y);
+  });
+}
+
 std::vector<int64_t> SafeTensors::get_ints(const std::string& name, Shape* shape) const {
   const TensorInfo& info = find(*this, name);
   std::vector<int64_t> values(static_cast<size_t>(numel(info.shape)));
@@ -418,9 +441,14 @@ bool Loader::has(const std::string& child) const {
   return true;
 }
 
+void Loader::ignore(const std::string& child) const {
+  for (const std::string& name : names_of(child)) asked_->names.insert(name);
+}
+
 Tensor Loader::get(const std::string& child, const Shape& expected) const {
   const std::vector<std::string> names = names_of(child);
-  used_->insert(names.begin(), names.end());
+  ignore(child);
+  asked_->values += numel(expected);
   if (names.size() == 1) return file_->get(names[0], expected);
   Shape part = expected;
   part[0] /= static_cast<int64_t>(names.size());
@@ -430,6 +458,14 @@ Tensor Loader::get(const std::string& child, const Shape& expected) const {
     std::copy_n(one.data, one.size(), joined.data + static_cast<int64_t>(i) * one.size());
   }
   return joined;
+}
+
+Weight Loader::get_weight(const std::string& child, const Shape& expected) const {
+  const std::vector<std::string> names = names_of(child);
+  if (names.size() != 1) return get(child, expected);
+  ignore(child);
+  asked_->values += numel(expected);
+  return file_->get_weight(names[0], expected);
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,

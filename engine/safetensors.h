@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/tensor.h"
+#include "engine/weight.h"
 
 namespace bcq {
 
@@ -42,6 +42,8 @@ class SafeTensors {
   // the message names file, tensor, expected and found.
   Tensor get(const std::string& name, const Shape& expected) const;
   Tensor get(const std::string& name) const;  // any shape
+  // The same as an operand that stays as it is stored: F16 and BF16 are widened where a product needs them.
+  Weight get_weight(const std::string& name, const Shape& expected) const;
   // An integer tensor (I8, U8, I16, U16, I32, U32, I64) widened to int64.
   std::vector<int64_t> get_ints(const std::string& name, Shape* shape) const;
 
@@ -61,7 +63,7 @@ using NameMap = std::function<std::vector<std::string>(const std::string& name)>
 class Loader {
  public:
   explicit Loader(const SafeTensors& file, NameMap names = nullptr)
-      : file_(&file), names_(std::move(names)), used_(std::make_shared<std::set<std::string>>()) {}
+      : file_(&file), names_(std::move(names)), asked_(std::make_shared<Asked>()) {}
   Loader sub(const std::string& child) const {
     Loader inner = *this;
     inner.prefix_ += child + ".";
@@ -72,20 +74,27 @@ class Loader {
   bool has(const std::string& child) const;
   // InputError as SafeTensors::get has it.
   Tensor get(const std::string& child, const Shape& expected) const;
+  Weight get_weight(const std::string& child, const Shape& expected) const;
+  void ignore(const std::string& child) const;  // as if it had been asked for
   // Names of the file that no get() of this loader or of its subs has asked for.
   std::vector<std::string> unused() const {
     std::vector<std::string> names;
     for (const auto& entry : file_->tensors())
-      if (!used_->count(entry.first)) names.push_back(entry.first);
+      if (!asked_->names.count(entry.first)) names.push_back(entry.first);
     return names;
   }
+  int64_t values() const { return asked_->values; }  // of all tensors that were asked for
 
  private:
   std::vector<std::string> names_of(const std::string& child) const;
   const SafeTensors* file_;
   NameMap names_;
   std::string prefix_;
-  std::shared_ptr<std::set<std::string>> used_;
+  struct Asked {
+    std::set<std::string> names;
+    int64_t values = 0;
+  };
+  std::shared_ptr<Asked> asked_;
 };
 
 // Write float32 tensors as the reference writer does (names in its order, header padded to 8 bytes,

@@ -17,7 +17,7 @@ Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Ten
   return y;
 }
 
-Tensor Site::run(const Context& ctx, const Tensor& x) const { return run(ctx, x, weight); }
+Tensor Site::run(const Context& ctx, const Tensor& x) const { return run(ctx, x, Tensor{}); }
 
 Tensor Site::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
   Tensor y = product(ctx.precision, ctx.tape, x, rhs);
@@ -34,7 +34,8 @@ Tensor run_chain(const Context& ctx, const Site& last, const Tensor& x, const Bo
 
 void Site::clear() {
   a = b = Identity{};
-  weight_hat = bias_hat = bc = Tensor{};
+  weight_hat = Weight{};
+  bias_hat = bc = Tensor{};
 }
 
 }  // namespace bcq

@@ -11,7 +11,7 @@
 
 #include "engine/grid.h"
 #include "engine/tape.h"
-#include "engine/tensor.h"
+#include "engine/weight.h"
 
 namespace bcq {
 
@@ -27,7 +27,7 @@ struct Site;
 struct Context;
 using Body = std::function<Tensor(const Context& ctx, const Tensor& x)>;
 
-// Sees every product that is computed. For a linear site b is its weight.
+// Sees every product that is computed. For a linear site b is empty: the other operand is its weight.
 struct Observer {
   virtual ~Observer() = default;
   virtual void site(const Site&, const Tensor& /*a*/, const Tensor& /*b*/, const Tensor& /*y*/) {}
@@ -44,12 +44,12 @@ struct Context {
 struct Site {
   std::string name;  // as the checkpoint names it: "blocks.0.attn.qkv"; products "blocks.0.attn.matmul1"
   Role role = Role::Proj;
-  Tensor weight;  // [out, in]; empty for QK and AV, whose operands are both activations
+  Weight weight;  // [out, in]; empty for QK and AV, whose operands are both activations
   Tensor bias;    // [out] or empty
 
   // What quantization and compensation fill in. Identity and empty mean: as in Float.
   Grid a, b;          // grids of the left and the right operand
-  Tensor weight_hat;  // weight rounded to b; [out, in]
+  Weight weight_hat;  // weight rounded to b; [out, in]
   Tensor bias_hat;    // bias with a per-channel compensation folded in; [out]
   Tensor bc;          // a compensation that cannot be folded: the output's shape less the batch,
                       // with 1 where it is shared

@@ -11,18 +11,20 @@ namespace bcq {
 
 struct Norm {
   Tensor weight, bias;  // [D]
+  Tensor bias_hat;      // bias with the compensation of a block that ends in this norm; as Site::bias_hat
 };
 
-inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), at.get("bias", {D})}; }
+inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), at.get("bias", {D}), {}}; }
 
 // A linear site named as the checkpoint names it: weight [out, in], bias [out].
-inline Site load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in) {
+inline Site load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
+                        bool has_bias = true) {
   Site site;
   site.name = name;
   site.role = role;
   const Loader inner = at.sub(name.substr(name.rfind('.') + 1));
-  site.weight = inner.get("weight", {out, in});
-  site.bias = inner.get("bias", {out});
+  site.weight = inner.get_weight("weight", {out, in});
+  if (has_bias) site.bias = inner.get("bias", {out});
   return site;
 }
 
@@ -56,10 +58,7 @@ inline int64_t count_parameters(const Loader& file, const std::vector<std::strin
     require_input(is_ignored(unused),
                   "%s: tensor %s is not part of %s: this checkpoint needs a forward pass that is not here",
                   file.file().path().c_str(), unused.c_str(), model.c_str());
-  int64_t parameters = 0;
-  for (const auto& [name, tensor] : file.file().tensors())
-    if (!is_ignored(name)) parameters += numel(tensor.shape);
-  return parameters;
+  return file.values();
 }
 
 }  // namespace bcq

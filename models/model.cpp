@@ -5,6 +5,7 @@
 #include "engine/json.h"
 #include "engine/ops.h"
 #include "engine/safetensors.h"
+#include "models/bloom.h"
 #include "models/opt.h"
 #include "models/swin.h"
 #include "models/vit.h"
@@ -41,13 +42,19 @@ std::vector<Site*> Model::all_sites() {
   return all;
 }
 
+Model::BlockEnd Model::block_end(int i) {
+  Site& last = *sites(i).back();
+  return {last.name + ".bias", &last.bias, &last.bias_hat};
+}
+
 void Model::clear() {
   for (Site* site : all_sites()) site->clear();
-  block_bc.clear();
+  clear_compensation();
 }
 
 void Model::clear_compensation() {
   for (Site* site : all_sites()) site->bias_hat = site->bc = Tensor{};
+  for (int i = 0; i < depth(); ++i) *block_end(i).bias_hat = Tensor{};
   block_bc.clear();
 }
 
@@ -89,13 +96,19 @@ std::unique_ptr<Model> load_model(const std::string& path) {
   info.directory = folder.string();
   info.name = fs::canonical(folder).filename().string();
   const std::string type = get_or<std::string>(config, "model_type", "", config_path);
-  if (type == "opt") return load_opt(config, config_path, file, info);
+  if (type == "opt" || type == "bloom") {
+    require_input(!config.contains("quantization_config"),
+                  "%s: this checkpoint is already quantized (quantization_config)", config_path.c_str());
+    info.family = Family::Language;
+    return type == "opt" ? load_opt(config, config_path, file, info) : load_bloom(config, config_path, file, info);
+  }
   VisionSource source{config, config_path, nullptr};
   if (type == "vit" || type == "deit" || type == "swin")
     source = from_transformers(config, config_path, folder.string(), file);
   else
     require_input(type.empty(),
-                  "%s: model_type \"%s\" is not supported: this engine reads \"opt\", \"vit\", \"deit\", \"swin\", and "
+                  "%s: model_type \"%s\" is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
+                  "\"swin\", and "
                   "timm's models (a config.json with \"architecture\")",
                   config_path.c_str(), type.c_str());
   const auto architecture = get<std::string>(source.config, "architecture", config_path);

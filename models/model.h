@@ -47,8 +47,15 @@ class Model {
   virtual std::vector<Site*> sites(int i) = 0;
   std::vector<Site*> all_sites();
 
-  // Compensations of block outputs that cannot be folded; one per block, empty where there is none.
-  // [N, D]. A per-channel one is folded into the block's last site (whose output ends the block).
+  // The vector [D] whose addition ends block i, into which a per-channel compensation of its output is folded:
+  // the bias of its last site, or of the norm after it where a block ends in one.
+  struct BlockEnd {
+    std::string name;    // of the tensor, without what precedes the blocks: "layers.0.fc2.bias"
+    const Tensor* bias;  // as loaded; may be empty
+    Tensor* bias_hat;    // used instead in Fake unless empty
+  };
+  virtual BlockEnd block_end(int i);
+  // Compensations of block outputs that cannot be folded; one per block, empty where there is none.  [N, D]
   std::vector<Tensor> block_bc;
 
   void clear();               // every site and block as loaded

@@ -1,7 +1,7 @@
-// OPT as Hugging Face transformers defines it (modeling_opt.py): learned positions
-// offset by 2, pre-norm decoder blocks with ReLU, logits through the embedding.
+// OPT as Hugging Face transformers defines it (modeling_opt.py): learned positions offset by 2, decoder blocks
+// with the norms before (pre-norm) or after (post-norm, the 350M) attention and MLP, ReLU or what the config names,
+// an embedding narrower than the blocks where the config has one, logits through the embedding.
 // Reads names with and without "model.", and the tied embedding under either name.
-// Refuses the post-norm form (350m).
 #pragma once
 #include "engine/json.h"
 #include "engine/safetensors.h"

@@ -192,9 +192,8 @@ Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : con
     const std::string name = "layers." + std::to_string(s) + ".";
     if (s > 0) {
       Part part{true, {}, {merge_index(R), load_norm(stage.sub("downsample").sub("norm"), 4 * C), {}}};
-      part.merge.reduction.name = name + "downsample.reduction";
-      part.merge.reduction.role = Role::Reduction;
-      part.merge.reduction.weight = stage.sub("downsample").sub("reduction").get("weight", {2 * C, 4 * C});
+      part.merge.reduction =
+          load_linear(stage.sub("downsample"), Role::Reduction, name + "downsample.reduction", 2 * C, 4 * C, false);
       parts_.push_back(part);
       C *= 2;
       R /= 2;

@@ -51,6 +51,10 @@ Tensor sum(const Tensor& a, const Tensor& b) {
   return y;
 }
 
+void fold(const Tensor& bias, Tensor& bias_hat, const Tensor& b) {
+  bias_hat = sum(bias_hat.empty() ? bias : bias_hat, b);
+}
+
 bool is_quantized(const Site& site) { return !is_identity(site.a) || !is_identity(site.b); }
 
 bool is_selected(const Site& site, const BcOptions& options) {
@@ -135,13 +139,16 @@ bool has_merges(const Model& model) {
 
 void compensate(Site& site, const Tensor& b) {
   if (site.is_linear() && b.rank() == 1)
-    site.bias_hat = sum(site.bias_hat.empty() ? site.bias : site.bias_hat, b);
+    fold(site.bias, site.bias_hat, b);
   else
     site.bc = sum(site.bc, b);
 }
 
 void compensate_block(Model& model, int i, const Tensor& b) {
-  if (b.rank() == 1) return compensate(*model.sites(i).back(), b);
+  if (b.rank() == 1) {
+    const Model::BlockEnd end = model.block_end(i);
+    return fold(*end.bias, *end.bias_hat, b);
+  }
   model.block_bc.resize(static_cast<size_t>(model.depth()));
   Tensor& bc = model.block_bc[static_cast<size_t>(i)];
   bc = sum(bc, b);

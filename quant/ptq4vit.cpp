@@ -105,7 +105,7 @@ Operand left_operand(const Site& site, const SiteData& data, const PtqOptions& o
 Operand right_operand(const Site& site, const SiteData& data, const PtqOptions& o) {
   const bool weight = site.is_linear();
   const int bits = weight ? o.wbits : o.abits;
-  Operand operand{Side::Right, weight ? site.weight : data.b, {}, false, {}, {}};
+  Operand operand{Side::Right, weight ? site.weight.values() : data.b, {}, false, {}, {}};
   if (bits == kFloatBits) return operand;
   const int64_t units = !weight                                      ? data.b.dim(1)
                         : site.role == Role::QKV                     ? 3
@@ -174,7 +174,7 @@ void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options)
     }
   site.a = left.grid();
   site.b = right.grid();
-  site.weight_hat = site.is_linear() && right.is_searched() ? fake_quantize(site.b, site.weight) : Tensor{};
+  site.weight_hat = site.is_linear() && right.is_searched() ? fake_quantize(site.b, right.value) : Tensor{};
 }
 
 // ---- Probe gradients at the logits -----------------------------------------------------------------

@@ -176,7 +176,7 @@ struct Problem {
 
 Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
                      int64_t units) {
-  const Tensor& right = site.is_linear() ? site.weight : data.b;
+  const Tensor right = site.is_linear() ? site.weight.values() : data.b;
   Layout layout = layout_of(site, data.y, units);
   Problem p{site, side, side == Side::Left ? data.a : other, side == Side::Left ? other : right, {}};
   Tensor y = arrange(layout, data.y), w;

@@ -54,7 +54,7 @@ class Hessians : public Observer {
 // ---- Walks --------------------------------------------------------------------------------------
 
 void attach(Site& site, const QuantizedWeight& q) {
-  for (const Tensor& w : {site.weight, q.values})  // a weight that is NaN would round to code 0
+  for (const Tensor& w : {site.weight.values(), q.values})  // a weight that is NaN would round to code 0
     require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)",
             site.name.c_str());
   site.b = q.grid;
@@ -81,7 +81,7 @@ Options options_of(const Site& site, Options options, const SiteBits& bits) {
 void quantize_rtn(Model& model, const WeightGrid& grid, const SiteBits& bits) {
   for (int i = 0; i < model.depth(); ++i)
     for (Site* site : quantized_sites(model, i, bits))
-      attach(*site, round_to_nearest(site->weight, options_of(*site, grid, bits)));
+      attach(*site, round_to_nearest(site->weight.values(), options_of(*site, grid, bits)));
 }
 
 void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
@@ -105,7 +105,7 @@ void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOp
                    "decides the rest; use more or longer windows",
                    ll(moments.tokens()), ll(moments.columns()), site->name.c_str()));
       }
-      attach(*site, gptq(site->weight, moments.second(), options_of(*site, options, bits), site->name, warn));
+      attach(*site, gptq(site->weight.values(), moments.second(), options_of(*site, options, bits), site->name, warn));
     }
     for (Tensor& stream : x) stream = model.block({Precision::Fake}, i, stream);
   }

@@ -43,8 +43,9 @@ struct Ranges : Observer {
   void site(const Site& s, const Tensor& a, const Tensor& b, const Tensor&) override {
     Site& site = const_cast<Site&>(s);
     if (s.role != Role::Patch) site.a = grid(a, s.is_linear() ? 1 : a.dim(1));
-    site.b = grid(b, s.is_linear() ? 1 : b.dim(1));
-    if (s.is_linear()) site.weight_hat = fake_quantize(site.b, b);
+    const Tensor right = s.is_linear() ? s.weight.values() : b;
+    site.b = grid(right, s.is_linear() ? 1 : b.dim(1));
+    if (s.is_linear()) site.weight_hat = fake_quantize(site.b, right);
   }
   Grid grid(const Tensor& x, int64_t heads) const {
     const int64_t size = x.size() / x.dim(0) / heads;
@@ -70,8 +71,8 @@ std::unique_ptr<Model> quantized_opt(int bits) {
   auto model = load_model(kOpt);
   const Ranges ranges(bits);
   for (Site* site : model->all_sites()) {
-    site->b = ranges.grid(site->weight, 1);
-    site->weight_hat = fake_quantize(site->b, site->weight);
+    site->b = ranges.grid(site->weight.values(), 1);
+    site->weight_hat = fake_quantize(site->b, site->weight.values());
   }
   return model;
 }

@@ -138,7 +138,7 @@ TEST_CASE("gptq names the site whose numbers are not finite") {
   CHECK(message_of<Error>([&] { quantize_gptq(toy, windows_of(x), options(4), kSilent, kNoWarning); }) ==
         "0.a: its input is not finite (NaN or infinity)");
 
-  toy.sites(0)[1]->weight[3] = NAN;
+  toy.sites(0)[1]->weight.values()[3] = NAN;  // shared memory
   CHECK(message_of<Error>([&] { quantize_rtn(toy, {4, -1}); }) == "0.b: its weight is not finite (NaN or infinity)");
 }
 
@@ -148,8 +148,8 @@ TEST_CASE("quantize_rtn rounds every linear site of every block") {
   Toy toy(2, 6);
   quantize_rtn(toy, {3, 4});
   for (Site* site : toy.all_sites()) {
-    const QuantizedWeight q = round_to_nearest(site->weight, {3, 4});
-    CHECK(same_bits(site->weight_hat, q.values));
+    const QuantizedWeight q = round_to_nearest(site->weight.values(), {3, 4});
+    CHECK(same_bits(site->weight_hat.values(), q.values));
     CHECK(same_bits(std::get<Affine>(site->b).scale, q.grid.scale));
     CHECK(is_identity(site->a));
   }
@@ -174,13 +174,13 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
     const Tensor middle = expected.middle({Precision::Float}, i, stream);
     for (Site* site : expected.sites(i)) {
       const Tensor& input = site == expected.sites(i)[2] ? middle : stream;
-      const QuantizedWeight q = gptq(site->weight, hessian_of(input), options(3, 4), site->name, kNoWarning);
+      const QuantizedWeight q = gptq(site->weight.values(), hessian_of(input), options(3, 4), site->name, kNoWarning);
       site->b = q.grid;
       site->weight_hat = q.values;
     }
     stream = expected.block({Precision::Fake}, i, stream);
     for (size_t s = 0; s < 3; ++s) {
-      CHECK(relative_error(toy.sites(i)[s]->weight_hat, expected.sites(i)[s]->weight_hat) < 1e-4);
+      CHECK(relative_error(toy.sites(i)[s]->weight_hat.values(), expected.sites(i)[s]->weight_hat.values()) < 1e-4);
       CHECK(std::get<Affine>(toy.sites(i)[s]->b).group == 4);
     }
   }
@@ -216,6 +216,6 @@ TEST_CASE("quantize_gptq gives the same bits on one and on two threads") {
     Batch batch;
     batch.pixels = random({3, 64, 300}, 13);
     quantize_gptq(toy, {batch, batch}, options(4), kSilent, [](const std::string&) {});
-    return toy.sites(0)[2]->weight_hat;
+    return toy.sites(0)[2]->weight_hat.values();
   }));
 }

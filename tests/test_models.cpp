@@ -1,12 +1,14 @@
 // The networks against timm and transformers: outputs, every site and every gradient
-// of two small fixtures (tests/reference/make_model_fixtures.py), and what loading
+// of small fixtures (tests/reference/make_model_fixtures.py), and what loading
 // refuses. Real shapes: make parity.
 #include <doctest/doctest.h>
 
 #include "engine/check.h"
 #include "engine/json.h"
 #include "engine/kernels.h"
+#include "models/bloom.h"
 #include "models/model.h"
+#include "quant/bias_comp.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -18,6 +20,10 @@ const std::string kVit = "tests/fixtures/vit_tiny", kDeit = "tests/fixtures/deit
                   kSwin = "tests/fixtures/swin_tiny", kOpt = "tests/fixtures/opt_tiny";
 // Fixture and its number of sites.
 const std::pair<std::string, size_t> kVisions[] = {{kVit, 14}, {kDeit, 9}, {kSwin, 21}};
+const std::string kOptPost = "tests/fixtures/opt_post_tiny", kOptPlain = "tests/fixtures/opt_plain_tiny",
+                  kBloom = "tests/fixtures/bloom_tiny", kBloomResidual = "tests/fixtures/bloom_residual_tiny";
+const std::pair<std::string, size_t> kLanguages[] = {
+    {kOpt, 12}, {kOptPost, 12}, {kOptPlain, 12}, {kBloom, 8}, {kBloomResidual, 4}};
 const Context kFloat{Precision::Float, nullptr, nullptr};
 constexpr double kTight = 1e-5;  // of the largest value: float32 on both sides, sums of up to 60 terms
 
@@ -61,15 +67,17 @@ Batch pixels_of(const std::string& fixture) {
 
 Batch vit_batch() { return pixels_of(kVit); }
 
-Batch opt_batch() {
+Batch ids_of(const std::string& fixture) {
   Shape shape;
-  const auto ids = SafeTensors::open(kOpt + "/reference.safetensors").get_ints("input_ids", &shape);
+  const auto ids = SafeTensors::open(fixture + "/reference.safetensors").get_ints("input_ids", &shape);
   Batch batch;
   batch.ids.assign(ids.begin(), ids.end());
   batch.windows = shape[0];
   batch.length = shape[1];
   return batch;
 }
+
+Batch opt_batch() { return ids_of(kOpt); }
 
 // Everything the reference file holds about a forward pass.
 void compare_with_reference(Model& model, const Batch& batch, const std::string& fixture, size_t sites) {
@@ -105,6 +113,15 @@ int64_t vit_parameters(int64_t D, int64_t depth, int64_t mlp, int64_t patch, int
 
 int64_t opt_parameters(int64_t D, int64_t layers, int64_t ffn, int64_t vocab, int64_t positions) {
   return vocab * D + (positions + 2) * D + layers * (4 * (D * D + D) + 2 * D * ffn + ffn + D + 4 * D) + 2 * D;
+}
+
+// The form of the 350M: an embedding of E, its two projections, no final norm.
+int64_t opt_post_parameters(int64_t D, int64_t E, int64_t layers, int64_t ffn, int64_t vocab, int64_t positions) {
+  return opt_parameters(D, layers, ffn, vocab, positions) - 2 * D - vocab * (D - E) + 2 * D * E;
+}
+
+int64_t bloom_parameters(int64_t D, int64_t layers, int64_t vocab) {
+  return vocab * D + 4 * D + layers * (4 * D + 3 * D * D + 3 * D + D * D + D + 8 * D * D + 5 * D);
 }
 
 }  // namespace
@@ -248,9 +265,13 @@ TEST_CASE("vit: the gradients of a block and of the head are those of finite dif
   CHECK(gradient_error([&](Tape* t, const Tensor& v) { return model->head(context(t), v); }, x, 4) < 1e-2);
 }
 
-TEST_CASE("opt: every output equals transformers'") {
-  const auto model = load_model(kOpt);
-  compare_with_reference(*model, opt_batch(), kOpt, 12);
+TEST_CASE("opt, bloom: every output equals transformers'") {
+  for (const auto& entry : kLanguages) {
+    const std::string& fixture = entry.first;
+    INFO(fixture);
+    const auto model = load_model(fixture);
+    compare_with_reference(*model, ids_of(fixture), fixture, entry.second);
+  }
 }
 
 TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and on two") {
@@ -265,28 +286,32 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
     }
     CHECK(same_on_two_threads([&] { return model->forward(kFloat, images); }));
   }
-  const auto opt = load_model(kOpt);
-  const Batch text = opt_batch();
-  const Tensor opt_logits = opt->forward(kFloat, text);
-  for (int64_t b = 0; b < 2; ++b) {
-    Batch window;
-    window.ids.assign(text.ids.begin() + b * text.length, text.ids.begin() + (b + 1) * text.length);
-    window.windows = 1;
-    window.length = text.length;
-    CHECK(same_bits(sample(opt_logits, b), opt->forward(kFloat, window)));
+  for (const std::string& fixture : {kOpt, kBloom}) {
+    const auto model = load_model(fixture);
+    const Batch text = ids_of(fixture);
+    const Tensor logits = model->forward(kFloat, text);
+    for (int64_t b = 0; b < 2; ++b) {
+      Batch window;
+      window.ids.assign(text.ids.begin() + b * text.length, text.ids.begin() + (b + 1) * text.length);
+      window.windows = 1;
+      window.length = text.length;
+      CHECK(same_bits(sample(logits, b), model->forward(kFloat, window)));
+    }
+    CHECK(same_on_two_threads([&] { return model->forward(kFloat, text); }));
   }
-  CHECK(same_on_two_threads([&] { return opt->forward(kFloat, text); }));
 }
 
-TEST_CASE("opt: logits depend on the tokens before, not on those after") {
-  const auto model = load_model(kOpt);
-  Batch text = opt_batch();
-  const Tensor before = model->forward(kFloat, text);
-  text.ids[6] = (text.ids[6] + 1) % 53;  // of the first window
-  const Tensor after = model->forward(kFloat, text);
-  for (int64_t t = 0; t < 22; ++t) {
-    const bool equal = std::memcmp(before.data + t * 53, after.data + t * 53, 53 * sizeof(float)) == 0;
-    CHECK(equal == (t < 6 || t >= 11));
+TEST_CASE("opt, bloom: logits depend on the tokens before, not on those after") {
+  for (const std::string& fixture : {kOpt, kBloom}) {
+    const auto model = load_model(fixture);
+    Batch text = ids_of(fixture);
+    const Tensor before = model->forward(kFloat, text);
+    text.ids[6] = (text.ids[6] + 1) % 53;  // of the first window
+    const Tensor after = model->forward(kFloat, text);
+    for (int64_t t = 0; t < 22; ++t) {
+      const bool equal = std::memcmp(before.data + t * 53, after.data + t * 53, 53 * sizeof(float)) == 0;
+      CHECK(equal == (t < 6 || t >= 11));
+    }
   }
 }
 
@@ -313,6 +338,10 @@ TEST_CASE("info says what was loaded") {
   CHECK(vit_parameters(768, 12, 3072, 16, 197, 1000) == 86'567'656);
   CHECK(vit_parameters(384, 12, 1536, 16, 197, 1000) == 22'050'664);
   CHECK(opt_parameters(768, 12, 3072, 50272, 2048) == 125'239'296);
+  CHECK(load_model(kOptPost)->info().parameters == opt_post_parameters(16, 12, 2, 40, 53, 24));
+  CHECK(opt_post_parameters(1024, 512, 24, 4096, 50272, 2048) == 331'196'416);
+  CHECK(load_model(kBloom)->info().parameters == bloom_parameters(16, 2, 53));
+  CHECK(bloom_parameters(1024, 24, 250880) == 559'214'592);
 }
 
 TEST_CASE("vit: image settings come from the config, also in its older flat form") {
@@ -339,7 +368,12 @@ TEST_CASE("a tensor that is missing, of another shape or not finite is refused b
                                                        {kOpt, "model.decoder.layers.1.self_attn.k_proj.weight"},
                                                        {kOpt, "model.decoder.final_layer_norm.bias"},
                                                        {kOpt, "model.decoder.embed_tokens.weight"},
-                                                       {kOpt, "model.decoder.embed_positions.weight"}};
+                                                       {kOpt, "model.decoder.embed_positions.weight"},
+                                                       {kOptPost, "model.decoder.project_out.weight"},
+                                                       {kBloom, "transformer.h.1.mlp.dense_4h_to_h.weight"},
+                                                       {kBloom, "transformer.h.0.self_attention.query_key_value.bias"},
+                                                       {kBloom, "transformer.word_embeddings.weight"},
+                                                       {kBloom, "transformer.ln_f.weight"}};
   for (const auto& entry : cases) {
     const std::string &fixture = entry.first, &name = entry.second;
     CAPTURE(name);
@@ -439,7 +473,7 @@ TEST_CASE("architectures this engine does not have are refused by name") {
     v.config["architecture"] = name;
     CHECK(contains(v.refusal(), name));
   }
-  for (const char* type : {"llama", "gpt2", "bloom"}) {
+  for (const char* type : {"llama", "gpt2"}) {
     Variant v(kOpt);
     v.config["model_type"] = type;
     CHECK(contains(v.refusal(), type));
@@ -450,13 +484,10 @@ TEST_CASE("architectures this engine does not have are refused by name") {
 }
 
 TEST_CASE("opt: other forms of the network are refused by key") {
-  const std::pair<const char*, json> values[] = {{"do_layer_norm_before", false},
-                                                 {"_remove_final_layer_norm", true},
-                                                 {"activation_function", "gelu"},
-                                                 {"enable_bias", false},
-                                                 {"layer_norm_elementwise_affine", false},
+  const std::pair<const char*, json> values[] = {{"activation_function", "silu"},
+                                                 {"enable_bias", 1},
                                                  {"tie_word_embeddings", false},
-                                                 {"word_embed_proj_dim", 8},
+                                                 {"word_embed_proj_dim", 0},
                                                  {"quantization_config", {{"bits", 4}}},
                                                  {"num_attention_heads", 3},
                                                  {"num_attention_heads", "two"},
@@ -478,6 +509,98 @@ TEST_CASE("opt: other forms of the network are refused by key") {
     v.config.erase(key);
     CHECK(contains(v.refusal(), key));
   }
+}
+
+TEST_CASE("opt: a config that takes the final norm away leaves one in the file unused") {
+  Variant v(kOpt);
+  v.config["_remove_final_layer_norm"] = true;
+  const auto removed = v.load();
+  const Tensor x = random({1, 5, 16}, 1);
+  CHECK(same_bits(removed->head(kFloat, x), linear(nullptr, x, v.tensors["model.decoder.embed_tokens.weight"], {})));
+  CHECK(removed->info().parameters == opt_parameters(16, 2, 40, 53, 24) - 32);
+  v.tensors["model.decoder.version"] = Tensor({1});  // of files converted from fairseq
+  CHECK(v.refusal() == "");
+  v.config["enable_bias"] = false;  // but biases that are there are not dropped in silence
+  CHECK(contains(v.refusal(), ".bias"));
+}
+
+TEST_CASE("bloom: old keys, names without a prefix and aliases of the embedding give the same bits") {
+  Variant v(kBloom);
+  const Tensor want = v.load()->forward(kFloat, ids_of(kBloom));
+  const auto logits = [&] { return v.load()->forward(kFloat, ids_of(kBloom)); };
+  std::string embed = "transformer.word_embeddings.weight";
+
+  SUBCASE("keys of the config") {
+    const std::pair<const char*, const char*> keys[] = {
+        {"hidden_size", "n_embed"}, {"n_layer", "num_hidden_layers"}, {"n_head", "num_attention_heads"}};
+    for (const auto& [key, other] : keys) {
+      v.config[other] = v.config[key];
+      v.config.erase(key);
+    }
+    for (const char* key : {"layer_norm_epsilon", "apply_residual_connection_post_layernorm"}) v.config.erase(key);
+    CHECK(same_bits(logits(), want));
+  }
+  SUBCASE("no prefix") {
+    std::vector<std::string> names;
+    for (const auto& entry : v.tensors) names.push_back(entry.first);
+    for (const auto& name : names) v.rename(name, name.substr(12));
+    CHECK(same_bits(logits(), want));
+    v.rename("word_embeddings.weight", "lm_head.weight");
+    CHECK(same_bits(logits(), want));
+  }
+  SUBCASE("lm_head alone, and both") {
+    v.tensors["lm_head.weight"] = v.tensors[embed].clone();
+    CHECK(same_bits(logits(), want));
+    CHECK(v.load()->info().parameters == bloom_parameters(16, 2, 53));
+    v.tensors["lm_head.weight"][7] += 0.25f;
+    CHECK(contains(v.refusal(), "lm_head.weight"));
+    v.tensors["lm_head.weight"] = v.tensors[embed];
+    v.tensors.erase(embed);
+    CHECK(same_bits(logits(), want));
+  }
+  SUBCASE("aliases in the metadata, either way") {
+    CHECK(same_bits(v.load(false, {{"lm_head.weight", embed}})->forward(kFloat, ids_of(kBloom)), want));
+    v.rename(embed, "a.shared.weight");
+    CHECK(same_bits(v.load(false, {{embed, "a.shared.weight"}})->forward(kFloat, ids_of(kBloom)), want));
+    CHECK(same_bits(v.load(false, {{"lm_head.weight", "a.shared.weight"}})->forward(kFloat, ids_of(kBloom)), want));
+    CHECK(contains(v.refusal(), embed));
+  }
+}
+
+TEST_CASE("bloom: other forms of the network are refused by key") {
+  const std::pair<const char*, json> values[] = {{"tie_word_embeddings", false},
+                                                 {"quantization_config", {{"bits", 4}}},
+                                                 {"n_head", 3},
+                                                 {"n_head", "four"},
+                                                 {"n_layer", 0},
+                                                 {"layer_norm_epsilon", "small"},
+                                                 {"hidden_size", -16},
+                                                 {"vocab_size", 1.5}};
+  for (const auto& entry : values) {
+    const char* key = entry.first;
+    Variant v(kBloom);
+    v.config[key] = entry.second;
+    CAPTURE(key);
+    const std::string named = std::string(key) == "n_head" ? "head" : key;
+    CHECK(contains(v.refusal(), named));
+    CHECK(contains(v.refusal(), "config.json"));
+  }
+  Variant v(kVit);
+  v.config = read_json(kBloom + "/config.json");
+  CHECK(contains(v.refusal(), "word_embeddings_layernorm"));
+}
+
+TEST_CASE("bloom: the slopes of ALiBi") {
+  const std::vector<float> sixteen = alibi_slopes(16), twelve = alibi_slopes(12), ten = alibi_slopes(10);
+  CHECK(sixteen.size() == 16);
+  CHECK(sixteen[0] == doctest::Approx(0.7071068));
+  CHECK(sixteen[15] == 0.00390625f);
+  CHECK(twelve.size() == 12);
+  CHECK(twelve[0] == 0.5f);
+  CHECK(twelve[7] == 0.00390625f);
+  for (size_t i = 0; i < 4; ++i) CHECK(twelve[8 + i] == doctest::Approx(std::pow(2.0, -0.5 - static_cast<double>(i))));
+  CHECK(ten == std::vector<float>(twelve.begin(), twelve.begin() + 10));
+  CHECK(alibi_slopes(1) == std::vector<float>{0.00390625f});
 }
 
 TEST_CASE("opt: every way hub files name the tensors gives the same bits") {
@@ -520,16 +643,19 @@ TEST_CASE("opt: every way hub files name the tensors gives the same bits") {
 }
 
 TEST_CASE("16-bit files give the bits of their values in 32 bits") {
-  for (const std::string& fixture : {kVit, kOpt}) {
+  for (const std::string& fixture : {kVit, kOptPost, kBloom}) {
     Variant v(fixture);
     for (auto& entry : v.tensors)
       for (int64_t i = 0; i < entry.second.size(); ++i) {
         const uint16_t h = to_half(entry.second[i]);
         kernels().from_f16(&h, &entry.second[i], 1);
       }
-    const Batch batch = fixture == kVit ? vit_batch() : opt_batch();
+    const Batch batch = fixture == kVit ? vit_batch() : ids_of(fixture);
     const Tensor want = v.load(false)->forward(kFloat, batch);
-    CHECK(same_bits(v.load(true)->forward(kFloat, batch), want));
+    const auto half = v.load(true);
+    CHECK(same_bits(half->forward(kFloat, batch), want));
+    const Site& site = *half->sites(0)[0];                          // its weight stays as it is stored
+    CHECK(site.weight.values().data != site.weight.values().data);  // each time decoded
     CHECK(relative_error(want, load_model(fixture)->forward(kFloat, batch)) > 1e-5);
   }
 }
@@ -588,4 +714,29 @@ TEST_CASE("a block compensation acts in Fake alone, and clear removes it") {
   for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + model->block_bc[1][i % 240]);
   model->clear();
   CHECK(same_bits(model->block(fake, 1, x), y));
+}
+
+TEST_CASE("a vector that compensates a block goes into the vector the block ends in") {
+  const Context fake{Precision::Fake, nullptr, nullptr};
+  const std::pair<std::string, std::string> ends[] = {{kVit, "blocks.0.mlp.fc2.bias"},
+                                                      {kOpt, "layers.0.fc2.bias"},
+                                                      {kOptPost, "layers.0.final_layer_norm.bias"},
+                                                      {kOptPlain, "layers.0.fc2.bias"},
+                                                      {kBloom, "h.0.mlp.dense_4h_to_h.bias"}};
+  for (const auto& entry : ends) {
+    INFO(entry.first);
+    const auto model = load_model(entry.first);
+    const int64_t D = entry.first == kVit ? 24 : 16;
+    const Tensor x = random({2, 10, D}, 1), y = model->block(kFloat, 0, x), b = random({D}, 2);
+    CHECK(model->block_end(0).name == entry.second);
+    compensate_block(*model, 0, b);
+    const Tensor z = model->block(fake, 0, x);
+    Tensor want = y.clone();
+    add_broadcast(want, b.reshaped({1, D}));
+    CHECK(relative_error(z, want) < 1e-6);
+    CHECK(same_bits(model->block(kFloat, 0, x), y));
+    CHECK(added_values(*model) == (entry.first == kOptPlain ? D : 0));  // a bias there was none of
+    model->clear_compensation();
+    CHECK(same_bits(model->block(fake, 0, x), y));
+  }
 }

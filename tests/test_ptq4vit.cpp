@@ -90,7 +90,7 @@ TEST_CASE("ptq4vit: golden linear with one row block") {
   check_close(steps(site.a), {0.4293383}, 1e-6);
   CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{75});
   CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
-  CHECK(same_bits(site.weight_hat, fake_quantize(site.b, site.weight)));
+  CHECK(same_bits(site.weight_hat.values(), fake_quantize(site.b, site.weight.values())));
 }
 
 TEST_CASE("ptq4vit: golden linear with three row blocks") {
@@ -159,8 +159,8 @@ TEST_CASE("ptq4vit: a part without values gets a usable step") {
   Site site = make_site(Role::QKV, in.weight, in.bias);
   calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
   CHECK(steps(site.b)[0] == doctest::Approx(1).epsilon(0.01));
-  CHECK(kernels().all_finite(site.weight_hat.data, site.weight_hat.size()));
-  CHECK(site.weight_hat[3] == 0);
+  CHECK(kernels().all_finite(site.weight_hat.values().data, site.weight_hat.size()));
+  CHECK(site.weight_hat.values()[3] == 0);
 }
 
 namespace {

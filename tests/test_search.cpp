@@ -93,7 +93,7 @@ std::vector<int> direct(const Site& site, const SiteData& data, Metric metric, S
       const Grid grid = c.grid(std::vector<float>(static_cast<size_t>(c.units), c.multipliers[i]));
       Site copy = site;
       const Tensor searched = fake_quantize(grid, side == Side::Left ? data.a
-                                                  : site.is_linear() ? site.weight
+                                                  : site.is_linear() ? site.weight.values()
                                                                      : data.b);
       if (site.is_linear()) copy.weight = side == Side::Left ? other : searched;
       const Tensor q = copy.product(Precision::Float, nullptr, side == Side::Left ? searched : other,
@@ -117,8 +117,8 @@ TEST_CASE("search: a linear site, input and row blocks of the weight") {
       const SiteData data = data_of(site, random({19, 7, 10}, seed + 50, 3), {}, seed + 90);
       const Shape seen = {19, 1, 7, 12};  // more samples than slices
       const Candidates x = steps(1, 0, 3.f / 7.5f), w = steps(3, 0, 1.f / 7.5f);
-      CHECK(search(site, data, metric, Side::Left, site.weight, x) ==
-            direct(site, data, metric, Side::Left, site.weight, x, seen));
+      CHECK(search(site, data, metric, Side::Left, site.weight.values(), x) ==
+            direct(site, data, metric, Side::Left, site.weight.values(), x, seen));
       CHECK(search(site, data, metric, Side::Right, data.a, w) ==
             direct(site, data, metric, Side::Right, data.a, w, seen));
     }
@@ -167,12 +167,12 @@ TEST_CASE("search: ties go to the first, an all-tie to the multiplier closest to
   SiteData data = data_of(site, random({2, 3, 6}, 42), {}, 43);
   Candidates x = steps(1, 0, 1.f / 7.5f);
   x.multipliers = {0.1f, 0.9f, 0.9f, 0.1f};
-  CHECK(search(site, data, Metric::L2, Side::Left, site.weight, x) == std::vector<int>{1});
+  CHECK(search(site, data, Metric::L2, Side::Left, site.weight.values(), x) == std::vector<int>{1});
   data.a = Tensor({2, 3, 6});  // zeros: all candidates alike
   data.y = site.product(Precision::Float, nullptr, data.a, {});
   x.multipliers = {0.25f, 0.5f, 1.25f, 0.875f, 3.f};
   for (const Metric metric : kMetrics)
-    CHECK(search(site, data, metric, Side::Left, site.weight, x) == std::vector<int>{3});
+    CHECK(search(site, data, metric, Side::Left, site.weight.values(), x) == std::vector<int>{3});
 }
 
 TEST_CASE("search: a unit whose weights vanish or are not finite is scored without them") {
@@ -199,7 +199,8 @@ TEST_CASE("search: units do not see one another") {
   SiteData data = data_of(site, random({4, 5, 8}, 62), {}, 63);
   const Candidates w = steps(3, 0, 1.f / 7.5f);
   const std::vector<int> before = search(site, data, Metric::Hessian, Side::Right, data.a, w);
-  for (int64_t i = 0; i < 3 * 8; ++i) site.weight[i] *= 0.2f;
+  Tensor weight = site.weight.values();  // shared memory
+  for (int64_t i = 0; i < 3 * 8; ++i) weight[i] *= 0.2f;
   data.y = site.product(Precision::Float, nullptr, data.a, {});
   const std::vector<int> after = search(site, data, Metric::Hessian, Side::Right, data.a, w);
   CHECK(after[0] != before[0]);
@@ -214,8 +215,8 @@ TEST_CASE("search: rows without weight do not count") {
   for (int64_t i = 0; i < data.g2.size(); ++i) data.g2[i] *= static_cast<float>(i / 6 % 5 == 2);
   for (int64_t i = 0; i < scores.g2.size(); ++i) scores.g2[i] *= static_cast<float>(i / 6 % 5 == 0);
   const Candidates x = steps(1, 0, 1.f / 7.5f), heads = steps(2, 1, 1.f / 7.5f);
-  CHECK(search(site, data, Metric::Hessian, Side::Left, site.weight, x) ==
-        direct(site, data, Metric::Hessian, Side::Left, site.weight, x, {4, 1, 5, 6}));
+  CHECK(search(site, data, Metric::Hessian, Side::Left, site.weight.values(), x) ==
+        direct(site, data, Metric::Hessian, Side::Left, site.weight.values(), x, {4, 1, 5, 6}));
   CHECK(search(site, data, Metric::Hessian, Side::Right, data.a, x) ==
         direct(site, data, Metric::Hessian, Side::Right, data.a, x, {4, 1, 5, 6}));
   CHECK(search(qk, scores, Metric::Hessian, Side::Left, scores.b, heads) ==
@@ -229,7 +230,7 @@ TEST_CASE("search: the same on one and on two threads") {
   const SiteData data = data_of(site, random({9, 50, 48}, 82), {}, 83);
   const auto run = [&](int count) {
     const Threads t(count);
-    return search(site, data, Metric::Hessian, Side::Left, site.weight, steps(1, 0, 1.f / 7.5f));
+    return search(site, data, Metric::Hessian, Side::Left, site.weight.values(), steps(1, 0, 1.f / 7.5f));
   };
   CHECK(run(1) == run(2));
 }

@@ -1,5 +1,5 @@
-# Writes tests/fixtures/vit_tiny and tests/fixtures/opt_tiny: small networks with random
-# weights, an input, and what timm and transformers compute from it. From the root:
+# Writes the networks of tests/fixtures: small, with random weights, an input, and what timm and
+# transformers compute from it. From the root:
 #   build/reference/bin/python tests/reference/make_model_fixtures.py
 from pathlib import Path
 
@@ -33,13 +33,11 @@ def make_transformers(folder, kind, seed, side, **sizes):
         save({"pixel_values": pixels, "logits": model(pixels).logits}, FIXTURES / folder / "reference.safetensors")
 
 
-def make_opt():
-    config = networks.opt_config(vocab_size=53, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2,
-                                 num_attention_heads=2, ffn_dim=40, max_position_embeddings=24)
-    model = networks.opt(config, seed=3)
-    networks.write_opt(model, FIXTURES / "opt_tiny")
-    ids = torch.randint(0, 53, (2, 11), generator=torch.Generator().manual_seed(4))
-    save({"input_ids": ids, **networks.run_opt(model, ids)}, FIXTURES / "opt_tiny" / "reference.safetensors")
+def make_language(folder, kind, seed, hidden_size=16, **sizes):
+    model = networks.language(kind, seed, vocab_size=53, hidden_size=hidden_size, **sizes)
+    networks.write_language(model, FIXTURES / folder)
+    ids = torch.randint(0, 53, (2, 11), generator=torch.Generator().manual_seed(seed + 1))
+    save({"input_ids": ids, **networks.run_language(model, ids)}, FIXTURES / folder / "reference.safetensors")
 
 
 if __name__ == "__main__":
@@ -55,4 +53,13 @@ if __name__ == "__main__":
     make_transformers("deit_hf", "deit", 11, 12, **encoder)
     make_transformers("swin_hf", "swin", 13, 12, patch_size=2, window_size=3, embed_dim=12, depths=[2, 1],
                       num_heads=[2, 3], mlp_ratio=2.0)
-    make_opt()
+    decoder = dict(num_hidden_layers=2, num_attention_heads=2, ffn_dim=40, max_position_embeddings=24)
+    make_language("opt_tiny", "opt", 3, word_embed_proj_dim=16, **decoder)
+    # As the 350M: norms after the sums, a narrower embedding. As Galactica: no biases, plain norms, GELU.
+    make_language("opt_post_tiny", "opt", 15, word_embed_proj_dim=12, do_layer_norm_before=False, **decoder)
+    make_language("opt_plain_tiny", "opt", 17, word_embed_proj_dim=16, enable_bias=False,
+                  layer_norm_elementwise_affine=False, activation_function="gelu", **decoder)
+    # Head counts that are and are not a power of two.
+    make_language("bloom_tiny", "bloom", 19, n_layer=2, n_head=4)
+    make_language("bloom_residual_tiny", "bloom", 21, n_layer=1, n_head=6, hidden_size=24,
+                  apply_residual_connection_post_layernorm=True)

@@ -1,4 +1,4 @@
-# The reference networks: timm's ViT, DeiT and Swin and transformers' ViT, DeiT, Swin and OPT with random
+# The reference networks: timm's ViT, DeiT and Swin and transformers' ViT, DeiT, Swin, OPT and BLOOM with random
 # weights of realistic size, written as the hub's repositories are laid out, and run with every
 # product, block output and gradient recorded. Names of what is recorded:
 #   embed, block.<i>, site.<site>, grad.<site>, logits
@@ -10,8 +10,8 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import (DeiTConfig, DeiTForImageClassificationWithTeacher, OPTConfig, OPTForCausalLM, SwinConfig,
-                          SwinForImageClassification, ViTConfig, ViTForImageClassification)
+from transformers import (BloomConfig, BloomForCausalLM, DeiTConfig, DeiTForImageClassificationWithTeacher, OPTConfig,
+                          OPTForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification)
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -23,7 +23,7 @@ def perturb(model, seed):
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=g)
         with torch.no_grad():
-            if "norm" in name:
+            if "norm" in name or ".ln_" in name:
                 p.copy_((1 if name.endswith("weight") else 0) + 0.2 * noise)
             elif name.endswith("bias"):
                 p.copy_(0.1 * noise)
@@ -104,16 +104,18 @@ def write_transformers(model, folder):
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
-def opt(config, seed):
+# transformers' language models: name -> (configuration, model, what is fixed)
+LANGUAGE = {"opt": (OPTConfig, OPTForCausalLM, dict(dropout=0.0)),
+            "bloom": (BloomConfig, BloomForCausalLM, {})}
+
+
+def language(kind, seed, **sizes):
+    config, model, fixed = LANGUAGE[kind]
     torch.manual_seed(seed)
-    return perturb(OPTForCausalLM(config), seed)
+    return perturb(model(config(**fixed, **sizes)), seed)
 
 
-def opt_config(**sizes):
-    return OPTConfig(**sizes, do_layer_norm_before=True, activation_function="relu", dropout=0.0)
-
-
-def write_opt(model, folder):
+def write_language(model, folder):
     """config.json and model.safetensors as transformers writes them."""
     model.save_pretrained(folder)
     (Path(folder) / "generation_config.json").unlink(missing_ok=True)
@@ -210,12 +212,13 @@ def run_vision(model, pixels, grad_logits=None):
     return {k: v.detach().clone().contiguous() for k, v in record.items()}
 
 
-def run_opt(model, ids):
-    """{name: tensor} of one forward pass; sites are named without "model.decoder."."""
+def run_language(model, ids):
+    """{name: tensor} of one forward pass; sites are named without "model.decoder." or "transformer."."""
     record, hooks = {}, []
-    decoder = model.model.decoder
+    decoder = model.model.decoder if hasattr(model, "model") else model.transformer
+    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h
 
-    def keep(name, reshape=False):
+    def keep(name):
         def hook(module, inputs, output):
             output = output[0] if isinstance(output, tuple) else output
             record[name] = output.detach().reshape(*ids.shape, -1).clone().contiguous()
@@ -223,11 +226,11 @@ def run_opt(model, ids):
         return hook
 
     for name, module in decoder.named_modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and not name.startswith("project_"):
             hooks.append(module.register_forward_hook(keep("site." + name)))
-    for i, layer in enumerate(decoder.layers):
+    for i, layer in enumerate(layers):
         hooks.append(layer.register_forward_hook(keep(f"block.{i}")))
-    hooks.append(decoder.layers[0].register_forward_pre_hook(
+    hooks.append(layers[0].register_forward_pre_hook(
         lambda module, args: record.__setitem__("embed", args[0].detach().clone())))
     with torch.no_grad():
         record["logits"] = model(input_ids=ids, use_cache=False).logits.clone()

@@ -1,0 +1,28 @@
+#include "engine/weight.h"
+
+#include <algorithm>
+
+#include "engine/parallel.h"
+
+namespace bcq {
+
+const float* Weight::rows(int64_t begin, int64_t end, Tensor& scratch) const {
+  const int64_t columns = size() / dim(0);
+  if (!decode_) return floats_.data + begin * columns;
+  const int64_t n = (end - begin) * columns;
+  if (scratch.empty() || scratch.size() < n) scratch = Tensor::uninitialized({n});
+  decode_(begin, end, scratch.data);
+  return scratch.data;
+}
+
+Tensor Weight::values() const {
+  if (!decode_) return floats_;
+  Tensor y = Tensor::uninitialized(shape_);
+  const int64_t columns = size() / dim(0), per_item = std::max<int64_t>(1, kElementsPerItem / columns);
+  parallel_for((dim(0) + per_item - 1) / per_item, [&](int64_t i) {
+    decode_(i * per_item, std::min(dim(0), (i + 1) * per_item), y.data + i * per_item * columns);
+  });
+  return y;
+}
+
+}  // namespace bcq
