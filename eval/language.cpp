@@ -14,24 +14,27 @@ namespace {
 constexpr int64_t kTokensPerBatch = 8192;  // of evaluation, between two reports of progress
 constexpr int64_t kHeadRows = 256;         // logits of so many tokens exist at a time
 
-struct MeanAndError {
-  double mean, se;
+// Σ a / Σ b over units, and its standard error: that of a ratio of two means, from the residuals a - ratio b. The
+// error of a single unit is unknown (NaN).
+struct RatioOfSums {
+  double value, se;
 };
-
-// Mean and standard error of the mean; the error of a single value is unknown (NaN).
-MeanAndError mean_and_error(const std::vector<double>& values) {
-  const double n = static_cast<double>(values.size());
-  double mean = 0, squares = 0;
-  for (const double v : values) mean += v / n;
-  for (const double v : values) squares += (v - mean) * (v - mean);
-  return {mean, n > 1 ? std::sqrt(squares / (n - 1) / n) : std::nan("")};
+RatioOfSums ratio_of_sums(const std::vector<double>& a, const std::vector<double>& b) {
+  const double n = static_cast<double>(a.size());
+  double top = 0, bottom = 0, squares = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    top += a[i];
+    bottom += b[i];
+  }
+  const double value = top / bottom;
+  for (size_t i = 0; i < a.size(); ++i) squares += (a[i] - value * b[i]) * (a[i] - value * b[i]);
+  return {value, n > 1 ? std::sqrt(squares * n / (n - 1)) / bottom : std::nan("")};
 }
 
-// Mean over positions of -log softmax(logits_t)[id_{t+1}], for one window. hidden [1, T, D]
-double window_nll(const Model& model, const Tensor& hidden, const int32_t* ids) {
+// -log softmax(logits_t)[id_{t+1}] of one window's T-1 predictions into nll. hidden [1, T, D]
+void window_nll(const Model& model, const Tensor& hidden, const int32_t* ids, double* nll) {
   const int64_t T = hidden.dim(1);
   const Tensor rows = hidden.reshaped({T, hidden.dim(2)});
-  std::vector<double> nll(static_cast<size_t>(T - 1));
   for (int64_t t0 = 0; t0 < T - 1; t0 += kHeadRows) {
     const int64_t n = std::min(kHeadRows, T - 1 - t0);
     const Tensor logits = model.head({Precision::Float}, rows.slice(t0, t0 + n).reshaped({1, n, hidden.dim(2)}));
@@ -39,13 +42,68 @@ double window_nll(const Model& model, const Tensor& hidden, const int32_t* ids) 
     parallel_for(n, [&](int64_t i) {
       const float* z = logits.data + i * V;
       const float top = *std::max_element(z, z + V);
-      nll[static_cast<size_t>(t0 + i)] = top + std::log(kernels().sum_exp(z, top, V)) - z[ids[t0 + i + 1]];
+      nll[t0 + i] = top + std::log(kernels().sum_exp(z, top, V)) - z[ids[t0 + i + 1]];
     });
   }
-  double sum = 0;
-  for (const double v : nll) sum += v;
-  return sum / static_cast<double>(T - 1);
 }
+
+// Every prediction of every window: [count, length - 1].
+std::vector<double> token_nll(const Model& model, const Windows& windows, const Context& ctx,
+                              const Progress& progress) {
+  const int64_t n = windows.count, predictions = windows.length - 1;
+  const int64_t per_batch = std::max<int64_t>(1, kTokensPerBatch / windows.length);
+  std::vector<double> nll(static_cast<size_t>(n * predictions));
+  for (int64_t w = 0; w < n; w += per_batch) {
+    progress("evaluation", static_cast<double>(w), static_cast<double>(n));
+    // Windows are independent, so a core takes one through the whole network.
+    parallel_for(std::min(n, w + per_batch) - w, [&](int64_t i) {
+      const Batch batch = windows.batch(w + i, w + i + 1);
+      Tensor x = model.embed(ctx, batch);
+      for (int block = 0; block < model.depth(); ++block) x = model.block(ctx, block, x);
+      double* of_window = nll.data() + (w + i) * predictions;
+      window_nll(model, x, batch.ids.data(), of_window);
+      require(std::all_of(of_window, of_window + predictions, [](double v) { return std::isfinite(v); }),
+              "window %lld: the model's output is not finite", static_cast<long long>(w + i));
+    });
+  }
+  progress("evaluation", static_cast<double>(n), static_cast<double>(n));
+  return nll;
+}
+
+// The units of a definition from every prediction.
+Perplexity by_definition(const std::string& definition, const std::vector<double>& token_nll,
+                         const EvaluationText& text) {
+  const int64_t predictions = text.windows.length - 1;
+  std::vector<double> nll, weight;
+  if (definition == "llamacpp") {
+    const int64_t first = text.windows.length / 2;
+    for (int64_t w = 0; w < text.windows.count; ++w)
+      nll.insert(nll.end(), token_nll.begin() + w * predictions + first, token_nll.begin() + (w + 1) * predictions);
+  } else {
+    for (int64_t w = 0; w < text.windows.count; ++w) {
+      double sum = 0;
+      for (int64_t t = 0; t < predictions; ++t) sum += token_nll[static_cast<size_t>(w * predictions + t)];
+      nll.push_back(definition == "gptq" ? sum / static_cast<double>(predictions) : sum);
+    }
+  }
+  weight = definition == "word"   ? text.counts.words
+           : definition == "byte" ? text.counts.bytes
+                                  : std::vector<double>(nll.size(), 1.0);
+  Perplexity p = perplexity(definition, std::move(nll), std::move(weight));
+  p.windows = text.windows.count;
+  p.length = text.windows.length;
+  return p;
+}
+
+TokenFacts facts_of(const std::vector<int32_t>& ids, const TextSource& source, const Tokenizer* tokenizer) {
+  const bool from_file = source.definition == Definition::Tokens;
+  return {static_cast<int64_t>(ids.size()), token_hash(ids), from_file || !tokenizer ? -1 : tokenizer->bos()};
+}
+
+bool counts_text(const std::string& definition) { return definition == "word" || definition == "byte"; }
+
+// JSON has no NaN.
+json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
 void check_method(const LanguageRun& run) {
   require_usage(run.method == "fp" || run.method == "rtn" || run.method == "gptq", "--method %s: not fp, rtn or gptq",
@@ -63,13 +121,29 @@ int64_t seqlen_of(const Model& model, const LanguageRun& run) {
   return length;
 }
 
-std::vector<Batch> calibration_batches(const Model& model, const std::vector<int32_t>& ids, const LanguageRun& run,
-                                       const std::string& where) {
+Calibration read_calibration(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
+                             const LanguageRun& run) {
   require_usage(run.nsamples >= 1, "--nsamples must be at least 1");
-  const Windows crops = calibration_crops(ids, seqlen_of(model, run), run.nsamples, run.seed, where);
-  std::vector<Batch> batches;
-  for (int64_t i = 0; i < crops.count; ++i) batches.push_back(crops.batch(i, i + 1));
-  return batches;
+  const Windows crops = calibration_windows(source, tokenizer, seqlen_of(model, run), run.nsamples, run.seed);
+  Calibration calib{source, facts_of(crops.ids, source, tokenizer), {}};
+  for (int64_t i = 0; i < crops.count; ++i) calib.batches.push_back(crops.batch(i, i + 1));
+  return calib;
+}
+
+EvaluationText read_evaluation(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
+                               const LanguageRun& run) {
+  const int64_t length = seqlen_of(model, run);
+  const std::vector<int32_t> ids = evaluation_ids(source, tokenizer, length);
+  EvaluationText text{source, facts_of(ids, source, tokenizer), perplexity_windows(ids, length, source.path), {}};
+  if (run.limit > 0 && run.limit < text.windows.count) {
+    text.windows.count = run.limit;
+    text.windows.ids.resize(static_cast<size_t>(run.limit * length));
+  }
+  if (std::any_of(run.ppl.begin(), run.ppl.end(), counts_text)) {
+    require_usage(tokenizer != nullptr, "perplexity per word or byte needs the model's tokenizer");
+    text.counts = count_text(text.windows, *tokenizer);
+  }
+  return text;
 }
 
 void quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run, const Progress& progress,
@@ -88,47 +162,42 @@ int64_t compensate_language(Model& model, const std::vector<Batch>& calib, const
   return compensate(model, calib, bc_options(run.bc, run.bc_sites), progress);
 }
 
-Perplexity evaluate_language(const Model& model, const Windows& windows, const LanguageRun& run,
-                             const Progress& progress) {
-  check_method(run);
-  const Context ctx{run.method == "fp" ? Precision::Float : Precision::Fake};
-  const int64_t n = run.limit > 0 ? std::min(run.limit, windows.count) : windows.count;
-  const int64_t per_batch = std::max<int64_t>(1, kTokensPerBatch / windows.length);
-  Perplexity result;
-  result.nll.resize(static_cast<size_t>(n));
-  for (int64_t w = 0; w < n; w += per_batch) {
-    progress("evaluation", static_cast<double>(w), static_cast<double>(n));
-    // Windows are independent, so a core takes one through the whole network.
-    parallel_for(std::min(n, w + per_batch) - w, [&](int64_t i) {
-      const Batch batch = windows.batch(w + i, w + i + 1);
-      Tensor x = model.embed(ctx, batch);
-      for (int block = 0; block < model.depth(); ++block) x = model.block(ctx, block, x);
-      double& nll = result.nll[static_cast<size_t>(w + i)] = window_nll(model, x, batch.ids.data());
-      require(std::isfinite(nll), "window %lld: the model's output is not finite", static_cast<long long>(w + i));
-    });
-  }
-  progress("evaluation", static_cast<double>(n), static_cast<double>(n));
-  const MeanAndError l = mean_and_error(result.nll);
-  result.perplexity = std::exp(l.mean);
-  result.se = result.perplexity * l.se;
-  result.tokens = n * windows.length;
-  return result;
+Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
+  require(nll.size() == weight.size() && !nll.empty(), "perplexity of nothing");
+  Perplexity p{std::move(definition), std::move(nll), std::move(weight)};
+  const RatioOfSums l = ratio_of_sums(p.nll, p.weight);
+  p.perplexity = std::exp(l.value);
+  p.se = p.perplexity * l.se;
+  return p;
 }
 
-std::string token_hash(const std::vector<int32_t>& ids) {
-  uint64_t hash = 14695981039346656037ull;
-  for (const int32_t id : ids)
-    for (int byte = 0; byte < 4; ++byte)
-      hash = (hash ^ (static_cast<uint32_t>(id) >> (8 * byte) & 255)) * 1099511628211ull;
-  return format("%016llx", static_cast<unsigned long long>(hash));
+std::vector<Perplexity> evaluate_language(const Model& model, const EvaluationText& text, const LanguageRun& run,
+                                          const Progress& progress) {
+  check_method(run);
+  const Context ctx{run.method == "fp" ? Precision::Float : Precision::Fake};
+  const int32_t bos = text.facts.bos;
+  const auto swaps = [&](const std::string& definition) { return definition == "llamacpp" && bos >= 0; };
+  std::vector<double> plain, swapped;  // empty until a definition needs them
+  std::vector<Perplexity> results;
+  for (const std::string& definition : run.ppl) {
+    std::vector<double>& nll = swaps(definition) ? swapped : plain;
+    if (nll.empty()) {
+      Windows windows = text.windows;
+      if (swaps(definition))
+        for (int64_t w = 0; w < windows.count; ++w) windows.ids[static_cast<size_t>(w * windows.length)] = bos;
+      nll = token_nll(model, windows, ctx, progress);
+    }
+    results.push_back(by_definition(definition, nll, text));
+  }
+  return results;
 }
 
 Ratio paired_ratio(const Perplexity& a, const Perplexity& b) {
-  require(a.nll.size() == b.nll.size() && !a.nll.empty(), "a paired ratio needs the same windows");
+  require(a.definition == b.definition && a.weight == b.weight, "a paired ratio needs the same windows");
   std::vector<double> d(a.nll.size());
   for (size_t i = 0; i < d.size(); ++i) d[i] = a.nll[i] - b.nll[i];
-  const MeanAndError m = mean_and_error(d);
-  return {100 * std::expm1(m.mean), 100 * std::exp(m.mean) * m.se};
+  const RatioOfSums m = ratio_of_sums(d, a.weight);
+  return {100 * std::expm1(m.value), 100 * std::exp(m.value) * m.se};
 }
 
 namespace {
@@ -163,12 +232,24 @@ std::string describe_weights(Model& model, const LanguageRun& run) {
   return text;
 }
 
-json language_record(Model& model, const LanguageRun& run, const Perplexity& result, int64_t bc_parameters,
-                     double seconds) {
+json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
+                     const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,
+                     int64_t bc_parameters, double seconds) {
   const bool quantized = run.method != "fp";
   const bool calibrated = run.method == "gptq" || run.bc != "none";
   const auto solved = [&](const json& option) { return run.method == "gptq" ? option : json(nullptr); };
   const ModelInfo& info = model.info();
+  json definitions = json::object();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Perplexity& p = results[i];
+    json& entry = definitions[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
+    if (floats.empty()) continue;
+    const Ratio change = paired_ratio(p, floats[i]);
+    entry.update({{"float", floats[i].perplexity},
+                  {"float_se", number(floats[i].se)},
+                  {"change_percent", change.percent},
+                  {"change_percent_se", number(change.se)}});
+  }
   return {{"model", info.name},
           {"tag", info.tag},
           {"parameters", info.parameters},
@@ -186,12 +267,18 @@ json language_record(Model& model, const LanguageRun& run, const Perplexity& res
           {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
           {"bc_parameters", bc_parameters},
           {"bits_per_weight", bits_per_weight(model)},
-          {"perplexity", result.perplexity},
-          {"perplexity_se", std::isfinite(result.se) ? json(result.se) : json(nullptr)},
-          {"perplexity_definition", "gptq"},
-          {"tokens", result.tokens},
-          {"windows", result.nll.size()},
-          {"seqlen", seqlen_of(model, run)},
+          {"text", text.source.path},
+          {"text_definition", name_of(text.source.definition)},
+          {"text_tokens", text.facts.tokens},
+          {"text_token_hash", text.facts.hash},
+          {"bos", text.facts.bos < 0 ? json(nullptr) : json(text.facts.bos)},
+          {"perplexity", results.at(0).perplexity},
+          {"perplexity_se", number(results[0].se)},
+          {"perplexity_definition", results[0].definition},
+          {"perplexities", definitions},
+          {"tokens", text.windows.count * text.windows.length},
+          {"windows", text.windows.count},
+          {"seqlen", text.windows.length},
           {"nsamples", calibrated ? json(run.nsamples) : json(nullptr)},
           {"seed", calibrated ? json(run.seed) : json(nullptr)},
           {"seconds", seconds}};

@@ -22,14 +22,39 @@ struct LanguageRun {
   int64_t seed = 0;
   std::string bc = "none";  // none, channel, position
   std::string bc_sites = "linear,block";
-  int64_t limit = 0;  // windows to evaluate from the start; 0: all
+  int64_t limit = 0;                        // windows to evaluate from the start; 0: all
+  std::vector<std::string> ppl = {"gptq"};  // definitions of perplexity, see below; the first is the result
 };
 
 // The window length of a run. UsageError when it is longer than the model's positions.
 int64_t seqlen_of(const Model& model, const LanguageRun& run);
-// The calibration windows of a run, each a batch of its own as in the official scripts: drawn from the ids of a text.
-std::vector<Batch> calibration_batches(const Model& model, const std::vector<int32_t>& ids, const LanguageRun& run,
-                                       const std::string& where);
+
+// What the result of a text says of its tokens: how many before windows were cut, their hash, and the id that every
+// tokenized string begins with (-1: none).
+struct TokenFacts {
+  int64_t tokens = 0;
+  std::string hash;
+  int32_t bos = -1;
+};
+// A text to calibrate on: run.nsamples windows, each a batch of its own as in the official scripts.
+struct Calibration {
+  TextSource source;
+  TokenFacts facts;  // of the windows
+  std::vector<Batch> batches;
+};
+Calibration read_calibration(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
+                             const LanguageRun& run);
+
+// A text to measure on: the first run.limit windows of it.
+struct EvaluationText {
+  TextSource source;
+  TokenFacts facts;  // of the whole text
+  Windows windows;
+  TextCounts counts;  // where run.ppl asks for perplexity per word or byte
+};
+// `tokenizer` may be null for token ids from a file. UsageError for perplexity per word or byte without one.
+EvaluationText read_evaluation(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
+                               const LanguageRun& run);
 
 void quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run, const Progress& progress,
                        const Warn& warn);
@@ -37,19 +62,28 @@ void quantize_language(Model& model, const std::vector<Batch>& calib, const Lang
 int64_t compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
                             const Progress& progress);
 
+// Perplexity: exp(Σ nll / Σ weight) over units that are taken as independent.
+//   gptq      unit: a window; nll: the mean over its L-1 predictions; weight 1. (GPTQ's opt_eval)
+//   llamacpp  unit: a prediction of the second half of a window, whose first token is replaced by the tokenizer's
+//             beginning-of-text token where it has one; weight 1. (llama-perplexity, error included)
+//   word      unit: a window; nll: the sum over its predictions; weight: the words they spell
+//   byte      the same with bytes
+inline constexpr char kPerplexities[] = "gptq, llamacpp, word, byte";
 struct Perplexity {
-  std::vector<double> nll;  // mean negative log-likelihood of each window's T-1 predictions
-  double perplexity = 0;    // exp of their mean: GPTQ's definition
-  double se = 0;            // standard error from the spread between windows
-  int64_t tokens = 0;       // tokens in the windows that were used
+  std::string definition;
+  std::vector<double> nll, weight;  // of each unit
+  double perplexity = 0;
+  double se = 0;  // standard error: spread of the units, as of a ratio of two means; NaN for one unit
+  int64_t windows = 0, length = 0;
 };
-// Every window on its own, nothing carried over. Throws Error when an output is not finite.
-Perplexity evaluate_language(const Model& model, const Windows& windows, const LanguageRun& run,
-                             const Progress& progress);
-// FNV-1a of the ids as little-endian 32-bit words, in hexadecimal: tells whether two runs saw the same tokens.
-std::string token_hash(const std::vector<int32_t>& ids);
+Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight);
 
-// a / b as a percentage above 1, and its standard error, from the same windows.
+// One for each definition of run.ppl. Every window on its own, nothing carried over. The definitions share a pass;
+// llamacpp needs one of its own where there is a beginning-of-text token. Throws Error when an output is not finite.
+std::vector<Perplexity> evaluate_language(const Model& model, const EvaluationText& text, const LanguageRun& run,
+                                          const Progress& progress);
+
+// a / b as a percentage above 1, and its standard error, from the same units.
 struct Ratio {
   double percent = 0, se = 0;
 };
@@ -57,7 +91,9 @@ Ratio paired_ratio(const Perplexity& a, const Perplexity& b);
 
 // "gptq 2 bit g64 act-order, 12 layers of 3 bit": what was done to the weights of a quantized model.
 std::string describe_weights(Model& model, const LanguageRun& run);
-json language_record(Model& model, const LanguageRun& run, const Perplexity& result, int64_t bc_parameters,
-                     double seconds);
+// What a run measured on one text. `floats`: the float model's perplexities on it, empty when not measured.
+json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
+                     const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,
+                     int64_t bc_parameters, double seconds);
 
 }  // namespace bcq

@@ -72,22 +72,21 @@ void language_table(const std::string& root, json& records) {
   const auto model = load_model(root + "/opt");
   const Tokenizer tokenizer = Tokenizer::load(root + "/opt");
   LanguageRun run;
-  const std::vector<int32_t> ids = read_ids(root + "/text/test.txt", tokenizer);
-  const Windows windows = perplexity_windows(ids, seqlen_of(*model, run), root + "/text/test.txt");
-  const std::string calib_text = root + "/text/calib.txt";
-  const std::vector<Batch> calib = calibration_batches(*model, read_ids(calib_text, tokenizer), run, calib_text);
+  const EvaluationText text = read_evaluation(*model, {Definition::Plain, root + "/text/test.txt"}, &tokenizer, run);
+  const Calibration calib = read_calibration(*model, {Definition::Plain, root + "/text/calib.txt"}, &tokenizer, run);
   ProgressLine progress("opt: ");
   std::printf(
-      "\n%s on %zu tokens of text/test.txt, windows of %lld; perplexity, %lld calibration windows, seed %lld\n\n",
-      model->info().name.c_str(), ids.size(), static_cast<long long>(seqlen_of(*model, run)),
-      static_cast<long long>(run.nsamples), static_cast<long long>(run.seed));
+      "\n%s on %lld tokens of text/test.txt, windows of %lld; perplexity, %lld calibration windows, seed %lld\n\n",
+      model->info().name.c_str(), static_cast<long long>(text.facts.tokens),
+      static_cast<long long>(text.windows.length), static_cast<long long>(run.nsamples),
+      static_cast<long long>(run.seed));
   std::printf("| bits  | method                   | perplexity         | change vs FP       | BC values |\n");
   std::printf("|-------|--------------------------|--------------------|--------------------|-----------|\n");
   Timer timer;
-  const Perplexity fp = evaluate_language(*model, windows, run, progress.callback());
+  const std::vector<Perplexity> fp = evaluate_language(*model, text, run, progress.callback());
   progress.finish();
-  language_row(run, "FP", fp, fp, 0);
-  keep(records, language_record(*model, run, fp, 0, timer.seconds()), progress);
+  language_row(run, "FP", fp[0], fp[0], 0);
+  keep(records, language_record(*model, run, text, fp, {}, 0, timer.seconds()), progress);
   for (const auto& [bits, groupsize] : {std::pair{4, -1}, std::pair{3, -1}, std::pair{2, 64}})
     for (const auto& [method, name] : {std::pair{"rtn", "RTN"}, std::pair{"gptq", "GPTQ"}}) {
       run.method = method;
@@ -95,18 +94,19 @@ void language_table(const std::string& root, json& records) {
       run.weights.groupsize = groupsize;
       model->clear();
       Timer quantization;
-      quantize_language(*model, calib, run, progress.callback(), progress.warn());
+      quantize_language(*model, calib.batches, run, progress.callback(), progress.warn());
       const double quantization_seconds = quantization.seconds();
       for (const char* bc : kCompensations) {
         if (run.method == "rtn" && std::string(bc) != "none") continue;
         Timer cell;
         run.bc = bc;
         model->clear_compensation();
-        const int64_t values = compensate_language(*model, calib, run, progress.callback());
-        const Perplexity p = evaluate_language(*model, windows, run, progress.callback());
+        const int64_t values = compensate_language(*model, calib.batches, run, progress.callback());
+        const std::vector<Perplexity> p = evaluate_language(*model, text, run, progress.callback());
         progress.finish();
-        language_row(run, name, p, fp, values);
-        keep(records, language_record(*model, run, p, values, quantization_seconds + cell.seconds()), progress);
+        language_row(run, name, p[0], fp[0], values);
+        keep(records, language_record(*model, run, text, p, fp, values, quantization_seconds + cell.seconds()),
+             progress);
       }
     }
 }

@@ -1,6 +1,6 @@
-// perplexity: of a language model on a text, in float or quantized and compensated.
-#include <cmath>
+// perplexity: of a language model on texts, in float or quantized and compensated.
 #include <cstdio>
+#include <optional>
 
 #include "engine/check.h"
 #include "eval/cli.h"
@@ -11,7 +11,10 @@ namespace {
 using namespace bcq;
 
 struct Options {
-  std::string model, text, calib, json_path;
+  std::string model, corpora, calib, json_path;
+  std::vector<std::string> texts, tokens;
+  std::string calib_tokens;
+  bool new_eval = false, paired = false;
   LanguageRun run;
 };
 
@@ -20,12 +23,36 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--model", o.model, "Folder with config.json, weights and tokenizer, or the .safetensors file in it")
       ->required()
       ->type_name("DIR|FILE");
-  app.add_option("--text", o.text, "UTF-8 text to evaluate")->required()->type_name("FILE");
-  app.add_option("--seqlen", r.seqlen, "Tokens of a window (default: the model's positions, at most 2048)")
-      ->type_name("L");
-  app.add_option("--limit", r.limit, "Evaluate the first N windows only")->type_name("N");
-  app.add_option("--json", o.json_path, "Write the result as a JSON record (-: stdout)")->type_name("FILE");
+  app.add_option("--json", o.json_path, "Write the result as a JSON record, several texts as an array (-: stdout)")
+      ->type_name("FILE");
   add_threads_option(app);
+
+  const char* t = "Text";
+  app.add_option("--text", o.texts,
+                 std::string("Texts to evaluate: FILE, DEFINITION=FILE, or a DEFINITION whose official file is looked "
+                             "for in --corpora. Definitions: ") +
+                     kDefinitions + " (default: by the file's name; with --corpora alone wikitext2 ptb c4)")
+      ->type_name("TEXT")
+      ->group(t);
+  app.add_option("--corpora", o.corpora,
+                 "Folder with wiki.{train,test}.raw, ptb.{train,valid,test}.txt and C4's en/*.json.gz, at any depth")
+      ->type_name("DIR")
+      ->group(t);
+  app.add_flag("--new-eval", o.new_eval, "With --corpora alone: wikitext2 ptb-new c4-new")->group(t);
+  app.add_option("--tokens", o.tokens, "Token ids to evaluate: little-endian int32, a JSON list, or decimal numbers")
+      ->type_name("FILE")
+      ->group(t);
+  app.add_option("--seqlen", r.seqlen, "Tokens of a window (default: the model's positions, at most 2048)")
+      ->type_name("L")
+      ->group(t);
+  app.add_option("--limit", r.limit, "Evaluate the first N windows only")->type_name("N")->group(t);
+  app.add_option("--ppl-def", r.ppl, std::string("Definitions of perplexity: ") + kPerplexities)
+      ->delimiter(',')
+      ->check(CLI::IsMember({"gptq", "llamacpp", "word", "byte"}))
+      ->capture_default_str()
+      ->type_name("LIST")
+      ->group(t);
+  app.add_flag("--paired", o.paired, "Measure the float model too, and the change on the same windows")->group(t);
 
   const char* q = "Quantization";
   app.add_option("--method", r.method, "fp, rtn or gptq")
@@ -60,7 +87,12 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--percdamp", r.weights.percdamp, "GPTQ: damping of the Hessian, share of its mean diagonal")
       ->capture_default_str()
       ->group(q);
-  app.add_option("--calib-text", o.calib, "UTF-8 text to calibrate on: training text")->type_name("FILE")->group(q);
+  app.add_option("--calib-text", o.calib, "Text to calibrate on, given like --text: training text")
+      ->type_name("TEXT")
+      ->group(q);
+  app.add_option("--calib-tokens", o.calib_tokens, "Token ids to calibrate on, like --tokens")
+      ->type_name("FILE")
+      ->group(q);
   app.add_option("--nsamples", r.nsamples, "Windows drawn from it")->capture_default_str()->type_name("N")->group(q);
   app.add_option("--seed", r.seed, "Seed of the draw (Python's random)")->capture_default_str()->group(q);
 
@@ -73,55 +105,117 @@ void add_options(CLI::App& app, Options& o) {
   app.footer(
       "Examples:\n"
       "  perplexity --model data/mini/opt --text data/mini/text/test.txt\n"
-      "  perplexity --model opt-125m --text wiki.test.raw --calib-text wiki.train.raw \\\n"
-      "             --method gptq --wbits 3 --bc channel --json result.json\n"
-      "  perplexity --model opt-125m --text wiki.test.raw --calib-text wiki.train.raw --method gptq --wbits 2 \\\n"
-      "             --groupsize 64 --act-order --layer-bits fc2=3 --exclude '^layers\\.0\\.'");
+      "  perplexity --model opt-125m --text wiki.test.raw ptb=my_ptb.txt --ppl-def gptq,word --method rtn --paired\n"
+      "  perplexity --model opt-125m --corpora corpora --calib-text c4 --method gptq --wbits 3 --bc channel \\\n"
+      "             --json result.json\n"
+      "  perplexity --model opt-125m --corpora corpora --calib-text c4 --method gptq --wbits 2 --groupsize 64 \\\n"
+      "             --act-order --layer-bits fc2=3 --exclude '^layers\\.0\\.'");
+}
+
+// The texts to evaluate, in the order asked for.
+std::vector<TextSource> evaluation_sources(const Options& o) {
+  std::vector<std::string> specs = o.texts;
+  if (specs.empty() && o.tokens.empty() && !o.corpora.empty())
+    specs = o.new_eval ? std::vector<std::string>{"wikitext2", "ptb-new", "c4-new"}
+                       : std::vector<std::string>{"wikitext2", "ptb", "c4"};
+  std::vector<TextSource> sources;
+  for (const std::string& spec : specs) sources.push_back(text_source(spec, o.corpora, Split::Evaluation));
+  for (const std::string& file : o.tokens) sources.push_back({Definition::Tokens, file});
+  require_usage(!sources.empty(), "nothing to evaluate: give --text, --tokens or --corpora");
+  return sources;
+}
+
+TextSource calibration_source(const Options& o) {
+  require_usage(o.calib.empty() || o.calib_tokens.empty(), "--calib-text and --calib-tokens exclude each other");
+  require_usage(!o.calib.empty() || !o.calib_tokens.empty(), "--method %s%s needs --calib-text", o.run.method.c_str(),
+                o.run.bc != "none" ? (" --bc " + o.run.bc).c_str() : "");
+  if (!o.calib_tokens.empty()) return {Definition::Tokens, o.calib_tokens};
+  return text_source(o.calib, o.corpora, Split::Calibration);
+}
+
+std::string facts_text(const TokenFacts& facts) {
+  return format("%lld tokens (%s), hash %s", static_cast<long long>(facts.tokens),
+                facts.bos < 0 ? "no BOS" : format("BOS %d", facts.bos).c_str(), facts.hash.c_str());
+}
+
+void print_text(const EvaluationText& text, const std::vector<Perplexity>& results,
+                const std::vector<Perplexity>& floats, double seconds) {
+  std::printf("%s, %s: %s\n", text.source.path.c_str(), name_of(text.source.definition),
+              facts_text(text.facts).c_str());
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Perplexity& p = results[i];
+    std::printf("perplexity %.4f +/- %.4f  (%s, %lld windows of %lld tokens, %.1f s)\n", p.perplexity, p.se,
+                p.definition.c_str(), static_cast<long long>(p.windows), static_cast<long long>(p.length), seconds);
+    if (floats.empty()) continue;
+    const Ratio change = paired_ratio(p, floats[i]);
+    std::printf("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.percent,
+                change.se);
+  }
 }
 
 void run(Options& o) {
   LanguageRun& r = o.run;
   const bool calibrates = r.method == "gptq" || r.bc != "none";
   require_usage(r.method != "fp" || r.bc == "none", "--bc %s needs --method rtn or gptq", r.bc.c_str());
-  require_usage(!calibrates || !o.calib.empty(), "--method %s%s needs --calib-text", r.method.c_str(),
-                r.bc != "none" ? (" --bc " + r.bc).c_str() : "");
+  require_usage(r.method != "fp" || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
+  const std::vector<TextSource> sources = evaluation_sources(o);
+  const TextSource calib_source = calibrates ? calibration_source(o) : TextSource{};
 
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
-  const int64_t T = seqlen_of(*model, r);
-  const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
-  const std::vector<int32_t> ids = read_ids(o.text, tokenizer);
-  std::vector<Batch> calib;
-  const Windows windows = perplexity_windows(ids, T, o.text);
-  if (calibrates) calib = calibration_batches(*model, read_ids(o.calib, tokenizer), r, o.calib);
-  quantize_language(*model, calib, r, progress.callback(), progress.warn());
-  const int64_t bc_parameters = compensate_language(*model, calib, r, progress.callback());
-  const Perplexity result = evaluate_language(*model, windows, r, progress.callback());
-  progress.finish();
+  seqlen_of(*model, r);
+  std::optional<Tokenizer> tokenizer;  // token ids need none
+  const auto needs_one = [](const TextSource& s) { return s.definition != Definition::Tokens; };
+  if (std::any_of(sources.begin(), sources.end(), needs_one) || (calibrates && needs_one(calib_source)) ||
+      r.ppl != std::vector<std::string>{"gptq"})
+    tokenizer = Tokenizer::load(model->info().directory);
+  const Tokenizer* words = tokenizer ? &*tokenizer : nullptr;
 
-  json record = language_record(*model, r, result, bc_parameters, timer.seconds());
-  record.update(run_facts());
-  record["text"] = o.text;
-  record["text_tokens"] = ids.size();
-  record["text_token_hash"] = token_hash(ids);
-  record["bos"] = tokenizer.bos() < 0 ? json(nullptr) : json(tokenizer.bos());
-  record["warnings"] = progress.warnings();
-  if (o.json_path != "-") {
+  std::vector<EvaluationText> texts;
+  for (const TextSource& source : sources) texts.push_back(read_evaluation(*model, source, words, r));
+  std::vector<std::vector<Perplexity>> floats(texts.size());
+  if (o.paired) {
+    LanguageRun fp = r;
+    fp.method = "fp";
+    for (size_t i = 0; i < texts.size(); ++i) floats[i] = evaluate_language(*model, texts[i], fp, progress.callback());
+  }
+  Calibration calib;
+  if (calibrates) calib = read_calibration(*model, calib_source, words, r);
+  quantize_language(*model, calib.batches, r, progress.callback(), progress.warn());
+  const int64_t bc_parameters = compensate_language(*model, calib.batches, r, progress.callback());
+
+  const bool prints = o.json_path != "-";
+  if (prints) {
     std::printf("%s  %s", model->info().name.c_str(), describe_weights(*model, r).c_str());
     if (r.bc != "none") std::printf(" + BC (%s, %lld values)", r.bc.c_str(), static_cast<long long>(bc_parameters));
-    std::printf("\ntokens %zu (%s), hash %s\n", ids.size(),
-                tokenizer.bos() < 0 ? "no BOS" : format("BOS %d", tokenizer.bos()).c_str(), token_hash(ids).c_str());
-    std::printf("perplexity %.4f +/- %.4f  (%zu windows of %lld tokens, %.1f s)\n", result.perplexity, result.se,
-                result.nll.size(), static_cast<long long>(T), timer.seconds());
+    std::printf("\n");
+    if (calibrates)
+      std::printf("calibrated on %s, %s, seed %lld: %s\n", calib.source.path.c_str(), name_of(calib.source.definition),
+                  static_cast<long long>(r.seed), facts_text(calib.facts).c_str());
   }
-  write_record(o.json_path, record);
+  json records = json::array();
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto results = evaluate_language(*model, texts[i], r, progress.callback());
+    progress.finish();
+    json record = language_record(*model, r, texts[i], results, floats[i], bc_parameters, timer.seconds());
+    record.update(run_facts());
+    record["warnings"] = progress.warnings();
+    if (calibrates) {
+      record["calib_text"] = calib.source.path;
+      record["calib_definition"] = name_of(calib.source.definition);
+      record["calib_token_hash"] = calib.facts.hash;
+    }
+    records.push_back(std::move(record));
+    if (prints) print_text(texts[i], results, floats[i], timer.seconds());
+  }
+  write_record(o.json_path, records.size() == 1 ? records[0] : records);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Perplexity of a language model, in float or quantized and compensated.", "perplexity"};
+  CLI::App app{"Perplexity of a language model on texts, in float or quantized and compensated.", "perplexity"};
   Options options;
   add_options(app, options);
   return run_program(app, argc, argv, [&] { run(options); });

@@ -93,6 +93,10 @@ TEST_CASE("cli: help, version and usage") {
   check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --method rtn --exclude fc9", 2,
                 {"fc9"});
   check_failure("perplexity --model data/mini/vit --text data/mini/text/test.txt", 2, {"imagenet"});
+  check_failure("perplexity --model data/mini/opt", 2, {"--text", "--corpora"});
+  check_failure("perplexity --model data/mini/opt --text c4", 2, {"--corpora", "c4-validation.00000-of-00008.json.gz"});
+  check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --ppl-def bits", 2, {"--ppl-def"});
+  check_failure("perplexity --model data/mini/opt --text data/mini/text/test.txt --paired", 2, {"--paired"});
   check_failure("imagenet --model data/mini/opt --data data/mini/images/val", 2, {"perplexity"});
   const Result no_such_isa = run(kVit, "BCQ_ISA=magic ");
   CHECK(no_such_isa.code == 2);
@@ -295,10 +299,29 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
   REQUIRE(run(common + folder / "a.json" + " --threads 1").code == 0);
   REQUIRE(run(common + folder / "b.json" + " --threads 2").code == 0);
   const json a = read_json(folder / "a.json"), b = read_json(folder / "b.json");
-  for (const char* key :
-       {"model",  "method",  "wbits",           "abits",          "groupsize", "bc",  "perplexity", "perplexity_se",
-        "tokens", "seconds", "bits_per_weight", "bc_parameters",  "threads",   "isa", "blas",       "version",
-        "seqlen", "seed",    "nsamples",        "text_token_hash"})
+  for (const char* key : {"model",
+                          "method",
+                          "wbits",
+                          "abits",
+                          "groupsize",
+                          "bc",
+                          "perplexity",
+                          "perplexity_se",
+                          "tokens",
+                          "seconds",
+                          "bits_per_weight",
+                          "bc_parameters",
+                          "threads",
+                          "isa",
+                          "blas",
+                          "version",
+                          "seqlen",
+                          "seed",
+                          "nsamples",
+                          "text_token_hash",
+                          "text_definition",
+                          "bos",
+                          "calib_token_hash"})
     CHECK_MESSAGE(a.contains(key), key);
   CHECK(a["perplexity"] == b["perplexity"]);
   CHECK(a["windows"] == 4);
@@ -307,6 +330,35 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
   CHECK(a["layer_bits"].size() == 10);
   CHECK(a["layer_bits"]["layers.5.fc2"] == 4);
   CHECK(a["layer_bits"]["layers.0.self_attn.k_proj"] == 32);
+}
+
+TEST_CASE("cli: several texts and definitions in one run, each beside the float model") {
+  const Folder folder;
+  std::string ids;
+  for (int i = 0; i < 40; ++i) ids += std::to_string(2 + i) + " ";
+  write_file(folder / "ids", ids);
+  const Result r =
+      run("perplexity --model data/mini/opt --seqlen 16 --limit 2 --text data/mini/text/test.txt "
+          "wikitext2=data/mini/text/test.txt --tokens " +
+          folder / "ids" + " --ppl-def gptq,byte --method rtn --wbits 3 --paired --json " + folder / "r.json");
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  const json records = read_json(folder / "r.json");
+  REQUIRE(records.size() == 3);
+  CHECK(records[0]["text_definition"] == "plain");
+  CHECK(records[1]["text_definition"] == "wikitext2");
+  CHECK(records[0]["text_tokens"] < records[1]["text_tokens"]);  // of "\n\n" between rows
+  CHECK(records[2]["text_tokens"] == 40);
+  CHECK(records[2]["bos"].is_null());
+  for (const json& record : records) {
+    CHECK(record["perplexity"] == record["perplexities"]["gptq"]["perplexity"]);
+    CHECK(record["perplexities"]["byte"]["change_percent"] > 0);
+    CHECK(contains(r.out, record["text_token_hash"].get<std::string>()));
+  }
+  write_file(folder / "ids", "2 3 5000 4");
+  check_failure("perplexity --model data/mini/opt --seqlen 4 --tokens " + folder / "ids", 3, {"5000"});
+  write_file(folder / "test.parquet", "PAR1");
+  check_failure("perplexity --model data/mini/opt --text " + folder / "test.parquet", 3, {"Parquet", "to_json"});
 }
 
 TEST_CASE("cli: a config with the required keys alone is enough") {

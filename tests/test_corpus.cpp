@@ -1,4 +1,4 @@
-// Token windows of text files: perplexity windows, calibration crops, and their errors.
+// Token windows of text files: definitions, perplexity windows, calibration crops, and their errors.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 
 #include "data/corpus.h"
 #include "engine/check.h"
+#include "engine/json.h"
 #include "tests/support.h"
 
 namespace bcq {
@@ -24,7 +25,7 @@ TEST_CASE("corpus: a file is one text, with one beginning-of-text token") {
   const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
   const std::string text = " = Title = \r\n\n the rain \n";
   test::write_text(dir.file("wiki.test.tokens"), text);
-  const Ids ids = read_ids(dir.file("wiki.test.tokens"), tokenizer);
+  const Ids ids = evaluation_ids({Definition::Plain, dir.file("wiki.test.tokens")}, &tokenizer, 8);
   CHECK(std::count(ids.begin(), ids.end(), 2) == 1);
   CHECK(tokenizer.decode(ids) == "</s>" + text);
 }
@@ -33,7 +34,7 @@ TEST_CASE("corpus: files that cannot be a text") {
   const test::Folder dir;
   const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/plain");
   const auto refusal = [&](const char* name) {
-    return test::message_of<InputError>([&] { read_ids(dir.file(name), tokenizer); });
+    return test::message_of<InputError>([&] { evaluation_ids({Definition::Plain, dir.file(name)}, &tokenizer, 8); });
   };
   test::write_text(dir.file("empty.txt"), "");
   test::write_text(dir.file("latin1.txt"), "caf\xe9 au lait");
@@ -86,6 +87,139 @@ TEST_CASE("corpus: a crop needs one token more than its length") {
   CHECK(test::contains(message, "b.txt: the text has 8 tokens"));
   CHECK(test::contains(message, "at least 9"));
   CHECK_THROWS_AS(crop_starts(100, 8, 0, 0, "text"), UsageError);
+}
+
+// Ids of a fixture against what the script behind it counted.
+void check_facts(const Ids& ids, const json& want) {
+  CHECK(ids.size() == want.at("count").get<size_t>());
+  CHECK(Ids(ids.begin(), ids.begin() + 8) == want.at("first").get<Ids>());
+  CHECK(Ids(ids.end() - 8, ids.end()) == want.at("last").get<Ids>());
+  CHECK(token_hash(ids) == want.at("fnv").get<std::string>());
+}
+
+TEST_CASE("corpus: every definition gives the tokens and the windows of the published loaders") {
+  const json want = read_json("tests/fixtures/corpus/windows.json");
+  const int64_t length = want.at("length");
+  const std::pair<const char*, const char*> texts[] = {{"wikitext2", "wiki.test.raw"},
+                                                       {"ptb", "ptb.valid.txt"},
+                                                       {"ptb-new", "ptb.valid.txt"},
+                                                       {"c4", "c4.json.gz"},
+                                                       {"c4-new", "c4.json.gz"}};
+  for (const char* name : {"legacy", "bloom"}) {
+    const Tokenizer tokenizer = Tokenizer::load(std::string("tests/fixtures/tokenizer/") + name);
+    for (const auto& text : texts) {
+      const std::string definition = text.first;
+      CAPTURE(name);
+      CAPTURE(definition);
+      const TextSource source =
+          text_source(definition + "=tests/fixtures/corpus/" + text.second, "", Split::Evaluation);
+      check_facts(evaluation_ids(source, &tokenizer, length), want.at(name).at("evaluation").at(definition));
+      for (const int seed : {0, 3})
+        check_facts(calibration_windows(source, &tokenizer, length, 8, seed).ids,
+                    want.at(name).at("calibration").at(definition + " " + std::to_string(seed)));
+    }
+  }
+}
+
+TEST_CASE("corpus: a text is named by definition and file, by file, or by definition and folder") {
+  const auto file = [](const std::string& spec) { return text_source(spec, "", Split::Evaluation); };
+  for (const auto& [path, definition] : {std::pair{"a/wiki.test.raw", Definition::Wikitext2},
+                                         {"wikitext-2.test.tokens", Definition::Wikitext2},
+                                         {"ptb.valid.txt", Definition::Ptb},
+                                         {"c4-validation.00000-of-00008.json.gz", Definition::C4},
+                                         {"x.jsonl", Definition::C4},
+                                         {"test.txt", Definition::Plain},
+                                         {"a=b.txt", Definition::Plain}}) {
+    const TextSource source = file(path);
+    CHECK(source.definition == definition);
+    CHECK(source.path == path);
+  }
+  CHECK(file("c4-new=a=b.txt").definition == Definition::C4New);
+  CHECK(file("c4-new=a=b.txt").path == "a=b.txt");
+  CHECK(file("plain=wiki.test.raw").definition == Definition::Plain);
+  CHECK(test::contains(test::message_of<UsageError>([&] { file("ptb"); }), "ptb.valid.txt"));
+
+  const test::Folder dir;
+  std::filesystem::create_directories(dir.path + "/c4/en");
+  test::write_text(dir.file("c4/en/c4-train.00000-of-01024.json"), "{}");
+  CHECK(text_source("c4-new", dir.path, Split::Calibration).path == dir.file("c4/en/c4-train.00000-of-01024.json"));
+  const auto in_folder = [&](const char* name) {
+    return test::message_of<InputError>([&] { text_source(name, dir.path, Split::Evaluation); });
+  };
+  CHECK(test::contains(in_folder("c4"), "c4-validation.00000-of-00008.json.gz"));
+  test::write_text(dir.file("c4/ptb.test.txt"), "a");
+  CHECK(in_folder("ptb-new").empty());
+  test::write_text(dir.file("c4/en/ptb.test.txt"), "a");
+  CHECK(test::contains(in_folder("ptb-new"), "both"));
+}
+
+TEST_CASE("corpus: files of other kinds, and damaged ones, are refused by name") {
+  const test::Folder dir;
+  const auto refusal = [&](const std::string& name, const std::string& bytes) {
+    test::write_text(dir.file(name), bytes);
+    return test::message_of<InputError>([&] { Documents(dir.file(name)).text(0); });
+  };
+  CHECK(test::contains(refusal("test.parquet", "PAR1\x15"), "to_json"));
+  CHECK(test::contains(refusal("a.zip", "PK\x03\x04zip"), "unpack"));
+  CHECK(test::contains(refusal("a.zst", "\x28\xb5\x2f\xfdzst"), "zstd"));
+  const std::string whole = read_file("tests/fixtures/corpus/c4.json.gz");
+  CHECK(test::contains(refusal("cut.json.gz", whole.substr(0, whole.size() - 30)), "ends early"));
+  std::string flipped = whole;
+  flipped[whole.size() / 2] = static_cast<char>(flipped[whole.size() / 2] ^ 0x55);
+  CHECK(test::contains(refusal("flipped.json.gz", flipped), "damaged gzip"));
+  CHECK(test::contains(refusal("list.json", "[{\"text\": \"a\"}]"), "line 1"));
+  CHECK(test::contains(refusal("key.jsonl", "{\"txt\": \"a\"}\n"), "line 1: key \"text\" is missing"));
+  CHECK(test::contains(refusal("half.jsonl", "{\"text\": \"a\n"), "line 1"));
+  CHECK(test::contains(refusal("blank.jsonl", "\n \r\n"), "no documents"));
+
+  test::write_text(dir.file("short.jsonl"), "{\"text\": \"a\"}\n\n{\"text\": \"b c\"}");
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  const std::string none = test::message_of<InputError>([&] {
+    calibration_windows({Definition::C4, dir.file("short.jsonl")}, &tokenizer, 64, 2, 0);
+  });
+  CHECK(test::contains(none, "none of the 2 documents has more than 64 tokens"));
+}
+
+TEST_CASE("corpus: lines and white space are Python's") {
+  using Lines = std::vector<std::string>;
+  CHECK(python_lines("a\r\nb\rc\n\n d\x0b\xe2\x80\xa8") == Lines{"a\n", "b\n", "c\n", "\n", " d\x0b\xe2\x80\xa8"});
+  CHECK(python_lines("").empty());
+  CHECK(python_strip(" \x1c\x1f\xc2\x85\xe3\x80\x80 a \x1e b\xc2\xa0\x1d\n") == "a \x1e b");
+  CHECK(python_strip("\xe2\x80\x8b") == "\xe2\x80\x8b");  // a zero-width space is none
+  CHECK(python_strip(" \x1c ").empty());
+  CHECK(python_strip("").empty());
+}
+
+TEST_CASE("corpus: token ids from a file, in three forms") {
+  const test::Folder dir;
+  const Ids ids = {2, 50264, 0, 31414};
+  const auto as = [&](const std::string& bytes) {
+    test::write_text(dir.file("ids"), bytes);
+    return read_tokens(dir.file("ids"));
+  };
+  CHECK(as(std::string(reinterpret_cast<const char*>(ids.data()), 16)) == ids);
+  CHECK(as(" [2, 50264,\n0, 31414]\n") == ids);
+  CHECK(as("2 50264\r\n0\t31414\n") == ids);
+  for (const char* bad : {"", " ", "[]", "2 x", "2,3", "-1", "[2, -1]", "[2.0]", "[2", "99999999999", "16777216"})
+    CHECK_THROWS_AS(as(bad), InputError);
+  CHECK_THROWS_AS(as(std::string(6, '\0')), InputError);
+  test::write_text(dir.file("ids"), "1 2 3 4 5");
+  CHECK(evaluation_ids({Definition::Tokens, dir.file("ids")}, nullptr, 4) == Ids{1, 2, 3, 4, 5});
+  CHECK(calibration_windows({Definition::Tokens, dir.file("ids")}, nullptr, 4, 1, 0).ids == Ids{1, 2, 3, 4});
+}
+
+TEST_CASE("corpus: bytes and words of the predicted tokens") {
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  const std::string text = "the rain\n in  don't x";
+  Ids ids = tokenizer.encode(text, false);
+  ids.insert(ids.begin(), 2);
+  const Windows one = perplexity_windows(ids, static_cast<int64_t>(ids.size()), "text");
+  const TextCounts counts = count_text(one, tokenizer);
+  CHECK(counts.bytes == std::vector<double>{static_cast<double>(text.size())});
+  CHECK(counts.words == std::vector<double>{5});
+  ids[0] = tokenizer.encode("a", false)[0];  // "the" now goes on from this
+  const Windows other = perplexity_windows(ids, static_cast<int64_t>(ids.size()), "text");
+  CHECK(count_text(other, tokenizer).words == std::vector<double>{4});
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "data/corpus.h"
 #include "data/tokenizer.h"
 #include "engine/check.h"
 #include "tests/support.h"
@@ -18,14 +19,6 @@ using Strings = std::vector<std::string>;
 namespace fs = std::filesystem;
 const std::string kDir = "tests/fixtures/tokenizer/";
 const std::string kBloom = " ?[^(\\s|[.,!?…。，、।۔،])]+";
-
-std::string fnv(const Ids& ids) {
-  uint64_t h = 0xcbf29ce484222325u;
-  for (const int32_t id : ids) {
-    for (int k = 0; k < 32; k += 8) h = (h ^ ((static_cast<uint32_t>(id) >> k) & 0xff)) * 0x100000001b3u;
-  }
-  return format("%016llx", static_cast<unsigned long long>(h));
-}
 
 Strings pieces(const std::string& pattern, const std::string& text) {
   Strings out;
@@ -366,7 +359,7 @@ TEST_CASE("tokenizer: real texts under GPT-2's files") {
     CAPTURE(name);
     const Ids ids = tokenizer.encode(test::read_text(data + "/text/" + name));
     CHECK(ids.size() == want.at("count").get<size_t>());
-    CHECK(fnv(ids) == want.at("fnv").get<std::string>());
+    CHECK(token_hash(ids) == want.at("fnv").get<std::string>());
   }
 }
 

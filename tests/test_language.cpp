@@ -1,0 +1,93 @@
+// Perplexity in its definitions, their standard errors, and differences on the same windows.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "engine/check.h"
+#include "eval/language.h"
+#include "tests/support.h"
+
+namespace bcq {
+namespace {
+
+const Progress kQuiet = [](const std::string&, double, double) {};
+
+// -log softmax of the logits [1, T, V] at every predicted id, the plain way in double.
+std::vector<double> plain_nll(const Model& model, const Batch& batch) {
+  const Tensor logits = model.forward({Precision::Float}, batch);
+  const int64_t V = logits.dim(2);
+  std::vector<double> nll;
+  for (int64_t t = 0; t + 1 < logits.dim(1); ++t) {
+    const float* z = logits.data + t * V;
+    double sum = 0;
+    for (int64_t v = 0; v < V; ++v) sum += std::exp(static_cast<double>(z[v]));
+    nll.push_back(std::log(sum) - z[batch.ids[static_cast<size_t>(t) + 1]]);
+  }
+  return nll;
+}
+
+double mean(const std::vector<double>& v) {
+  double sum = 0;
+  for (const double x : v) sum += x;
+  return sum / static_cast<double>(v.size());
+}
+
+TEST_CASE("language: a perplexity's error is the spread of its units") {
+  const Perplexity p = perplexity("gptq", {1, 2, 4}, {1, 1, 1});
+  CHECK(p.perplexity == doctest::Approx(std::exp(7.0 / 3)));
+  CHECK(p.se == doctest::Approx(std::exp(7.0 / 3) * std::sqrt((16.0 / 9 + 1.0 / 9 + 25.0 / 9) / 2 / 3)));
+  // Units of unequal weight: halves of what is proportional to the weight change nothing.
+  const Perplexity exact = perplexity("byte", {2, 6, 4}, {1, 3, 2});
+  CHECK(exact.perplexity == doctest::Approx(std::exp(2.0)));
+  CHECK(exact.se == doctest::Approx(0));
+  CHECK(std::isnan(perplexity("gptq", {1}, {1}).se));
+  CHECK_THROWS_AS(perplexity("gptq", {}, {}), Error);
+
+  const Perplexity q = perplexity("gptq", {1.5, 2.5, 4.5}, {1, 1, 1});
+  const Ratio r = paired_ratio(q, p);
+  CHECK(r.percent == doctest::Approx(100 * (std::exp(0.5) - 1)));
+  CHECK(r.se == doctest::Approx(0));
+  CHECK_THROWS_AS(paired_ratio(q, exact), Error);
+}
+
+TEST_CASE("language: every definition against the logits, from the same windows") {
+  const auto model = load_model("data/mini/opt");
+  const Tokenizer tokenizer = Tokenizer::load("data/mini/opt");
+  LanguageRun run;
+  run.method = "fp";
+  run.seqlen = 32;
+  run.limit = 3;
+  run.ppl = {"gptq", "llamacpp", "word", "byte"};
+  const EvaluationText text = read_evaluation(*model, {Definition::Plain, "data/mini/text/test.txt"}, &tokenizer, run);
+  CHECK(text.facts.bos == 2);
+  REQUIRE(text.windows.count == 3);
+  const std::vector<Perplexity> got = evaluate_language(*model, text, run, kQuiet);
+  REQUIRE(got.size() == 4);
+
+  std::vector<double> means, sums, second_half;
+  double words = 0, bytes = 0;
+  for (int64_t w = 0; w < 3; ++w) {
+    Batch batch = text.windows.batch(w, w + 1);
+    const std::vector<double> nll = plain_nll(*model, batch);
+    means.push_back(mean(nll));
+    sums.push_back(mean(nll) * 31);
+    bytes += static_cast<double>(tokenizer.decode({batch.ids.begin() + 1, batch.ids.end()}).size());
+    words += text.counts.words[static_cast<size_t>(w)];
+    batch.ids[0] = 2;
+    const std::vector<double> swapped = plain_nll(*model, batch);
+    second_half.insert(second_half.end(), swapped.begin() + 16, swapped.end());
+  }
+  CHECK(got[0].perplexity == doctest::Approx(std::exp(mean(means))).epsilon(1e-5));
+  CHECK(got[1].perplexity == doctest::Approx(std::exp(mean(second_half))).epsilon(1e-5));
+  CHECK(got[1].nll.size() == 3 * 15);
+  CHECK(got[2].perplexity == doctest::Approx(std::exp(mean(sums) * 3 / words)).epsilon(1e-5));
+  CHECK(got[3].perplexity == doctest::Approx(std::exp(mean(sums) * 3 / bytes)).epsilon(1e-5));
+  // llama-perplexity's error: sqrt((E[x²] - E[x]²) / (n - 1)) times the perplexity.
+  double squares = 0;
+  for (const double x : second_half) squares += x * x / 45;
+  const double m = mean(second_half);
+  CHECK(got[1].se == doctest::Approx(std::exp(m) * std::sqrt((squares - m * m) / 44)).epsilon(1e-4));
+}
+
+}  // namespace
+}  // namespace bcq
