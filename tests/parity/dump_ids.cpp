@@ -1,5 +1,6 @@
-// dump_ids DIR TEXT OUT: the ids of a text file under the tokenizer in DIR, written as
-// little-endian int32. Called by tokenizer_parity.py.
+// dump_ids TOKENIZER_DIR TEXT OUT [L [COUNT SEED]]: token ids written as little-endian int32. TEXT is given as to
+// `perplexity --text`. The ids that perplexity is measured on, with windows of L tokens; or COUNT calibration windows.
+// Called by tokenizer_parity.py.
 #include <cstdio>
 #include <fstream>
 
@@ -7,12 +8,19 @@
 #include "engine/check.h"
 
 int main(int argc, char** argv) {
+  using namespace bcq;
   try {
-    bcq::require_usage(argc == 4, "usage: dump_ids TOKENIZER_DIR TEXT OUT");
-    const std::vector<int32_t> ids = bcq::Tokenizer::load(argv[1]).encode(bcq::read_text(argv[2]));
+    require_usage(argc == 4 || argc == 5 || argc == 7, "usage: dump_ids TOKENIZER_DIR TEXT OUT [L [COUNT SEED]]");
+    const Tokenizer tokenizer = Tokenizer::load(argv[1]);
+    const bool calib = argc == 7;
+    const TextSource source = text_source(argv[2], "", calib ? Split::Calibration : Split::Evaluation);
+    const int64_t length = argc > 4 ? std::stoll(argv[4]) : 2048;
+    const std::vector<int32_t> ids =
+        calib ? calibration_windows(source, &tokenizer, length, std::stoll(argv[5]), std::stoll(argv[6])).ids
+              : evaluation_ids(source, &tokenizer, length);
     std::ofstream out(argv[3], std::ios::binary);
     out.write(reinterpret_cast<const char*>(ids.data()), static_cast<std::streamsize>(ids.size() * sizeof ids[0]));
-    bcq::require(static_cast<bool>(out.flush()), "%s: cannot write", argv[3]);
+    require(static_cast<bool>(out.flush()), "%s: cannot write", argv[3]);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "dump_ids: %s\n", e.what());
     return 1;

@@ -1,8 +1,9 @@
 """Compare token ids with the Hugging Face tokenizers library on real text, in one line.
 
 Tokenizers: GPT-2's files, the same as an OPT model ships them (two files, and tokenizer.json
-as transformers saves it), and GPT-2's merges behind BLOOM's split pattern. Texts: every file
-of the data folder, the odd-Unicode fixture, every code point, random strings. Target: 0.
+as transformers saves it), GPT-2's merges behind BLOOM's split pattern, and a byte-level BPE
+trained behind that pattern on the texts at hand. Texts: every file of the data folder, those
+of --texts, the odd-Unicode fixture, every code point, random strings. Target: 0.
 """
 import argparse
 import json
@@ -13,16 +14,28 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer
 
 BLOOM_PATTERN = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
-def make_tokenizers(tmp, vocab, merges):
+def train_bloom(folder, files):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(BLOOM_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.train([str(f) for f in files], trainers.BpeTrainer(
+        vocab_size=20000, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def make_tokenizers(tmp, vocab, merges, files):
     """Yield (name, directory, function from text to ids)."""
-    gpt2, opt, saved, bloom = (Path(tmp, n) for n in ("gpt2", "opt", "opt_saved", "bloom"))
-    for d in (gpt2, opt, saved, bloom):
+    gpt2, opt, saved, bloom, trained = (Path(tmp, n) for n in ("gpt2", "opt", "opt_saved", "bloom", "bloom_trained"))
+    for d in (gpt2, opt, saved, bloom, trained):
         d.mkdir()
     shutil.copy(vocab, gpt2 / "vocab.json")
     for d in (gpt2, opt):
@@ -58,6 +71,8 @@ def make_tokenizers(tmp, vocab, merges):
     (bloom / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     bloom_reference = Tokenizer.from_file(str(bloom / "tokenizer.json"))
     yield "bloom", bloom, lambda text: bloom_reference.encode(text).ids
+    trained_reference = train_bloom(trained, files)
+    yield "bloom_trained", trained, lambda text: trained_reference.encode(text).ids
 
 
 def code_point_texts(step=32768):
@@ -80,6 +95,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tool", default="build/bin/parity/dump_ids")
     parser.add_argument("--data", default="../shared/data", help="folder that holds text/ and tokenizer/")
+    parser.add_argument("--texts", nargs="*", default=[], help="further text files, multilingual ones say")
     parser.add_argument("--odd", default="tests/fixtures/tokenizer/odd.txt")
     args = parser.parse_args()
     vocab, merges = (Path(args.data, "tokenizer", n) for n in ("gpt2-vocab.json", "gpt2-merges.txt"))
@@ -91,14 +107,15 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         made = {"random": random_text(400000)}
         made.update((f"code points {i}", text) for i, text in enumerate(code_point_texts()))
-        files = sorted(Path(args.data, "text").glob("*")) + [Path(args.odd)]
+        files = sorted(Path(args.data, "text").glob("*")) + [Path(f) for f in args.texts] + [Path(args.odd)]
+        real = list(files)
         for name, text in made.items():
             files.append(Path(tmp, name + ".txt"))
             files[-1].write_bytes(text.encode())
-        for name, directory, encode in make_tokenizers(tmp, vocab, merges):
+        for name, directory, encode in make_tokenizers(tmp, vocab, merges, real):
             for path in files:
                 out = Path(tmp, "ids")
-                subprocess.run([args.tool, directory, path, out], check=True)
+                subprocess.run([args.tool, directory, f"plain={path}", out], check=True)
                 ours = np.fromfile(out, np.int32)
                 theirs = np.array(encode(path.read_bytes().decode("utf-8")), np.int32)
                 same = min(len(ours), len(theirs))
