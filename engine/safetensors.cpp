@@ -445,10 +445,18 @@ void Loader::ignore(const std::string& child) const {
   for (const std::string& name : names_of(child)) asked_->names.insert(name);
 }
 
-Tensor Loader::get(const std::string& child, const Shape& expected) const {
-  const std::vector<std::string> names = names_of(child);
+std::vector<std::string> Loader::ask(const std::string& child, int64_t values) const {
   ignore(child);
-  asked_->values += numel(expected);
+  asked_->values += values;
+  const std::vector<std::string> names = names_of(child);
+  for (const std::string& name : names)
+    require_input(file_->has(name), "%s: tensor %s is missing: is the file whole, and config.json its own?",
+                  file_->path().c_str(), quoted(name).c_str());
+  return names;
+}
+
+Tensor Loader::get(const std::string& child, const Shape& expected) const {
+  const std::vector<std::string> names = ask(child, numel(expected));
   if (names.size() == 1) return file_->get(names[0], expected);
   Shape part = expected;
   part[0] /= static_cast<int64_t>(names.size());
@@ -461,11 +469,8 @@ Tensor Loader::get(const std::string& child, const Shape& expected) const {
 }
 
 Weight Loader::get_weight(const std::string& child, const Shape& expected) const {
-  const std::vector<std::string> names = names_of(child);
-  if (names.size() != 1) return get(child, expected);
-  ignore(child);
-  asked_->values += numel(expected);
-  return file_->get_weight(names[0], expected);
+  if (names_of(child).size() != 1) return get(child, expected);
+  return file_->get_weight(ask(child, numel(expected))[0], expected);
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,

@@ -87,6 +87,8 @@ class Loader {
 
  private:
   std::vector<std::string> names_of(const std::string& child) const;
+  // Where a tensor of `values` values is, noted as asked for. InputError when the file does not have it.
+  std::vector<std::string> ask(const std::string& child, int64_t values) const;
   const SafeTensors* file_;
   NameMap names_;
   std::string prefix_;

@@ -136,6 +136,33 @@ TEST_CASE("cli: model files that are not what they have to be") {
   }
 }
 
+TEST_CASE("cli: language models that are not what their config says") {
+  const Folder folder;
+  fs::copy("tests/fixtures/bloom_tiny/model.safetensors", folder / "model.safetensors");
+  const json config = read_json("tests/fixtures/bloom_tiny/config.json");
+  const std::string file = folder / "model.safetensors";
+  const auto refused = [&](const char* key, const json& value, std::initializer_list<const char*> parts) {
+    json changed = config;
+    changed[key] = value;
+    write_file(folder / "config.json", changed.dump());
+    check_failure("perplexity --model " + folder.path.string() + " --text data/mini/text/test.txt", 3, parts);
+  };
+  refused("n_layer", 3, {"model.safetensors", "transformer.h.2.input_layernorm.weight", "missing", "config.json"});
+  refused("n_layer", 1, {"model.safetensors", "transformer.h.1."});
+  refused("hidden_size", 32, {"model.safetensors", "transformer.word_embeddings.weight", "[53, 16]", "[53, 32]"});
+  refused("n_head", 5, {"config.json", "num_attention_heads"});
+  refused("model_type", "opt", {"config.json", "num_hidden_layers"});
+  refused("model_type", "gpt_neox", {"config.json", "gpt_neox"});
+  refused("quantization_config", {{"bits", 4}}, {"config.json", "quantization_config"});
+
+  fs::copy("tests/fixtures/opt_tiny/model.safetensors", file, fs::copy_options::overwrite_existing);
+  json opt = read_json("tests/fixtures/opt_tiny/config.json");
+  opt["activation_function"] = "silu";
+  write_file(folder / "config.json", opt.dump());
+  check_failure("perplexity --model " + folder.path.string() + " --text data/mini/text/test.txt", 3,
+                {"config.json", "activation_function", "silu", "gelu_new"});
+}
+
 TEST_CASE("cli: a NaN in a weight file") {
   // The writer refuses NaN, so the bytes are changed in the file.
   const Folder folder;

@@ -43,7 +43,8 @@ std::vector<double> naive_matmul(const Tensor& a, const Tensor& b, bool transpos
   return y;
 }
 
-std::vector<double> naive_causal(const Tensor& q, const Tensor& k, const Tensor& v, int64_t H, double scale) {
+std::vector<double> naive_causal(const Tensor& q, const Tensor& k, const Tensor& v, int64_t H, double scale,
+                                 const std::vector<float>& slopes = {}) {
   const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / H;
   std::vector<double> y(static_cast<size_t>(B * T * D));
   for (int64_t b = 0; b < B; ++b)
@@ -55,8 +56,9 @@ std::vector<double> naive_causal(const Tensor& q, const Tensor& k, const Tensor&
           double dot = 0;
           for (int64_t e = 0; e < d; ++e)
             dot += static_cast<double>(q[(b * T + t) * D + h * d + e]) * k[(b * T + s) * D + h * d + e];
-          p[static_cast<size_t>(s)] = dot * scale;
-          top = std::max(top, dot * scale);
+          const double score = dot * scale + (slopes.empty() ? 0 : slopes[static_cast<size_t>(h)] * s);  // by position
+          p[static_cast<size_t>(s)] = score;
+          top = std::max(top, score);
         }
         for (double& x : p) total += x = std::exp(x - top);
         for (int64_t s = 0; s <= t; ++s)
@@ -299,7 +301,11 @@ TEST_CASE("causal_attention matches the definition at lengths around its blocks 
     const Tensor y = causal_attention(q, k, v, 3, 0.4f);
     CHECK(y.shape == q.shape);
     CHECK(relative_error(y, naive_causal(q, k, v, 3, 0.4f)) < kTight);
+    const std::vector<float> slopes = {0.5f, 0.25f, 0.00390625f};
+    CHECK(relative_error(causal_attention(q, k, v, 3, 0.4f, slopes), naive_causal(q, k, v, 3, 0.4f, slopes)) < kTight);
   }
+  CHECK_THROWS_AS(causal_attention(random({1, 2, 4}, 1), random({1, 2, 4}, 1), random({1, 2, 4}, 1), 2, 1, {1.f}),
+                  Error);
   CHECK_THROWS_AS(causal_attention(random({1, 2, 4}, 1), random({1, 2, 4}, 1), random({1, 2, 4}, 1), 3, 1), Error);
   CHECK_THROWS_AS(causal_attention(random({1, 2, 4}, 1), random({1, 3, 4}, 1), random({1, 2, 4}, 1), 2, 1), Error);
 }
@@ -318,6 +324,19 @@ TEST_CASE("causal_attention looks at nothing ahead, and depends on neither batch
     CHECK(same_bits(sample(y, b), causal_attention(sample(q, b), sample(k, b), sample(v, b), 2, 0.7f)));
   }
   CHECK(same_on_two_threads([&] { return causal_attention(q, k, v, 2, 0.7f); }));
+}
+
+TEST_CASE("select_part takes a projection fused head by head apart") {
+  const int64_t B = 2, T = 5, H = 3, d = 4;
+  const Tensor x = random({B, T, H * 3 * d}, 40);
+  for (int64_t part = 0; part < 3; ++part) {
+    const Tensor y = select_part(x, H, part, 3);
+    REQUIRE(y.shape == Shape{B, T, H * d});
+    for (int64_t i = 0; i < y.size(); ++i) {
+      const int64_t row = i / (H * d), h = i % (H * d) / d, e = i % d;
+      CHECK(y[i] == x[row * H * 3 * d + h * 3 * d + part * d + e]);
+    }
+  }
 }
 
 TEST_CASE("row ops give the same bits on one and on two threads") {

@@ -228,6 +228,32 @@ TEST_CASE("safetensors: values that are not finite are refused with their place"
   CHECK(contains(message(SafeTensors::open(dir.file("g"))), "at [1, 2] is NaN"));
 }
 
+TEST_CASE("safetensors: a weight of 16-bit floats stays as it is stored, and is checked all the same") {
+  const Folder dir;
+  std::vector<uint16_t> halves(40000, 0x3c00), brains(40000, 0x3f80);
+  halves[39999] = 0xc000, brains[39999] = 0xc000;  // -2
+  for (const int pad : {0, 1}) {
+    for (const auto& [dtype, values] :
+         {std::pair<const char*, std::vector<uint16_t>>{"F16", halves}, {"BF16", brains}}) {
+      const SafeTensors file = one_tensor(dir, dtype, values, pad);
+      const Weight w = file.get_weight("x", {40000});
+      CHECK(same_bits(w.values(), file.get("x")));
+      CHECK(w.values().data != w.values().data);  // decoded each time
+      Tensor scratch;
+      CHECK(*w.rows(39999, 40000, scratch) == -2);
+      CHECK(*w.rows(1, 2, scratch) == 1);
+    }
+  }
+  const SafeTensors floats = one_tensor(dir, "F32", std::vector<float>{1, 2});
+  CHECK(static_cast<const void*>(floats.get_weight("x", {2}).values().data) == floats.tensors().at("x").bytes);
+
+  halves[33333] = 0x7e00;
+  const SafeTensors bad = one_tensor(dir, "F16", halves);
+  const auto message = [&](const Shape& shape) { return message_of<InputError>([&] { bad.get_weight("x", shape); }); };
+  CHECK(contains(message({40000}), "one.safetensors: tensor \"x\": the value at [33333] is NaN"));
+  CHECK(contains(message({3}), "the model needs [3]"));
+}
+
 TEST_CASE("safetensors: get says what was expected and what was found") {
   const Folder dir;
   const SafeTensors file = one_tensor(dir, "F32", std::vector<float>{1, 2});

@@ -1,6 +1,6 @@
-# The vision models of the paper and OPT-125M at full size with random weights: bcq's logits, block
-# outputs, site outputs and gradients against timm and transformers. One line per comparison: the largest
-# absolute difference over the largest absolute value of the reference. Run by `make parity`.
+# The paper's models at full size with random weights: bcq's logits, block outputs, site outputs and gradients
+# against timm and transformers. One line per comparison: the largest absolute difference over the largest
+# absolute value of the reference. Run by `make parity`; names given as arguments are compared alone.
 import os
 import subprocess
 import sys
@@ -110,48 +110,65 @@ def compare_transformers(kind, folder):
     report(f"transformers' {kind}, 2 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
 
 
-def compare_opt(folder):
-    config = networks.opt_config(vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, num_hidden_layers=12,
-                                 num_attention_heads=12, ffn_dim=3072, max_position_embeddings=2048)
-    model = networks.opt(config, seed=21)
+# transformers' language models at the sizes of the paper, and head counts that are no power of two for ALiBi.
+LANGUAGE = {
+    "opt-125m": ("opt", dict(vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, num_hidden_layers=12,
+                             num_attention_heads=12, ffn_dim=3072)),
+    "opt-350m": ("opt", dict(vocab_size=50272, hidden_size=1024, word_embed_proj_dim=512, num_hidden_layers=24,
+                             num_attention_heads=16, ffn_dim=4096, do_layer_norm_before=False)),
+    "bloom-560m": ("bloom", dict(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)),
+    "bloom-12-heads": ("bloom", dict(vocab_size=5000, hidden_size=768, n_layer=3, n_head=12)),
+    "bloom-10-heads": ("bloom", dict(vocab_size=5000, hidden_size=640, n_layer=3, n_head=10,
+                                     apply_residual_connection_post_layernorm=True)),
+}
+
+
+def compare_language(name, folder):
+    kind, sizes = LANGUAGE[name]
+    model = networks.language(kind, seed=21, **sizes)
     g = torch.Generator().manual_seed(22)
-    short = torch.randint(0, 50272, (2, 512), generator=g)
-    full = torch.randint(0, 50272, (1, 2048), generator=g)
-    for kind in ("float32", "float16"):
-        path = folder / f"opt-125m-{kind}"
-        if kind == "float16":
-            model = model.half()
-        networks.write_opt(model, path)
+    short = torch.randint(0, sizes["vocab_size"], (2, 256), generator=g)
+    windows = [short]
+    if sizes["vocab_size"] < 100_000:  # whose logits fit into memory several times over
+        windows.append(torch.randint(0, sizes["vocab_size"], (1, 2048), generator=g))
+    for dtype in ("float32", "float16", "bfloat16"):
+        path = folder / dtype
+        networks.write_language(model.to(getattr(torch, dtype)), path)
         dtypes = {t.dtype for t in load_file(path / "model.safetensors").values()}
-        assert dtypes == {getattr(torch, kind)}, dtypes
+        assert dtypes == {getattr(torch, dtype)}, dtypes
         model = model.float()  # the values of the file, computed with in float32
-        for ids in (short, full) if kind == "float32" else (short,):
+        for ids in windows if dtype == "float32" else [short]:
             with torch.no_grad():
                 want = model(input_ids=ids, use_cache=False).logits
             logits, seconds = forward(path, {"input_ids": ids}, folder)
-            report(f"opt-125m, {kind} file, {ids.shape[0]} x {ids.shape[1]} tokens, logits, {seconds:.1f} s",
+            report(f"{name}, {dtype} file, {ids.shape[0]} x {ids.shape[1]} tokens, logits, {seconds:.1f} s",
                    error(logits, want), LOGITS)
             del want, logits
-        if kind == "float32":
+        if dtype == "float32":
             ids = short[:1, :200]
-            reference = networks.run_opt(model, ids)
+            reference = networks.run_language(model, ids)
             got = dump(path, {"input_ids": ids}, folder)
             for prefix in ("embed", "block.", "site."):
                 value, detail = worst(got, reference, prefix)
-                report(f"opt-125m, 200 tokens, {detail}", value, ACTIVATIONS)
+                report(f"{name}, 200 tokens, {detail}", value, ACTIVATIONS)
+            del reference, got
+        (path / "model.safetensors").unlink()
 
 
 def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
-    for name in VISION:
-        with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
-            compare_vision(name, Path(folder))
+    every = [(name, compare_vision) for name in VISION]
     # google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224, microsoft/swin-tiny-patch4-window7-224
-    for kind in ("vit", "deit", "swin"):
-        with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
-            compare_transformers(kind, Path(folder))
-    with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
-        compare_opt(Path(folder))
+    every += [(kind, compare_transformers) for kind in ("vit", "deit", "swin")]
+    every += [(name, compare_language) for name in LANGUAGE]
+    wanted = sys.argv[1:]
+    unknown = set(wanted) - {name for name, _ in every}
+    if unknown:
+        sys.exit(f"nothing to compare is called {', '.join(sorted(unknown))}")
+    for name, compare in every:
+        if not wanted or name in wanted:
+            with tempfile.TemporaryDirectory(prefix="bcq-parity-") as folder:
+                compare(name, Path(folder))
     return 1 if failures else 0
 
 
