@@ -17,6 +17,36 @@ double bits_per_weight(Model& model) {
   return bits / weights;
 }
 
+const char* op_name(Role role) {
+  switch (role) {
+    case Role::Patch:
+      return "patch";
+    case Role::QKV:
+      return "qkv";
+    case Role::Query:
+      return "q";
+    case Role::Key:
+      return "k";
+    case Role::Value:
+      return "v";
+    case Role::QK:
+      return "matmul1";
+    case Role::AV:
+      return "matmul2";
+    case Role::Proj:
+      return "proj";
+    case Role::Fc1:
+      return "fc1";
+    case Role::Fc2:
+      return "fc2";
+    case Role::Reduction:
+      return "reduction";
+    case Role::Head:
+      return "head";
+  }
+  return "";
+}
+
 BcOptions bc_options(const std::string& shape, const std::string& sites) {
   require_usage(shape == "channel" || shape == "position", "--bc %s: not none, channel or position", shape.c_str());
   BcOptions o;

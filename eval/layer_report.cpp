@@ -3,21 +3,10 @@
 #include <cmath>
 
 #include "engine/check.h"
+#include "eval/common.h"
 
 namespace bcq {
 namespace {
-
-const char* role_name(Role role) {
-  switch (role) {
-    case Role::Patch:
-      return "conv";
-    case Role::QK:
-    case Role::AV:
-      return "matmul";
-    default:
-      return "linear";
-  }
-}
 
 json decibels(double signal, double error) { return error > 0 ? json(10 * std::log10(signal / error)) : json(nullptr); }
 
@@ -50,27 +39,37 @@ json describe(const Grid& grid) {
   return std::visit(Describe{}, grid);
 }
 
-void write_layer_report(const std::string& path, const std::vector<SiteReport>& before,
-                        const std::vector<SiteReport>& after) {
-  require(before.size() == after.size(), "a layer report needs the same sites before and after");
-  const std::vector<std::string> columns = {"site",           "kind",          "signal", "mse_before", "mse_after",
-                                            "sqnr_before_db", "sqnr_after_db", "a",      "b"};
+void write_layer_report(const std::string& path, const std::vector<OutputError>& before,
+                        const std::vector<OutputError>& after, const PtqCost& cost) {
+  require(before.size() == after.size(), "a layer report needs the same outputs before and after");
+  const std::vector<std::string> columns = {
+      "output",         "kind",          "op", "signal", "mse_before",    "mse_after",
+      "sqnr_before_db", "sqnr_after_db", "a",  "b",      "search_seconds"};
   json rows = json::array();
   std::string csv;
   for (const std::string& column : columns) csv += (csv.empty() ? "" : ",") + column;
   csv += "\n";
   for (size_t i = 0; i < before.size(); ++i) {
-    const Site& site = *before[i].site;
-    const json row = {{"site", site.name},
-                      {"kind", role_name(site.role)},
-                      {"signal", before[i].signal},
-                      {"mse_before", before[i].error},
-                      {"mse_after", after[i].error},
-                      {"sqnr_before_db", decibels(before[i].signal, before[i].error)},
-                      {"sqnr_after_db", decibels(after[i].signal, after[i].error)},
-                      {"a", describe(site.a)},
-                      {"b", describe(site.b)}};
-    for (const std::string& column : columns) csv += (column == "site" ? "" : ",") + field(row.at(column));
+    const OutputError& row_before = before[i];
+    json row = {{"output", row_before.name},
+                {"kind", row_before.kind},
+                {"op", nullptr},
+                {"signal", row_before.signal},
+                {"mse_before", row_before.error},
+                {"mse_after", after[i].error},
+                {"sqnr_before_db", decibels(row_before.signal, row_before.error)},
+                {"sqnr_after_db", decibels(row_before.signal, after[i].error)},
+                {"a", nullptr},
+                {"b", nullptr},
+                {"search_seconds", nullptr}};
+    if (const Site* site = row_before.site) {
+      row["op"] = op_name(site->role);
+      row["a"] = describe(site->a);
+      row["b"] = describe(site->b);
+      const auto searched = cost.search.find(site);
+      if (searched != cost.search.end()) row["search_seconds"] = searched->second;
+    }
+    for (const std::string& column : columns) csv += (column == "output" ? "" : ",") + field(row.at(column));
     csv += "\n";
     rows.push_back(row);
   }

@@ -5,16 +5,18 @@
 
 #include "engine/json.h"
 #include "quant/bias_comp.h"
+#include "quant/ptq4vit.h"
 
 namespace bcq {
 
 // A grid as JSON: kind, bits and its intervals; long lists of intervals are given in full.
 json describe(const Grid& grid);
 
-// Write one row a site: mean squared output error before and after compensation, signal-to-noise ratios in
-// dB (10 log10 of signal over error; infinite without error: null) and the grids of both operands. CSV when
-// `path` ends in .csv, else JSON. `before` and `after` are site_errors() of the same model.
-void write_layer_report(const std::string& path, const std::vector<SiteReport>& before,
-                        const std::vector<SiteReport>& after);
+// Write one row an output: mean squared error before and after compensation, signal-to-noise ratios in dB
+// (10 log10 of signal over error; without error: null), and for products the grids of both operands and the seconds
+// their search took. CSV when `path` ends in .csv, else JSON. `before` and `after` are output_errors() of the same
+// model.
+void write_layer_report(const std::string& path, const std::vector<OutputError>& before,
+                        const std::vector<OutputError>& after, const PtqCost& cost);
 
 }  // namespace bcq

@@ -1,5 +1,5 @@
-// demo: the main job on the embedded models. Quantize, compensate and measure a vision
-// and a language transformer, and print two tables of the paper's form, every cell measured.
+// demo: the main job on the embedded models. Quantize, compensate and measure vision transformers
+// and a language transformer, and print tables of the paper's form, every cell measured.
 #include <cstdio>
 
 #include "engine/check.h"
@@ -27,16 +27,27 @@ void keep(json& records, json record, const ProgressLine& progress) {
   records.push_back(std::move(record));
 }
 
-void vision_table(const std::string& root, json& records) {
-  const auto model = load_model(root + "/vit");
+// What a compensation adds to a model: parameters, bytes, share of the model's parameters.
+std::string added_text(Model& model, int64_t values) {
+  if (values == 0) return "-";
+  const double added = static_cast<double>(added_values(model));
+  return format("%.0f, %.0f B, %.1f %%", added, 4 * added, 100 * added / static_cast<double>(model.info().parameters));
+}
+
+void vision_model(const std::string& root, const std::string& name, json& records) {
+  const auto model = load_model(root + "/" + name);
   const ImageFolder data = list_images(root + "/images/val", model->info().outputs);
   const ImageFolder calib = list_images(root + "/images/calib");
-  ProgressLine progress("vit: ");
+  ProgressLine progress(name + ": ");
   std::printf("\n%s.%s on %zu images (Fashion-MNIST test); top-1 %%, calibrated on %lld images, seed %u\n\n",
               model->info().name.c_str(), model->info().tag.c_str(), data.items.size(),
               static_cast<long long>(VisionRun().calib_images), VisionRun().seed);
-  std::printf("| W/A   | method                   | top-1          | change vs FP32  | BC values |\n");
-  std::printf("|-------|--------------------------|----------------|-----------------|-----------|\n");
+  std::printf(
+      "| W/A   | method                   | top-1          | change vs FP32  | BC values | BC adds                  "
+      "|\n");
+  std::printf(
+      "|-------|--------------------------|----------------|-----------------|-----------|--------------------------|"
+      "\n");
   Accuracy fp;
   const auto all = [](const VisionCell&) { return true; };
   measure_cells(*model, data, calib, {}, all, progress.callback(), progress.warn(),
@@ -45,10 +56,10 @@ void vision_table(const std::string& root, json& records) {
                   const bool is_fp = run.method == "fp32";
                   if (is_fp) fp = a;
                   const Difference d = paired_difference(a, fp);
-                  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s |\n", cell.width().c_str(),
+                  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s | %24s |\n", cell.width().c_str(),
                               cell.label().c_str(), a.top1, a.top1_se,
-                              is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(),
-                              values_text(values).c_str());
+                              is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(), values_text(values).c_str(),
+                              added_text(*model, values).c_str());
                   std::fflush(stdout);
                   keep(records, vision_record(*model, run, a, values, seconds), progress);
                 });
@@ -114,21 +125,23 @@ void language_table(const std::string& root, json& records) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Quantize, compensate and measure the embedded models; prints two tables of the paper's form.", "demo"};
+  CLI::App app{"Quantize, compensate and measure the embedded models; prints tables of the paper's form.", "demo"};
   std::string root = "data/mini", json_path;
-  app.add_option("--mini", root, "Folder with vit, opt, images and text")->capture_default_str()->type_name("DIR");
+  app.add_option("--mini", root, "Folder with the models, images and text")->capture_default_str()->type_name("DIR");
   app.add_option("--json", json_path, "Write the records of all cells as a JSON array (-: stdout)")->type_name("FILE");
   add_threads_option(app);
   app.footer("Example:\n  demo --json build/demo.json");
   return run_program(app, argc, argv, [&] {
     Timer timer;
     json records = json::array();
-    vision_table(root, records);
+    for (const std::string& name : vision_minis(root)) vision_model(root, name, records);
     language_table(root, records);
     write_record(json_path, records);
     std::printf(
         "\n+/- is one standard error: of top-1 over images, of perplexity over windows, of a change over the same\n"
-        "images or windows. BC values: biases fitted; \"channel\" ones are folded into existing biases.\n%.0f s\n",
+        "images or windows. BC values: biases fitted; \"channel\" ones are folded into the biases there are, so that "
+        "they\n"
+        "add only where there is none. BC adds: parameters, bytes, share of the model's parameters.\n%.0f s\n",
         timer.seconds());
   });
 }

@@ -2,19 +2,21 @@
 #include <cstdio>
 
 #include "engine/check.h"
+#include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/common.h"
 #include "eval/layer_report.h"
 #include "eval/vision.h"
-#include "models/timm.h"
 
 namespace {
 
 using namespace bcq;
 
 struct Options {
-  std::string model, data, labels, calib, cache, json_path, report_path, metric, probe = "fisher", twin = "official";
+  std::string model, data, labels, calib, cache, json_path, report_path;
   VisionRun run;
+  bool bc_search = false;
+  int64_t bc_search_images = 128;
 };
 
 void add_options(CLI::App& app, Options& o) {
@@ -47,38 +49,29 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--calib-data", o.calib, "Images to calibrate on: the training folder or ILSVRC2012_img_train.tar")
       ->type_name("DIR|TAR")
       ->group(q);
-  app.add_option("--calib-images,--nsamples", r.calib_images, "Images drawn from it")
-      ->capture_default_str()
-      ->type_name("N")
-      ->group(q);
-  app.add_option("--seed", r.seed, "Seed of the draw (NumPy's) and of the probe")->capture_default_str()->group(q);
-  app.add_option("--metric", o.metric, "hessian, cosine or l2 (default: the method's)")
-      ->check(CLI::IsMember({"hessian", "cosine", "l2"}))
-      ->group(q);
-  app.add_option("--probe", o.probe, "Gradient of the hessian metric: fisher, or noise as in the official code")
-      ->check(CLI::IsMember({"fisher", "noise"}))
-      ->capture_default_str()
-      ->group(q);
-  app.add_option("--softmax-twin", o.twin, "Twin ranges of softmax: official (overlapping) or clean (disjoint)")
-      ->check(CLI::IsMember({"official", "clean"}))
-      ->capture_default_str()
-      ->group(q);
+  add_calibration_options(app, r);
 
   const char* b = "Bias compensation";
   app.add_option("--bc", r.bc, "none, channel (folded into the biases) or position (as the paper's tables)")
       ->check(CLI::IsMember({"none", "channel", "position"}))
       ->capture_default_str()
       ->group(b);
-  app.add_option("--bc-sites", r.bc_sites, std::string("Outputs to compensate, of ") + kBcSites)
-      ->capture_default_str()
+  add_bc_options(app, r);
+  app.add_flag(
+         "--bc-search", o.bc_search,
+         "Try every union of layers (conv, linear, matmul), attention, MLPs, blocks and the output, and use the one "
+         "whose predictions are closest to the float network's (least KL divergence) on images of --calib-data "
+         "that neither calibrate nor compensate. (The official --gsfb picks by test accuracy)")
+      ->excludes("--bc-sites")
       ->group(b);
-  app.add_option("--bc-images,--n-bc-samples", r.bc_images, "Images drawn from --calib-data")
+  app.add_option("--bc-search-images", o.bc_search_images, "At most this many of them")
       ->capture_default_str()
       ->type_name("N")
       ->group(b);
-  app.add_option("--bc-seed", r.bc_seed, "Seed of that draw")->capture_default_str()->group(b);
-  app.add_option("--layer-report", o.report_path,
-                 "Write the error of every site before and after compensation, and its intervals (.csv or .json)")
+  app.add_option(
+         "--layer-report", o.report_path,
+         "Write the error of every output before and after compensation (mean squares and dB, on the BC images) and "
+         "the intervals of every product; .csv, or else JSON")
       ->type_name("FILE");
   app.footer(
       "Examples:\n"
@@ -89,14 +82,19 @@ void add_options(CLI::App& app, Options& o) {
       "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded");
 }
 
+void print(const std::vector<BcRanking>& ranking) {
+  std::printf("\n| KL divergence, nats   | logit MSE | values   | compensated (the first is used)\n");
+  std::printf("|-----------------------|-----------|----------|--------------------------------\n");
+  for (const BcRanking& r : ranking)
+    std::printf("| %.6f +/- %.6f | %9.3g | %8lld | %s\n", r.kl, r.se, r.logit_mse, static_cast<long long>(r.values),
+                r.sites.empty() ? "nothing" : r.sites.c_str());
+}
+
 void run(Options& o) {
   VisionRun& r = o.run;
-  r.metric_given = !o.metric.empty();
-  r.ptq.metric = o.metric == "cosine" ? Metric::Cosine : o.metric == "l2" ? Metric::L2 : Metric::Hessian;
-  r.ptq.probe = o.probe == "noise" ? Probe::Noise : Probe::Fisher;
-  r.ptq.twin_softmax_official = o.twin == "official";
   require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method.c_str());
   require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs a --method that quantizes", r.bc.c_str());
+  require_usage(!o.bc_search || r.bc != "none", "--bc-search needs --bc channel or position");
   require_usage(o.report_path.empty() || r.method != "fp32", "--layer-report needs a --method that quantizes");
 
   Timer timer;
@@ -104,20 +102,24 @@ void run(Options& o) {
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity",
                 model->info().name.c_str());
-  const std::string paper = tag_of_paper(model->info().name);
-  if (!paper.empty() && paper != model->info().tag)
-    progress.warn()(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"",
-                           model->info().name.c_str(), model->info().tag.c_str(), paper.c_str()));
+  warn_of_tag(*model, progress.warn());
   const ImageFolder data = list_images(o.data, model->info().outputs, o.labels, o.cache, progress.callback());
   int64_t bc_parameters = 0;
+  PtqCost cost;
+  std::vector<BcRanking> ranking;
   if (r.method != "fp32") {
     const ImageFolder calib = list_images(o.calib, 0, "", o.cache, progress.callback());
-    quantize_vision(*model, calib, r, progress.callback(), progress.warn());
+    cost = quantize_vision(*model, calib, r, progress.callback(), progress.warn());
+    if (o.bc_search) {
+      ranking = search_compensations(*model, calib, r, o.bc_search_images, progress.callback());
+      r.bc_sites = ranking[0].sites;
+      if (r.bc_sites.empty()) r.bc = "none";
+    }
     const bool report = !o.report_path.empty();
     const std::vector<Batch> seen = report ? bc_batches(*model, calib, r) : std::vector<Batch>{};
-    const auto before = site_errors(*model, seen, progress.callback());
+    const auto before = output_errors(*model, seen, progress.callback());
     bc_parameters = compensate_vision(*model, calib, r, progress.callback());
-    if (report) write_layer_report(o.report_path, before, site_errors(*model, seen, progress.callback()));
+    if (report) write_layer_report(o.report_path, before, output_errors(*model, seen, progress.callback()), cost);
   }
   const Accuracy accuracy = evaluate_vision(*model, data, r, progress.callback());
   progress.finish();
@@ -127,16 +129,17 @@ void run(Options& o) {
   record["data"] = o.data;
   record["labelled_by"] = data.labelled_by;
   record["warnings"] = progress.warnings();
+  if (r.method != "fp32") record["calibration"] = to_json(cost);
+  if (o.bc_search) record["bc_search"] = to_json(ranking);
   if (o.json_path != "-") {
     std::printf("%s%s%s  %s", model->info().name.c_str(), model->info().tag.empty() ? "" : ".",
                 model->info().tag.c_str(), r.method.c_str());
     if (r.method != "fp32") std::printf(" W%dA%d", r.wbits, r.abits);
-    if (r.bc != "none")
-      std::printf(" + BC (%s, %lld values, %lld bytes added: %.2f %% of the parameters)", r.bc.c_str(),
-                  static_cast<long long>(bc_parameters), static_cast<long long>(4 * added_values(*model)),
-                  100.0 * static_cast<double>(added_values(*model)) / static_cast<double>(model->info().parameters));
+    if (r.bc != "none") std::printf(" + BC (%s; %s)", r.bc.c_str(), bc_text(*model, bc_parameters).c_str());
     std::printf("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%zu images, %.1f s)\n", accuracy.top1, accuracy.top1_se,
                 accuracy.top5, accuracy.hit.size(), timer.seconds());
+    if (r.method != "fp32") std::printf("   calibration %s\n", cost_text(cost).c_str());
+    if (o.bc_search) print(ranking);
   }
   write_record(o.json_path, record);
   for (const std::string& message : accuracy.unreadable) std::fprintf(stderr, "unreadable: %s\n", message.c_str());

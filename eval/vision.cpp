@@ -7,15 +7,51 @@
 #include "engine/check.h"
 #include "engine/parallel.h"
 #include "eval/common.h"
+#include "models/timm.h"
 
 namespace bcq {
 namespace {
 
-constexpr int64_t kBcBatch = 16;  // images per batch in the official scripts; batches weigh equally
-
 Precision precision_of(const VisionRun& run) { return run.method == "fp32" ? Precision::Float : Precision::Fake; }
 
 }  // namespace
+
+void add_calibration_options(CLI::App& app, VisionRun& r) {
+  const char* group = "Quantization";
+  app.add_option("--calib-images,--nsamples", r.calib_images, "Images to calibrate on")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--seed", r.seed, "Seed of their draw (NumPy's) and of the probe")
+      ->capture_default_str()
+      ->group(group);
+  add_ptq_options(app, r.choices, group);
+}
+
+void add_bc_options(CLI::App& app, VisionRun& r) {
+  const char* group = "Bias compensation";
+  app.add_option("--bc-sites", r.bc_sites,
+                 std::string("Outputs to compensate, of ") + kBcSites +
+                     ". The paper's script also compensates model: its code reads --n-align-model the other way round")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--bc-images,--n-bc-samples", r.bc_images, "Images to compensate on")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--bc-seed", r.bc_seed, "Seed of their draw")->capture_default_str()->group(group);
+  app.add_option("--bc-batch", r.bc_batch,
+                 "Images averaged first: batches weigh equally as in the code, so a short last one counts for more")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--bc-stream", r.bc_stream,
+                 "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
+                 "gets once all before it is quantized and compensated")
+      ->check(CLI::IsMember({"float", "quantized"}))
+      ->capture_default_str()
+      ->group(group);
+}
 
 PtqOptions options_of(const VisionRun& run) {
   const bool base = run.method == "base-ptq", easy = run.method == "easyquant";
@@ -24,38 +60,62 @@ PtqOptions options_of(const VisionRun& run) {
   PtqOptions o = base   ? base_ptq(run.wbits, run.abits)
                  : easy ? easy_quant(run.wbits, run.abits)
                         : ptq4vit(run.wbits, run.abits);
-  if (run.metric_given) o.metric = run.ptq.metric;
-  o.twin_softmax_official = run.ptq.twin_softmax_official;
-  o.probe = run.ptq.probe;
-  o.draws = run.ptq.draws;
   o.seed = run.seed;
+  apply(run.choices, o);
   return o;
 }
 
-void quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
-                     const Warn& warn) {
-  if (run.method == "fp32") return;
+void warn_of_tag(const Model& model, const Warn& warn) {
+  const ModelInfo& info = model.info();
+  const std::string paper = tag_of_paper(info.name);
+  if (!paper.empty() && paper != info.tag)
+    warn(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"", info.name.c_str(),
+                info.tag.c_str(), paper.c_str()));
+}
+
+PtqCost quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
+                        const Warn& warn) {
+  if (run.method == "fp32") return {};
   const auto indices = calibration_indices(static_cast<int64_t>(calib.items.size()), run.calib_images, run.seed);
-  quantize_ptq(model, load_pixels(calib, indices, model.info().image), options_of(run), progress, warn);
+  return quantize_ptq(model, load_pixels(calib, indices, model.info().image), options_of(run), progress, warn);
 }
 
 std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, const VisionRun& run) {
   const auto indices = calibration_indices(static_cast<int64_t>(calib.items.size()), run.bc_images, run.bc_seed);
+  require_usage(run.bc_batch >= 1, "--bc-batch must be at least 1");
   std::vector<Batch> batches;
-  for (size_t i = 0; i < indices.size(); i += kBcBatch) {
-    const auto begin = indices.begin() + static_cast<int64_t>(i);
-    const auto end = indices.begin() + static_cast<int64_t>(std::min(indices.size(), i + kBcBatch));
+  for (int64_t i = 0; i < run.bc_images; i += run.bc_batch) {
+    const auto begin = indices.begin() + i, end = indices.begin() + std::min(run.bc_images, i + run.bc_batch);
     batches.emplace_back();
     batches.back().pixels = load_pixels(calib, {begin, end}, model.info().image);
   }
   return batches;
 }
 
+BcOptions bc_options_of(const VisionRun& run, const std::string& sites) {
+  BcOptions options = bc_options(run.bc, sites);
+  options.quantized_stream = run.bc_stream == "quantized";
+  return options;
+}
+
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress) {
   if (run.bc == "none") return 0;
   require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method", run.bc.c_str());
-  const BcOptions options = bc_options(run.bc, run.bc_sites);
-  return compensate(model, bc_batches(model, calib, run), options, progress);
+  return compensate(model, bc_batches(model, calib, run), bc_options_of(run, run.bc_sites), progress);
+}
+
+Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels) {
+  // Images are independent, so a core takes some of them through the whole network.
+  const int64_t count = pixels.dim(0), parts = std::min<int64_t>(count, 2 * threads());
+  Tensor logits = Tensor::uninitialized({count, model.info().outputs});
+  parallel_for(parts, [&](int64_t part) {
+    const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+    Batch batch;
+    batch.pixels = pixels.slice(first, last);
+    const Tensor some = model.forward({precision}, batch);
+    std::copy(some.data, some.data + some.size(), logits.slice(first, last).data);
+  });
+  return logits;
 }
 
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress) {
@@ -72,16 +132,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
     std::map<int64_t, std::string> unreadable;
     const Tensor pixels = load_pixels(data, indices, model.info().image, &unreadable);
     for (const auto& entry : unreadable) result.unreadable.push_back(entry.second);
-    // Images are independent, so a core takes some of them through the whole network.
-    const int64_t count = pixels.dim(0), parts = std::min<int64_t>(count, 2 * threads());
-    Tensor logits = Tensor::uninitialized({count, model.info().outputs});
-    parallel_for(parts, [&](int64_t part) {
-      const int64_t first = count * part / parts, last = count * (part + 1) / parts;
-      Batch batch;
-      batch.pixels = pixels.slice(first, last);
-      const Tensor some = model.forward({precision_of(run)}, batch);
-      std::copy(some.data, some.data + some.size(), logits.slice(first, last).data);
-    });
+    const Tensor logits = logits_of(model, precision_of(run), pixels);
     for (size_t i = 0; i < indices.size(); ++i) {
       if (unreadable.count(static_cast<int64_t>(i))) continue;
       const auto& item = data.items[static_cast<size_t>(indices[i])];
@@ -121,6 +172,37 @@ Difference paired_difference(const Accuracy& a, const Accuracy& b) {
   return {100 * mean, 100 * std::sqrt(std::max(0.0, squares / n - mean * mean) / n)};
 }
 
+std::string cost_text(const PtqCost& cost) {
+  std::string text;
+  double searched = 0;
+  const json ops = to_json(cost)["ops"];
+  for (const auto& [op, of] : ops.items()) {
+    text += format(", %s %.1f s", op.c_str(), of["seconds"].get<double>());
+    searched += of["seconds"].get<double>();
+  }
+  return format("%.1f s: network and gradients %.1f s", cost.total, cost.total - searched) + text;
+}
+
+json to_json(const PtqCost& cost) {
+  json ops = json::object();
+  double searched = 0;
+  for (const auto& [site, seconds] : cost.search) {
+    json& op = ops[op_name(site->role)];
+    if (op.is_null()) op = {{"sites", 0}, {"seconds", 0.0}};
+    op["sites"] = op["sites"].get<int>() + 1;
+    op["seconds"] = op["seconds"].get<double>() + seconds;
+    searched += seconds;
+  }
+  return {{"seconds", cost.total}, {"network_seconds", cost.total - searched}, {"ops", ops}};
+}
+
+std::string bc_text(Model& model, int64_t values) {
+  const int64_t added = added_values(model);
+  return format("%lld values, %lld parameters and %lld bytes added: %.2f %% of the model's",
+                static_cast<long long>(values), static_cast<long long>(added), static_cast<long long>(4 * added),
+                100.0 * static_cast<double>(added) / static_cast<double>(model.info().parameters));
+}
+
 json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy, int64_t bc_parameters,
                    double seconds) {
   const bool quantized = run.method != "fp32";
@@ -134,6 +216,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"groupsize", nullptr},
                  {"bc", run.bc},
                  {"bc_parameters", bc_parameters},
+                 {"bc_parameters_added", added_values(model)},
                  {"bc_bytes", 4 * added_values(model)},
                  {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
                  {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
@@ -146,16 +229,15 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"jpeg_decoder", jpeg_decoder()},
                  {"seconds", seconds}};
   if (quantized) {
-    const PtqOptions o = options_of(run);
     record["calib_images"] = run.calib_images;
     record["seed"] = run.seed;
-    record["metric"] = o.metric == Metric::Hessian ? "hessian" : o.metric == Metric::Cosine ? "cosine" : "l2";
-    record["probe"] = o.metric != Metric::Hessian ? json(nullptr) : o.probe == Probe::Fisher ? "fisher" : "noise";
-    record["softmax_twin"] = !o.twin ? json(nullptr) : o.twin_softmax_official ? "official" : "clean";
+    record.update(to_json(options_of(run)));
   }
   if (run.bc != "none") {
     record["bc_images"] = run.bc_images;
     record["bc_seed"] = run.bc_seed;
+    record["bc_batch"] = run.bc_batch;
+    record["bc_stream"] = run.bc_stream;
   }
   return record;
 }

@@ -5,9 +5,9 @@
 
 #include "data/image_folder.h"
 #include "engine/json.h"
+#include "eval/vision_options.h"
 #include "models/model.h"
 #include "quant/bias_comp.h"
-#include "quant/ptq4vit.h"
 
 namespace bcq {
 
@@ -22,20 +22,33 @@ struct VisionRun {
   uint32_t bc_seed = 3;
   int64_t limit = 0;  // images to evaluate, spread over all; 0: every one
   int64_t batch_size = 32;
-  PtqOptions ptq;  // overrides beyond the preset; see options_of()
-  bool metric_given = false;
+  int64_t bc_batch = 16;            // images that are averaged first; batches weigh equally
+  std::string bc_stream = "float";  // inputs of what is compensated: float, quantized
+  PtqOverrides choices;             // where they are not the preset's
 };
+
+// The options of a run that imagenet and table share: what quantizes and what compensates, but not method, bits and bc.
+void add_calibration_options(CLI::App& app, VisionRun& run);
+void add_bc_options(CLI::App& app, VisionRun& run);
 
 // The preset of run.method with the run's bits, seed and overrides. UsageError on an unknown method.
 PtqOptions options_of(const VisionRun& run);
 
+// Say so when the checkpoint is not the one the paper's row of this architecture is of.
+void warn_of_tag(const Model& model, const Warn& warn);
+
 // Quantize on images drawn from `calib`; nothing for fp32.
-void quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
-                     const Warn& warn);
-// What run.bc is fitted on: batches of 16 images as in the official scripts.
+PtqCost quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
+                        const Warn& warn);
+// What run.bc is fitted on, in batches of run.bc_batch images.
 std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, const VisionRun& run);
+// The options of run.bc with these outputs compensated.
+BcOptions bc_options_of(const VisionRun& run, const std::string& sites);
 // The number of values fitted (0 for bc none).
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress);
+
+// Logits [B, classes] of pixels [B, 3, H, W]; images are shared out among the threads.
+Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels);
 
 struct Accuracy {
   std::vector<uint8_t> hit;             // per readable image: 1 when the first class is right
@@ -51,6 +64,13 @@ struct Difference {
   double mean = 0, se = 0;
 };
 Difference paired_difference(const Accuracy& a, const Accuracy& b);
+
+// "12 s: network 2 s, qkv 3 s, ...": what was calibrated, by kind of product; as JSON with the number of products.
+std::string cost_text(const PtqCost& cost);
+json to_json(const PtqCost& cost);
+
+// What a compensation costs: "1234 values, 0 bytes added (0.00 % of the parameters)".
+std::string bc_text(Model& model, int64_t values);
 
 // The JSON record of a run, except what run_facts() adds.
 json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy, int64_t bc_parameters, double seconds);

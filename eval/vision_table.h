@@ -34,4 +34,19 @@ void measure_cells(Model& model, const ImageFolder& data, const ImageFolder& cal
                    const std::function<bool(const VisionCell&)>& wanted, const Progress& progress, const Warn& warn,
                    const CellDone& done);
 
+// The embedded vision models that are in a folder, in the order of the table: "vit", "deit", "swin".
+std::vector<std::string> vision_minis(const std::string& folder);
+
+struct VisionTable {
+  std::string models, imagenet;              // checkpoints and images; empty: the embedded ones, of
+  std::string mini = "data/mini";            // this folder
+  std::string labels, cache;                 // as list_images() takes them
+  std::string cells = "build/table-vision";  // folder of finished cells
+  VisionRun run;                             // everything but method, bits and bc
+};
+// Measure every cell of the models that are there and is not finished, and print the table: Markdown on stdout, JSON
+// to `json_path` (see write_record). A model that cannot be measured leaves its cells "failed", those that are not
+// there "not run"; throws Incomplete at the end when any failed.
+void vision_table(const VisionTable& options, const std::string& json_path);
+
 }  // namespace bcq

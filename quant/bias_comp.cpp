@@ -1,6 +1,7 @@
 #include "quant/bias_comp.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
@@ -62,10 +63,29 @@ bool is_selected(const Site& site, const BcOptions& options) {
   return site.role == Role::Patch ? options.conv : site.is_linear() ? options.linear : options.matmul;
 }
 
+// Which outputs are measured together: of these sites, or of the chains that end in them.
+struct Outputs {
+  std::function<bool(const Site&)> wanted;
+  bool chains = false;
+};
+
 // Averages what is missing from outputs, each of which a site can give back.
 class Errors : public Observer {
  public:
-  explicit Errors(BcShape shape) : shape_(shape) {}
+  Errors(const Outputs& outputs, const BcOptions& options) : outputs_(outputs), options_(options) {}
+
+  // What runs next: the float network, every output of which is compared with a quantized one from the same inputs;
+  // or the float, then the quantized network on inputs of its own.
+  enum class Mode { SameInputs, Float, Fake };
+  void start(Mode mode) { mode_ = mode; }
+
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    if (!outputs_.chains && outputs_.wanted(site))
+      see(site, y, [&] { return site.product(Precision::Fake, nullptr, a, b); });
+  }
+  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
+    if (outputs_.chains && outputs_.wanted(last)) see(last, y, [&] { return body({Precision::Fake}, x); });
+  }
   int64_t attach() {
     int64_t values = 0;
     for (auto& [site, error] : errors_) {
@@ -76,32 +96,23 @@ class Errors : public Observer {
     return values;
   }
 
- protected:
-  void update(const Site& site, const Tensor& f, const Tensor& q) {
-    errors_.try_emplace(const_cast<Site*>(&site), shape_).first->second.update(f, q);
-  }
-
  private:
-  BcShape shape_;
+  template <class F>
+  void see(const Site& site, const Tensor& y, F quantized) {
+    if (mode_ == Mode::Float)
+      float_outputs_[&site] = y;
+    else
+      update(site, mode_ == Mode::Fake ? float_outputs_.at(&site) : y, mode_ == Mode::Fake ? y : quantized());
+  }
+  void update(const Site& site, const Tensor& f, const Tensor& q) {
+    errors_.try_emplace(const_cast<Site*>(&site), options_.shape).first->second.update(f, q);
+  }
+
+  const Outputs& outputs_;
+  const BcOptions& options_;
+  Mode mode_ = Mode::SameInputs;
+  std::map<const Site*, Tensor> float_outputs_;
   std::map<Site*, MeanError> errors_;
-};
-
-// Feeds each selected site's float inputs to its quantized form.
-struct SiteErrors : Errors {
-  explicit SiteErrors(const BcOptions& o) : Errors(o.shape), options(o) {}
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (is_selected(site, options)) update(site, y, site.product(Precision::Fake, nullptr, a, b));
-  }
-  const BcOptions& options;
-};
-
-// The same for the chains that end in a site of this role.
-struct ChainErrors : Errors {
-  ChainErrors(BcShape shape, Role r) : Errors(shape), role(r) {}
-  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
-    if (last.role == role) update(last, y, body({Precision::Fake}, x));
-  }
-  Role role;
 };
 
 // Part -1: embedding.  Part i: block i.  Part depth(): head, which a language model's walk leaves out.
@@ -162,32 +173,46 @@ int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOpti
   require_usage(!o.model || !model.sites(depth).empty(), "the output of %s is not quantized: model cannot be chosen",
                 model.info().name.c_str());
   int64_t values = 0;
-  Stream x(batches.size()), entry;  // the float stream; where it entered the stage
-  int stage = 0;                    // first block of the stage
+  // The float stream, and the one whose outputs are measured; where that one entered the stage.
+  Stream x(batches.size()), seen(batches.size()), entry;
+  int stage = 0;  // first block of the stage
   for (int i = -1; i <= depth; ++i) {
     progress("bias compensation", i + 1, depth + 2);
-    if (i == depth && model.sites(i).empty()) break;
-    SiteErrors sites(o);
-    const Stream y = run_part(model, {Precision::Float, nullptr, &sites}, i, batches, x);
-    values += sites.attach();
-    for (const auto& [wanted, role] : {std::pair{o.attention, Role::Proj}, std::pair{o.mlp, Role::Fc2}}) {
-      if (!wanted) continue;
-      ChainErrors chains(o.shape, role);
-      run_part(model, {Precision::Float, nullptr, &chains}, i, batches, x);
-      values += chains.attach();
-    }
+    const std::vector<Site*> sites = model.sites(i);
+    if (i == depth && sites.empty()) break;
+    const auto fit_outputs = [&](const Outputs& outputs) {
+      Errors errors(outputs, o);
+      Stream y(x.size());
+      for (size_t j = 0; j < x.size(); ++j) {
+        errors.start(o.quantized_stream ? Errors::Mode::Float : Errors::Mode::SameInputs);
+        y[j] = run_part(model, {Precision::Float, nullptr, &errors}, i, batches[j], x[j]);
+        if (!o.quantized_stream) continue;
+        errors.start(Errors::Mode::Fake);
+        run_part(model, {Precision::Fake, nullptr, &errors}, i, batches[j], seen[j]);
+      }
+      values += errors.attach();
+      return y;
+    };
+    // On the float stream products do not see one another; on the quantized one each sees those before it.
+    const Stream y = o.quantized_stream ? run_part(model, {Precision::Float}, i, batches, x)
+                                        : fit_outputs({[&](const Site& s) { return is_selected(s, o); }});
+    for (const Site* one : sites)
+      if (o.quantized_stream && is_selected(*one, o)) fit_outputs({[=](const Site& s) { return &s == one; }});
+    if (o.attention) fit_outputs({[](const Site& s) { return s.role == Role::Proj; }, true});
+    if (o.mlp) fit_outputs({[](const Site& s) { return s.role == Role::Fc2; }, true});
     const bool is_block = i >= 0 && i < depth;
     const auto fit_part = [&](int first, const Stream& from) {
       const Tensor b = mean_error(o.shape, y, run_quantized(model, first, i, batches, from));
       compensate_block(model, i, b);
       values += b.size();
     };
-    if (is_block && (model.is_merge(i) ? o.downsample : o.block)) fit_part(i, x);
-    if (is_block && i == stage) entry = x;
+    if (is_block && (model.is_merge(i) ? o.downsample : o.block)) fit_part(i, seen);
+    if (is_block && i == stage) entry = seen;
     if (is_block && (model.is_merge(i) || i + 1 == depth)) {
       if (o.stage) fit_part(stage, entry);
       stage = i + 1;
     }
+    seen = o.quantized_stream ? run_part(model, {Precision::Fake}, i, batches, seen) : y;
     x = y;
   }
   if (o.model) {  // x holds the float logits
@@ -212,40 +237,88 @@ int64_t added_values(Model& model) {
 
 namespace {
 
-struct ErrorSums : Observer {
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (!is_quantized(site)) return;
-    const Tensor q = site.product(Precision::Fake, nullptr, a, b);
-    Sums& s = sums[&site];
+struct Sums {
+  double signal = 0, error = 0, n = 0;
+
+  void add(const Tensor& y, const Tensor& q) {
     for (int64_t i = 0; i < y.size(); ++i) {
       const double f = y[i], d = f - q[i];
-      s.signal += f * f;
-      s.error += d * d;
+      signal += f * f;
+      error += d * d;
     }
-    s.n += static_cast<double>(y.size());
+    n += static_cast<double>(y.size());
   }
-  struct Sums {
-    double signal = 0, error = 0, n = 0;
-  };
-  std::map<const Site*, Sums> sums;
+  void add(const Stream& y, const Stream& q) {
+    for (size_t j = 0; j < y.size(); ++j) add(y[j], q[j]);
+  }
 };
+
+// Of sites and of the chains that end in them.
+struct ErrorSums : Observer {
+  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    if (is_quantized(site)) sites[&site].add(y, site.product(Precision::Fake, nullptr, a, b));
+  }
+  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
+    if (is_quantized(last)) chains[&last].add(y, body({Precision::Fake}, x));
+  }
+  std::map<const Site*, Sums> sites, chains;
+};
+
+std::string parent_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
+
+// What the names of all sites of a part begin with: "blocks.0"; a part of one site: its parent.
+std::string part_name(const std::vector<Site*>& sites) {
+  std::string name = parent_of(sites[0]->name);
+  for (const Site* site : sites)
+    while (site->name.rfind(name + ".", 0) != 0) name = parent_of(name);
+  return name;
+}
 
 }  // namespace
 
-std::vector<SiteReport> site_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress) {
-  ErrorSums observer;
-  for (size_t j = 0; j < batches.size(); ++j) {
-    progress("measuring outputs", static_cast<double>(j), static_cast<double>(batches.size()));
-    model.forward({Precision::Float, nullptr, &observer}, batches[j]);
+std::vector<OutputError> output_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress) {
+  const int depth = model.depth();
+  const bool staged = has_merges(model);
+  std::vector<OutputError> result;
+  const auto report = [&](const std::string& name, const std::string& kind, const Site* site, const Sums& s) {
+    result.push_back({name, kind, site, s.signal / s.n, s.error / s.n});
+  };
+  const auto report_part = [&](const std::string& name, const std::string& kind, const Stream& y, const Stream& q) {
+    Sums sums;
+    sums.add(y, q);
+    report(name, kind, nullptr, sums);
+  };
+  Stream x(batches.size()), entry;
+  int stage = 0, stages = 0;
+  for (int i = -1; i <= depth && !batches.empty(); ++i) {
+    progress("measuring outputs", i + 1, depth + 2);
+    const std::vector<Site*> sites = model.sites(i);
+    if (i == depth && sites.empty()) break;
+    ErrorSums sums;
+    const Stream y = run_part(model, {Precision::Float, nullptr, &sums}, i, batches, x);
+    for (const Site* site : sites)
+      if (sums.sites.count(site))
+        report(site->name,
+               site->role == Role::Patch ? "conv"
+               : site->is_linear()       ? "linear"
+                                         : "matmul",
+               site, sums.sites[site]);
+    for (const Site* site : sites)
+      if (sums.chains.count(site))
+        report(parent_of(site->name), site->role == Role::Proj ? "attention" : "mlp", nullptr, sums.chains[site]);
+    if (i >= 0 && i < depth) {
+      const bool is_merge = model.is_merge(i);
+      if (i == stage) entry = x;
+      report_part(part_name(sites), is_merge ? "downsample" : "block", y, run_quantized(model, i, i, batches, x));
+      if (staged && (is_merge || i + 1 == depth)) {
+        report_part(format("stage.%d", stages++), "stage", y, run_quantized(model, stage, i, batches, entry));
+        stage = i + 1;
+      }
+    }
+    if (i == depth) report_part("model", "model", y, run_quantized(model, -1, depth, batches, Stream(batches.size())));
+    x = y;
   }
-  progress("measuring outputs", 1, 1);
-  std::vector<SiteReport> result;
-  for (const Site* site : model.all_sites()) {
-    const auto found = observer.sums.find(site);
-    if (found == observer.sums.end()) continue;
-    const auto& s = found->second;
-    result.push_back({site, s.signal / s.n, s.error / s.n});
-  }
+  progress("measuring outputs", depth + 2, depth + 2);
   return result;
 }
 

@@ -8,6 +8,7 @@
 // output of a block feeds the next block).
 #pragma once
 #include <map>
+#include <string>
 #include <vector>
 
 #include "engine/progress.h"
@@ -47,6 +48,9 @@ struct BcOptions {
   bool conv = true, linear = true, matmul = true;                        // products
   bool attention = false, mlp = false;                                   // chains of products
   bool block = false, downsample = false, stage = false, model = false;  // parts of the network
+  // Inputs of what is measured: those of the float network, as in the official code, or those that the quantized
+  // network makes, compensated up to there; what is aimed at is the float network's own output in both.
+  bool quantized_stream = false;
 };
 
 // Attach a compensation: a vector [out] is folded into the bias of a linear site, anything else is kept.
@@ -60,12 +64,16 @@ int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOpti
 // Values the compensations of a model add to those it has: a bias folded into an existing one adds none.
 int64_t added_values(Model& model);
 
-// Mean squares at a site fed its float inputs: of its float output, and of what quantization does to it.
-struct SiteReport {
-  const Site* site;
-  double signal, error;
+// Mean squares at an output that can be compensated, its part of the network fed its float inputs (the model's
+// output: the images): of the float output, and of what quantization does to it.
+struct OutputError {
+  std::string name;  // "blocks.0.attn.qkv", "blocks.0.attn", "blocks.0", "stage.1", "model"
+  std::string kind;  // conv, linear, matmul, attention, mlp, block, downsample, stage or model
+  const Site* site;  // of the first three kinds, else null
+  double signal = 0, error = 0;
 };
-// Of all quantized sites in the order they run, compensated as they stand.
-std::vector<SiteReport> site_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress);
+// Of all quantized outputs, compensated as they stand: each part's sites in the order they run, then the larger
+// outputs that end with them.
+std::vector<OutputError> output_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress);
 
 }  // namespace bcq

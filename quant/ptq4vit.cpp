@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int64_t kBatch = 8;                       // images that are on one tape
 constexpr double kFewImages = 8;                    // fewer contributing images than this make a poor estimate
-constexpr int kSplits = 20;                         // splits of the softmax's range: 2^0 ... 2^-19
+constexpr int kExponents = 20;                      // powers of two to try: splits of softmax 2^0 ... 2^-19
 constexpr float kTiny = 1e-30f;                     // a range below this has no normal numbers for steps
 constexpr double kGeluDepth = 0.16997124254703522;  // minus the minimum of GELU
 
@@ -73,30 +74,39 @@ Candidates uniform(const Tensor& x, int axis, int64_t units, int bits, const Ptq
           }};
 }
 
+// Multipliers are of the step at which the largest value just fits, rounded up to 2^m Δ⁻ when aligned.
 Candidates twin_gelu(const Tensor& x, int bits, const PtqOptions& options) {
-  const float pos = first_step(*std::max_element(x.data, x.data + x.size()), bits);
+  float pos = first_step(*std::max_element(x.data, x.data + x.size()), bits);
   const float neg = static_cast<float>(kGeluDepth / std::ldexp(1.0, bits - 1));
-  return {multipliers(options), 1, [=](const std::vector<float>& c) { return Grid{TwinGelu{bits, c[0] * pos, neg}}; }};
+  std::vector<float> c = multipliers(options);
+  if (options.gelu_twin == GeluTwin::Aligned) {
+    int m = 0;
+    while (m < kExponents - 1 && std::ldexp(neg, m) < pos) ++m;
+    pos = std::ldexp(neg, m);
+    c.clear();
+    for (int down = 0; down <= m; ++down) c.push_back(std::ldexp(1.f, -down));
+  }
+  return {c, 1, [=](const std::vector<float>& scale) { return Grid{TwinGelu{bits, scale[0] * pos, neg}}; }};
 }
 
 Candidates twin_softmax(int bits, bool official) {
   std::vector<float> splits;
-  for (int i = 0; i < kSplits; ++i) splits.push_back(std::ldexp(1.f, -i));
+  for (int i = 0; i < kExponents; ++i) splits.push_back(std::ldexp(1.f, -i));
   return {splits, 1, [=](const std::vector<float>& c) { return Grid{TwinSoftmax{bits, c[0], official}}; }};
 }
 
 Operand left_operand(const Site& site, const SiteData& data, const PtqOptions& o) {
   Operand operand{Side::Left, data.a, {}, false, {}, {}};
-  if (o.abits == kFloatBits || site.role == Role::Patch) return operand;  // pixels stay as they are
-  if (site.role == Role::AV && o.twin) {
-    operand.candidates = twin_softmax(o.abits, o.twin_softmax_official);
+  if (o.abits == kFloatBits || (site.role == Role::Patch && !o.quantize_pixels)) return operand;
+  if (site.role == Role::AV && o.softmax_twin != SoftmaxTwin::None) {
+    operand.candidates = twin_softmax(o.abits, o.softmax_twin == SoftmaxTwin::Official);
     operand.alone = true;
-  } else if (site.role == Role::Fc2 && o.twin) {
+  } else if (site.role == Role::Fc2 && o.gelu_twin != GeluTwin::None) {
     operand.candidates = twin_gelu(data.a, o.abits, o);
   } else if (site.is_linear()) {
     operand.candidates = uniform(data.a, 0, 1, o.abits, o);
   } else {
-    operand.candidates = uniform(data.a, 1, data.a.dim(1), o.abits, o);
+    operand.candidates = uniform(data.a, 1, o.head_intervals ? data.a.dim(1) : 1, o.abits, o);
   }
   operand.chosen.assign(static_cast<size_t>(operand.candidates.units), 1.f);
   return operand;
@@ -107,7 +117,7 @@ Operand right_operand(const Site& site, const SiteData& data, const PtqOptions& 
   const int bits = weight ? o.wbits : o.abits;
   Operand operand{Side::Right, weight ? site.weight.values() : data.b, {}, false, {}, {}};
   if (bits == kFloatBits) return operand;
-  const int64_t units = !weight                                      ? data.b.dim(1)
+  const int64_t units = !weight                                      ? (o.head_intervals ? data.b.dim(1) : 1)
                         : site.role == Role::QKV                     ? 3
                         : site.role == Role::Patch && o.channel_conv ? site.weight.dim(0)
                                                                      : 1;
@@ -139,7 +149,9 @@ PtqOptions ptq4vit(int wbits, int abits) {
 
 PtqOptions base_ptq(int wbits, int abits) {
   PtqOptions options = ptq4vit(wbits, abits);
-  options.twin = options.channel_conv = false;
+  options.softmax_twin = SoftmaxTwin::None;
+  options.gelu_twin = GeluTwin::None;
+  options.channel_conv = false;
   options.metric = Metric::Cosine;
   options.eq_alpha = 0.5;
   options.rounds = 1;
@@ -239,6 +251,22 @@ std::vector<std::vector<Tensor>> probe_gradients(const std::vector<Tensor>& logi
 }
 
 // ---- The walk from the head to the embedding ----------------------------------------------------------
+
+class Stopwatch {
+ public:
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now();
+};
+
+// Calibrate one site and note what it took.
+void calibrate_timed(Site& site, const SiteData& data, const PtqOptions& options, PtqCost& cost) {
+  const Stopwatch watch;
+  calibrate_site(site, data, options);
+  cost.search[&site] = watch.seconds();
+}
 
 // Multiplications of each site, to tell how far the calibration is; finds values that are not finite.
 struct Survey : Observer {
@@ -367,13 +395,14 @@ Capture capture_part(const Model& model, int i, const std::vector<Tensor>& input
 
 // EasyQuant's order: site after site as the network runs, each on what the sites before it, already
 // quantized, make of the images. Its own grids are not chosen yet, so its output is that of its float weight.
-void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress) {
+void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                           PtqCost& cost) {
   const int64_t samples = images.dim(0);
   std::vector<Tensor> x;
   for (int64_t b = 0; b < samples; b += kBatch) x.push_back(images.slice(b, std::min(samples, b + kBatch)));
   for (int i = -1; i <= model.depth(); ++i) {
     for (Site* site : model.sites(i)) {
-      progress("calibrating " + site->name, i + 1, model.depth() + 2);
+      progress("calibration", i + 1, model.depth() + 2);
       Capture capture(samples);
       int64_t first = 0;
       for (const Tensor& batch : x) {
@@ -381,18 +410,20 @@ void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions&
         run_part(model, {Precision::Fake, nullptr, &capture}, i, batch);
         first += batch.dim(0);
       }
-      calibrate_site(*site, capture.take(site), options);
+      calibrate_timed(*site, capture.take(site), options, cost);
     }
     for (Tensor& batch : x) batch = run_part(model, {Precision::Fake}, i, batch);
   }
-  progress("calibrated", 1, 1);
+  progress("calibration", 1, 1);
 }
 
 }  // namespace
 
-void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                  const Warn& warn) {
+PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                     const Warn& warn) {
   check(options);
+  const Stopwatch watch;
+  PtqCost cost;
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
                 model.info().name.c_str());
   require_usage(images.rank() == 4 && images.dim(0) >= 1, "calibration needs at least one image");
@@ -400,7 +431,11 @@ void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options,
   const auto report = [&](const std::string& what, double done, double total) {
     if (progress) progress(what, done, total);
   };
-  if (options.sequential) return calibrate_in_sequence(model, images, options, report);
+  if (options.sequential) {
+    calibrate_in_sequence(model, images, options, report, cost);
+    cost.total = watch.seconds();
+    return cost;
+  }
   const int64_t samples = images.dim(0);
   const int depth = model.depth();
 
@@ -424,12 +459,14 @@ void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options,
     std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
     Capture capture = capture_part(model, i, x, samples, gradients);
     for (Site* site : model.sites(i)) {
-      report("calibrating " + site->name, done, survey.total);
-      calibrate_site(*site, capture.take(site), options);
+      report("calibration", done, survey.total);
+      calibrate_timed(*site, capture.take(site), options, cost);
       done += survey.products[site];
     }
   }
-  report("calibrated", survey.total, survey.total);
+  report("calibration", survey.total, survey.total);
+  cost.total = watch.seconds();
+  return cost;
 }
 
 }  // namespace bcq

@@ -3,6 +3,7 @@
 // semantics of the official code, which calibrates all sites in parallel on the float network).
 #pragma once
 #include <cstdint>
+#include <map>
 
 #include "engine/progress.h"
 #include "models/model.h"
@@ -17,14 +18,22 @@ enum class Probe {
   Noise    // dL/dz = p ∘ ξ, ξ uniform in (-1, 1): closest to what the official code does
 };
 
+// The grid of softmax's output: the published code's two overlapping ranges, the paper's disjoint ones, or uniform.
+enum class SoftmaxTwin { Official, Clean, None };
+// The grid of GELU's output, Δ⁻ of which is fixed: Δ⁺ among the candidates of every other step, as in the published
+// code; Δ⁺ = 2^m Δ⁻ with a whole m >= 0, as in the paper; or uniform.
+enum class GeluTwin { Official, Aligned, None };
+
 constexpr int kFloatBits = 32;  // "do not quantize", as in the official code
 
 struct PtqOptions {
   int wbits = 8, abits = 8;  // 2 ... 16, or kFloatBits
   // Defaults are PTQ4ViT's; base_ptq() gives the other row of the tables.
-  bool twin = true;  // twin-uniform grids after softmax and GELU
-  bool twin_softmax_official = true;
-  bool channel_conv = true;  // one step per output channel of the patch convolution
+  SoftmaxTwin softmax_twin = SoftmaxTwin::Official;
+  GeluTwin gelu_twin = GeluTwin::Official;
+  bool channel_conv = true;      // one step per output channel of the patch convolution
+  bool head_intervals = true;    // one step per head of the operands of products, as in the code; else one for all
+  bool quantize_pixels = false;  // the input of the patch convolution, which the code leaves float
   Metric metric = Metric::Hessian;
   // Candidates Δ0 (eq_alpha + i (eq_beta - eq_alpha) / eq_n), i = 0 ... eq_n - 1: eq_beta itself is not
   // among them, and all rounds search around the same Δ0.
@@ -48,9 +57,15 @@ PtqOptions easy_quant(int wbits, int abits);
 // data is not finite or does not fit, UsageError when the options make no sense.
 void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options);
 
+// Where the time of a calibration went, in seconds.
+struct PtqCost {
+  std::map<const Site*, double> search;  // of each site's grids
+  double total = 0;                      // the rest are passes through the network and their gradients
+};
+
 // Calibrate every site of a vision model on images [B, 3, H, W], B >= 1. What the model's sites and
 // blocks held of quantization and compensation before is forgotten; the model is left quantized.
-void quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                  const Warn& warn);
+PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                     const Warn& warn);
 
 }  // namespace bcq

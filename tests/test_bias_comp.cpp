@@ -428,24 +428,84 @@ TEST_CASE("added values: a folded bias adds none, one without a bias to fold int
   CHECK(added_values(*model) == 2 * 2 * (9 + 4) + 4 * (9 + 4));
 }
 
-TEST_CASE("site_errors: what compensation takes off an output's error is the square of its bias") {
+TEST_CASE("output_errors: what compensation takes off an output's error is the square of its bias") {
   const auto data = images(2, 3);
   const auto model = quantized("tests/fixtures/swin_tiny", data);
-  const auto before = site_errors(*model, data, kSilent);
+  const auto before = output_errors(*model, data, kSilent);
   compensate(*model, data, options(BcShape::Channel), kSilent);
-  const auto after = site_errors(*model, data, kSilent);
-  REQUIRE(before.size() == 21);
-  REQUIRE(after.size() == 21);
+  const auto after = output_errors(*model, data, kSilent);
+  REQUIRE(before.size() == after.size());
+  size_t sites = 0;
   for (size_t i = 0; i < before.size(); ++i) {
-    CAPTURE(before[i].site->name);
-    CHECK(before[i].site == model->all_sites()[i]);
-    CHECK(before[i].signal > before[i].error);
+    CAPTURE(before[i].name);
+    CHECK(before[i].name == after[i].name);
     CHECK(before[i].signal == after[i].signal);
+    const Site* site = before[i].site;
+    if (site == nullptr) continue;
+    CHECK(site == model->all_sites()[sites++]);
+    CHECK(before[i].name == site->name);
+    CHECK(before[i].signal > before[i].error);
     CHECK(before[i].error - after[i].error ==
-          doctest::Approx(before[i].site->bias.empty()
-                              ? mean_square(before[i].site->bc.empty() ? before[i].site->bias_hat : before[i].site->bc)
-                              : mean_square(bias_of(*before[i].site)))
+          doctest::Approx(site->bias.empty() ? mean_square(site->bc.empty() ? site->bias_hat : site->bc)
+                                             : mean_square(bias_of(*site)))
               .epsilon(1e-3));
+  }
+  CHECK(sites == 21);
+}
+
+TEST_CASE("output_errors: of chains, blocks, merges, stages and the network they are those of running them") {
+  const auto data = images(2, 3);
+  const auto model = quantized("tests/fixtures/swin_tiny", data);
+  const auto rows = output_errors(*model, data, kSilent);
+  std::map<std::string, int> kinds;
+  for (const OutputError& row : rows) ++kinds[row.kind];
+  CHECK(kinds == std::map<std::string, int>{{"conv", 1},
+                                            {"linear", 14},
+                                            {"matmul", 6},
+                                            {"attention", 3},
+                                            {"mlp", 3},
+                                            {"block", 3},
+                                            {"downsample", 1},
+                                            {"stage", 2},
+                                            {"model", 1}});
+  CHECK(rows.back().name == "model");
+  double error = 0, n = 0;
+  for (const Batch& batch : data) {
+    const Tensor f = model->forward(kFloat, batch), q = model->forward(kFake, batch);
+    for (int64_t i = 0; i < f.size(); ++i) error += (double(f[i]) - q[i]) * (double(f[i]) - q[i]);
+    n += static_cast<double>(f.size());
+  }
+  CHECK(rows.back().error == doctest::Approx(error / n).epsilon(1e-12));
+  // A compensated output of any kind loses the square of its bias, and names say where it is.
+  BcOptions o = options(BcShape::Position);
+  o.conv = o.linear = o.matmul = false;
+  o.block = true;
+  compensate(*model, data, o, kSilent);
+  const auto after = output_errors(*model, data, kSilent);
+  for (size_t i = 0, block = 0; i < rows.size(); ++i) {
+    if (rows[i].kind != "block") continue;
+    CAPTURE(rows[i].name);
+    while (model->block_bc[block].empty()) ++block;
+    CHECK(rows[i].error - after[i].error == doctest::Approx(mean_square(model->block_bc[block++])).epsilon(1e-3));
+    CHECK(rows[i].name.find(".blocks.") != std::string::npos);
+  }
+}
+
+TEST_CASE("on the quantized stream the network's own mean error is gone, on the float stream it is not") {
+  const auto data = images(1, 4);
+  for (const char* folder : {"tests/fixtures/vit_tiny", "tests/fixtures/swin_tiny"}) {
+    CAPTURE(folder);
+    const auto left = [&](bool quantized_stream) {
+      const auto model = quantized(folder, data);
+      BcOptions o = options(BcShape::Position);
+      o.quantized_stream = quantized_stream;
+      compensate(*model, data, o, kSilent);
+      MeanError error(BcShape::Position);
+      error.update(model->forward(kFloat, data[0]), model->forward(kFake, data[0]));
+      return mean_square(error.mean());
+    };
+    CHECK(left(true) < 1e-9);
+    CHECK(left(false) > 1e-6);
   }
 }
 

@@ -3,9 +3,12 @@
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <set>
 #include <thread>
 
 #include "engine/json.h"
@@ -267,53 +270,145 @@ TEST_CASE("cli: a vision record says everything, and threads and batch size chan
   for (const char* key : {"top1", "top5", "top1_se"}) CHECK(a[key] == b[key]);
 }
 
-TEST_CASE("cli: the table goes on where it was stopped, and says what was not run") {
+TEST_CASE("cli: every choice of the quantizers is in the help, changes the record, and is refused when wrong") {
   const Folder folder;
-  const std::string command = "table --limit 10 --calib-images 1 --bc-images 1 --out " + folder / "cells" + " --json ";
-  const Result first = run(command + folder / "a.json");
-  REQUIRE(first.code == 0);
-  json a = read_json(folder / "a.json");
-  REQUIRE(a.size() % 16 == 0);  // the float model, and five cells at each of three widths
-  for (const json& row : a) CHECK_FALSE(row["record"].is_null());
-  // One cell is lost, one is of other settings: these two are measured again, the others are not.
-  const std::string lost = folder / "cells/vit-4-ptq4vit-channel.json",
-                    other = folder / "cells/vit-8-base-ptq-none.json";
-  fs::remove(lost);
-  json changed = read_json(other);
-  changed["settings"]["limit"] = 11;
-  write_file(other, changed.dump());
-  const Result second = run(command + folder / "b.json");
-  REQUIRE(second.code == 0);
-  CHECK(std::count(second.err.begin(), second.err.end(), ':') < std::count(first.err.begin(), first.err.end(), ':'));
-  CHECK(contains(second.err, "4/4 PTQ4ViT + BC (channel)"));
-  CHECK(contains(second.err, "8/8 BasePTQ"));
-  CHECK_FALSE(contains(second.err, "6/6"));
-  json b = read_json(folder / "b.json");
-  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["top1"] == b[i]["record"]["top1"]);
-
-  fs::create_directories(folder / "models");
-  const Result nothing =
-      run("table --models " + folder / "models" + " --imagenet " + folder / "models" + " --out " + folder / "none");
-  CHECK(nothing.code == 0);
-  CHECK(contains(nothing.out, "| 4/4   | PTQ4ViT + BC (position)  | ViT-B*  | 68.29 |        not run |"));
+  const Result help = run("imagenet --help");
+  const std::pair<const char*, const char*> choices[] = {{"metric", "l2"},
+                                                         {"probe", "noise"},
+                                                         {"probe-draws", "1"},
+                                                         {"softmax-twin", "clean"},
+                                                         {"gelu-twin", "aligned"},
+                                                         {"conv-intervals", "layer"},
+                                                         {"pixels", "quantized"},
+                                                         {"matmul-intervals", "layer"},
+                                                         {"eq-alpha", "0.5"},
+                                                         {"eq-beta", "2"},
+                                                         {"eq-n", "4"},
+                                                         {"search-rounds", "1"},
+                                                         {"calibration", "sequential"}};
+  std::string all;
+  for (const auto& choice : choices) {
+    const std::string name = choice.first, value = choice.second;
+    CHECK_MESSAGE(contains(help.out, "--" + name), name);
+    all += " --" + name + " " + value;
+  }
+  CHECK(contains(help.out, "base-ptq, easyquant: 0.5"));  // the presets' own defaults
+  const std::string common = kVit + "--limit 2 --calib-data data/mini/images/calib --calib-images 2 --method ptq4vit";
+  REQUIRE(run(common + all + " --json " + folder / "r.json").code == 0);
+  const json record = read_json(folder / "r.json");
+  for (const auto& choice : choices) {
+    std::string key = choice.first;
+    const std::string value = choice.second;
+    std::replace(key.begin(), key.end(), '-', '_');
+    REQUIRE_MESSAGE(record.contains(key), key);
+    const json& kept = record[key];
+    if (kept.is_string()) CHECK(kept == value);
+    if (kept.is_number()) CHECK(kept.get<double>() == std::stod(value));
+  }
+  for (const char* wrong :
+       {" --eq-alpha 0", " --eq-n zero", " --gelu-twin clean", " --eq-beta 0.001", " --bc-batch 0 --bc channel"})
+    CHECK_MESSAGE(run(common + wrong).code == 2, wrong);
 }
 
-TEST_CASE("cli: a layer report has a row for every site, in both forms") {
+TEST_CASE("cli: the search for outputs to compensate ranks 32 choices on images it was not fitted on") {
+  const Folder folder;
+  const std::string common = kVit +
+                             "--limit 2 --calib-data data/mini/images/calib --calib-images 2 --bc-images 4 --eq-n 4 "
+                             "--method ptq4vit --wbits 4 --abits 4 --bc channel --bc-search ";
+  const Result r = run(common + "--bc-search-images 8 --json " + folder / "r.json");
+  REQUIRE(r.code == 0);
+  CHECK(contains(r.out, "conv,linear,matmul"));
+  const json record = read_json(folder / "r.json");
+  const json& ranking = record["bc_search"];
+  REQUIRE(ranking.size() == 32);
+  std::set<std::string> sites;
+  for (size_t i = 0; i < 32; ++i) {
+    sites.insert(ranking[i]["sites"].get<std::string>());
+    if (i > 0) CHECK(ranking[i]["kl"].get<double>() >= ranking[i - 1]["kl"].get<double>());
+  }
+  CHECK(sites.size() == 32);
+  CHECK(sites.count("conv,linear,matmul,attention,mlp,block,model") == 1);
+  CHECK(sites.count("") == 1);
+  CHECK(record["bc_sites"] == ranking[0]["sites"]);
+  CHECK(record["bc_parameters"] == ranking[0]["values"]);
+  CHECK(run(common + "--bc-images 320").code == 2);  // none left to select on
+  CHECK(run(common + "--bc none").code == 2);
+  CHECK(run(common + "--bc-sites linear").code == 2);
+}
+
+TEST_CASE("cli: the table goes on where it was stopped, and says what was not run") {
+  const Folder folder;
+  fs::create_directories(folder / "mini");
+  for (const char* name : {"vit", "images"})
+    fs::copy(kMini + "/" + name, folder / "mini/" + name, fs::copy_options::recursive);
+  const std::string command =
+      "table --limit 4 --calib-images 1 --bc-images 1 --eq-n 4 --search-rounds 1 --probe-draws 1 --mini " +
+      folder / "mini" + " --out " + folder / "cells" + " --json ";
+  const Result first = run(command + folder / "a.json");
+  REQUIRE(first.code == 0);
+  const json a = read_json(folder / "a.json")["rows"];
+  REQUIRE(a.size() == 16);  // the float model, and five cells at each of three widths
+  for (const json& row : a) CHECK(row["state"] == "measured");
+  CHECK(contains(first.err, "(cell 16 of 16)"));
+  CHECK(contains(run(command + folder / "b.json").out, "| 4/4   | PTQ4ViT + BC (channel)"));
+  // One cell is lost, one is of other settings, one of another version, one is damaged: these are measured again.
+  const auto cell = [&](const char* name) { return folder / "cells/vit-" + name + ".json"; };
+  fs::remove(cell("4-ptq4vit-channel"));
+  for (const auto& [name, key] : {std::pair{"8-base-ptq-none", "limit"}, std::pair{"6-easyquant-none", "version"}}) {
+    json changed = read_json(cell(name));
+    changed["settings"][key] = "other";
+    write_file(cell(name), changed.dump());
+  }
+  fs::resize_file(cell("8-ptq4vit-none"), 100);
+  const Result second = run(command + folder / "b.json");
+  REQUIRE(second.code == 0);
+  CHECK(contains(second.err, "(cell 4 of 4)"));
+  for (const char* part : {"4/4 PTQ4ViT + BC (channel)", "8/8 BasePTQ", "6/6 EasyQuant", "8/8 PTQ4ViT",
+                           "of another run (limit)", "of another run (version)", "not valid JSON"})
+    CHECK_MESSAGE(contains(second.err, part), part);
+  const json b = read_json(folder / "b.json")["rows"];
+  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["top1"] == b[i]["record"]["top1"]);
+  // Another option or other weights: nothing of the cells they touch is used.
+  CHECK(contains(run(command + folder / "b.json --bc-seed 4").err, "(cell 6 of 6)"));
+  const std::string weights = folder / "mini/vit/model.safetensors";
+  std::string bytes = read_file(weights);
+  bytes[bytes.size() - 2] ^= 1;
+  write_file(weights, bytes);
+  CHECK(contains(run(command + folder / "b.json --bc-seed 4").err, "(cell 16 of 16)"));
+
+  fs::create_directories(folder / "models/deit_small_patch16_224");
+  const Result nothing = run("table --models " + folder / "models" + " --imagenet " + folder / "models" + " --out " +
+                             folder / "none" + " --json " + folder / "none.json");
+  CHECK(nothing.code == 4);  // a folder without a checkpoint: the others are still shown
+  CHECK(contains(nothing.out, "| 4/4   | PTQ4ViT + BC (position)  | ViT-B*  | 68.29 | not run |"));
+  CHECK(contains(nothing.out, "| DeiT-S  | 67.47 |  failed |"));
+  const json none = read_json(folder / "none.json");
+  CHECK(none["rows"].size() == 160);
+  CHECK(none["notes"].dump().find("+36.89") != std::string::npos);
+}
+
+TEST_CASE("cli: a layer report has a row for every output, in both forms") {
   const Folder folder;
   const std::string common = kVit +
                              "--limit 4 --calib-data data/mini/images/calib --calib-images 2 --bc-images 4 "
-                             "--method easyquant --wbits 4 --abits 4 --bc channel --layer-report ";
+                             "--method base-ptq --wbits 4 --abits 4 --bc channel --layer-report ";
   REQUIRE(run(common + folder / "r.json").code == 0);
   REQUIRE(run(common + folder / "r.csv").code == 0);
   const json rows = read_json(folder / "r.json");
-  REQUIRE(rows.size() == 50);  // 8 blocks of 6 sites, embedding and head
+  REQUIRE(rows.size() == 75);  // 8 blocks of 6 products, attention, MLP and itself; embedding, head and the network
   for (const json& row : rows) {
+    if (row["op"].is_null()) continue;  // an output of several products, which were compensated one by one
     CHECK(row["mse_after"].get<double>() <= row["mse_before"].get<double>());
     CHECK(row["b"]["intervals"].size() >= 1);
+    CHECK(row["search_seconds"].get<double>() > 0);
+    CHECK(row["sqnr_before_db"].get<double>() ==
+          doctest::Approx(10 * std::log10(row["signal"].get<double>() / row["mse_before"].get<double>())));
   }
+  CHECK(rows[0]["output"] == "patch_embed.proj");
+  CHECK(rows.back()["output"] == "model");
   const std::string csv = read_file(folder / "r.csv");
-  CHECK(std::count(csv.begin(), csv.end(), '\n') == 51);
-  CHECK(csv.rfind("site,kind,signal,mse_before,", 0) == 0);
+  CHECK(std::count(csv.begin(), csv.end(), '\n') == 76);
+  CHECK(csv.rfind("output,kind,op,signal,mse_before,", 0) == 0);
   CHECK(run(kVit + "--layer-report x.csv").code == 2);
 }
 

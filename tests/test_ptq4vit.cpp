@@ -291,6 +291,34 @@ TEST_CASE("ptq4vit: which grid goes where") {
   }
 }
 
+TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
+  const auto model = tiny();
+  PtqOptions o = ptq4vit(5, 5);
+  o.softmax_twin = SoftmaxTwin::Clean;
+  o.gelu_twin = GeluTwin::Aligned;
+  o.head_intervals = o.channel_conv = false;
+  o.quantize_pixels = true;
+  quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) {
+    CAPTURE(site->name);
+    if (site->role == Role::Patch) CHECK(steps(site->a).size() == 1);
+    if (!site->is_linear()) CHECK(steps(site->b).size() == 1);
+    if (site->role == Role::QK) CHECK(steps(site->a).size() == 1);
+    if (site->role == Role::Patch) CHECK(steps(site->b).size() == 1);
+    if (site->role == Role::AV) CHECK_FALSE(std::get<TwinSoftmax>(site->a).official);
+    if (site->role == Role::Fc2) {
+      const auto& grid = std::get<TwinGelu>(site->a);
+      int exponent = 0;
+      CHECK(std::frexp(grid.pos / grid.neg, &exponent) == 0.5f);  // a power of two
+      CHECK(grid.pos >= grid.neg);
+    }
+  }
+  o.softmax_twin = SoftmaxTwin::None;
+  o.gelu_twin = GeluTwin::None;
+  quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
+  for (const Site* site : model->all_sites()) CHECK(std::holds_alternative<Uniform>(site->a));
+}
+
 TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
   const auto model = tiny();
   const Tensor images = tiny_images(4);
@@ -299,7 +327,7 @@ TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
   double before = 0;
   for (const int bits : {16, 8, 4}) {
     PtqOptions options = ptq4vit(bits, bits);
-    options.twin_softmax_official = false;  // the official grid adds its split to large values at any width
+    options.softmax_twin = SoftmaxTwin::Clean;  // the official grid adds its split to large values at any width
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     const double error = relative_error(model->forward({Precision::Fake, nullptr, nullptr}, batch), exact);
     if (bits == 16) CHECK(error < 1e-3);
@@ -461,7 +489,7 @@ TEST_CASE("ptq4vit: progress goes from nothing to all, few images are reported")
   CHECK(ordered);
   CHECK(finished);
   CHECK(names.size() == model->all_sites().size() + 2);
-  CHECK(contains(names[1], "head"));
+  CHECK(names[1] == "calibration");  // one name, so that the time left is of the whole
   REQUIRE(warnings.size() == 1);
   CHECK(contains(warnings[0], "images"));
   warnings.clear();

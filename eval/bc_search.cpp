@@ -1,0 +1,114 @@
+#include "eval/bc_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "engine/check.h"
+
+namespace bcq {
+namespace {
+
+// Images of the folder in the order of the BC draw, less those that calibrate or compensate.
+std::vector<int64_t> held_out(const ImageFolder& calib, const VisionRun& run, int64_t images) {
+  const int64_t all = static_cast<int64_t>(calib.items.size());
+  const auto seen = calibration_indices(all, run.calib_images, run.seed);
+  const std::set<int64_t> calibrating(seen.begin(), seen.end());
+  std::vector<int64_t> left = calibration_indices(all, all, run.bc_seed);
+  left.erase(left.begin(), left.begin() + run.bc_images);
+  std::erase_if(left, [&](int64_t i) { return calibrating.count(i) > 0; });
+  require_usage(!left.empty(), "--bc-search needs images in --calib-data besides the %lld that calibrate or compensate",
+                static_cast<long long>(all));
+  left.resize(std::min(left.size(), static_cast<size_t>(images)));
+  return left;
+}
+
+std::vector<double> log_probabilities(const float* z, int64_t n) {
+  const double max = *std::max_element(z, z + n);
+  double sum = 0;
+  for (int64_t c = 0; c < n; ++c) sum += std::exp(z[c] - max);
+  std::vector<double> log_p;
+  for (int64_t c = 0; c < n; ++c) log_p.push_back(z[c] - max - std::log(sum));
+  return log_p;
+}
+
+// The figures of a candidate from float and quantized logits [B, classes].
+void score(const Tensor& f, const Tensor& q, BcRanking& result) {
+  const int64_t images = f.dim(0), classes = f.dim(1);
+  double sum = 0, squares = 0, error = 0;
+  for (int64_t b = 0; b < images; ++b) {
+    const auto log_f = log_probabilities(f.data + b * classes, classes);
+    const auto log_q = log_probabilities(q.data + b * classes, classes);
+    double kl = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      const size_t i = static_cast<size_t>(c);
+      kl += std::exp(log_f[i]) * (log_f[i] - log_q[i]);
+      const double d = static_cast<double>(f[b * classes + c]) - q[b * classes + c];
+      error += d * d;
+    }
+    sum += kl;
+    squares += kl * kl;
+  }
+  const double n = static_cast<double>(images);
+  result.kl = sum / n;
+  result.se = std::sqrt(std::max(0.0, squares / n - result.kl * result.kl) / n);
+  result.logit_mse = error / (n * static_cast<double>(classes));
+}
+
+bool has_stages(const Model& model) {
+  for (int i = 0; i < model.depth(); ++i)
+    if (model.is_merge(i)) return true;
+  return false;
+}
+
+}  // namespace
+
+std::vector<BcRanking> search_compensations(Model& model, const ImageFolder& calib, const VisionRun& run,
+                                            int64_t images, const Progress& progress) {
+  require_usage(run.bc != "none", "--bc-search needs --bc channel or position");
+  require_usage(images >= 1, "--bc-search-images must be at least 1");
+  const Tensor pixels = load_pixels(calib, held_out(calib, run, images), model.info().image);
+  const std::vector<Batch> batches = bc_batches(model, calib, run);
+  const auto logits = [&](Precision precision) {
+    Tensor all = Tensor::uninitialized({pixels.dim(0), model.info().outputs});
+    for (int64_t b = 0; b < pixels.dim(0); b += run.batch_size) {
+      const int64_t end = std::min(pixels.dim(0), b + run.batch_size);
+      const Tensor some = logits_of(model, precision, pixels.slice(b, end));
+      std::copy(some.data, some.data + some.size(), all.slice(b, end).data);
+    }
+    return all;
+  };
+  const Tensor exact = logits(Precision::Float);
+
+  const std::string switches[] = {"conv,linear,matmul", "attention", "mlp",
+                                  has_stages(model) ? "block,downsample,stage" : "block", "model"};
+  constexpr int kChoices = 1 << std::size(switches);
+  std::vector<BcRanking> ranking;
+  for (int choice = 0; choice < kChoices; ++choice) {
+    BcRanking candidate;
+    for (size_t i = 0; i < std::size(switches); ++i)
+      if (choice >> i & 1) candidate.sites += (candidate.sites.empty() ? "" : ",") + switches[i];
+    model.clear_compensation();
+    if (choice > 0)
+      candidate.values = compensate(
+          model, batches, bc_options_of(run, candidate.sites), [&](const std::string&, double done, double total) {
+            progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
+          });
+    score(exact, logits(Precision::Fake), candidate);
+    progress("searching outputs to compensate", choice + 1, kChoices);
+    ranking.push_back(candidate);
+  }
+  model.clear_compensation();
+  std::stable_sort(ranking.begin(), ranking.end(), [](const BcRanking& a, const BcRanking& b) { return a.kl < b.kl; });
+  return ranking;
+}
+
+json to_json(const std::vector<BcRanking>& ranking) {
+  json rows = json::array();
+  for (const BcRanking& r : ranking)
+    rows.push_back(
+        {{"sites", r.sites}, {"values", r.values}, {"kl", r.kl}, {"kl_se", r.se}, {"logit_mse", r.logit_mse}});
+  return rows;
+}
+
+}  // namespace bcq

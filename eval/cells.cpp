@@ -1,0 +1,87 @@
+#include "eval/cells.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <vector>
+
+#include "eval/cli.h"
+
+namespace bcq {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+json versioned(json settings) {
+  settings["version"] = version();
+  return settings;
+}
+
+// The members that differ: "limit, version".
+std::string differences(const json& a, const json& b) {
+  std::string names;
+  json all = a;
+  all.update(b);
+  for (const auto& [key, value] : all.items())
+    if (a.value(key, json()) != b.value(key, json())) names += (names.empty() ? "" : ", ") + key;
+  return names;
+}
+
+}  // namespace
+
+Cells::Cells(std::string folder) : folder_(std::move(folder)) { fs::create_directories(folder_); }
+
+std::string Cells::path_of(const std::string& name) const { return (fs::path(folder_) / (name + ".json")).string(); }
+
+json Cells::find(const std::string& name, const json& settings, const Warn& warn) const {
+  const std::string path = path_of(name);
+  if (!fs::exists(path)) return nullptr;
+  try {
+    json record = read_json(path);
+    const json kept = get<json>(record, "settings", path), wanted = versioned(settings);
+    require_input(kept.is_object(), "%s: key \"settings\" is not an object", path.c_str());
+    if (kept == wanted) return record;
+    warn(format("%s is of another run (%s): it is measured again", path.c_str(), differences(kept, wanted).c_str()));
+  } catch (const InputError& e) {
+    warn(format("%s: it is measured again", e.what()));
+  }
+  return nullptr;
+}
+
+void Cells::keep(const std::string& name, const json& settings, json record) const {
+  record["settings"] = versioned(settings);
+  write_file(path_of(name), record.dump(2) + "\n");
+}
+
+std::string fingerprint(const std::string& model) {
+  const fs::path folder = fs::is_directory(model) ? fs::path(model) : fs::path(model).parent_path();
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder.empty() ? "." : folder))
+    if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".json")
+      files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a, eight bytes at a time
+  const auto add = [&](uint64_t word) { hash = (hash ^ word) * 0x100000001b3; };
+  std::vector<char> bytes(1 << 20);
+  for (const fs::path& file : files) {
+    for (const char c : file.filename().string()) add(static_cast<unsigned char>(c));
+    add(fs::file_size(file));
+    std::ifstream in(file, std::ios::binary);
+    while (in.read(bytes.data(), static_cast<std::streamsize>(bytes.size())) || in.gcount() > 0) {
+      const size_t n = static_cast<size_t>(in.gcount());
+      std::fill(bytes.begin() + static_cast<std::ptrdiff_t>(n), bytes.end(), 0);
+      for (size_t i = 0; i < n; i += 8) {
+        uint64_t word;
+        std::memcpy(&word, &bytes[i], 8);
+        add(word);
+        hash ^= hash >> 32;  // high bits reach the low ones
+      }
+    }
+    require_input(in.eof(), "%s: cannot be read", file.c_str());
+  }
+  return format("%016llx", static_cast<unsigned long long>(hash));
+}
+
+}  // namespace bcq
