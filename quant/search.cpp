@@ -13,8 +13,8 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kSlices = 8;       // parts of the samples after which hopeless candidates are given up
-constexpr int64_t kChunk = 1 << 19;  // output values that are computed before they are scored
+constexpr int64_t kSlices = 16;      // parts of the samples after which hopeless candidates are given up
+constexpr int64_t kChunk = 1 << 20;  // output values that are computed before they are scored
 constexpr double kCosineEps = 1e-8;  // torch's: norms below count as this
 
 // The output as the units see it.
@@ -125,7 +125,39 @@ struct Distance {
   }
 };
 
-// The rows of the output that any weight reaches; the last block of a ViT hands only its class token on.
+// The parts of [S, ...] in the order of their weight, heaviest first, without those of none: candidates are given up
+// by what they have lost so far, so what counts most is measured first. (Gradients may leave most images and tokens
+// nearly without weight, and the last block of a ViT hands only its class token on.)
+std::vector<int64_t> by_weight(const Tensor& w, int64_t samples) {
+  const int64_t size = w.size() / samples;
+  std::vector<double> weight;
+  std::vector<int64_t> order;
+  for (int64_t s = 0; s < samples; ++s) {
+    double sum = 0;
+    for (int64_t i = 0; i < size; ++i) sum += w[s * size + i];
+    weight.push_back(sum);
+    if (!(sum == 0)) order.push_back(s);
+  }
+  const auto heavier = [&](int64_t a, int64_t b) {
+    return weight[static_cast<size_t>(a)] > weight[static_cast<size_t>(b)];
+  };
+  std::stable_sort(order.begin(), order.end(), heavier);
+  return order;
+}
+
+// x [S, ...] -> [order.size(), ...]
+Tensor take(const Tensor& x, const std::vector<int64_t>& order) {
+  const int64_t size = x.size() / x.dim(0);
+  Shape shape = x.shape;
+  shape[0] = static_cast<int64_t>(order.size());
+  Tensor y = Tensor::uninitialized(shape);
+  for (size_t i = 0; i < order.size(); ++i)
+    std::memcpy(y.data + static_cast<int64_t>(i) * size, x.data + order[i] * size,
+                static_cast<size_t>(size) * sizeof(float));
+  return y;
+}
+
+// The rows of the output that any weight reaches.
 std::vector<int64_t> weighted_rows(const Layout& l, const Tensor& w) {
   std::vector<int64_t> rows;
   for (int64_t r = 0; r < l.rows; ++r) {
@@ -181,14 +213,20 @@ Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side
   Problem p{site, side, side == Side::Left ? data.a : other, side == Side::Left ? other : right, {}};
   Tensor y = arrange(layout, data.y), w;
   if (metric == Metric::Hessian) w = usable_weights(layout, arrange(layout, data.g2));
-  if (!w.empty() && !layout.transposed && layout.rows > 1) {
-    const std::vector<int64_t> rows = weighted_rows(layout, w);
-    if (static_cast<int64_t>(rows.size()) < layout.rows) {
-      const Shape seen = {layout.samples, layout.heads, layout.rows, layout.columns};
-      y = take_rows(y.reshaped(seen), rows), w = take_rows(w.reshaped(seen), rows);
-      p.left = take_rows(p.left.reshaped({layout.samples, layout.heads, layout.rows, p.left.dim(-1)}), rows);
+  if (!w.empty() && !layout.transposed) {
+    if (site.is_linear()) {  // rows are products of their own, whichever sample they are of
+      const int64_t rows = layout.samples * layout.rows;
+      y = y.reshaped({rows, layout.columns}), w = w.reshaped({rows, layout.columns});
+      p.left = p.left.reshaped({rows, p.left.dim(-1)});
+      layout.samples = rows, layout.rows = 1;
+    } else if (const auto rows = weighted_rows(layout, w); static_cast<int64_t>(rows.size()) < layout.rows) {
+      y = take_rows(y, rows), w = take_rows(w, rows), p.left = take_rows(p.left, rows);
       layout.rows = static_cast<int64_t>(rows.size());
     }
+    const std::vector<int64_t> order = by_weight(w, layout.samples);
+    y = take(y, order), w = take(w, order), p.left = take(p.left, order);
+    if (!site.is_linear()) p.right = take(p.right, order);
+    layout.samples = static_cast<int64_t>(order.size());
   }
   p.distance = {layout, metric, y, w};
   return p;
