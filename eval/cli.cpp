@@ -92,9 +92,10 @@ void ProgressLine::operator()(const std::string& what, double done, double total
   if (since < (terminal ? 0.1 : 10.0)) return;
   last_ = now;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
-  const double left = done > 0 ? elapsed * (total - done) / done : 0;
+  const bool known = done >= 0.01 * total && done > 0;  // the first per cent says little of the rest
+  const double left = known ? elapsed * (total - done) / done : 0;
   std::fprintf(stderr, "%s%s%s: %.0f%%, %s left%s", terminal ? "\r\x1b[K" : "", prefix_.c_str(), what.c_str(),
-               total > 0 ? 100 * done / total : 0.0, done > 0 ? clock_text(left).c_str() : "?", terminal ? "" : "\n");
+               total > 0 ? 100 * done / total : 0.0, known ? clock_text(left).c_str() : "?", terminal ? "" : "\n");
 }
 
 void ProgressLine::finish() {
