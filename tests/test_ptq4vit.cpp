@@ -7,6 +7,7 @@
 #include "engine/check.h"
 #include "engine/json.h"
 #include "engine/kernels.h"
+#include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/support.h"
 
@@ -214,6 +215,8 @@ Case case_of(const std::string& op) {
     });
     return {Role::Fc2, weights(24, 48), biases(24), x, {}, gradients({4, 10, 24})};
   }
+  if (op == "reduction")
+    return {Role::Reduction, weights(12, 24), {}, activations({4, 10, 24}), {}, gradients({4, 10, 12})};
   if (op == "head") return {Role::Head, weights(16, 24), biases(16), activations({7, 24}), {}, gradients({7, 16})};
   const Tensor right = fill({4, 3, 10, 8}, [](int64_t i) { return 2 * v(5000, i); });
   if (op == "matmul1") return {Role::QK, {}, {}, activations({4, 3, 10, 8}), right, gradients({4, 3, 10, 10})};
@@ -230,7 +233,18 @@ std::vector<float> scales_of(const Grid& grid) {
 
 }  // namespace
 
-TEST_CASE("ptq4vit: every operation, preset and width as the official code chooses") {
+// The compensation of a quantized site, each half of the samples a batch.
+Tensor fitted(const Site& site, const SiteData& data) {
+  MeanError error(BcShape::Position);
+  const int64_t n = data.a.dim(0), half = n / 2;
+  for (const auto& [first, last] : {std::pair{int64_t{0}, half}, std::pair{half, n}}) {
+    const Tensor a = data.a.slice(first, last), b = data.b.empty() ? data.b : data.b.slice(first, last);
+    error.update(data.y.slice(first, last), site.product(Precision::Fake, nullptr, a, b));
+  }
+  return error.mean();
+}
+
+TEST_CASE("ptq4vit: every operation, preset and width as the official code chooses and compensates") {
   const json fixture = read_json("tests/fixtures/ptq4vit_official.json");
   for (const json& want : fixture.at("cases")) {
     const std::string op = want.at("op");
@@ -240,11 +254,20 @@ TEST_CASE("ptq4vit: every operation, preset and width as the official code choos
     const Case in = case_of(op);
     Site site = make_site(in.role, in.weight, in.bias);
     const bool base = want.at("preset") == "base_ptq";
-    calibrate_site(site, make_data(site, in.a, in.b, in.g), base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
+    const SiteData data = make_data(site, in.a, in.b, in.g);
+    calibrate_site(site, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
     check_close(scales_of(site.a), want.at("a").get<std::vector<double>>(), 2e-6);
     check_close(scales_of(site.b), want.at("b").get<std::vector<double>>(), 2e-6);
+    const std::vector<double> bias = doubles(fitted(site, data));
+    double sum = 0, squares = 0;
+    for (const double x : bias) sum += x, squares += x * x;
+    const double tolerance = 1e-4 * max_abs(bias);
+    const auto first = want.at("bc").get<std::vector<double>>();
+    for (size_t i = 0; i < first.size(); ++i) CHECK(std::abs(bias[i] - first[i]) < tolerance);
+    CHECK(std::abs(sum - want.at("bc_sum").get<double>()) < tolerance * std::sqrt(static_cast<double>(bias.size())));
+    CHECK(squares == doctest::Approx(want.at("bc_squares").get<double>()).epsilon(1e-4));
   }
-  CHECK(fixture.at("cases").size() == 42);
+  CHECK(fixture.at("cases").size() == 48);
 }
 
 TEST_CASE("ptq4vit: the twin grids are their formulas") {

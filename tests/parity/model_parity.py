@@ -1,6 +1,7 @@
 # The paper's models at full size with random weights: bcq's logits, block outputs, site outputs and gradients
 # against timm and transformers. One line per comparison: the largest absolute difference over the largest
 # absolute value of the reference. Run by `make parity`; names given as arguments are compared alone.
+# Nothing is downloaded.
 import os
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def report(what, value, limit):
     passed = value <= limit
     failures += not passed
     print(f"{'pass' if passed else 'FAIL'}  {what}: {value:.2e} (limit {limit:.0e})", flush=True)
+
+
+def require_alive(what, logits):
+    """Random weights must not drown the images: their logits have to differ, between images and classes."""
+    spread = (logits - logits.mean(0)).abs().max() / logits.abs().max()
+    assert logits.std(1).min() > 0.1 and spread > 0.01, f"{what}: logits of all images are alike ({spread:.1e})"
 
 
 def worst(got, want, prefix):
@@ -68,6 +75,9 @@ VISION = ["vit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch16_384
           "deit_base_patch16_224", "deit_base_patch16_384", "swin_tiny_patch4_window7_224",
           "swin_small_patch4_window7_224", "swin_base_patch4_window7_224", "swin_base_patch4_window12_384",
           "deit_tiny_distilled_patch16_224", "test_vit"]
+# google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224, microsoft/swin-tiny-patch4-window7-224;
+# facebook/deit-base-patch16-224 has the names and classes of the first.
+TRANSFORMERS = ["vit", "deit", "swin"]
 GRADIENTS_OF = ("vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 
 
@@ -78,6 +88,7 @@ def compare_vision(name, folder):
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(12))
     with torch.no_grad():
         want = model(pixels)
+    require_alive(name, want)
     logits, seconds = forward(folder / name, {"pixel_values": pixels}, folder)
     report(f"{name}, 3 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
     if name.startswith("swin"):
@@ -106,6 +117,7 @@ def compare_transformers(kind, folder):
                          generator=torch.Generator().manual_seed(32))
     with torch.no_grad():
         want = model(pixels).logits
+    require_alive(kind, want)
     logits, seconds = forward(folder / kind, {"pixel_values": pixels}, folder)
     report(f"transformers' {kind}, 2 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
 
@@ -157,9 +169,7 @@ def compare_language(name, folder):
 
 def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
-    every = [(name, compare_vision) for name in VISION]
-    # google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224, microsoft/swin-tiny-patch4-window7-224
-    every += [(kind, compare_transformers) for kind in ("vit", "deit", "swin")]
+    every = [(name, compare_vision) for name in VISION] + [(kind, compare_transformers) for kind in TRANSFORMERS]
     every += [(name, compare_language) for name in LANGUAGE]
     wanted = sys.argv[1:]
     unknown = set(wanted) - {name for name, _ in every}
