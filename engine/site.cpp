@@ -20,6 +20,7 @@ Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Ten
 Tensor Site::run(const Context& ctx, const Tensor& x) const { return run(ctx, x, Tensor{}); }
 
 Tensor Site::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
+  if (ctx.observer) ctx.observer->input(*this, x);
   Tensor y = product(ctx.precision, ctx.tape, x, rhs);
   if (ctx.tape && y.slot < 0) ctx.tape->watch(y);  // the first site of a network: its input is data
   if (ctx.observer) ctx.observer->site(*this, x, rhs, y);

@@ -30,6 +30,8 @@ using Body = std::function<Tensor(const Context& ctx, const Tensor& x)>;
 // Sees every product that is computed. For a linear site b is empty: the other operand is its weight.
 struct Observer {
   virtual ~Observer() = default;
+  // Before the product. An observer that has seen what it needs may throw, and so end the pass.
+  virtual void input(const Site&, const Tensor& /*a*/) {}
   virtual void site(const Site&, const Tensor& /*a*/, const Tensor& /*b*/, const Tensor& /*y*/) {}
   // A chain of sites made y out of x; `body` can be run again, in another precision.
   virtual void chain(const Site& /*last*/, const Tensor& /*x*/, const Tensor& /*y*/, const Body& /*body*/) {}

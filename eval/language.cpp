@@ -110,6 +110,10 @@ void check_method(const LanguageRun& run) {
                 run.method.c_str());
 }
 
+bool in_one_walk(const LanguageRun& run) {
+  return run.method == "gptq" && run.bc != "none" && run.bc_stream == "quantized";
+}
+
 }  // namespace
 
 int64_t seqlen_of(const Model& model, const LanguageRun& run) {
@@ -146,20 +150,28 @@ EvaluationText read_evaluation(const Model& model, const TextSource& source, con
   return text;
 }
 
-void quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run, const Progress& progress,
-                       const Warn& warn) {
+WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                             const Progress& progress, const Warn& warn) {
   check_method(run);
-  if (run.method == "fp") return;
+  require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc.c_str());
+  require_usage(
+      run.hessian != "centred" || (run.bc != "none" && bc_options(run.bc, run.bc_sites).linear),
+      "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
+  if (run.method == "fp") return {};
   const SiteBits bits = allocate_bits(model, site_rules(run.layer_bits, run.exclude));
   if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
-  if (run.method == "gptq") quantize_gptq(model, calib, run.weights, progress, warn, bits);
+  if (run.method == "rtn") return {};
+  WalkOptions options{run.weights,           bits,      run.true_sequential, run.hessian == "centred",
+                      run.target == "float", run.refine};
+  if (in_one_walk(run)) options.bc = bc_options(run.bc, run.bc_sites);
+  return quantize_gptq(model, calib, options, progress, warn);
 }
 
-int64_t compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                            const Progress& progress) {
-  if (run.bc == "none") return 0;
-  require_usage(run.method != "fp", "--bc %s needs --method rtn or gptq", run.bc.c_str());
-  return compensate(model, calib, bc_options(run.bc, run.bc_sites), progress);
+WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                               const Progress& progress) {
+  if (run.bc == "none" || in_one_walk(run)) return {};
+  return compensate_blocks(model, calib, bc_options(run.bc, run.bc_sites),
+                           run.bc_stream == "quantized" ? BcStream::Quantized : BcStream::Float, progress);
 }
 
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
@@ -263,9 +275,16 @@ json language_record(Model& model, const LanguageRun& run, const EvaluationText&
           {"act_order", solved(run.weights.act_order)},
           {"static_groups", solved(run.weights.static_groups)},
           {"percdamp", solved(run.weights.percdamp)},
+          {"true_sequential", solved(run.true_sequential)},
+          {"hessian", solved(run.hessian)},
+          {"target", solved(run.target)},
+          {"refine", solved(run.refine)},
           {"bc", run.bc},
           {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
+          {"bc_stream", run.bc == "none" ? json(nullptr) : json(run.bc_stream)},
           {"bc_parameters", bc_parameters},
+          {"bc_bytes", 4 * added_values(model)},
+          {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
           {"bits_per_weight", bits_per_weight(model)},
           {"text", text.source.path},
           {"text_definition", name_of(text.source.definition)},

@@ -20,8 +20,13 @@ struct LanguageRun {
   int64_t nsamples = 128;                        // calibration windows
   int64_t seqlen = 0;                            // tokens of a window; 0: the model's longest, at most 2048
   int64_t seed = 0;
-  std::string bc = "none";  // none, channel, position
+  bool true_sequential = false;  // WalkOptions::sequential
+  std::string hessian = "raw";   // raw, centred
+  std::string target = "own";    // own, float
+  int refine = 0;                // sweeps
+  std::string bc = "none";       // none, channel, position
   std::string bc_sites = "linear,block";
+  std::string bc_stream = "float";          // float, quantized: BcStream. GPTQ does the latter in its own walk
   int64_t limit = 0;                        // windows to evaluate from the start; 0: all
   std::vector<std::string> ppl = {"gptq"};  // definitions of perplexity, see below; the first is the result
 };
@@ -56,11 +61,12 @@ struct EvaluationText {
 EvaluationText read_evaluation(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
                                const LanguageRun& run);
 
-void quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run, const Progress& progress,
-                       const Warn& warn);
-// The number of values fitted; 0 for bc none.
-int64_t compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                            const Progress& progress);
+// What the walk did, for gptq.
+WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                             const Progress& progress, const Warn& warn);
+// What quantize_language() has left to do.
+WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                               const Progress& progress);
 
 // Perplexity: exp(Σ nll / Σ weight) over units that are taken as independent.
 //   gptq      unit: a window; nll: the mean over its L-1 predictions; weight 1. (GPTQ's opt_eval)

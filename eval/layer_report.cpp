@@ -21,6 +21,20 @@ std::string field(const json& value) {
   return quoted + "\"";
 }
 
+// Rows of these members as CSV when `path` ends in .csv, else as JSON.
+void write_rows(const std::string& path, const std::vector<std::string>& columns, const json& rows) {
+  const bool is_csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
+  if (!is_csv) return write_file(path, rows.dump(2) + "\n");
+  std::string csv;
+  for (const std::string& column : columns) csv += (csv.empty() ? "" : ",") + column;
+  csv += "\n";
+  for (const json& row : rows) {
+    for (size_t i = 0; i < columns.size(); ++i) csv += (i == 0 ? "" : ",") + field(row.at(columns[i]));
+    csv += "\n";
+  }
+  write_file(path, csv);
+}
+
 }  // namespace
 
 json describe(const Grid& grid) {
@@ -46,9 +60,6 @@ void write_layer_report(const std::string& path, const std::vector<OutputError>&
       "output",         "kind",          "op", "signal", "mse_before",    "mse_after",
       "sqnr_before_db", "sqnr_after_db", "a",  "b",      "search_seconds"};
   json rows = json::array();
-  std::string csv;
-  for (const std::string& column : columns) csv += (csv.empty() ? "" : ",") + column;
-  csv += "\n";
   for (size_t i = 0; i < before.size(); ++i) {
     const OutputError& row_before = before[i];
     json row = {{"output", row_before.name},
@@ -69,12 +80,29 @@ void write_layer_report(const std::string& path, const std::vector<OutputError>&
       const auto searched = cost.search.find(site);
       if (searched != cost.search.end()) row["search_seconds"] = searched->second;
     }
-    for (const std::string& column : columns) csv += (column == "output" ? "" : ",") + field(row.at(column));
-    csv += "\n";
     rows.push_back(row);
   }
-  const bool is_csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
-  write_file(path, is_csv ? csv : rows.dump(2) + "\n");
+  write_rows(path, columns, rows);
+}
+
+void write_layer_report(const std::string& path, const WalkResult& result) {
+  json rows = json::array();
+  for (const BlockRecord& block : result.blocks)
+    for (const LayerRecord& layer : block.layers)
+      rows.push_back({{"site", layer.site},
+                      {"bits", layer.bits},
+                      {"group", layer.group},
+                      {"damp", layer.damp},
+                      {"ridge", std::isfinite(layer.ridge) ? json(layer.ridge) : json(nullptr)},
+                      {"signal", layer.signal},
+                      {"mse_rounded", layer.rounded},
+                      {"mse_gptq", layer.solved},
+                      {"mse_refined", layer.refined},
+                      {"mse_compensated", layer.compensated}});
+  write_rows(
+      path,
+      {"site", "bits", "group", "damp", "ridge", "signal", "mse_rounded", "mse_gptq", "mse_refined", "mse_compensated"},
+      rows);
 }
 
 }  // namespace bcq

@@ -6,6 +6,7 @@
 #include "engine/json.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
+#include "quant/walk.h"
 
 namespace bcq {
 
@@ -18,5 +19,8 @@ json describe(const Grid& grid);
 // model.
 void write_layer_report(const std::string& path, const std::vector<OutputError>& before,
                         const std::vector<OutputError>& after, const PtqCost& cost);
+
+// The same of GPTQ's layers: the mean squared output errors of a LayerRecord, each with a name that says of what.
+void write_layer_report(const std::string& path, const WalkResult& result);
 
 }  // namespace bcq

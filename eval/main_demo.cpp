@@ -112,7 +112,7 @@ void language_table(const std::string& root, json& records) {
         Timer cell;
         run.bc = bc;
         model->clear_compensation();
-        const int64_t values = compensate_language(*model, calib.batches, run, progress.callback());
+        const int64_t values = compensate_language(*model, calib.batches, run, progress.callback()).fitted();
         const std::vector<Perplexity> p = evaluate_language(*model, text, run, progress.callback());
         progress.finish();
         language_row(run, name, p[0], fp[0], values);

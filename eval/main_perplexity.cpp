@@ -5,13 +5,14 @@
 #include "engine/check.h"
 #include "eval/cli.h"
 #include "eval/language.h"
+#include "eval/layer_report.h"
 
 namespace {
 
 using namespace bcq;
 
 struct Options {
-  std::string model, corpora, calib, json_path;
+  std::string model, corpora, calib, json_path, report_path;
   std::vector<std::string> texts, tokens;
   std::string calib_tokens;
   bool new_eval = false, paired = false;
@@ -87,6 +88,29 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--percdamp", r.weights.percdamp, "GPTQ: damping of the Hessian, share of its mean diagonal")
       ->capture_default_str()
       ->group(q);
+  app.add_option("--hessian", r.hessian,
+                 "Products of inputs GPTQ looks at: raw, or centred for layers whose bias --bc fits afterwards")
+      ->check(CLI::IsMember({"raw", "centred"}))
+      ->capture_default_str()
+      ->group(q);
+  app.add_option("--target", r.target,
+                 "What GPTQ rounds: own, the weights; or float, weights refitted to give the float network's outputs "
+                 "from the inputs they get")
+      ->check(CLI::IsMember({"own", "float"}))
+      ->capture_default_str()
+      ->group(q);
+  app.add_option("--refine", r.refine, "GPTQ: sweeps of coordinate descent on its codes, which only lower the error")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(q);
+  app.add_flag("--true-sequential", r.true_sequential,
+               "GPTQ: round a block's layers one after the other, each on what those before it make")
+      ->group(q);
+  app.add_option("--layer-report", o.report_path,
+                 "GPTQ: write each layer's calibration errors, rounded, solved, refined and compensated, as JSON or "
+                 ".csv")
+      ->type_name("FILE")
+      ->group(q);
   app.add_option("--calib-text", o.calib, "Text to calibrate on, given like --text: training text")
       ->type_name("TEXT")
       ->group(q);
@@ -102,6 +126,12 @@ void add_options(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->group(b);
   app.add_option("--bc-sites", r.bc_sites, "Outputs to compensate: linear,block")->capture_default_str()->group(b);
+  app.add_option("--bc-stream", r.bc_stream,
+                 "What layers are fed while errors are measured: float inputs as in the official scripts, or those of "
+                 "the quantized network (with gptq: in the same walk)")
+      ->check(CLI::IsMember({"float", "quantized"}))
+      ->capture_default_str()
+      ->group(b);
   app.footer(
       "Examples:\n"
       "  perplexity --model data/mini/opt --text data/mini/text/test.txt\n"
@@ -157,6 +187,7 @@ void run(Options& o) {
   LanguageRun& r = o.run;
   const bool calibrates = r.method == "gptq" || r.bc != "none";
   require_usage(r.method != "fp" || r.bc == "none", "--bc %s needs --method rtn or gptq", r.bc.c_str());
+  require_usage(r.method == "gptq" || o.report_path.empty(), "--layer-report tells of --method gptq");
   require_usage(r.method != "fp" || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
   const std::vector<TextSource> sources = evaluation_sources(o);
   const TextSource calib_source = calibrates ? calibration_source(o) : TextSource{};
@@ -182,13 +213,18 @@ void run(Options& o) {
   }
   Calibration calib;
   if (calibrates) calib = read_calibration(*model, calib_source, words, r);
-  quantize_language(*model, calib.batches, r, progress.callback(), progress.warn());
-  const int64_t bc_parameters = compensate_language(*model, calib.batches, r, progress.callback());
+  const WalkResult solved = quantize_language(*model, calib.batches, r, progress.callback(), progress.warn());
+  const WalkResult compensated = compensate_language(*model, calib.batches, r, progress.callback());
+  const int64_t bc_parameters = solved.fitted() + compensated.fitted();
+  if (!o.report_path.empty()) write_layer_report(o.report_path, solved);
 
   const bool prints = o.json_path != "-";
   if (prints) {
     std::printf("%s  %s", model->info().name.c_str(), describe_weights(*model, r).c_str());
-    if (r.bc != "none") std::printf(" + BC (%s, %lld values)", r.bc.c_str(), static_cast<long long>(bc_parameters));
+    if (r.bc != "none")
+      std::printf(" + BC (%s, %lld values, %lld bytes added: %.2f %% of the parameters)", r.bc.c_str(),
+                  static_cast<long long>(bc_parameters), static_cast<long long>(4 * added_values(*model)),
+                  100.0 * static_cast<double>(added_values(*model)) / static_cast<double>(model->info().parameters));
     std::printf("\n");
     if (calibrates)
       std::printf("calibrated on %s, %s, seed %lld: %s\n", calib.source.path.c_str(), name_of(calib.source.definition),

@@ -9,8 +9,8 @@
 namespace bcq {
 
 void MeanError::update(const Tensor& f, const Tensor& q) {
-  require(f.shape == q.shape && f.rank() >= 2, "bias compensation: shapes %s and %s", to_string(f.shape).c_str(),
-          to_string(q.shape).c_str());
+  require((q.empty() || f.shape == q.shape) && f.rank() >= 2, "bias compensation: shapes %s and %s",
+          to_string(f.shape).c_str(), to_string(q.shape).c_str());
   // Seen as [B, H, N, C]: only heads keep an axis of their own when positions are shared.
   const int64_t C = f.dim(-1), H = f.rank() == 4 ? f.dim(1) : 1, B = f.dim(0), N = f.size() / (B * H * C);
   const int64_t kept_rows = shape_ == BcShape::Position ? N : 1;
@@ -28,8 +28,8 @@ void MeanError::update(const Tensor& f, const Tensor& q) {
   for (int64_t row = 0; row < B * H * N; ++row) {
     const int64_t h = row / N % H, n = row % N;
     double* into = &sum[static_cast<size_t>((h * kept_rows + (kept_rows == 1 ? 0 : n)) * C)];
-    const float *fr = f.data + row * C, *qr = q.data + row * C;
-    for (int64_t c = 0; c < C; ++c) into[c] += static_cast<double>(fr[c]) - qr[c];
+    const float *fr = f.data + row * C, *qr = q.empty() ? nullptr : q.data + row * C;
+    for (int64_t c = 0; c < C; ++c) into[c] += static_cast<double>(fr[c]) - (qr ? qr[c] : 0.f);
   }
   ++batches_;
   const double shared = static_cast<double>(B * N / kept_rows);

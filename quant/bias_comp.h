@@ -26,8 +26,9 @@ class MeanError {
  public:
   explicit MeanError(BcShape shape) : shape_(shape) {}
 
-  // f, q [B, ..., C] -> averages over B, and for Channel over all but C (and the heads of [B, H, N, M]).
-  void update(const Tensor& f, const Tensor& q);
+  // f, q [B, ..., C] -> averages over B, and for Channel over all but C (and the heads of [B, H, N, M]). Without q
+  // it is the mean of f.
+  void update(const Tensor& f, const Tensor& q = {});
   // The compensation: Position [..., C]; Channel [C], or [H, 1, M] for heads. Empty before any update.
   Tensor mean() const;
 

@@ -11,6 +11,8 @@
 // string follows the other arguments.
 extern "C" {
 void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info, size_t);
+void dpotrs_(const char* uplo, const int* n, const int* nrhs, const double* a, const int* lda, double* b,
+             const int* ldb, int* info, size_t);
 void dtrtri_(const char* uplo, const char* diag, const int* n, double* a, const int* lda, int* info, size_t, size_t);
 }
 
@@ -47,6 +49,19 @@ bool factor_inverse(std::vector<double>& h, int64_t n) {
   for (size_t i = 0; i < size; ++i) std::fill(&h[i * size] + i + 1, &h[i * size] + size, 0.0);
   std::reverse(h.begin(), h.end());
   return true;
+}
+
+// A row is a right-hand side of h z = row, which column-major memory has as a column.
+bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
+  const size_t size = static_cast<size_t>(n);
+  require(n > 0 && h.size() == size * size && rows.size() % size == 0, "solve_rows: %zu and %zu values for order %lld",
+          h.size(), rows.size(), static_cast<long long>(n));
+  threads();
+  const int order = static_cast<int>(n), count = static_cast<int>(rows.size() / size);
+  int info = 0;
+  dpotrf_("U", &order, h.data(), &order, &info, 1);
+  if (info == 0) dpotrs_("U", &order, &count, h.data(), &order, rows.data(), &order, &info, 1);
+  return info == 0;
 }
 
 }  // namespace bcq

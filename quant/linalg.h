@@ -12,4 +12,8 @@ namespace bcq {
 // Throws Error when h has another size.
 bool factor_inverse(std::vector<double>& h, int64_t n);
 
+// rows [m, n] <- rows h⁻¹, for h [n, n] symmetric and row-major, whose lower triangle is read and which is used up.
+// Returns false when h is not positive definite; rows are as they were then.
+bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows);
+
 }  // namespace bcq

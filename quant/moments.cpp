@@ -48,6 +48,19 @@ void Moments::add(const Tensor& x, const Tensor& other) {
   tokens_ += x.rows();
 }
 
+void Moments::add(const Moments& more) {
+  require(more.n_ == n_ && more.cross_.size() == cross_.size(), "moments of other columns or streams");
+  const auto sum = [](std::vector<double>& into, const std::vector<double>& x) {
+    for (size_t i = 0; i < into.size(); ++i) into[i] += x[i];
+  };
+  sum(second_, more.second_);
+  sum(sum_, more.sum_);
+  sum(cross_, more.cross_);
+  sum(other_sum_, more.other_sum_);
+  samples_ += more.samples_;
+  tokens_ += more.tokens_;
+}
+
 // into += Σ a bᵀ, tile by tile and window by window; of the upper tiles the diagonal ones are symmetric, and
 // get their upper triangle only.
 void Moments::add_products(const Tensor& a, const Tensor& b, const std::vector<Tile>& tiles,

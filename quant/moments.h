@@ -21,7 +21,11 @@ class Moments {
   // where x is what quantized blocks before this one make of them).
   void add(const Tensor& x, const Tensor& other = {});
 
+  // What another has summed up, of the same columns and streams.
+  void add(const Moments& more);
+
   int64_t columns() const { return n_; }
+  int64_t samples() const { return samples_; }
   int64_t tokens() const { return tokens_; }
 
   // Products of what was added, [n, n] row-major; m and m' are the means over all tokens when `centred`, else 0.

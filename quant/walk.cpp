@@ -1,57 +1,24 @@
 #include "quant/walk.h"
 
-#include <map>
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <limits>
 #include <memory>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
+#include "engine/ops.h"
+#include "engine/parallel.h"
 #include "quant/moments.h"
+#include "quant/refine.h"
+#include "quant/refit.h"
 
 namespace bcq {
 namespace {
 
+size_t at(int64_t i) { return static_cast<size_t>(i); }
 long long ll(int64_t i) { return static_cast<long long>(i); }
-
-bool is_quantized(const Site& site, const SiteBits& bits) {
-  const auto own = bits.find(&site);
-  return site.is_linear() && (own == bits.end() || own->second > 0);
-}
-
-// ---- Hessians -----------------------------------------------------------------------------------
-
-// The Hessians of a block's sites that are to be quantized. Sites that get the same tensor one after the other (query,
-// key, value) share one; the tensor is held until the next comes, so that its address identifies it.
-class Hessians : public Observer {
- public:
-  explicit Hessians(const SiteBits& bits) : bits_(bits) {}
-
-  void site(const Site& site, const Tensor& a, const Tensor&, const Tensor&) override {
-    if (!is_quantized(site, bits_)) return;
-    if (a.data != input_.data) {
-      require(kernels().all_finite(a.data, a.size()), "%s: its input is not finite (NaN or infinity)",
-              site.name.c_str());
-      input_ = a;
-      first_ = &site;
-    }
-    std::shared_ptr<Moments>& moments = of_[&site];
-    if (!moments) moments = first_ == &site ? std::make_shared<Moments>(a.dim(-1)) : of_[first_];
-    if (first_ == &site) moments->add(a);
-  }
-
-  const Moments& of(const Site& site) const {
-    const auto found = of_.find(&site);
-    require(found != of_.end(), "GPTQ: %s was never run", site.name.c_str());
-    return *found->second;
-  }
-
- private:
-  const SiteBits& bits_;
-  Tensor input_;
-  const Site* first_ = nullptr;  // the first site that got input_
-  std::map<const Site*, std::shared_ptr<Moments>> of_;
-};
-
-// ---- Walks --------------------------------------------------------------------------------------
 
 void attach(Site& site, const QuantizedWeight& q) {
   for (const Tensor& w : {site.weight.values(), q.values})  // a weight that is NaN would round to code 0
@@ -59,13 +26,6 @@ void attach(Site& site, const QuantizedWeight& q) {
             site.name.c_str());
   site.b = q.grid;
   site.weight_hat = q.values;
-}
-
-std::vector<Site*> quantized_sites(Model& model, int block, const SiteBits& bits) {
-  std::vector<Site*> sites;
-  for (Site* site : model.sites(block))
-    if (is_quantized(*site, bits)) sites.push_back(site);
-  return sites;
 }
 
 // Options with the bits that are this site's own.
@@ -76,40 +36,303 @@ Options options_of(const Site& site, Options options, const SiteBits& bits) {
   return options;
 }
 
+bool is_to_quantize(const Site& site, const SiteBits& bits) {
+  const auto own = bits.find(&site);
+  return site.is_linear() && (own == bits.end() || own->second > 0);
+}
+
+bool is_quantized(const Site& site) { return site.is_linear() && !is_identity(site.b); }
+
+// ---- A block's inputs ---------------------------------------------------------------------------
+
+// Sites that are fed one tensor (query, key, value), in the order they run.
+using Group = std::vector<Site*>;
+
+// Follows a pass until it has the inputs of groups [begin, end), and ends it there: the rest is not computed.
+class Capture : public Observer {
+ public:
+  struct Done {};
+  Capture(const std::vector<Group>& groups, size_t begin, size_t end) : groups_(groups), begin_(begin), end_(end) {}
+
+  void input(const Site& site, const Tensor& x) override {
+    if (&site != groups_[begin_ + inputs.size()].front()) return;
+    require(kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)", site.name.c_str());
+    inputs.push_back(x);
+    if (begin_ + inputs.size() == end_) throw Done{};
+  }
+  std::vector<Tensor> inputs;
+
+ private:
+  const std::vector<Group>& groups_;
+  size_t begin_, end_;
+};
+
+// Groups the sites of a pass that `is_wanted`: a tensor is held until the next comes, so that its address
+// identifies it.
+struct FindGroups : Observer {
+  explicit FindGroups(std::function<bool(const Site&)> is_wanted) : is_wanted(std::move(is_wanted)) {}
+  void input(const Site& site, const Tensor& x) override {
+    if (!is_wanted(site)) return;
+    if (groups.empty() || x.data != held.data) groups.emplace_back();
+    groups.back().push_back(const_cast<Site*>(&site));
+    held = x;
+  }
+  std::function<bool(const Site&)> is_wanted;
+  std::vector<Group> groups;
+  Tensor held;
+};
+
+// ---- The walk -----------------------------------------------------------------------------------
+
+// Adds the time until it goes out of scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& seconds_;
+  Clock::time_point start_ = Clock::now();
+};
+
+using Stream = std::vector<Tensor>;  // what a block is fed, one tensor a window
+using Inputs = std::vector<Tensor>;  // of consecutive groups
+
+// What a group is fed, over all windows.
+struct GroupSums {
+  std::unique_ptr<Moments> moments, odd;  // on the quantized stream; of every other window for a refit
+  MeanError own, real;                    // means on the quantized and on the float stream
+};
+
+// Mean output of a site whose mean input is mean [in] or, per position, [T, in]; in the same form.
+Tensor mean_output(const Site& site, Precision precision, const Tensor& mean) {
+  const int64_t rows = mean.rows(), in = mean.dim(-1);
+  const Tensor y = site.product(precision, nullptr, mean.reshaped({1, rows, in}), {});
+  return y.reshaped(mean.rank() == 1 ? Shape{y.dim(-1)} : Shape{rows, y.dim(-1)});
+}
+
+Tensor difference(const Tensor& a, const Tensor& b) { return add(nullptr, a, scale(nullptr, b, -1)); }
+
+class Walk {
+ public:
+  // With `solver` weights are quantized; with `bc` outputs are compensated on that stream.
+  Walk(Model& model, const WalkOptions* solver, const BcOptions* bc, BcStream stream, const Warn& warn)
+      : model_(model), solver_(solver), bc_(bc), stream_(stream), warn_(warn) {}
+
+  WalkResult run(const char* name, const std::vector<Batch>& windows, const Progress& progress, BlockStore* store) {
+    require(!windows.empty(), "%s needs calibration windows", name);
+    const int depth = model_.depth(), restored = restore_blocks(store, name, model_, result_.blocks);
+    if (restored < depth)
+      for (const Batch& batch : windows) own_.push_back(model_.embed({Precision::Fake}, batch));
+    if (has_real()) real_ = own_;
+    for (int i = 0; i < depth && restored < depth; ++i) {
+      progress(name, i, depth);
+      if (i >= restored) {
+        result_.blocks.emplace_back();
+        fit_sites(i);
+        if (bc_ && bc_->block) fit_output(i);
+        if (store) store->done(name, model_, i, result_.blocks.back());
+      }
+      if (i + 1 < depth) advance(i);
+    }
+    progress(name, depth, depth);
+    return std::move(result_);
+  }
+
+ private:
+  bool has_real() const { return bc_ || solver_->float_target; }
+
+  void fit_sites(int i) {
+    if (solver_)
+      for (Site* site : model_.sites(i)) site->clear();
+    FindGroups found(
+        [&](const Site& site) { return solver_ ? is_to_quantize(site, solver_->bits) : is_quantized(site); });
+    model_.block({Precision::Fake, nullptr, &found}, i, own_[0]);
+    groups_ = found.groups;
+    const size_t n = groups_.size();
+    if (n == 0) return;
+    const bool means = bc_ && bc_->linear;
+    if (stream_ == BcStream::Float) {
+      if (means) fit(0, n, observe(i, 0, n, false, true));
+    } else if (solver_ && !solver_->sequential) {
+      fit(0, n, observe(i, 0, n, true, false));
+      for (size_t g = 0; g < n && means; ++g) fit(g, g + 1, observe(i, g, g + 1, false, true));
+    } else if (solver_ || means) {
+      for (size_t g = 0; g < n; ++g) fit(g, g + 1, observe(i, g, g + 1, solver_, means));
+    }
+  }
+
+  // Sums of what groups [begin, end) of block i are fed.
+  std::vector<GroupSums> observe(int i, size_t begin, size_t end, bool moments, bool means) {
+    const auto inputs = [&](Precision precision, const Tensor& x) {
+      Capture capture(groups_, begin, end);
+      try {
+        model_.block({precision, nullptr, &capture}, i, x);
+      } catch (const Capture::Done&) {
+      }
+      return capture.inputs;
+    };
+    const bool pairs = moments && solver_->float_target;
+    const BcShape shape = bc_ ? bc_->shape : BcShape::Channel;
+    std::vector<GroupSums> sums;
+    for (size_t g = begin; g < end; ++g) sums.push_back({nullptr, nullptr, MeanError(shape), MeanError(shape)});
+    for_windows(
+        [&](size_t j) {
+          const Inputs real = means || pairs ? inputs(Precision::Float, real_[j]) : Inputs{};
+          return std::pair{stream_ == BcStream::Float ? real : inputs(Precision::Fake, own_[j]), real};
+        },
+        [&](size_t j, const std::pair<Inputs, Inputs>& x) {
+          for (size_t g = 0; g < sums.size(); ++g) {
+            const Tensor& own = x.first[g];
+            std::unique_ptr<Moments>& into = pairs && j % 2 ? sums[g].odd : sums[g].moments;
+            if (moments && !into) into = std::make_unique<Moments>(own.dim(-1));
+            if (moments) into->add(own, pairs ? x.second[g] : Tensor{});
+            if (means) sums[g].own.update(own), sums[g].real.update(x.second[g]);
+          }
+        });
+    return sums;
+  }
+
+  void fit(size_t begin, size_t end, const std::vector<GroupSums>& sums) {
+    const Stopwatch watch(result_.seconds.solve);
+    for (size_t g = begin; g < end; ++g) {
+      const GroupSums& sum = sums[g - begin];
+      if (sum.moments) quantize(groups_[g], *sum.moments, sum.odd.get());
+      const Tensor real = sum.real.mean(), own = sum.own.mean();
+      for (Site* site : groups_[g]) {
+        if (real.empty()) continue;
+        const Tensor b =
+            difference(mean_output(*site, Precision::Float, real), mean_output(*site, Precision::Fake, own));
+        compensate(*site, b);
+        result_.blocks.back().fitted += b.size();
+      }
+    }
+  }
+
+  // `moments` are of all windows, or where there are others in `odd` of the rest.
+  void quantize(const Group& group, Moments& moments, const Moments* odd) {
+    std::vector<Tensor> weights;
+    for (const Site* site : group) weights.push_back(site->weight.values());
+    double ridge = std::numeric_limits<double>::infinity();
+    if (odd) {
+      Refit refitted = refit(weights, moments, *odd, solver_->centred);
+      weights = std::move(refitted.weights);
+      ridge = refitted.ridge;
+    }
+    if (!warned_ && moments.tokens() < moments.columns()) {
+      warned_ = true;
+      warn_(
+          format("%lld calibration tokens are fewer than the %lld columns of %s: its Hessian is singular, damping "
+                 "decides the rest; use more or longer windows",
+                 ll(moments.tokens()), ll(moments.columns()), group.front()->name.c_str()));
+    }
+    const std::vector<double> hessian = moments.second(solver_->centred), covariance = moments.second(true);
+    for (size_t i = 0; i < group.size(); ++i) {
+      Site& site = *group[i];
+      const Tensor& v = weights[i];
+      const GptqOptions options = options_of(site, solver_->gptq, solver_->bits);
+      // Products are 2 / samples Σ: of windows of one length, 2 T times the mean over tokens.
+      const double mean =
+          static_cast<double>(moments.samples()) / (2. * static_cast<double>(moments.tokens() * v.dim(0)));
+      QuantizedWeight q = gptq(v, hessian, options, site.name, warn_);
+      LayerRecord record{site.name, options.bits, q.grid.group, q.damp, ridge};
+      record.signal = mean * quadratic_error(v, {}, hessian);
+      record.rounded = mean * quadratic_error(round_to_nearest(v, options).values, v, hessian);
+      record.solved = mean * quadratic_error(q.values, v, hessian);
+      if (solver_->refine > 0) refine(q, v, hessian, solver_->refine);
+      record.refined = mean * quadratic_error(q.values, v, hessian);
+      record.compensated = mean * quadratic_error(q.values, v, covariance);
+      attach(site, q);
+      result_.blocks.back().layers.push_back(record);
+    }
+  }
+
+  // The error of block i's output, its sites compensated, from the block's input to its end.
+  void fit_output(int i) {
+    MeanError error(bc_->shape);
+    for_windows(
+        [&](size_t j) {
+          return std::pair{model_.block({Precision::Float}, i, real_[j]), model_.block({Precision::Fake}, i, own_[j])};
+        },
+        [&](size_t, const std::pair<Tensor, Tensor>& y) { error.update(y.first, y.second); });
+    const Tensor b = error.mean();
+    compensate_block(model_, i, b);
+    result_.blocks.back().fitted += b.size();
+  }
+
+  void advance(int i) {
+    const auto step = [&](Precision precision, Stream& x) {
+      for_windows([&](size_t j) { return model_.block({precision}, i, x[j]); },
+                  [&](size_t j, const Tensor& y) { x[j] = y; });
+    };
+    if (has_real()) step(Precision::Float, real_);
+    if (stream_ == BcStream::Float)
+      own_ = real_;
+    else
+      step(Precision::Fake, own_);
+  }
+
+  // make(j) for every window j, as many at a time as there are threads; use(j, what was made) in order.
+  template <class Make, class Use>
+  void for_windows(Make make, Use use) {
+    const size_t n = own_.size(), together = at(threads());
+    for (size_t first = 0; first < n; first += together) {
+      std::vector<decltype(make(first))> made(std::min(together, n - first));
+      {
+        const Stopwatch watch(result_.seconds.passes);
+        parallel_for(static_cast<int64_t>(made.size()), [&](int64_t k) { made[at(k)] = make(first + at(k)); });
+      }
+      const Stopwatch watch(result_.seconds.moments);
+      for (size_t k = 0; k < made.size(); ++k) use(first + k, made[k]);
+    }
+  }
+
+  Model& model_;
+  const WalkOptions* solver_;
+  const BcOptions* bc_;
+  BcStream stream_;
+  const Warn& warn_;
+  bool warned_ = false;
+  Stream own_, real_;  // what the next block is fed on that stream and, where outputs are compensated, in float
+  std::vector<Group> groups_;
+  WalkResult result_;
+};
+
+void require_bc(const BcOptions& o) {
+  require_usage(!(o.attention || o.mlp || o.downsample || o.stage || o.model),
+                "of a language model, linear sites and block outputs can be compensated, no others");
+}
+
 }  // namespace
+
+int64_t WalkResult::fitted() const {
+  int64_t sum = 0;
+  for (const BlockRecord& block : blocks) sum += block.fitted;
+  return sum;
+}
 
 void quantize_rtn(Model& model, const WeightGrid& grid, const SiteBits& bits) {
   for (int i = 0; i < model.depth(); ++i)
-    for (Site* site : quantized_sites(model, i, bits))
-      attach(*site, round_to_nearest(site->weight.values(), options_of(*site, grid, bits)));
+    for (Site* site : model.sites(i))
+      if (is_to_quantize(*site, bits))
+        attach(*site, round_to_nearest(site->weight.values(), options_of(*site, grid, bits)));
 }
 
-void quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqOptions& options,
-                   const Progress& progress, const Warn& warn, const SiteBits& bits) {
-  require_options(options);
-  require(!windows.empty(), "GPTQ needs calibration windows");
-  std::vector<Tensor> x(windows.size());  // the one stream: what block i is fed
-  for (size_t j = 0; j < windows.size(); ++j) x[j] = model.embed({Precision::Fake}, windows[j]);
+WalkResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const WalkOptions& options,
+                         const Progress& progress, const Warn& warn, BlockStore* store) {
+  require_options(options.gptq);
+  require_usage(options.refine >= 0, "the number of refining sweeps is 0 or more, not %d", options.refine);
+  if (options.bc) require_bc(*options.bc);
+  return Walk(model, &options, options.bc ? &*options.bc : nullptr, BcStream::Quantized, warn)
+      .run("GPTQ", windows, progress, store);
+}
 
-  bool warned = false;
-  for (int i = 0; i < model.depth(); ++i) {
-    progress("GPTQ", i, model.depth());
-    Hessians hessians(bits);
-    for (const Tensor& input : x) model.block({Precision::Float, nullptr, &hessians}, i, input);
-    for (Site* site : quantized_sites(model, i, bits)) {
-      const Moments& moments = hessians.of(*site);
-      if (!warned && moments.tokens() < moments.columns()) {
-        warned = true;
-        warn(
-            format("%lld calibration tokens are fewer than the %lld columns of %s: its Hessian is singular, damping "
-                   "decides the rest; use more or longer windows",
-                   ll(moments.tokens()), ll(moments.columns()), site->name.c_str()));
-      }
-      attach(*site, gptq(site->weight.values(), moments.second(), options_of(*site, options, bits), site->name, warn));
-    }
-    for (Tensor& stream : x) stream = model.block({Precision::Fake}, i, stream);
-  }
-  progress("GPTQ", model.depth(), model.depth());
+WalkResult compensate_blocks(Model& model, const std::vector<Batch>& windows, const BcOptions& options, BcStream stream,
+                             const Progress& progress, BlockStore* store) {
+  require_bc(options);
+  const Warn none;
+  return Walk(model, nullptr, &options, stream, none).run("bias compensation", windows, progress, store);
 }
 
 }  // namespace bcq

@@ -135,7 +135,7 @@ TEST_CASE("gptq names the site whose numbers are not finite") {
   Toy toy(1, 4);
   Tensor x = random({2, 8, 4}, 20);
   x[40] = NAN;
-  CHECK(message_of<Error>([&] { quantize_gptq(toy, windows_of(x), options(4), kSilent, kNoWarning); }) ==
+  CHECK(message_of<Error>([&] { quantize_gptq(toy, windows_of(x), {options(4)}, kSilent, kNoWarning); }) ==
         "0.a: its input is not finite (NaN or infinity)");
 
   toy.sites(0)[1]->weight.values()[3] = NAN;  // shared memory
@@ -160,7 +160,7 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
   Toy toy(2, 6), expected(2, 6);
   std::vector<double> reported;
   quantize_gptq(
-      toy, windows_of(x), options(3, 4),
+      toy, windows_of(x), {options(3, 4)},
       [&](const std::string& what, double done, double total) {
         CHECK(what == "GPTQ");
         CHECK(total == 2);
@@ -191,7 +191,7 @@ TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leav
   Toy rtn(1, 6), gptq(1, 6);
   const auto bits = [](Toy& toy) { return SiteBits{{toy.sites(0)[0], 8}, {toy.sites(0)[1], 0}}; };
   quantize_rtn(rtn, {3, 4}, bits(rtn));
-  quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), options(3, 4), kSilent, kNoWarning, bits(gptq));
+  quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), {options(3, 4), bits(gptq)}, kSilent, kNoWarning);
   for (Toy* toy : {&rtn, &gptq}) {
     CHECK(std::get<Affine>(toy->sites(0)[0]->b).bits == 8);
     CHECK(is_identity(toy->sites(0)[1]->b));
@@ -203,11 +203,11 @@ TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leav
 TEST_CASE("quantize_gptq warns once when there are fewer tokens than columns, and needs a window") {
   Toy toy(2, 32);
   Warnings warnings;
-  quantize_gptq(toy, windows_of(random({2, 10, 32}, 22)), options(4), kSilent, warnings.sink());
+  quantize_gptq(toy, windows_of(random({2, 10, 32}, 22)), {options(4)}, kSilent, warnings.sink());
   REQUIRE(warnings.all.size() == 1);
   CHECK(contains(warnings.all[0], "20 calibration tokens"));
   CHECK(contains(warnings.all[0], "0.a"));
-  CHECK_THROWS_AS(quantize_gptq(toy, {}, options(4), kSilent, kNoWarning), Error);
+  CHECK_THROWS_AS(quantize_gptq(toy, {}, {options(4)}, kSilent, kNoWarning), Error);
 }
 
 TEST_CASE("quantize_gptq gives the same bits on one and on two threads") {
@@ -215,7 +215,7 @@ TEST_CASE("quantize_gptq gives the same bits on one and on two threads") {
     Toy toy(1, 300);
     Batch batch;
     batch.pixels = random({3, 64, 300}, 13);
-    quantize_gptq(toy, {batch, batch}, options(4), kSilent, [](const std::string&) {});
+    quantize_gptq(toy, {batch, batch}, {options(4)}, kSilent, [](const std::string&) {});
     return toy.sites(0)[2]->weight_hat.values();
   }));
 }

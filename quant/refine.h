@@ -1,0 +1,20 @@
+// What a rounded weight costs at its layer's output, and a descent on its codes that can only lower it.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "quant/gptq.h"
+
+namespace bcq {
+
+// Σ (q - v) c (q - v)ᵀ over the rows of q, v [out, in]; v may be empty for 0. c [in, in] row-major, of which the upper
+// triangle is read. With c = E x xᵀ it is E || q x - v x ||²; with the covariance, what is left of that once the
+// layer's bias has been fitted.
+double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c);
+
+// Lowers quadratic_error(q.values, v, c), scales and zero points as they are: column by column each row takes the
+// code that is best given its others, up to `sweeps` times or until none changes. A code changes only where the
+// error falls, so the result is never worse than what it starts from. (Coordinate descent as in COMQ and QuantEase)
+void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& c, int sweeps);
+
+}  // namespace bcq

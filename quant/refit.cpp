@@ -1,0 +1,92 @@
+#include "quant/refit.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "engine/check.h"
+#include "engine/parallel.h"
+#include "quant/linalg.h"
+
+namespace bcq {
+namespace {
+
+constexpr double kRidges[] = {0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10};
+
+using Matrix = std::vector<double>;  // row-major
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// Products of one set of windows, and what they would have W gain: W (E x x~ᵀ - C).
+struct Half {
+  Matrix c, gain;  // [n, n], both triangles; [out, n]
+  double diagonal = 0;
+
+  Half(const Matrix& w, int64_t n, const Moments& moments, bool centred) : c(moments.second(centred)) {
+    for (int64_t i = 0; i < n; ++i) {
+      diagonal += c[at(i * n + i)] / static_cast<double>(n);
+      for (int64_t j = 0; j < i; ++j) c[at(i * n + j)] = c[at(j * n + i)];
+    }
+    Matrix drift = moments.cross(centred);
+    for (size_t i = 0; i < drift.size(); ++i) drift[i] -= c[i];
+    gain = times(w, drift, n);
+  }
+
+  // [out, n] x [n, n]
+  static Matrix times(const Matrix& x, const Matrix& y, int64_t n) {
+    Matrix z(x.size());
+    const int k = static_cast<int>(n), rows = static_cast<int>(x.size() / at(n));
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, k, k, 1, x.data(), k, y.data(), k, 0, z.data(), k);
+    return z;
+  }
+
+  // V - W; empty when C + λ cannot be factored.
+  Matrix change(int64_t n, double ridge) const {
+    Matrix damped = c, d = gain;
+    for (int64_t i = 0; i < n; ++i) damped[at(i * n + i)] += ridge * diagonal;
+    if (!solve_rows(damped, n, d)) d.clear();
+    return d;
+  }
+  // What a change d of W adds to E || W x - V x~ ||² here.
+  double cost(const Matrix& d, int64_t n) const {
+    const int size = static_cast<int>(d.size());
+    return cblas_ddot(size, times(d, c, n).data(), 1, d.data(), 1) - 2 * cblas_ddot(size, gain.data(), 1, d.data(), 1);
+  }
+};
+
+}  // namespace
+
+Refit refit(const std::vector<Tensor>& weights, Moments& a, const Moments& b, bool centred) {
+  const int64_t n = a.columns();
+  Matrix w;
+  for (const Tensor& weight : weights) w.insert(w.end(), weight.data, weight.data + weight.size());
+
+  double best = 0;
+  Refit result{weights, std::numeric_limits<double>::infinity()};
+  {
+    const Half halves[] = {{w, n, a, centred}, {w, n, b, centred}};
+    constexpr int64_t kCount = std::size(kRidges);
+    double costs[2 * kCount];
+    parallel_for(2 * kCount, [&](int64_t i) {
+      const Matrix d = halves[i % 2].change(n, kRidges[i / 2]);
+      costs[i] = d.empty() ? 0 : halves[1 - i % 2].cost(d, n);
+    });
+    for (int64_t i = 0; i < kCount; ++i)
+      if (costs[2 * i] + costs[2 * i + 1] < best) {
+        best = costs[2 * i] + costs[2 * i + 1];
+        result.ridge = kRidges[i];
+      }
+  }
+  a.add(b);
+  if (best == 0) return result;
+  const Matrix d = Half(w, n, a, centred).change(n, result.ridge);
+  size_t i = 0;
+  for (Tensor& v : result.weights) {
+    v = v.clone();
+    for (int64_t k = 0; k < v.size(); ++k, ++i) v[k] = static_cast<float>(v[k] + (d.empty() ? 0 : d[i]));
+  }
+  return result;
+}
+
+}  // namespace bcq
