@@ -20,10 +20,19 @@ size_t bytes_of(DType dtype);
 struct TensorInfo {
   DType dtype;
   Shape shape;
-  const std::byte* bytes;      // inside the mapped file
-  std::shared_ptr<void> file;  // keeps the mapping alive
-  std::string path;            // the file it came from, for messages
+  const std::byte* bytes;      // inside the mapped file, or in memory
+  std::shared_ptr<void> file;  // keeps the mapping, or the memory, alive
+  std::string path;            // the file it came from, for messages; empty: none
+
+  size_t size() const { return static_cast<size_t>(numel(shape)) * bytes_of(dtype); }  // in bytes
 };
+
+// A tensor as a file holds it: F32 (the tensor's own memory), or F16 or BF16, rounded half to even. Error, naming
+// `name`, for a value that is not finite there.
+TensorInfo store(const Tensor& t, DType dtype, const std::string& name);
+TensorInfo store(Shape shape, std::vector<int32_t> values);  // as I32
+// Its values as they will be read again.
+Tensor rounded(const Tensor& t, DType dtype, const std::string& name);
 
 // All tensors of a model: one file, or the shards a *.safetensors.index.json names.
 class SafeTensors {
@@ -60,10 +69,12 @@ using NameMap = std::function<std::vector<std::string>(const std::string& name)>
 // A position in the names of a checkpoint, so that code nests as the names do:
 //   Loader(file).sub("blocks").sub(3).sub("attn.qkv").get("weight", {3 * D, D})
 // and it knows in the end which tensors nobody asked for.
+struct PackedFormat;  // engine/packed_file.h
 class Loader {
  public:
-  explicit Loader(const SafeTensors& file, NameMap names = nullptr)
-      : file_(&file), names_(std::move(names)), asked_(std::make_shared<Asked>()) {}
+  explicit Loader(const SafeTensors& file, NameMap names = nullptr,
+                  std::shared_ptr<const PackedFormat> packed = nullptr)
+      : file_(&file), names_(std::move(names)), packed_(std::move(packed)), asked_(std::make_shared<Asked>()) {}
   Loader sub(const std::string& child) const {
     Loader inner = *this;
     inner.prefix_ += child + ".";
@@ -76,6 +87,12 @@ class Loader {
   Tensor get(const std::string& child, const Shape& expected) const;
   Weight get_weight(const std::string& child, const Shape& expected) const;
   void ignore(const std::string& child) const;  // as if it had been asked for
+  // Of tensors that go by one name.
+  std::vector<int64_t> get_ints(const std::string& child, Shape* shape) const;  // as SafeTensors has it
+  const Shape& shape(const std::string& child) const;
+  std::string describe(const std::string& child) const;  // "FILE: tensor "NAME"", for messages
+  // How the file keeps packed weights; null when it has none.
+  const PackedFormat* packed() const { return packed_.get(); }
   // Names of the file that no get() of this loader or of its subs has asked for.
   std::vector<std::string> unused() const {
     std::vector<std::string> names;
@@ -91,6 +108,7 @@ class Loader {
   std::vector<std::string> ask(const std::string& child, int64_t values) const;
   const SafeTensors* file_;
   NameMap names_;
+  std::shared_ptr<const PackedFormat> packed_;
   std::string prefix_;
   struct Asked {
     std::set<std::string> names;
@@ -99,9 +117,12 @@ class Loader {
   std::shared_ptr<Asked> asked_;
 };
 
-// Write float32 tensors as the reference writer does (names in its order, header padded to 8 bytes,
-// metadata {"format": "pt"} plus what is given), to a temporary file beside `path` that is then renamed.
-// Throws Error when it cannot be written, or when a value is not finite; nothing is left behind then.
+// Write tensors as the reference writer does (names in its order, header padded to 8 bytes, metadata
+// {"format": "pt"} plus what is given), to a temporary file beside `path` that is then renamed.
+// Throws Error when it cannot be written; nothing is left behind then.
+void write_safetensors(const std::string& path, const std::map<std::string, TensorInfo>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+// The same for float32 tensors. Error when a value is not finite.
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

@@ -1,0 +1,216 @@
+#include "engine/packed_file.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "engine/half.h"
+#include "engine/kernels.h"
+
+namespace bcq {
+namespace {
+
+using Kind = PackedFormat::Kind;
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+long long ll(int64_t i) { return static_cast<long long>(i); }
+
+// GPTQ's words are those of a row from top to bottom: [words, rows] where we have [rows, words].
+template <class T>
+std::vector<T> transposed(const std::vector<T>& x, int64_t rows) {
+  const int64_t cols = static_cast<int64_t>(x.size()) / rows;
+  std::vector<T> y(x.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) y[at(c * rows + r)] = x[at(r * cols + c)];
+  return y;
+}
+
+Tensor transposed(const Tensor& x) {
+  Tensor y = Tensor::uninitialized({x.dim(1), x.dim(0)});
+  for (int64_t r = 0; r < x.dim(0); ++r)
+    for (int64_t c = 0; c < x.dim(1); ++c) y[c * x.dim(0) + r] = x[r * x.dim(1) + c];
+  return y;
+}
+
+// The widths GPTQ checkpoints have (GPTQModel's planar layouts of others are another format).
+bool is_gptq_width(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+
+struct Words {
+  Shape shape;
+  std::vector<uint32_t> values;
+};
+
+Words get_words(const Loader& from, const std::string& child) {
+  Words words;
+  const std::vector<int64_t> wide = from.get_ints(child, &words.shape);
+  words.values.assign(wide.begin(), wide.end());
+  return words;
+}
+
+void require_shape(const Loader& from, const char* child, const Shape& found, const Shape& expected) {
+  require_input(found == expected, "%s: has shape %s, but the layer needs %s", from.describe(child).c_str(),
+                to_string(found).c_str(), to_string(expected).c_str());
+}
+
+// The group of every column as the file has it; empty when columns are in order.
+std::vector<int32_t> get_groups(const Loader& from, int64_t in, int64_t groups) {
+  if (!from.has("g_idx")) return {};
+  Shape shape;
+  const std::vector<int64_t> values = from.get_ints("g_idx", &shape);
+  require_shape(from, "g_idx", shape, {in});
+  for (int64_t c = 0; c < in; ++c)
+    require_input(values[at(c)] >= 0 && values[at(c)] < groups, "%s: column %lld is in group %lld, but there are %lld",
+                  from.describe("g_idx").c_str(), ll(c), ll(values[at(c)]), ll(groups));
+  return std::vector<int32_t>(values.begin(), values.end());
+}
+
+// Zero points [out, groups] from words [groups, words of out].
+Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, Kind kind) {
+  const Words words = get_words(from, "qzeros");
+  const int64_t row = packed_words(out, bits);
+  require_shape(from, "qzeros", words.shape, {groups, row});
+  const int top = (1 << bits) - 1;
+  Tensor zeros = Tensor::uninitialized({out, groups});
+  std::vector<uint8_t> codes(at(out));
+  for (int64_t g = 0; g < groups; ++g) {
+    unpack_codes(words.values.data() + g * row, out, bits, codes.data());
+    for (int64_t r = 0; r < out; ++r) {
+      int zero = codes[at(r)];
+      if (kind == Kind::GptqV1) {
+        // A zero point of 0 becomes -1 in v1 and runs over the neighbours in its word: those are lost.
+        require_input(zero < top,
+                      "%s: an asymmetric zero point overflowed when this GPTQ v1 file was written; the checkpoint "
+                      "is only good in v2 (checkpoint_format \"gptq_v2\")",
+                      from.describe("qzeros").c_str());
+        ++zero;
+      }
+      zeros[r * groups + g] = static_cast<float>(zero);
+    }
+  }
+  return zeros;
+}
+
+}  // namespace
+
+std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const std::string& where,
+                                                       const std::string& folder) {
+  PackedFormat f;
+  f.where = where;
+  json q = config.is_object() ? config.value("quantization_config", json()) : json();
+  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+    const std::string path = (std::filesystem::path(folder) / name).string();
+    if (!q.is_null() || !std::filesystem::exists(path)) continue;
+    q = read_json(path);
+    f.where = path;
+  }
+  if (q.is_null()) return nullptr;
+  require_input(q.is_object(), "%s: the quantization's configuration is not an object", f.where.c_str());
+
+  const auto text = [&](const char* key, const char* other, const std::string& fallback) {
+    return get_or<std::string>(q, key, get_or<std::string>(q, other, fallback, f.where), f.where);
+  };
+  const std::string method = text("quant_method", "method", "gptq");
+  if (method == "bcq") {
+    const auto version = get<int64_t>(q, "format_version", f.where);
+    require_input(version == 1, "%s: format_version %lld is newer than this program", f.where.c_str(), ll(version));
+    f.positions = get_or<int64_t>(q, "bc_positions", 0, f.where);
+    require_input(f.positions >= 0, "%s: bc_positions is %lld", f.where.c_str(), ll(f.positions));
+  } else {
+    const std::string format =
+        get_or(q, "is_marlin_format", false, f.where) ? "marlin" : text("checkpoint_format", "format", "gptq");
+    require_input(method == "gptq" && (format == "gptq" || format == "gptq_v2") &&
+                      text("pack_dtype", "pack_dtype", "int32") == "int32",
+                  "%s: this checkpoint is quantized as %s (%s), which is not read here; GPTQ's gptq and gptq_v2 with "
+                  "int32 words are",
+                  f.where.c_str(), quoted(method).c_str(), quoted(format).c_str());
+    f.kind = format == "gptq" ? Kind::GptqV1 : Kind::GptqV2;
+  }
+  f.by_layer = q.contains("dynamic") && !q["dynamic"].empty();
+  f.bits = static_cast<int>(get<int64_t>(q, "bits", f.where));
+  f.group = get_or<int64_t>(q, "group_size", -1, f.where);
+  const bool fits = f.kind == Kind::Own ? f.bits >= 2 && f.bits <= 8 : is_gptq_width(f.bits);
+  require_input(fits && (f.group == -1 || f.group >= 1), "%s: bits %d with group_size %lld is not a quantization",
+                f.where.c_str(), f.bits, ll(f.group));
+  return std::make_shared<const PackedFormat>(f);
+}
+
+PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
+  const PackedFormat& f = *from.packed();
+  const bool own = f.kind == Kind::Own;
+  Words words = get_words(from, "qweight");
+  require_input(words.shape.size() == 2 && words.shape[own ? 0 : 1] == out,
+                "%s: has shape %s, but the layer has %lld outputs", from.describe("qweight").c_str(),
+                to_string(words.shape).c_str(), ll(out));
+  const int64_t blocks = (in + 31) / 32, row = words.shape[own ? 1 : 0], bits = row / blocks;
+  require_input(row % blocks == 0 && (own ? bits >= 2 && bits <= 8 : is_gptq_width(bits) && in % 32 == 0),
+                "%s: shape %s is not that of packed codes for %lld inputs", from.describe("qweight").c_str(),
+                to_string(words.shape).c_str(), ll(in));
+  require_input(f.by_layer || bits == f.bits, "%s: has %lld bits by its shape %s, but %s says bits %d",
+                from.describe("qweight").c_str(), ll(bits), to_string(words.shape).c_str(), f.where.c_str(), f.bits);
+
+  PackedWeight w;
+  w.shape = {out, in};
+  w.words = own ? std::move(words.values) : transposed(words.values, row);
+  Affine& grid = w.grid;
+  grid.bits = static_cast<int>(bits);
+  grid.group = f.group < 0 ? in : std::min(f.group, in);
+  int64_t groups = (in + grid.group - 1) / grid.group;
+  if (f.by_layer && from.has("scales")) {  // only the tensors know
+    groups = from.shape("scales")[own ? 1 : 0];
+    require_input(groups >= 1 && groups <= in, "%s: %lld groups for %lld inputs", from.describe("scales").c_str(),
+                  ll(groups), ll(in));
+    grid.group = (in + groups - 1) / groups;
+  }
+  grid.scale = own ? from.get("scales", {out, groups}) : transposed(from.get("scales", {groups, out}));
+  grid.zero = get_zeros(from, out, groups, grid.bits, f.kind);
+  grid.column_group = get_groups(from, in, groups);
+  bool in_order = true;
+  for (int64_t c = 0; c < in && in_order && !grid.column_group.empty(); ++c)
+    in_order = grid.column_group[at(c)] == c / grid.group;
+  if (in_order) grid.column_group.clear();
+  return w;
+}
+
+DType dtype_of_scales(const Affine& grid) {
+  for (int64_t i = 0; i < grid.scale.size(); ++i) {
+    const uint16_t half = to_f16(grid.scale[i]);
+    float back;
+    kernels().from_f16(&half, &back, 1);
+    if (back != grid.scale[i]) return DType::F32;
+  }
+  return DType::F16;
+}
+
+void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::map<std::string, TensorInfo>& tensors) {
+  const bool own = kind == Kind::Own;
+  const int64_t out = w.shape[0], in = w.shape[1], groups = w.grid.scale.dim(1), bits = w.grid.bits;
+  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && dtype_of_scales(w.grid) == DType::F16),
+          "%s: %lld bits in shape %s cannot be written in GPTQ's format", name.c_str(), ll(bits),
+          to_string(w.shape).c_str());
+  const int64_t row = packed_words(in, w.grid.bits), zero_row = packed_words(out, w.grid.bits);
+  const auto ints = [](const std::vector<uint32_t>& words) { return std::vector<int32_t>(words.begin(), words.end()); };
+  tensors[name + ".qweight"] =
+      own ? store({out, row}, ints(w.words)) : store({row, out}, ints(transposed(w.words, out)));
+
+  std::vector<uint32_t> zeros(at(groups * zero_row));
+  std::vector<uint8_t> codes(at(out));
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t r = 0; r < out; ++r) {
+      const int zero = static_cast<int>(w.grid.zero[r * groups + g]) - (kind == Kind::GptqV1 ? 1 : 0);
+      require(zero >= 0 && zero < 1 << bits, "%s: the zero point %g cannot be stored", name.c_str(),
+              static_cast<double>(w.grid.zero[r * groups + g]));
+      codes[at(r)] = static_cast<uint8_t>(zero);
+    }
+    pack_codes(codes.data(), out, w.grid.bits, zeros.data() + g * zero_row);
+  }
+  tensors[name + ".qzeros"] = store({groups, zero_row}, ints(zeros));
+  tensors[name + ".scales"] =
+      store(own ? w.grid.scale : transposed(w.grid.scale), dtype_of_scales(w.grid), name + ".scales");
+
+  std::vector<int32_t> g_idx = w.grid.column_group;
+  for (int64_t c = 0; !own && w.grid.column_group.empty() && c < in; ++c)
+    g_idx.push_back(static_cast<int32_t>(w.grid.group_of(c)));
+  if (!g_idx.empty()) tensors[name + ".g_idx"] = store({in}, std::move(g_idx));
+}
+
+}  // namespace bcq
