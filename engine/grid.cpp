@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/check.h"
+#include "engine/half.h"
 #include "engine/kernels.h"
 #include "engine/parallel.h"
 
@@ -74,11 +75,21 @@ Tensor fake_quantize(const Grid& grid, const Tensor& x) {
   return y;
 }
 
+int scale_bits(const Affine& grid) {
+  for (int64_t i = 0; i < grid.scale.size(); ++i) {
+    const uint16_t half = to_f16(grid.scale[i]);
+    float back;
+    kernels().from_f16(&half, &back, 1);
+    if (back != grid.scale[i]) return 32;
+  }
+  return 16;
+}
+
 double storage_bits(const Grid& grid, const Shape& weight) {
   const double n = static_cast<double>(numel(weight));
   if (const auto* g = std::get_if<Uniform>(&grid)) return n * g->bits + 32.0 * static_cast<double>(g->delta.size());
   if (const auto* g = std::get_if<Affine>(&grid))
-    return n * g->bits + static_cast<double>(g->scale.size()) * (16 + g->bits) +
+    return n * g->bits + static_cast<double>(g->scale.size()) * (scale_bits(*g) + g->bits) +
            32.0 * static_cast<double>(g->column_group.size());
   return 32 * n;
 }

@@ -55,8 +55,11 @@ inline bool is_identity(const Grid& grid) { return std::holds_alternative<Identi
 // x rounded to the grid, in the shape of x; x itself for Identity. No gradients.
 Tensor fake_quantize(const Grid& grid, const Tensor& x);
 
-// Bits needed to store a weight of this shape on this grid: codes, and 16-bit scales, `bits`-bit zero points
-// and 32-bit column groups for Affine, 32-bit steps for Uniform; 32 bits a value for Identity.
+// Bits of a scale: 16 where 16-bit floats hold all scales exactly, else 32.
+int scale_bits(const Affine& grid);
+
+// Bits needed to store a weight of this shape on this grid: codes, and scales, `bits`-bit zero points and 32-bit
+// column groups for Affine, 32-bit steps for Uniform; 32 bits a value for Identity.
 double storage_bits(const Grid& grid, const Shape& weight);
 
 }  // namespace bcq

@@ -4,8 +4,6 @@
 #include <filesystem>
 
 #include "engine/check.h"
-#include "engine/half.h"
-#include "engine/kernels.h"
 
 namespace bcq {
 namespace {
@@ -93,7 +91,7 @@ Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, Kind
 }  // namespace
 
 std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const std::string& where,
-                                                       const std::string& folder) {
+                                                       const std::string& folder, const SafeTensors& file) {
   PackedFormat f;
   f.where = where;
   json q = config.is_object() ? config.value("quantization_config", json()) : json();
@@ -103,6 +101,15 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
     q = read_json(path);
     f.where = path;
   }
+  const auto packed = std::find_if(file.tensors().begin(), file.tensors().end(),
+                                   [](const auto& entry) { return entry.first.ends_with(".qweight"); });
+  const bool is_packed = packed != file.tensors().end();
+  require_input(
+      !q.is_null() || !is_packed,
+      "%s: tensor %s is packed, but neither quantization_config in config.json nor quantize_config.json says how",
+      file.path().c_str(), is_packed ? quoted(packed->first).c_str() : "");
+  require_input(q.is_null() || is_packed, "%s: no tensor is packed, but %s has a quantization_config",
+                file.path().c_str(), f.where.c_str());
   if (q.is_null()) return nullptr;
   require_input(q.is_object(), "%s: the quantization's configuration is not an object", f.where.c_str());
 
@@ -134,8 +141,10 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
   return std::make_shared<const PackedFormat>(f);
 }
 
+bool has_packed(const Loader& at) { return at.file().packed && !at.has("weight"); }
+
 PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
-  const PackedFormat& f = *from.packed();
+  const PackedFormat& f = *from.file().packed;
   const bool own = f.kind == Kind::Own;
   Words words = get_words(from, "qweight");
   require_input(words.shape.size() == 2 && words.shape[own ? 0 : 1] == out,
@@ -159,7 +168,7 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
     groups = from.shape("scales")[own ? 1 : 0];
     require_input(groups >= 1 && groups <= in, "%s: %lld groups for %lld inputs", from.describe("scales").c_str(),
                   ll(groups), ll(in));
-    grid.group = (in + groups - 1) / groups;
+    if ((in + grid.group - 1) / grid.group != groups) grid.group = (in + groups - 1) / groups;
   }
   grid.scale = own ? from.get("scales", {out, groups}) : transposed(from.get("scales", {groups, out}));
   grid.zero = get_zeros(from, out, groups, grid.bits, f.kind);
@@ -168,23 +177,21 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   for (int64_t c = 0; c < in && in_order && !grid.column_group.empty(); ++c)
     in_order = grid.column_group[at(c)] == c / grid.group;
   if (in_order) grid.column_group.clear();
+  from.count(numel(w.shape) - grid.scale.size());  // parameters are weights, not scales
   return w;
 }
 
-DType dtype_of_scales(const Affine& grid) {
-  for (int64_t i = 0; i < grid.scale.size(); ++i) {
-    const uint16_t half = to_f16(grid.scale[i]);
-    float back;
-    kernels().from_f16(&half, &back, 1);
-    if (back != grid.scale[i]) return DType::F32;
-  }
-  return DType::F16;
+Tensor get_bc(const Loader& at, int64_t width) {
+  if (!at.file().packed || !at.has("bc")) return {};
+  const Tensor bc = at.get("bc", {at.file().packed->positions, width});
+  at.count(-bc.size());  // nor compensations
+  return bc;
 }
 
 void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::map<std::string, TensorInfo>& tensors) {
   const bool own = kind == Kind::Own;
   const int64_t out = w.shape[0], in = w.shape[1], groups = w.grid.scale.dim(1), bits = w.grid.bits;
-  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && dtype_of_scales(w.grid) == DType::F16),
+  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && scale_bits(w.grid) == 16),
           "%s: %lld bits in shape %s cannot be written in GPTQ's format", name.c_str(), ll(bits),
           to_string(w.shape).c_str());
   const int64_t row = packed_words(in, w.grid.bits), zero_row = packed_words(out, w.grid.bits);
@@ -204,8 +211,8 @@ void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::
     pack_codes(codes.data(), out, w.grid.bits, zeros.data() + g * zero_row);
   }
   tensors[name + ".qzeros"] = store({groups, zero_row}, ints(zeros));
-  tensors[name + ".scales"] =
-      store(own ? w.grid.scale : transposed(w.grid.scale), dtype_of_scales(w.grid), name + ".scales");
+  tensors[name + ".scales"] = store(own ? w.grid.scale : transposed(w.grid.scale),
+                                    scale_bits(w.grid) == 16 ? DType::F16 : DType::F32, name + ".scales");
 
   std::vector<int32_t> g_idx = w.grid.column_group;
   for (int64_t c = 0; !own && w.grid.column_group.empty() && c < in; ++c)

@@ -33,21 +33,24 @@ struct PackedFormat {
   std::string where;      // the file that says so, for messages
 };
 
-// What "quantization_config" of config.json, or quantize_config.json in the same folder, says; null when there is
-// neither. InputError for formats that are not read here, by name.
+// How `file` keeps packed weights, as "quantization_config" of config.json, or quantize_config.json in the same folder,
+// says; null when there is neither. InputError for formats that are not read here, by name, and when file and
+// configuration disagree on whether weights are packed.
 std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const std::string& where,
-                                                       const std::string& folder);
+                                                       const std::string& folder, const SafeTensors& file);
 
-// The packed weight [out, in] of the layer at this place. Its loader must have a PackedFormat. InputError, naming
+// Whether the layer at this place is packed.
+bool has_packed(const Loader& at);
+// Its packed weight [out, in]. InputError, naming
 // file and tensor, when a tensor is missing, does not fit the others or the configuration, or counts groups that
 // do not exist.
 PackedWeight get_packed(const Loader& at, int64_t out, int64_t in);
 
+// The compensation per position [T, width] of the layer or block at this place; empty when there is none.
+Tensor get_bc(const Loader& at, int64_t width);
+
 // The tensors of layer `name`, as above, into `tensors`. Error when the format cannot hold it.
 void put_packed(const std::string& name, const PackedWeight& weight, PackedFormat::Kind kind,
                 std::map<std::string, TensorInfo>& tensors);
-
-// The type scales are stored in: F16 where that loses nothing, else F32.
-DType dtype_of_scales(const Affine& grid);
 
 }  // namespace bcq

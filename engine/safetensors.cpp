@@ -274,7 +274,7 @@ Opened open_shards(const std::string& path) {
 
 // Elements of T at an address of any alignment.
 template <class T>
-T load(const std::byte* bytes, int64_t i) {
+T value_at(const std::byte* bytes, int64_t i) {
   T value;
   std::memcpy(&value, bytes + static_cast<size_t>(i) * sizeof(T), sizeof(T));
   return value;
@@ -318,7 +318,7 @@ Tensor decode(const TensorInfo& info, const std::string& who) {
       widen_half(info, 0, n, t.data);
       break;
     case DType::F64:
-      for (int64_t i = 0; i < n; ++i) t.data[i] = static_cast<float>(load<double>(info.bytes, i));
+      for (int64_t i = 0; i < n; ++i) t.data[i] = static_cast<float>(value_at<double>(info.bytes, i));
       break;
     default:
       throw InputError(format("%s: is %s, but a floating-point tensor is needed", who.c_str(), name(info.dtype)));
@@ -351,7 +351,7 @@ std::string describe(const TensorInfo& info, const std::string& name) { return i
 
 template <class T>
 void widen(const TensorInfo& info, std::vector<int64_t>& values) {
-  for (size_t i = 0; i < values.size(); ++i) values[i] = load<T>(info.bytes, static_cast<int64_t>(i));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = value_at<T>(info.bytes, static_cast<int64_t>(i));
 }
 
 }  // namespace
@@ -370,10 +370,7 @@ SafeTensors SafeTensors::open(const std::string& path) {
 
 Tensor SafeTensors::get(const std::string& name) const {
   const TensorInfo& info = find(*this, name);
-  const std::string who = describe(info, name);
-  Tensor t = decode(info, who);
-  require_finite(t, who);
-  return t;
+  return load(info, describe(info, name));
 }
 
 Tensor SafeTensors::get(const std::string& name, const Shape& expected) const {
@@ -515,7 +512,11 @@ TensorInfo store(Shape shape, std::vector<int32_t> values) {
   return {DType::I32, std::move(shape), reinterpret_cast<const std::byte*>(owner->data()), owner, ""};
 }
 
-Tensor rounded(const Tensor& t, DType dtype, const std::string& name) { return decode(store(t, dtype, name), name); }
+Tensor load(const TensorInfo& info, const std::string& who) {
+  Tensor t = decode(info, who);
+  require_finite(t, who);
+  return t;
+}
 
 void write_safetensors(const std::string& path, const std::map<std::string, TensorInfo>& tensors,
                        const std::map<std::string, std::string>& metadata) {

@@ -31,8 +31,9 @@ struct TensorInfo {
 // `name`, for a value that is not finite there.
 TensorInfo store(const Tensor& t, DType dtype, const std::string& name);
 TensorInfo store(Shape shape, std::vector<int32_t> values);  // as I32
-// Its values as they will be read again.
-Tensor rounded(const Tensor& t, DType dtype, const std::string& name);
+Tensor load(const TensorInfo& t, const std::string& name);   // its values, as SafeTensors::get has them
+
+struct PackedFormat;  // engine/packed_file.h
 
 // All tensors of a model: one file, or the shards a *.safetensors.index.json names.
 class SafeTensors {
@@ -45,6 +46,8 @@ class SafeTensors {
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool has(const std::string& name) const { return tensors_.count(name) != 0; }
+  // How packed weights are kept in it, which is written elsewhere; null when there are none.
+  std::shared_ptr<const PackedFormat> packed;
 
   // The tensor as float32 (F32 borrowed from the mapping when aligned, F16/BF16/F64 converted).
   // Throws InputError when it is missing, of another shape, of an integer type or not finite:
@@ -69,12 +72,10 @@ using NameMap = std::function<std::vector<std::string>(const std::string& name)>
 // A position in the names of a checkpoint, so that code nests as the names do:
 //   Loader(file).sub("blocks").sub(3).sub("attn.qkv").get("weight", {3 * D, D})
 // and it knows in the end which tensors nobody asked for.
-struct PackedFormat;  // engine/packed_file.h
 class Loader {
  public:
-  explicit Loader(const SafeTensors& file, NameMap names = nullptr,
-                  std::shared_ptr<const PackedFormat> packed = nullptr)
-      : file_(&file), names_(std::move(names)), packed_(std::move(packed)), asked_(std::make_shared<Asked>()) {}
+  explicit Loader(const SafeTensors& file, NameMap names = nullptr)
+      : file_(&file), names_(std::move(names)), asked_(std::make_shared<Asked>()) {}
   Loader sub(const std::string& child) const {
     Loader inner = *this;
     inner.prefix_ += child + ".";
@@ -90,9 +91,8 @@ class Loader {
   // Of tensors that go by one name.
   std::vector<int64_t> get_ints(const std::string& child, Shape* shape) const;  // as SafeTensors has it
   const Shape& shape(const std::string& child) const;
-  std::string describe(const std::string& child) const;  // "FILE: tensor "NAME"", for messages
-  // How the file keeps packed weights; null when it has none.
-  const PackedFormat* packed() const { return packed_.get(); }
+  std::string describe(const std::string& child) const;           // "FILE: tensor "NAME"", for messages
+  void count(int64_t values) const { asked_->values += values; }  // more values than those of tensors asked for
   // Names of the file that no get() of this loader or of its subs has asked for.
   std::vector<std::string> unused() const {
     std::vector<std::string> names;
@@ -108,7 +108,6 @@ class Loader {
   std::vector<std::string> ask(const std::string& child, int64_t values) const;
   const SafeTensors* file_;
   NameMap names_;
-  std::shared_ptr<const PackedFormat> packed_;
   std::string prefix_;
   struct Asked {
     std::set<std::string> names;

@@ -33,9 +33,17 @@ Tensor run_chain(const Context& ctx, const Site& last, const Tensor& x, const Bo
   return y;
 }
 
+void Site::set_packed(PackedWeight w) {
+  b = w.grid;
+  packed = std::make_shared<const PackedWeight>(std::move(w));
+  weight_hat =
+      Weight(packed->shape, [codes = packed](int64_t begin, int64_t end, float* y) { codes->decode(begin, end, y); });
+}
+
 void Site::clear() {
   a = b = Identity{};
   weight_hat = Weight{};
+  packed = nullptr;
   bias_hat = bc = Tensor{};
 }
 

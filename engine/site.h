@@ -9,7 +9,7 @@
 #include <functional>
 #include <string>
 
-#include "engine/grid.h"
+#include "engine/packed.h"
 #include "engine/tape.h"
 #include "engine/weight.h"
 
@@ -50,11 +50,12 @@ struct Site {
   Tensor bias;    // [out] or empty
 
   // What quantization and compensation fill in. Identity and empty mean: as in Float.
-  Grid a, b;          // grids of the left and the right operand
-  Weight weight_hat;  // weight rounded to b; [out, in]
-  Tensor bias_hat;    // bias with a per-channel compensation folded in; [out]
-  Tensor bc;          // a compensation that cannot be folded: the output's shape less the batch,
-                      // with 1 where it is shared
+  Grid a, b;                                   // grids of the left and the right operand
+  Weight weight_hat;                           // weight rounded to b; [out, in]
+  std::shared_ptr<const PackedWeight> packed;  // the codes weight_hat is made of, where it is
+  Tensor bias_hat;                             // bias with a per-channel compensation folded in; [out]
+  Tensor bc;  // a compensation that cannot be folded: the output's shape less the batch,
+              // with 1 where it is shared
 
   bool is_linear() const { return !weight.empty(); }
 
@@ -65,7 +66,8 @@ struct Site {
   // The product in one precision, seen by nobody. b is ignored for a linear site.
   Tensor product(Precision precision, Tape* tape, const Tensor& a, const Tensor& b) const;
 
-  void clear();  // forget quantization and compensation
+  void set_packed(PackedWeight w);  // as b, packed and weight_hat
+  void clear();                     // forget quantization and compensation
 };
 
 // Run a chain of sites whose output is that of `last`, so that an observer sees it as a whole:

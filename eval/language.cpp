@@ -106,8 +106,8 @@ bool counts_text(const std::string& definition) { return definition == "word" ||
 json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
 void check_method(const LanguageRun& run) {
-  require_usage(run.method == "fp" || run.method == "rtn" || run.method == "gptq", "--method %s: not fp, rtn or gptq",
-                run.method.c_str());
+  require_usage(run.method == "fp" || run.method == "rtn" || run.method == "gptq" || run.method == "stored",
+                "--method %s: not fp, rtn or gptq", run.method.c_str());
 }
 
 bool in_one_walk(const LanguageRun& run) {
@@ -151,27 +151,28 @@ EvaluationText read_evaluation(const Model& model, const TextSource& source, con
 }
 
 WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                             const Progress& progress, const Warn& warn) {
+                             const Progress& progress, const Warn& warn, BlockStore* store) {
   check_method(run);
   require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc.c_str());
   require_usage(
       run.hessian != "centred" || (run.bc != "none" && bc_options(run.bc, run.bc_sites).linear),
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
-  if (run.method == "fp") return {};
+  require_usage(!model.info().packed || run.method == "stored", "%s is quantized already", model.info().name.c_str());
+  if (run.method == "fp" || run.method == "stored") return {};
   const SiteBits bits = allocate_bits(model, site_rules(run.layer_bits, run.exclude));
   if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
   if (run.method == "rtn") return {};
   WalkOptions options{run.weights,           bits,      run.true_sequential, run.hessian == "centred",
                       run.target == "float", run.refine};
   if (in_one_walk(run)) options.bc = bc_options(run.bc, run.bc_sites);
-  return quantize_gptq(model, calib, options, progress, warn);
+  return quantize_gptq(model, calib, options, progress, warn, store);
 }
 
 WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                               const Progress& progress) {
+                               const Progress& progress, BlockStore* store) {
   if (run.bc == "none" || in_one_walk(run)) return {};
   return compensate_blocks(model, calib, bc_options(run.bc, run.bc_sites),
-                           run.bc_stream == "quantized" ? BcStream::Quantized : BcStream::Float, progress);
+                           run.bc_stream == "quantized" ? BcStream::Quantized : BcStream::Float, progress, store);
 }
 
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
@@ -234,6 +235,7 @@ std::string describe_weights(Model& model, const LanguageRun& run) {
   std::string text = run.method + format(" %d bit", w.bits);
   if (w.groupsize > 0) text += format(" g%lld", static_cast<long long>(w.groupsize));
   if (w.sym) text += " sym";
+  if (w.half) text += " f16 scales";
   if (w.mse > 0) text += format(" mse %g", w.mse);
   if (run.method == "gptq" && w.act_order) text += " act-order";
   if (run.method == "gptq" && w.static_groups) text += " static-groups";
@@ -244,32 +246,36 @@ std::string describe_weights(Model& model, const LanguageRun& run) {
   return text;
 }
 
-json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
-                     const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,
-                     int64_t bc_parameters, double seconds) {
+void set_stored(Model& model, LanguageRun& run) {
+  require_usage(run.method == "fp" && run.bc == "none",
+                "%s is quantized already: it is evaluated as it is stored, without --method and --bc",
+                model.info().name.c_str());
+  run.method = "stored";
+  std::map<int, int64_t> layers;
+  for (const Site* site : model.all_sites()) {
+    if (!site->packed) continue;
+    const Affine& grid = site->packed->grid;
+    ++layers[grid.bits];
+    run.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
+    const float* end = grid.zero.data + grid.zero.size();
+    run.weights.sym = std::all_of(static_cast<const float*>(grid.zero.data), end,
+                                  [&](float z) { return z == static_cast<float>(1 << (grid.bits - 1)); });
+    run.weights.half = scale_bits(grid) == 16;
+  }
+  const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
+  run.weights.bits = std::max_element(layers.begin(), layers.end(), fewer)->first;
+}
+
+json recipe(Model& model, const LanguageRun& run) {
   const bool quantized = run.method != "fp";
   const bool calibrated = run.method == "gptq" || run.bc != "none";
   const auto solved = [&](const json& option) { return run.method == "gptq" ? option : json(nullptr); };
-  const ModelInfo& info = model.info();
-  json definitions = json::object();
-  for (size_t i = 0; i < results.size(); ++i) {
-    const Perplexity& p = results[i];
-    json& entry = definitions[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
-    if (floats.empty()) continue;
-    const Ratio change = paired_ratio(p, floats[i]);
-    entry.update({{"float", floats[i].perplexity},
-                  {"float_se", number(floats[i].se)},
-                  {"change_percent", change.percent},
-                  {"change_percent_se", number(change.se)}});
-  }
-  return {{"model", info.name},
-          {"tag", info.tag},
-          {"parameters", info.parameters},
-          {"method", run.method},
+  return {{"method", run.method},
           {"wbits", quantized ? run.weights.bits : 32},
           {"abits", 32},
           {"groupsize", quantized ? json(run.weights.groupsize) : json(nullptr)},
           {"sym", quantized ? json(run.weights.sym) : json(nullptr)},
+          {"scales", quantized ? json(run.weights.half ? "f16" : "f32") : json(nullptr)},
           {"mse", quantized ? json(run.weights.mse) : json(nullptr)},
           {"layer_bits", quantized ? layer_bits(model, run.weights.bits) : json(nullptr)},
           {"act_order", solved(run.weights.act_order)},
@@ -282,25 +288,47 @@ json language_record(Model& model, const LanguageRun& run, const EvaluationText&
           {"bc", run.bc},
           {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
           {"bc_stream", run.bc == "none" ? json(nullptr) : json(run.bc_stream)},
-          {"bc_parameters", bc_parameters},
-          {"bc_bytes", 4 * added_values(model)},
-          {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
-          {"bits_per_weight", bits_per_weight(model)},
-          {"text", text.source.path},
-          {"text_definition", name_of(text.source.definition)},
-          {"text_tokens", text.facts.tokens},
-          {"text_token_hash", text.facts.hash},
-          {"bos", text.facts.bos < 0 ? json(nullptr) : json(text.facts.bos)},
-          {"perplexity", results.at(0).perplexity},
-          {"perplexity_se", number(results[0].se)},
-          {"perplexity_definition", results[0].definition},
-          {"perplexities", definitions},
-          {"tokens", text.windows.count * text.windows.length},
-          {"windows", text.windows.count},
-          {"seqlen", text.windows.length},
           {"nsamples", calibrated ? json(run.nsamples) : json(nullptr)},
-          {"seed", calibrated ? json(run.seed) : json(nullptr)},
-          {"seconds", seconds}};
+          {"seed", calibrated ? json(run.seed) : json(nullptr)}};
+}
+
+json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
+                     const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,
+                     int64_t bc_parameters, double seconds) {
+  const ModelInfo& info = model.info();
+  json definitions = json::object();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Perplexity& p = results[i];
+    json& entry = definitions[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
+    if (floats.empty()) continue;
+    const Ratio change = paired_ratio(p, floats[i]);
+    entry.update({{"float", floats[i].perplexity},
+                  {"float_se", number(floats[i].se)},
+                  {"change_percent", change.percent},
+                  {"change_percent_se", number(change.se)}});
+  }
+  json record = recipe(model, run);
+  record.update({{"model", info.name},
+                 {"tag", info.tag},
+                 {"parameters", info.parameters},
+                 {"bc_parameters", bc_parameters},
+                 {"bc_bytes", 4 * added_values(model)},
+                 {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
+                 {"bits_per_weight", bits_per_weight(model)},
+                 {"text", text.source.path},
+                 {"text_definition", name_of(text.source.definition)},
+                 {"text_tokens", text.facts.tokens},
+                 {"text_token_hash", text.facts.hash},
+                 {"bos", text.facts.bos < 0 ? json(nullptr) : json(text.facts.bos)},
+                 {"perplexity", results.at(0).perplexity},
+                 {"perplexity_se", number(results[0].se)},
+                 {"perplexity_definition", results[0].definition},
+                 {"perplexities", definitions},
+                 {"tokens", text.windows.count * text.windows.length},
+                 {"windows", text.windows.count},
+                 {"seqlen", text.windows.length},
+                 {"seconds", seconds}});
+  return record;
 }
 
 }  // namespace bcq

@@ -61,12 +61,12 @@ struct EvaluationText {
 EvaluationText read_evaluation(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
                                const LanguageRun& run);
 
-// What the walk did, for gptq.
+// What the walk did, for gptq. `store` (may be null) keeps finished blocks and has those of an interrupted run.
 WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                             const Progress& progress, const Warn& warn);
+                             const Progress& progress, const Warn& warn, BlockStore* store = nullptr);
 // What quantize_language() has left to do.
 WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                               const Progress& progress);
+                               const Progress& progress, BlockStore* store = nullptr);
 
 // Perplexity: exp(Σ nll / Σ weight) over units that are taken as independent.
 //   gptq      unit: a window; nll: the mean over its L-1 predictions; weight 1. (GPTQ's opt_eval)
@@ -95,8 +95,16 @@ struct Ratio {
 };
 Ratio paired_ratio(const Perplexity& a, const Perplexity& b);
 
+// Evaluate a model that was loaded packed: run.method becomes "stored", run.weights what most of its layers have.
+// UsageError when the run quantizes or compensates.
+void set_stored(Model& model, LanguageRun& run);
+
 // "gptq 2 bit g64 act-order, 12 layers of 3 bit": what was done to the weights of a quantized model.
-std::string describe_weights(Model& model, const LanguageRun& run);
+std::string describe_weights(Model& model,
+                             const LanguageRun& run);  // How the weights of a model were quantized and compensated:
+                                                       // method, bits, groups, options, seed.
+json recipe(Model& model, const LanguageRun& run);
+
 // What a run measured on one text. `floats`: the float model's perplexities on it, empty when not measured.
 json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
                      const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,

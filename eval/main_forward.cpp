@@ -52,7 +52,9 @@ int main(int argc, char** argv) {
   return run_program(app, argc, argv, [&] {
     const auto model = load_model(model_path);
     const Batch batch = read_batch(*model, SafeTensors::open(input));
-    const Tensor logits = model->forward({}, batch);
+    // A packed model is quantized, and compensated, as loaded.
+    const Context ctx{model->info().packed ? Precision::Fake : Precision::Float};
+    const Tensor logits = model->forward(ctx, batch);
     write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});
     std::printf("%s: logits %s\n", output.c_str(), to_string(logits.shape).c_str());
   });

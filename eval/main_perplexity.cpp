@@ -6,6 +6,8 @@
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/layer_report.h"
+#include "eval/resume.h"
+#include "eval/save.h"
 
 namespace {
 
@@ -16,6 +18,8 @@ struct Options {
   std::vector<std::string> texts, tokens;
   std::string calib_tokens;
   bool new_eval = false, paired = false;
+  SaveOptions save;
+  bool resume = false;
   LanguageRun run;
 };
 
@@ -120,6 +124,13 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--nsamples", r.nsamples, "Windows drawn from it")->capture_default_str()->type_name("N")->group(q);
   app.add_option("--seed", r.seed, "Seed of the draw (Python's random)")->capture_default_str()->group(q);
 
+  app.add_option_function<std::string>(
+         "--scales", [&r](const std::string& type) { r.weights.half = type == "f16"; },
+         "f32, or f16: rounded to what GPTQ checkpoints store before weights are rounded to them")
+      ->check(CLI::IsMember({"f32", "f16"}))
+      ->default_str("f32; f16 with --format gptq")
+      ->group(q);
+
   const char* b = "Bias compensation";
   app.add_option("--bc", r.bc, "none, channel (folded into the biases) or position (as the paper's tables)")
       ->check(CLI::IsMember({"none", "channel", "position"}))
@@ -132,6 +143,20 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"float", "quantized"}))
       ->capture_default_str()
       ->group(b);
+
+  const char* s = "Saving";
+  app.add_option("--save", o.save.directory,
+                 "Write the quantized model as a folder that --model takes, with its tokenizer")
+      ->type_name("DIR")
+      ->group(s);
+  app.add_option("--format", o.save.format,
+                 "bcq: holds everything; gptq: a GPTQ checkpoint for transformers, GPTQModel and vLLM")
+      ->check(CLI::IsMember({"bcq", "gptq"}))
+      ->capture_default_str()
+      ->group(s);
+  app.add_flag("--force", o.save.force, "Replace DIR although something else wrote it")->group(s);
+  app.add_flag("--resume", o.resume, "GPTQ: go on with the same command's interrupted run, from its DIR.partial")
+      ->group(s);
   app.footer(
       "Examples:\n"
       "  perplexity --model data/mini/opt --text data/mini/text/test.txt\n"
@@ -139,7 +164,10 @@ void add_options(CLI::App& app, Options& o) {
       "  perplexity --model opt-125m --corpora corpora --calib-text c4 --method gptq --wbits 3 --bc channel \\\n"
       "             --json result.json\n"
       "  perplexity --model opt-125m --corpora corpora --calib-text c4 --method gptq --wbits 2 --groupsize 64 \\\n"
-      "             --act-order --layer-bits fc2=3 --exclude '^layers\\.0\\.'");
+      "             --act-order --layer-bits fc2=3 --exclude '^layers\\.0\\.'\n"
+      "  perplexity --model opt-125m --corpora corpora --calib-text c4 --method gptq --groupsize 128 --sym \\\n"
+      "             --bc channel --save opt-125m-4bit --format gptq\n"
+      "  perplexity --model opt-125m-4bit --corpora corpora");
 }
 
 // The texts to evaluate, in the order asked for.
@@ -168,6 +196,38 @@ std::string facts_text(const TokenFacts& facts) {
                 facts.bos < 0 ? "no BOS" : format("BOS %d", facts.bos).c_str(), facts.hash.c_str());
 }
 
+json calibration_facts(const Calibration& calib) {
+  return {{"calib_text", calib.source.path},
+          {"calib_definition", name_of(calib.source.definition)},
+          {"calib_token_hash", calib.facts.hash}};
+}
+
+// All that decides about the result: runs that differ in any of it do not go on with each other's blocks. BLAS, because
+// its kernels round differently.
+json fingerprint(Model& model, const LanguageRun& r, const Calibration& calib, const SaveOptions& save) {
+  json print = recipe(model, r);
+  print["layer_bits"] = r.layer_bits;  // of the float model there are none yet
+  print.update({{"exclude", r.exclude},
+                {"seqlen", seqlen_of(model, r)},
+                {"calib_token_hash", calib.facts.hash},
+                {"weights_hash", hash_of_weights(model.info().weights)},
+                {"format", save.format},
+                {"version", version()},
+                {"blas", run_facts()["blas"]}});
+  return print;
+}
+
+// UsageError unless what the run makes of the model can be saved as asked.
+void check_saving(Model& model, const LanguageRun& r, const SaveOptions& save) {
+  check_target(save, model.info().weights);
+  const SiteBits of_site = allocate_bits(model, site_rules(r.layer_bits, r.exclude));
+  const auto bits = [&](const Site& site) {
+    const auto found = of_site.find(&site);
+    return found == of_site.end() ? r.weights.bits : found->second;
+  };
+  check_format(save, model, bits, r.weights.groupsize, r.bc == "position");
+}
+
 void print_text(const EvaluationText& text, const std::vector<Perplexity>& results,
                 const std::vector<Perplexity>& floats, double seconds) {
   std::printf("%s, %s: %s\n", text.source.path.c_str(), name_of(text.source.definition),
@@ -188,6 +248,10 @@ void run(Options& o) {
   const bool calibrates = r.method == "gptq" || r.bc != "none";
   require_usage(r.method != "fp" || r.bc == "none", "--bc %s needs --method rtn or gptq", r.bc.c_str());
   require_usage(r.method == "gptq" || o.report_path.empty(), "--layer-report tells of --method gptq");
+  const bool saves = !o.save.directory.empty();
+  require_usage(r.method != "fp" || !saves, "--save writes a quantized model: give --method rtn or gptq");
+  require_usage(saves || !o.resume, "--resume finds its blocks beside the folder of --save");
+  if (saves && o.save.is_gptq()) r.weights.half = true;
   require_usage(r.method != "fp" || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
   const std::vector<TextSource> sources = evaluation_sources(o);
   const TextSource calib_source = calibrates ? calibration_source(o) : TextSource{};
@@ -195,7 +259,9 @@ void run(Options& o) {
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
+  if (model->info().packed) set_stored(*model, r);
   seqlen_of(*model, r);
+  if (saves) check_saving(*model, r, o.save);
   std::optional<Tokenizer> tokenizer;  // token ids need none
   const auto needs_one = [](const TextSource& s) { return s.definition != Definition::Tokens; };
   if (std::any_of(sources.begin(), sources.end(), needs_one) || (calibrates && needs_one(calib_source)) ||
@@ -213,10 +279,22 @@ void run(Options& o) {
   }
   Calibration calib;
   if (calibrates) calib = read_calibration(*model, calib_source, words, r);
-  const WalkResult solved = quantize_language(*model, calib.batches, r, progress.callback(), progress.warn());
-  const WalkResult compensated = compensate_language(*model, calib.batches, r, progress.callback());
+  std::optional<BlockFiles> blocks;
+  if (saves && r.method == "gptq")
+    blocks.emplace(partial_folder(o.save), fingerprint(*model, r, calib, o.save), o.resume);
+  BlockStore* const store = blocks ? &*blocks : nullptr;
+  const WalkResult solved = quantize_language(*model, calib.batches, r, progress.callback(), progress.warn(), store);
+  const WalkResult compensated = compensate_language(*model, calib.batches, r, progress.callback(), store);
   const int64_t bc_parameters = solved.fitted() + compensated.fitted();
   if (!o.report_path.empty()) write_layer_report(o.report_path, solved);
+  std::optional<Saved> saved;  // before it is measured: what is stored is what is measured
+  if (saves) {
+    json facts = recipe(*model, r);
+    facts.update({{"model", model->info().name}, {"version", version()}, {"seqlen", seqlen_of(*model, r)}});
+    if (calibrates) facts.update(calibration_facts(calib));
+    saved = save_model(*model, model->info().weights, o.save, facts);
+    if (blocks) blocks->remove();
+  }
 
   const bool prints = o.json_path != "-";
   if (prints) {
@@ -229,6 +307,10 @@ void run(Options& o) {
     if (calibrates)
       std::printf("calibrated on %s, %s, seed %lld: %s\n", calib.source.path.c_str(), name_of(calib.source.definition),
                   static_cast<long long>(r.seed), facts_text(calib.facts).c_str());
+    if (saved)
+      std::printf("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory.c_str(),
+                  o.save.format.c_str(), static_cast<double>(saved->bytes) / 1e6,
+                  static_cast<double>(saved->bytes_before) / 1e6, saved->bits_per_weight);
   }
   json records = json::array();
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -237,11 +319,13 @@ void run(Options& o) {
     json record = language_record(*model, r, texts[i], results, floats[i], bc_parameters, timer.seconds());
     record.update(run_facts());
     record["warnings"] = progress.warnings();
-    if (calibrates) {
-      record["calib_text"] = calib.source.path;
-      record["calib_definition"] = name_of(calib.source.definition);
-      record["calib_token_hash"] = calib.facts.hash;
-    }
+    if (calibrates) record.update(calibration_facts(calib));
+    if (saved)
+      record["saved"] = {{"folder", o.save.directory},
+                         {"format", o.save.format},
+                         {"bytes", saved->bytes},
+                         {"bytes_before", saved->bytes_before},
+                         {"bits_per_weight", saved->bits_per_weight}};
     records.push_back(std::move(record));
     if (prints) print_text(texts[i], results, floats[i], timer.seconds());
   }

@@ -84,6 +84,7 @@ Bloom::Bloom(const BloomConfig& c, const Loader& file, const Weight& embedding, 
     b.dense_h_to_4h = load_linear(mlp, Role::Fc1, name + "mlp.dense_h_to_4h", 4 * D, D);
     b.dense_4h_to_h = load_linear(mlp, Role::Fc2, name + "mlp.dense_4h_to_h", D, 4 * D);
     blocks_.push_back(b);
+    load_block_bc(at, i, D, block_bc);
   }
   ln_f_ = load_norm(file.sub("ln_f"), D);
   info_.parameters = count_parameters(file, {"scale_mask_softmax.causal_mask"}, info_.name);  // of older files

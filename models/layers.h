@@ -4,7 +4,7 @@
 #include <string>
 
 #include "engine/check.h"
-#include "engine/safetensors.h"
+#include "engine/packed_file.h"
 #include "engine/site.h"
 
 namespace bcq {
@@ -16,16 +16,32 @@ struct Norm {
 
 inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), at.get("bias", {D}), {}}; }
 
-// A linear site named as the checkpoint names it: weight [out, in], bias [out].
+// A linear site named as the checkpoint names it: weight [out, in], bias [out]. One that is packed is quantized as
+// loaded: its float weight is what its codes stand for.
 inline Site load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
                         bool has_bias = true) {
   Site site;
   site.name = name;
   site.role = role;
   const Loader inner = at.sub(name.substr(name.rfind('.') + 1));
-  site.weight = inner.get_weight("weight", {out, in});
-  if (has_bias) site.bias = inner.get("bias", {out});
+  const bool packed = has_packed(inner);
+  if (packed) {
+    site.set_packed(get_packed(inner, out, in));
+    site.weight = site.weight_hat;
+    site.bc = get_bc(inner, out);
+  } else {
+    site.weight = inner.get_weight("weight", {out, in});
+  }
+  if (has_bias || (packed && inner.has("bias"))) site.bias = inner.get("bias", {out});
   return site;
+}
+
+// The compensation per position that a packed file keeps of the block at this place, into block_bc[i].
+inline void load_block_bc(const Loader& at, int64_t i, int64_t D, std::vector<Tensor>& block_bc) {
+  const Tensor bc = get_bc(at, D);
+  if (bc.empty()) return;
+  block_bc.resize(std::max(block_bc.size(), static_cast<size_t>(i) + 1));
+  block_bc[static_cast<size_t>(i)] = bc;
 }
 
 // A product of two activations.

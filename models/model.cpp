@@ -4,7 +4,7 @@
 
 #include "engine/json.h"
 #include "engine/ops.h"
-#include "engine/safetensors.h"
+#include "engine/packed_file.h"
 #include "models/bloom.h"
 #include "models/opt.h"
 #include "models/swin.h"
@@ -90,15 +90,16 @@ std::unique_ptr<Model> load_model(const std::string& path) {
   require_input(fs::exists(config_path), "%s: config.json is missing: it belongs beside the weights",
                 folder.string().c_str());
   const json config = read_json(config_path);
-  const SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
+  SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
 
   ModelInfo info;
   info.directory = folder.string();
+  info.weights = file.path();
   info.name = fs::canonical(folder).filename().string();
   const std::string type = get_or<std::string>(config, "model_type", "", config_path);
   if (type == "opt" || type == "bloom") {
-    require_input(!config.contains("quantization_config"),
-                  "%s: this checkpoint is already quantized (quantization_config)", config_path.c_str());
+    file.packed = read_packed_format(config, config_path, folder.string(), file);
+    info.packed = file.packed != nullptr;
     info.family = Family::Language;
     return type == "opt" ? load_opt(config, config_path, file, info) : load_bloom(config, config_path, file, info);
   }

@@ -18,6 +18,8 @@ struct ModelInfo {
   std::string name;       // architecture or folder name: "vit_base_patch16_224", "opt-125m"
   std::string tag;        // checkpoint tag of a timm config ("augreg_in21k_ft_in1k"), else ""
   std::string directory;  // where config.json was found
+  std::string weights;    // the file, or the index of the files, they were read from
+  bool packed = false;    // the weights are codes: quantized as loaded
   Family family = Family::Vision;
   ImageConfig image;       // vision: how pixels are made
   int64_t outputs = 0;     // classes, or vocabulary entries

@@ -126,6 +126,7 @@ Opt::Opt(const OptConfig& c, const Loader& decoder, const Weight& embedding, con
     b.fc1 = load_linear(at, Role::Fc1, name + "fc1", c.ffn, D, c.has_bias);
     b.fc2 = load_linear(at, Role::Fc2, name + "fc2", D, c.ffn, c.has_bias);
     blocks_.push_back(b);
+    load_block_bc(at, i, D, block_bc);
   }
   if (c.final_norm) final_layer_norm_ = read_norm(decoder.sub("final_layer_norm"));
   // "version" is fairseq's; a final norm that the config removes is left over from an older conversion.

@@ -14,6 +14,7 @@
 #include <numeric>
 
 #include "engine/check.h"
+#include "engine/half.h"
 #include "engine/kernels.h"
 #include "engine/parallel.h"
 #include "quant/linalg.h"
@@ -42,6 +43,13 @@ float encode(float x, Step step, float top) {
 
 float decode(float code, Step step) { return step.scale * (code - step.zero); }
 
+float stored(float scale, const WeightGrid& grid) {
+  if (!grid.half) return scale;
+  const uint16_t half = to_f16(scale);
+  kernels().from_f16(&half, &scale, 1);
+  return scale;
+}
+
 Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
   const float top = top_code(grid.bits);
   float lo = 0, hi = 0;  // zero is always on the grid
@@ -55,10 +63,10 @@ Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
   }
   // Nothing to represent. The official test is lo == hi == 0; a range below float's normal numbers
   // would give it a step of 0, or one too coarse for its zero point to be a code.
-  if ((hi - lo) / top < FLT_MIN) lo = -1, hi = 1;
+  if (stored((hi - lo) / top, grid) < FLT_MIN) lo = -1, hi = 1;
   const auto shrunk = [&](float p) -> Step {
-    const float scale = (p * hi - p * lo) / top;
-    return {scale, grid.sym ? (top + 1) / 2 : std::nearbyint(-(p * lo) / scale)};
+    const float scale = stored((p * hi - p * lo) / top, grid);
+    return {scale, grid.sym ? (top + 1) / 2 : std::min(top, std::nearbyint(-(p * lo) / scale))};
   };
   Step best = shrunk(1);
   double least = std::numeric_limits<double>::infinity();

@@ -18,6 +18,7 @@ struct WeightGrid {
   bool sym = false;        // the zero point is 2^(bits-1). A row without negative values gets half the codes
   // Shrink the range from 1 to 0.21 in steps of 0.01 and keep the one of least Σ |x̂ - x|^mse; 0: do not.
   double mse = 0;
+  bool half = false;  // scales are numbers of 16 bits, as GPTQ checkpoints store them
 };
 
 struct GptqOptions : WeightGrid {

@@ -24,8 +24,7 @@ void attach(Site& site, const QuantizedWeight& q) {
   for (const Tensor& w : {site.weight.values(), q.values})  // a weight that is NaN would round to code 0
     require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)",
             site.name.c_str());
-  site.b = q.grid;
-  site.weight_hat = q.values;
+  site.set_packed(PackedWeight(q.grid, q.values.shape, q.codes));
 }
 
 // Options with the bits that are this site's own.

@@ -2,9 +2,11 @@
 // output files, and results that do not depend on threads or batch size.
 #include <doctest/doctest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -530,4 +532,86 @@ TEST_CASE("cli: a config with the required keys alone is enough") {
   CAPTURE(r.err);
   REQUIRE(r.code == 0);
   CHECK(SafeTensors::open(folder / "out.safetensors").get("logits").shape == Shape{1, 2, 2048});
+}
+
+// ---- Saved models -------------------------------------------------------------------------------
+
+namespace {
+
+const std::string kText = " --text data/mini/text/test.txt --limit 3";
+const std::string kCalib = " --calib-text data/mini/text/calib.txt --nsamples 4";
+
+json perplexity(const std::string& options) {
+  const Result r = run("perplexity" + options + kText + " --json -");
+  CAPTURE(options);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return parse_json(r.out, "stdout");
+}
+
+}  // namespace
+
+TEST_CASE("perplexity: a saved model is measured as when it was made, to the last digit") {
+  for (const std::string options :
+       {"--method gptq --wbits 3 --groupsize 32 --act-order --sym --bc channel --format gptq",
+        "--method gptq --wbits 5 --groupsize 24 --bc channel --scales f16", "--method rtn --wbits 4 --bc position"}) {
+    const Folder folder;
+    const std::string saved = folder / "saved";
+    const json made = perplexity(" --model " + kMini + "/opt " + options + kCalib + " --save " + saved);
+    const json again = perplexity(" --model " + saved);
+    CHECK(again["perplexity"] == made["perplexity"]);
+    CHECK(again["method"] == "stored");
+    for (const char* key : {"wbits", "groupsize", "sym", "scales", "parameters"}) CHECK(again[key] == made[key]);
+    const bool smaller = made["saved"]["bytes"] < made["saved"]["bytes_before"];
+    CHECK(smaller == (made["bc"] != "position"));  // 128 values for each of a bias
+    CHECK(made["saved"]["bits_per_weight"] > made["wbits"]);
+    CHECK(contains(run("perplexity --model " + saved + kText).out, "stored " + made["wbits"].dump() + " bit"));
+    check_failure("perplexity --model " + saved + kText + " --method rtn", 2, {"quantized already", "--method"});
+  }
+}
+
+TEST_CASE("perplexity: what cannot be saved is refused at once") {
+  const Folder folder;
+  const std::string start = "perplexity --model " + kMini + "/opt" + kText + kCalib + " --save " + folder / "x";
+  check_failure(start, 2, {"--method"});
+  check_failure(start + " --method rtn --format gptq --bc position", 2, {"bias per position", "--format bcq"});
+  check_failure(start + " --method rtn --format gptq --wbits 6", 2, {"6 bits", "layers.0.self_attn.q_proj"});
+  check_failure(start + " --method rtn --format gptq --layer-bits fc1=5", 2, {"5 bits", "layers.0.fc1"});
+  check_failure("perplexity --model " + kMini + "/opt" + kText + " --method rtn --save " + kMini + "/opt --force", 2,
+                {"the model itself"});
+  check_failure("perplexity --model " + kMini + "/opt" + kText + " --method rtn --resume", 2, {"--save"});
+  CHECK(fs::is_empty(folder.path));
+}
+
+TEST_CASE("perplexity: killed after any block and resumed, the same bytes") {
+  const Folder folder;
+  const std::string options =
+      "--model " + kMini + "/opt" + kText + kCalib + " --method gptq --wbits 3 --bc channel --save ";
+  REQUIRE(run("perplexity " + options + folder / "whole").code == 0);
+  const std::string saved = folder / "saved", partial = saved + ".partial";
+  const char* bin = std::getenv("BCQ_BIN");
+  const std::string program = std::string(bin ? bin : "build/bin") + "/perplexity ";
+  int resumed = 0;
+  for (const int block : {0, 2, 4}) {  // killed when it is there, each time further
+    const pid_t child = fork();
+    if (child == 0) {
+      const std::string line = "exec " + program + options + saved + (block ? " --resume" : "") + " >/dev/null 2>&1";
+      execl("/bin/sh", "sh", "-c", line.c_str(), nullptr);
+      _exit(127);
+    }
+    const std::string wanted = partial + "/GPTQ-000" + std::to_string(block) + ".safetensors";
+    int status = 0;
+    while (!fs::exists(wanted) && waitpid(child, &status, WNOHANG) == 0) usleep(500);
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    resumed += WIFSIGNALED(status) && fs::exists(partial);
+  }
+  CHECK(resumed == 3);
+  CHECK_FALSE(fs::exists(saved));
+  check_failure("perplexity " + options + saved, 2, {"interrupted", "--resume"});
+  check_failure("perplexity " + options + saved + " --resume --percdamp 0.02", 2,
+                {"another run", "percdamp 0.01 instead of 0.02"});
+  REQUIRE(run("perplexity " + options + saved + " --resume").code == 0);
+  CHECK_FALSE(fs::exists(partial));
+  for (const char* file : {"model.safetensors", "config.json", "tokenizer.json"})
+    CHECK(read_file(saved + "/" + file) == read_file(folder / "whole/" + file));
 }

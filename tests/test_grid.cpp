@@ -192,6 +192,9 @@ TEST_CASE("storage_bits counts codes, steps and zero points") {
   CHECK(storage_bits(Uniform{4, 0, {1, 1, 1}}, {10, 20}) == 200 * 4 + 3 * 32);
   CHECK(storage_bits(Affine{3, 20, Tensor({10, 1}), Tensor({10, 1})}, {10, 20}) == 200 * 3 + 10 * (16 + 3));
   CHECK(storage_bits(Affine{2, 8, Tensor({10, 3}), Tensor({10, 3})}, {10, 20}) == 200 * 2 + 30 * (16 + 2));
+  Tensor scale({10, 1});
+  scale[7] = 0.1f;  // no number of 16 bits
+  CHECK(storage_bits(Affine{3, 20, scale, Tensor({10, 1})}, {10, 20}) == 200 * 3 + 10 * (32 + 3));
   const Affine ordered{2, 8, Tensor({10, 3}), Tensor({10, 3}), std::vector<int32_t>(20, 0)};
   CHECK(storage_bits(ordered, {10, 20}) == 200 * 2 + 30 * (16 + 2) + 20 * 32);
 }

@@ -83,7 +83,7 @@ TEST_CASE("a packed weight has the quantizer's codes and values, bit by bit") {
     for (const int64_t group : {-1, 1, 16, 24, 64})
       for (const bool scattered : {false, true}) {
         const Tensor w = random({5, 72}, static_cast<uint32_t>(bits));
-        QuantizedWeight q = round_to_nearest(w, bits, group);
+        QuantizedWeight q = round_to_nearest(w, WeightGrid{bits, group});
         if (scattered) {
           std::mt19937 generator(9);
           for (int64_t c = 0; c < 72; ++c) q.grid.column_group.push_back(static_cast<int32_t>(c / q.grid.group));

@@ -1,6 +1,6 @@
 // dump_sites MODEL INPUT OUTPUT: what a float forward pass computes on the way, for
 // comparison with a reference implementation. Writes embed, block.<i>, site.<name>,
-// logits and, when the input holds grad_logits, grad.<name> for every site.
+// logits, weight.<site> of a packed model and, when the input holds grad_logits, grad.<name> for every site.
 // INPUT as for the program forward: pixel_values or input_ids.
 #include <cstdio>
 #include <map>
@@ -47,6 +47,8 @@ void dump(const std::string& model_path, const std::string& input_path, const st
   for (int i = 0; i < model->depth(); ++i) x = out["block." + std::to_string(i)] = model->block(ctx, i, x);
   const Tensor logits = out["logits"] = model->head(ctx, x);
   for (const auto& [name, y] : recorder.outputs) out["site." + name] = y;
+  if (model->info().packed)
+    for (const Site* site : model->all_sites()) out["weight." + site->name] = site->weight.values();
   if (gradients) {
     tape.backward(logits, input.get("grad_logits", logits.shape));
     for (const auto& [name, y] : recorder.outputs) out["grad." + name] = tape.grad(y);

@@ -1,0 +1,128 @@
+#include "eval/resume.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "engine/packed_file.h"
+#include "eval/save.h"
+
+namespace bcq {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The numbers of a record, which must come back as they were: infinity and the last bit included.
+constexpr std::pair<const char*, double LayerRecord::*> kNumbers[] = {{"damp", &LayerRecord::damp},
+                                                                      {"ridge", &LayerRecord::ridge},
+                                                                      {"signal", &LayerRecord::signal},
+                                                                      {"rounded", &LayerRecord::rounded},
+                                                                      {"solved", &LayerRecord::solved},
+                                                                      {"refined", &LayerRecord::refined},
+                                                                      {"compensated", &LayerRecord::compensated}};
+
+json to_json(const BlockRecord& record) {
+  json layers = json::array();
+  for (const LayerRecord& r : record.layers) {
+    json layer = {{"site", r.site}, {"bits", r.bits}, {"group", r.group}};
+    for (const auto& [key, number] : kNumbers) layer[key] = format("%a", r.*number);
+    layers.push_back(layer);
+  }
+  return {{"layers", layers}, {"fitted", record.fitted}};
+}
+
+BlockRecord from_json(const json& object, const std::string& where) {
+  BlockRecord record;
+  for (const json& layer : get<json>(object, "layers", where)) {
+    LayerRecord r;
+    r.site = get<std::string>(layer, "site", where);
+    r.bits = get<int>(layer, "bits", where);
+    r.group = get<int64_t>(layer, "group", where);
+    for (const auto& [key, number] : kNumbers)
+      r.*number = std::strtod(get<std::string>(layer, key, where).c_str(), nullptr);
+    record.layers.push_back(r);
+  }
+  record.fitted = get<int64_t>(object, "fitted", where);
+  return record;
+}
+
+}  // namespace
+
+BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume) : folder_(std::move(folder)) {
+  const std::string run = folder_ + "/run.json";
+  if (fs::exists(folder_)) {
+    require_usage(resume, "%s holds the blocks of an interrupted run: continue it with --resume, or remove the folder",
+                  folder_.c_str());
+    const json found = fs::exists(run) ? read_json(run) : json::object();
+    for (const auto& [key, value] : fingerprint.items())
+      require_usage(found.contains(key) && found[key] == value,
+                    "%s holds the blocks of another run, with %s %s instead of %s: remove it to start anew",
+                    folder_.c_str(), key.c_str(), found.value(key, json()).dump().c_str(), value.dump().c_str());
+    return;
+  }
+  std::error_code error;
+  require(fs::create_directory(folder_, error), "%s: cannot be created: %s", folder_.c_str(), error.message().c_str());
+  write_file(run, fingerprint.dump(2) + "\n");
+}
+
+std::string BlockFiles::path(const std::string& walk, int i) const {
+  std::string name = walk;
+  for (char& c : name)
+    if (c == ' ' || c == '/') c = '-';
+  return folder_ + "/" + name + format("-%04d.safetensors", i);
+}
+
+bool BlockFiles::load(const std::string& walk, Model& model, int i, BlockRecord& record) {
+  const std::string where = path(walk, i);
+  if (!fs::exists(where)) return false;
+  SafeTensors file = SafeTensors::open(where);
+  const json about = parse_json(file.metadata().at("block"), where);
+  PackedFormat format;
+  format.by_layer = true;
+  format.group = get<int64_t>(about, "group", where);
+  format.positions = get<int64_t>(about, "positions", where);
+  format.where = where;
+  file.packed = std::make_shared<const PackedFormat>(format);
+  get_block(model, i, Loader(file));
+  record = from_json(about, where);
+  return true;
+}
+
+void BlockFiles::done(const std::string& walk, Model& model, int i, const BlockRecord& record) {
+  std::map<std::string, TensorInfo> tensors;
+  put_block(model, i, PackedFormat::Kind::Own, tensors);
+  json about = to_json(record);
+  about["group"] = -1;
+  about["positions"] = 0;
+  for (const Site* site : model.sites(i))
+    if (site->packed && site->packed->grid.scale.dim(1) > 1) about["group"] = site->packed->grid.group;
+  for (const auto& [name, tensor] : tensors)
+    if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
+  write_safetensors(path(walk, i), tensors, {{"block", about.dump()}});
+}
+
+void BlockFiles::remove() {
+  std::error_code ignored;
+  fs::remove_all(folder_, ignored);
+}
+
+std::string hash_of_weights(const std::string& weights) {
+  const SafeTensors file = SafeTensors::open(weights);
+  uint64_t hash = 14695981039346656037ull;
+  const auto mix = [&](uint64_t word) { hash = (hash ^ word) * 1099511628211ull, hash ^= hash >> 29; };
+  for (const auto& [name, t] : file.tensors()) {
+    for (const char c : name) mix(static_cast<unsigned char>(c));
+    for (const int64_t d : t.shape) mix(static_cast<uint64_t>(d));
+    mix(static_cast<uint64_t>(t.dtype));
+    for (size_t at = 0; at < t.size(); at += sizeof(uint64_t)) {
+      uint64_t word = 0;
+      std::memcpy(&word, t.bytes + at, std::min(sizeof word, t.size() - at));
+      mix(word);
+    }
+  }
+  return format("%016llx", static_cast<unsigned long long>(hash));
+}
+
+}  // namespace bcq

@@ -1,0 +1,30 @@
+// Finished blocks of an interrupted run, kept in files so that the run can go on.
+#pragma once
+#include <string>
+
+#include "engine/json.h"
+#include "quant/block_store.h"
+
+namespace bcq {
+
+// A folder with one file for each finished block, and one that says what run they belong to.
+class BlockFiles : public BlockStore {
+ public:
+  // `fingerprint` tells runs apart: an object of all that decides about the result. With `resume`, blocks that are
+  // there are used; UsageError, naming what differs, when they are another run's. Without, UsageError when the folder
+  // exists, so that hours of work are not lost by leaving out an option.
+  BlockFiles(std::string folder, const json& fingerprint, bool resume);
+
+  bool load(const std::string& walk, Model& model, int i, BlockRecord& record) override;
+  void done(const std::string& walk, Model& model, int i, const BlockRecord& record) override;
+  void remove();  // the folder: the run is complete
+
+ private:
+  std::string path(const std::string& walk, int i) const;
+  std::string folder_;
+};
+
+// A hash of all values in the file, or in the files of the index, `weights`, in hexadecimal.
+std::string hash_of_weights(const std::string& weights);
+
+}  // namespace bcq

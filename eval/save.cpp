@@ -1,0 +1,331 @@
+#include "eval/save.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "eval/cli.h"
+
+namespace bcq {
+namespace {
+
+namespace fs = std::filesystem;
+using Kind = PackedFormat::Kind;
+using Tensors = std::map<std::string, TensorInfo>;
+
+long long ll(int64_t i) { return static_cast<long long>(i); }
+
+// "layers.3" of "layers.3.self_attn.q_proj"
+std::string block_name(Model& model, int i) {
+  const std::string& site = model.sites(i).front()->name;
+  return site.substr(0, site.find('.', site.find('.') + 1));
+}
+
+bool is_packed(const Site& site) { return site.packed != nullptr; }
+
+// A block ends in the bias of its last layer, or of a norm.
+bool ends_in_norm(Model& model, int i) { return model.block_end(i).bias_hat != &model.sites(i).back()->bias_hat; }
+
+Kind kind_of(Model& model, const SaveOptions& save) {
+  if (!save.is_gptq()) return Kind::Own;
+  for (const Site* site : model.all_sites()) {
+    if (!is_packed(*site)) continue;
+    const Affine& grid = site->packed->grid;
+    const float middle = static_cast<float>(1 << (grid.bits - 1));
+    if (std::any_of(grid.zero.data, grid.zero.data + grid.zero.size(), [&](float z) { return z != middle; }))
+      return Kind::GptqV2;  // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights
+  }
+  return Kind::GptqV1;
+}
+
+// What precedes the names of sites in a file: "model.decoder." of "model.decoder.layers.0.fc1.weight".
+std::string prefix_of(Model& model, const SafeTensors& source) {
+  const std::string wanted = model.sites(0).front()->name + ".weight";
+  for (const auto& entry : source.tensors()) {
+    const std::string& name = entry.first;
+    if (name.ends_with(wanted) && (name.size() == wanted.size() || name[name.size() - wanted.size() - 1] == '.'))
+      return name.substr(0, name.size() - wanted.size());
+  }
+  throw InputError(format("%s: no tensor is called %s", source.path().c_str(), quoted(wanted).c_str()));
+}
+
+// ---- GPTQ's conventions -------------------------------------------------------------------------
+
+// The full names transformers gives the tensors of a causal language model, which are what GPTQ's readers look for.
+struct FullNames {
+  std::string top, embedding;  // what all names but the head's begin with; the embedding, tied to the head
+  std::string operator()(const std::string& name) const {
+    return name.rfind(top, 0) == 0 || name.rfind("lm_head.", 0) == 0 ? name : top + name;
+  }
+};
+FullNames full_names(const json& config) {
+  if (config.value("model_type", "") == "bloom") return {"transformer.", "transformer.word_embeddings.weight"};
+  return {"model.", "model.decoder.embed_tokens.weight"};
+}
+
+void to_full_names(const FullNames& full, Tensors& tensors) {
+  Tensors renamed;
+  for (auto& [name, tensor] : tensors) renamed[full(name)] = std::move(tensor);
+  const auto head = renamed.find("lm_head.weight");
+  if (head != renamed.end() && !renamed.count(full.embedding)) renamed[full.embedding] = head->second;
+  renamed.erase("lm_head.weight");
+  tensors = std::move(renamed);
+}
+
+// GPTQ's format keeps a layer's bias in 16 bits, other tensors as the source has them.
+void round_to_format(Model& model, const SafeTensors& source, const std::string& prefix) {
+  for (Site* site : model.all_sites()) {
+    const Tensor& bias = site->bias_hat.empty() ? site->bias : site->bias_hat;
+    const std::string name = site->name + ".bias";
+    if (is_packed(*site) && !bias.empty()) site->bias_hat = load(store(bias, DType::F16, name), name);
+  }
+  for (int i = 0; i < model.depth(); ++i) {
+    const Model::BlockEnd end = model.block_end(i);
+    if (ends_in_norm(model, i) && !end.bias_hat->empty())
+      *end.bias_hat = load(store(*end.bias_hat, source.tensors().at(prefix + end.name).dtype, end.name), end.name);
+  }
+}
+
+// ---- Configuration ------------------------------------------------------------------------------
+
+std::string escaped(const std::string& name) {
+  std::string pattern;
+  for (const char c : name) pattern += c == '.' ? "\\." : std::string(1, c);
+  return pattern;
+}
+
+// "quantization_config". `name` makes the full name of a site.
+json quantization_config(Model& model, Kind kind, const std::function<std::string(const std::string&)>& name,
+                         const json& facts) {
+  const bool own = kind == Kind::Own;
+  const int bits = facts.at("wbits").get<int>();
+  json dynamic = json::object();
+  bool scattered = false, symmetric = true;
+  int64_t positions = 0;
+  for (const Site* site : model.all_sites()) {
+    const std::string pattern = "^" + escaped(name(site->name)) + "$";
+    if (!is_packed(*site)) {
+      dynamic["-:" + pattern] = json::object();
+      continue;
+    }
+    const Affine& grid = site->packed->grid;
+    if (grid.bits != bits) dynamic["+:" + pattern] = {{"bits", grid.bits}};
+    scattered |= !grid.column_group.empty();
+    for (int64_t i = 0; i < grid.zero.size(); ++i)
+      symmetric &= grid.zero[i] == static_cast<float>(1 << (grid.bits - 1));
+    if (!site->bc.empty()) positions = site->bc.dim(0);
+  }
+  for (const Tensor& b : model.block_bc)
+    if (!b.empty()) positions = b.dim(0);
+
+  json config = {{"quant_method", own ? "bcq" : "gptq"},
+                 {"bits", bits},
+                 {"group_size", facts.at("groupsize")},
+                 {"desc_act", scattered},
+                 {"sym", symmetric}};
+  if (!dynamic.empty()) config["dynamic"] = dynamic;
+  if (own) {
+    config["format_version"] = 1;
+    if (positions > 0) config["bc_positions"] = positions;
+  } else {
+    config["checkpoint_format"] = kind == Kind::GptqV1 ? "gptq" : "gptq_v2";
+    config["pack_dtype"] = "int32";
+    config["lm_head"] = false;
+  }
+  config["meta"] = {{"quantizer", json::array({std::string("bcq:") + version()})}};
+  for (const char* key : {"percdamp", "static_groups", "true_sequential", "mse"})
+    if (facts.contains(key) && !facts[key].is_null())
+      config["meta"][std::string(key) == "percdamp" ? "damp_percent" : key] = facts[key];
+  return config;
+}
+
+// ---- Folders ------------------------------------------------------------------------------------
+
+// Written by this program: its configuration says so.
+bool is_ours(const fs::path& folder) {
+  try {
+    const json config = read_json((folder / "config.json").string());
+    return config.at("quantization_config").at("meta").at("quantizer").at(0).get<std::string>().rfind("bcq:", 0) == 0;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+void sync(const fs::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool ok = fd >= 0 && ::fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  require(ok, "%s: cannot be written: %s", path.c_str(), std::strerror(error));
+}
+
+// A folder that is filled under another name and then takes the place of `final_path`, or vanishes.
+class NewFolder {
+ public:
+  explicit NewFolder(const fs::path& final_path)
+      : final_(final_path), path_(final_path.string() + format(".tmp-%d", static_cast<int>(::getpid()))) {
+    std::error_code error;
+    require(fs::create_directory(path_, error), "%s: cannot be created: %s", path_.c_str(), error.message().c_str());
+  }
+  NewFolder(const NewFolder&) = delete;
+  ~NewFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  const fs::path& path() const { return path_; }
+
+  void commit() {
+    for (const auto& entry : fs::directory_iterator(path_)) sync(entry.path());
+    sync(path_);
+    const fs::path old = path_.string() + ".old";
+    std::error_code error;
+    if (fs::exists(final_)) fs::rename(final_, old, error);
+    if (!error) fs::rename(path_, final_, error);
+    require(!error, "%s: cannot be written: %s", final_.c_str(), error.message().c_str());
+    sync(final_.parent_path());
+    fs::remove_all(old, error);
+  }
+
+ private:
+  fs::path final_, path_;
+};
+
+fs::path target_of(const SaveOptions& save) {
+  fs::path target = fs::absolute(save.directory).lexically_normal();
+  return target.has_filename() ? target : target.parent_path();
+}
+
+}  // namespace
+
+void put_block(Model& model, int i, Kind kind, Tensors& tensors) {
+  const DType bias_type = kind == Kind::Own ? DType::F32 : DType::F16;
+  for (const Site* site : model.sites(i)) {
+    if (is_packed(*site)) put_packed(site->name, *site->packed, kind, tensors);
+    if (!site->bias_hat.empty()) tensors[site->name + ".bias"] = store(site->bias_hat, bias_type, site->name + ".bias");
+    if (!site->bc.empty()) tensors[site->name + ".bc"] = store(site->bc, DType::F32, site->name + ".bc");
+  }
+  const Model::BlockEnd end = model.block_end(i);
+  if (!end.bias_hat->empty() && !tensors.count(end.name))
+    tensors[end.name] = store(*end.bias_hat, DType::F32, end.name);
+  const size_t block = static_cast<size_t>(i);
+  if (block < model.block_bc.size() && !model.block_bc[block].empty())
+    tensors[block_name(model, i) + ".bc"] = store(model.block_bc[block], DType::F32, block_name(model, i) + ".bc");
+}
+
+void get_block(Model& model, int i, const Loader& from) {
+  for (Site* site : model.sites(i)) {
+    const Loader at = from.sub(site->name);
+    const int64_t out = site->weight.dim(0);
+    if (has_packed(at)) site->set_packed(get_packed(at, out, site->weight.dim(1)));
+    if (at.has("bias")) site->bias_hat = at.get("bias", {out});
+    site->bc = get_bc(at, out);
+  }
+  const int64_t D = model.sites(i).back()->weight.dim(0);
+  const Model::BlockEnd end = model.block_end(i);
+  if (ends_in_norm(model, i) && from.has(end.name)) *end.bias_hat = from.get(end.name, {D});
+  const Tensor bc = get_bc(from.sub(block_name(model, i)), D);
+  if (bc.empty()) return;
+  model.block_bc.resize(static_cast<size_t>(model.depth()));
+  model.block_bc[static_cast<size_t>(i)] = bc;
+}
+
+std::string partial_folder(const SaveOptions& save) { return target_of(save).string() + ".partial"; }
+
+void check_target(const SaveOptions& save, const std::string& source) {
+  const fs::path target = target_of(save);
+  require_usage(fs::is_directory(target.parent_path()), "--save %s: %s is not a folder", save.directory.c_str(),
+                target.parent_path().c_str());
+  if (!fs::exists(target)) return;
+  require_usage(fs::is_directory(target), "--save %s: exists and is not a folder", save.directory.c_str());
+  const fs::path from = fs::weakly_canonical(source);
+  for (fs::path p = from; p.has_relative_path(); p = p.parent_path())
+    require_usage(p != fs::weakly_canonical(target), "--save %s: the model itself is in this folder",
+                  save.directory.c_str());
+  require_usage(fs::is_empty(target) || is_ours(target) || save.force,
+                "--save %s: exists and was not written by this program; --force replaces it", save.directory.c_str());
+}
+
+void check_format(const SaveOptions& save, Model& model, const std::function<int(const Site&)>& bits, int64_t groupsize,
+                  bool per_position) {
+  if (!save.is_gptq()) return;
+  const char* const remedy = "--format bcq can";
+  require_usage(!per_position, "--format gptq cannot hold a bias per position; --bc channel can be folded, and %s",
+                remedy);
+  constexpr int64_t kGroups[] = {-1, 16, 32, 64, 128, 256, 512, 1024};  // that its readers have kernels for
+  require_usage(std::find(std::begin(kGroups), std::end(kGroups), groupsize) != std::end(kGroups),
+                "--format gptq cannot hold --groupsize %lld: its readers take -1 and powers of two from 16 to 1024; %s",
+                ll(groupsize), remedy);
+  for (const Site* site : model.all_sites()) {
+    const int b = bits(*site);
+    if (b == 0) continue;
+    const int64_t out = site->weight.dim(0), in = site->weight.dim(1);
+    require_usage(b == 2 || b == 3 || b == 4 || b == 8,
+                  "--format gptq cannot hold the %d bits of %s: it has 2, 3, 4 and 8; %s", b, site->name.c_str(),
+                  remedy);
+    require_usage(out % 32 == 0 && in % 32 == 0 && (groupsize < 0 || in % groupsize == 0),
+                  "--format gptq cannot hold %s of %lld inputs and %lld outputs with --groupsize %lld: both must be "
+                  "multiples of 32, and the inputs of the group; %s",
+                  site->name.c_str(), ll(in), ll(out), ll(groupsize), remedy);
+    require_usage(!site->bias.empty(), "--format gptq cannot add a bias to %s, which has none; %s", site->name.c_str(),
+                  remedy);
+  }
+}
+
+Saved save_model(Model& model, const std::string& source_path, const SaveOptions& save, const json& facts) {
+  const SafeTensors source = SafeTensors::open(source_path);
+  const std::string prefix = prefix_of(model, source);
+  const Kind kind = kind_of(model, save);
+  if (save.is_gptq()) round_to_format(model, source, prefix);
+
+  Tensors made;
+  for (int i = 0; i < model.depth(); ++i) put_block(model, i, kind, made);
+  Saved saved;
+  Tensors tensors = source.tensors();
+  for (const auto& [name, t] : tensors) saved.bytes_before += static_cast<int64_t>(t.size());
+  double weights = 0, bits = 0;
+  for (const Site* site : model.all_sites()) {
+    if (!is_packed(*site)) continue;
+    tensors.erase(prefix + site->name + ".weight");
+    weights += static_cast<double>(site->weight.size());
+  }
+  for (auto& [name, t] : made) {
+    const bool is_bias = name.ends_with(".bias");
+    const bool adds = !is_bias || !tensors.count(prefix + name);  // a bias that was there is only replaced
+    if (adds) bits += 8.0 * static_cast<double>(t.size());
+    const auto before = tensors.find(prefix + name);
+    // The bias of a norm is stored as the source has it: it is rounded already.
+    if (save.is_gptq() && t.dtype == DType::F32 && before != tensors.end())
+      t = store(load(t, name), before->second.dtype, name);
+    tensors[prefix + name] = t;
+  }
+  saved.bits_per_weight = bits / weights;
+
+  const fs::path folder = fs::path(model.info().directory);
+  json config = read_json((folder / "config.json").string());
+  std::map<std::string, std::string> metadata = source.metadata();
+  metadata["bcq"] = facts.dump();
+  const FullNames full = full_names(config);
+  if (save.is_gptq()) to_full_names(full, tensors);
+  const json quantization = quantization_config(
+      model, kind, [&](const std::string& site) { return save.is_gptq() ? full(prefix + site) : prefix + site; },
+      facts);
+  config["quantization_config"] = quantization;
+  for (const auto& entry : tensors) saved.bytes += static_cast<int64_t>(entry.second.size());
+
+  NewFolder out(target_of(save));
+  write_safetensors((out.path() / "model.safetensors").string(), tensors, metadata);
+  write_file((out.path() / "config.json").string(), config.dump(2) + "\n");
+  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), quantization.dump(2) + "\n");
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                           "special_tokens_map.json", "added_tokens.json", "generation_config.json"})
+    if (fs::exists(folder / name)) write_file((out.path() / name).string(), read_file((folder / name).string()));
+  out.commit();
+  return saved;
+}
+
+}  // namespace bcq

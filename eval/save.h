@@ -1,0 +1,48 @@
+// A quantized language model written as a folder that can be loaded in its place: weights as packed codes, the rest
+// as in the model it was made from. See engine/packed_file.h for the two formats.
+#pragma once
+#include <map>
+#include <string>
+
+#include "engine/json.h"
+#include "engine/packed_file.h"
+#include "models/model.h"
+
+namespace bcq {
+
+struct SaveOptions {
+  std::string directory;       // empty: nothing is saved
+  std::string format = "bcq";  // bcq: this engine's own, which holds everything; gptq: GPTQ's
+  bool force = false;          // replace a folder that this program did not write
+
+  bool is_gptq() const { return format == "gptq"; }
+};
+
+// The tensors that hold what quantization made of block i, by the names of its sites and Model::block_end: packed
+// weights, biases that are not those of the float model, compensations per position. Biases are F32 in the own
+// format; in GPTQ's a layer's are F16 and must be that already, see round_to_format.
+void put_block(Model& model, int i, PackedFormat::Kind kind, std::map<std::string, TensorInfo>& tensors);
+// Put them back into a float model. InputError when they are not this block's.
+void get_block(Model& model, int i, const Loader& from);
+
+// DIR.partial, where an unfinished run keeps its blocks.
+std::string partial_folder(const SaveOptions& save);
+
+// Before anything is computed: UsageError unless the folder may be written, InputError unless the tensors of the
+// `source` file have the names a saved one is made of.
+void check_target(const SaveOptions& save, const std::string& source);
+// UsageError unless the format can hold the model once it is quantized to these bits (0: stays float) with this group
+// size and, `per_position`, compensated so.
+void check_format(const SaveOptions& save, Model& model, const std::function<int(const Site&)>& bits, int64_t groupsize,
+                  bool per_position);
+
+struct Saved {
+  int64_t bytes_before = 0, bytes = 0;  // of all tensors
+  double bits_per_weight = 0;           // of the quantized weights: codes, scales, zero points, groups, compensations
+};
+// Write a quantized model, read from the file or index `source`, whole or not at all. What storage rounds (biases in
+// GPTQ's format) is rounded in `model` too, which thereby becomes what the folder holds. `facts` goes into the
+// tensors' metadata: how it was made.
+Saved save_model(Model& model, const std::string& source, const SaveOptions& save, const json& facts);
+
+}  // namespace bcq

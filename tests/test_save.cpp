@@ -1,0 +1,364 @@
+// Quantized models as files: GPTQ checkpoints others wrote, folders written here and read back to the last bit,
+// refusals, and files that are not what they should be.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "engine/half.h"
+#include "engine/kernels.h"
+#include "eval/resume.h"
+#include "eval/save.h"
+#include "quant/allocation.h"
+#include "quant/bias_comp.h"
+#include "quant/walk.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+const Context kFloat{Precision::Float}, kFake{Precision::Fake};
+const std::string kFixtures = "tests/fixtures/", kMini = "data/mini/opt";
+const Progress kSilent = [](const std::string&, double, double) {};
+
+Batch batch_of(std::vector<int32_t> ids, int64_t windows) {
+  Batch batch;
+  batch.length = static_cast<int64_t>(ids.size()) / windows;
+  batch.windows = windows;
+  batch.ids = std::move(ids);
+  return batch;
+}
+const Batch kBatch = batch_of({5, 3, 9, 2, 7, 1, 8, 4, 6, 11, 13, 12, 50, 17, 21, 33}, 2);
+
+json facts(int bits, int64_t group) { return {{"wbits", bits}, {"groupsize", group}, {"method", "rtn"}}; }
+
+WeightGrid grid_of(int bits, int64_t group, bool sym = false, bool half = false) {
+  WeightGrid grid;
+  grid.bits = bits;
+  grid.groupsize = group;
+  grid.sym = sym;
+  grid.half = half;
+  return grid;
+}
+
+// The columns of a quantized layer in an order that does not follow them, as act-order leaves it.
+void scatter(Model& model) {
+  for (Site* site : model.all_sites()) {
+    if (!site->packed) continue;
+    Affine grid = site->packed->grid;
+    const int64_t in = site->packed->shape[1], groups = grid.scale.dim(1);
+    for (int64_t c = 0; c < in; ++c)
+      grid.column_group.push_back(static_cast<int32_t>((c * 7 + 3) % in / grid.group % groups));
+    site->set_packed(PackedWeight(grid, site->packed->shape, site->packed->codes()));
+  }
+}
+
+// Both are quantized alike and compute the same.
+void check_same(Model& a, Model& b) {
+  const auto sites_a = a.all_sites(), sites_b = b.all_sites();
+  REQUIRE(sites_a.size() == sites_b.size());
+  for (size_t s = 0; s < sites_a.size(); ++s) {
+    CAPTURE(sites_a[s]->name);
+    REQUIRE(!sites_a[s]->packed == !sites_b[s]->packed);
+    if (!sites_a[s]->packed) continue;
+    CHECK(sites_a[s]->packed->codes() == sites_b[s]->packed->codes());
+    CHECK(same_bits(sites_a[s]->weight_hat.values(), sites_b[s]->weight_hat.values()));
+    CHECK(sites_a[s]->packed->grid.column_group == sites_b[s]->packed->grid.column_group);
+  }
+  CHECK(same_bits(a.forward(kFake, kBatch), b.forward(kFake, kBatch)));
+}
+
+SaveOptions to(const Folder& folder, const std::string& format) { return {folder.file("saved"), format, false}; }
+
+// Saves the model, and what is loaded from there is the same.
+Saved check_saved(Model& model, const std::string& format, int bits, int64_t group, const Folder& folder) {
+  const Saved saved = save_model(model, model.info().weights, to(folder, format), facts(bits, group));
+  const auto loaded = load_model(folder.file("saved"));
+  CHECK(loaded->info().packed);
+  CHECK(loaded->info().parameters == model.info().parameters);
+  check_same(model, *loaded);
+  return saved;
+}
+
+}  // namespace
+
+TEST_CASE("16-bit floats: every one comes back, and what lies between is rounded half to even") {
+  for (uint32_t h = 0; h < 0x7c00; ++h) {
+    const auto half = static_cast<uint16_t>(h), next = static_cast<uint16_t>(h + 1);
+    float x, y;
+    kernels().from_f16(&half, &x, 1);
+    kernels().from_f16(&next, &y, 1);
+    REQUIRE(to_f16(x) == h);
+    REQUIRE(to_f16(-x) == (h | 0x8000));
+    if (next == 0x7c00) break;
+    const float middle = x + (y - x) / 2;
+    REQUIRE(to_f16(middle) == (h & 1 ? next : half));
+    REQUIRE(to_f16(std::nextafter(middle, x)) == h);
+    REQUIRE(to_f16(std::nextafter(middle, y)) == next);
+  }
+  CHECK(to_f16(65519.996f) == 0x7bff);
+  CHECK(to_f16(65520.f) == 0x7c00);
+  CHECK(to_bf16(1.00390625f) == 0x3f80);  // half-way to the next
+  CHECK(to_bf16(1.01171875f) == 0x3f82);
+}
+
+TEST_CASE("GPTQ checkpoints written by GPTQModel's packing: its dequantized weights, transformers' logits") {
+  for (const auto& entry : fs::directory_iterator(kFixtures + "gptq")) {
+    const std::string folder = entry.path().string();
+    CAPTURE(folder);
+    const auto model = load_model(folder);
+    const SafeTensors want = SafeTensors::open(folder + "/reference.st");
+    CHECK(model->info().packed);
+    for (const Site* site : model->all_sites()) {
+      CAPTURE(site->name);
+      REQUIRE(site->packed);
+      CHECK(same_bits(site->weight.values(), want.get(site->name + ".weight")));
+      CHECK(same_bits(site->weight_hat.values(), site->weight.values()));
+    }
+    Shape shape;
+    const auto ids = want.get_ints("input_ids", &shape);
+    const Batch batch = batch_of({ids.begin(), ids.end()}, shape[0]);
+    CHECK(relative_error(model->forward(kFake, batch), want.get("logits")) < 1e-5);
+    CHECK(same_bits(model->forward(kFake, batch), model->forward(kFloat, batch)));
+  }
+}
+
+TEST_CASE("own format: every width, group and order comes back to the last bit") {
+  for (int bits = 2; bits <= 8; ++bits) {
+    const int64_t group = std::vector<int64_t>{-1, 7, 8}[static_cast<size_t>(bits % 3)];
+    CAPTURE(bits);
+    CAPTURE(group);
+    const Folder folder;
+    const auto model = load_model(kFixtures + "opt_tiny");
+    quantize_rtn(*model, grid_of(bits, group, bits % 2 == 0, bits == 3));
+    if (group == 8) scatter(*model);
+    const Saved saved = check_saved(*model, "bcq", bits, group, folder);
+    CHECK(saved.bits_per_weight > bits);
+  }
+}
+
+TEST_CASE("own format: compensations, layers of their own width, layers left alone") {
+  for (const char* fixture : {"opt_tiny", "opt_post_tiny", "bloom_tiny"})
+    for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+      CAPTURE(fixture);
+      const Folder folder;
+      const auto model = load_model(kFixtures + fixture);
+      const SiteBits bits = allocate_bits(*model, site_rules({"0.*(fc1|h_to_4h)=7"}, {"1.*(out_proj|dense)$"}));
+      quantize_rtn(*model, grid_of(3, -1), bits);
+      BcOptions o;
+      o.shape = shape;
+      o.block = true;
+      compensate(*model, {kBatch}, o, kSilent);
+      check_saved(*model, "bcq", 3, -1, folder);
+      if (shape == BcShape::Position) {
+        const auto loaded = load_model(folder.file("saved"));
+        Batch longer = batch_of(std::vector<int32_t>(18, 3), 2);
+        CHECK(contains(message_of<Error>([&] { loaded->forward(kFake, longer); }), "fewer positions"));
+      }
+    }
+}
+
+TEST_CASE("GPTQ's format: widths, groups, order and compensation come back to the last bit") {
+  for (const int bits : {2, 3, 4, 8})
+    for (const bool sym : {true, false}) {
+      CAPTURE(bits);
+      CAPTURE(sym);
+      const Folder folder;
+      const auto model = load_model(kMini);
+      const int64_t group = bits == 8 ? -1 : 32;
+      quantize_rtn(*model, grid_of(bits, group, sym, true));
+      if (bits == 3) scatter(*model);
+      BcOptions o;
+      o.block = true;
+      compensate(*model, {kBatch}, o, kSilent);
+      const Saved saved = check_saved(*model, "gptq", bits, group, folder);
+      // 16-bit scales and `bits`-bit zero points a group, 32 bits of g_idx a column: no layer is smaller than [128,
+      // 128]
+      const double groups = group < 0 ? 1 / 128. : 1 / 32.;
+      CHECK(saved.bits_per_weight > bits);
+      CHECK(saved.bits_per_weight <= bits + groups * (16 + bits) + 32. / 128);
+      CHECK(saved.bytes < saved.bytes_before);
+
+      const json config = read_json(folder.file("saved/config.json"))["quantization_config"];
+      CHECK(config == read_json(folder.file("saved/quantize_config.json")));
+      CHECK(config["checkpoint_format"] == (sym ? "gptq" : "gptq_v2"));
+      CHECK(config["sym"] == sym);
+      CHECK(config["desc_act"] == (bits == 3));
+      CHECK(config["group_size"] == group);
+      CHECK(fs::exists(folder.file("saved/tokenizer.json")));
+      const SafeTensors file = SafeTensors::open(folder.file("saved/model.safetensors"));
+      CHECK(file.tensors().at("model.decoder.layers.0.fc1.scales").dtype == DType::F16);
+      CHECK(file.tensors().at("model.decoder.layers.0.fc1.bias").dtype == DType::F16);
+      CHECK(file.tensors().at("model.decoder.layers.0.fc1.qweight").shape == Shape{128 / 32 * bits, 512});
+      CHECK(file.tensors().at("model.decoder.embed_tokens.weight").dtype == DType::F32);
+      if (sym) {  // the words a symmetric v1 file is full of
+        const std::map<int, uint32_t> fill = {{2, 0x55555555}, {4, 0x77777777}, {8, 0x7f7f7f7f}};
+        Shape shape;
+        for (const int64_t word : file.get_ints("model.decoder.layers.0.fc1.qzeros", &shape))
+          if (fill.count(bits)) CHECK(static_cast<uint32_t>(word) == fill.at(bits));
+      }
+    }
+}
+
+TEST_CASE("saving is refused before it is too late") {
+  const auto mini = load_model(kMini), tiny = load_model(kFixtures + "opt_tiny"),
+             plain = load_model(kFixtures + "opt_plain_tiny");
+  const Folder folder;
+  const auto refusal = [&](Model& model, int bits, int64_t group, bool per_position) {
+    return message_of<UsageError>([&] {
+      check_format(
+          to(folder, "gptq"), model, [&](const Site&) { return bits; }, group, per_position);
+    });
+  };
+  CHECK(refusal(*mini, 4, 128, false) == "");
+  CHECK(contains(refusal(*mini, 5, 128, false), "5 bits of layers.0.self_attn.q_proj"));
+  CHECK(contains(refusal(*mini, 4, 100, false), "--groupsize 100"));
+  CHECK(contains(refusal(*mini, 4, 256, false), "--groupsize 256"));
+  CHECK(contains(refusal(*mini, 4, 128, true), "bias per position"));
+  CHECK(contains(refusal(*tiny, 4, -1, false), "multiples of 32"));
+
+  const auto target = [&](const std::string& path, bool force = false) {
+    return message_of<UsageError>([&] { check_target({path, "bcq", force}, mini->info().weights); });
+  };
+  CHECK(target(folder.file("new")) == "");
+  CHECK(target(folder.file("new/")) == "");
+  CHECK(contains(target(folder.file("no/such")), "is not a folder"));
+  fs::create_directory(folder.file("empty"));
+  CHECK(target(folder.file("empty")) == "");
+  write_text(folder.file("empty/notes.txt"), "mine");
+  CHECK(contains(target(folder.file("empty")), "--force"));
+  CHECK(target(folder.file("empty"), true) == "");
+  CHECK(contains(target(folder.file("empty/notes.txt"), true), "not a folder"));
+  CHECK(contains(target(kMini, true), "the model itself"));
+  CHECK(contains(target("data", true), "the model itself"));
+}
+
+TEST_CASE("a saved folder replaces one of ours, and is written whole or not at all") {
+  const Folder folder;
+  const auto model = load_model(kFixtures + "opt_tiny");
+  quantize_rtn(*model, grid_of(4, -1));
+  check_saved(*model, "bcq", 4, -1, folder);
+  CHECK(message_of<Error>([&] { check_target(to(folder, "bcq"), model->info().weights); }) == "");
+  quantize_rtn(*model, grid_of(2, -1));
+  check_saved(*model, "bcq", 2, -1, folder);
+  CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
+
+  model->all_sites()[0]->bias_hat = Tensor({16}, std::vector<float>(16, INFINITY));
+  CHECK(contains(
+      message_of<Error>([&] { save_model(*model, model->info().weights, {folder.file("other")}, facts(2, -1)); }),
+      "not finite"));
+  CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("packed files that are not what they should be are refused by file and tensor") {
+  for (const std::string format : {"bcq", "gptq"}) {
+    const Folder folder;
+    const auto model = load_model(kMini);
+    quantize_rtn(*model, grid_of(4, 32, true, true));
+    scatter(*model);
+    save_model(*model, model->info().weights, to(folder, format), facts(4, 32));
+    const std::string path = folder.file("saved/model.safetensors"), config_path = folder.file("saved/config.json");
+    const auto good = SafeTensors::open(path).tensors();
+    const json config = read_json(config_path);
+    const std::string layer = "model.decoder.layers.2.fc2";
+
+    // The message after `change` edited the tensors or the configuration.
+    const auto refusal = [&](const std::function<void(std::map<std::string, TensorInfo>&, json&)>& change) {
+      const std::string copy = folder.file("copy");
+      fs::remove_all(copy);
+      fs::create_directory(copy);
+      auto tensors = good;
+      json edited = config;
+      change(tensors, edited["quantization_config"]);
+      if (edited["quantization_config"].is_null()) edited.erase("quantization_config");
+      write_safetensors(copy + "/model.safetensors", tensors);
+      write_text(copy + "/config.json", edited.dump());
+      return message_of<InputError>([&] { load_model(copy); });
+    };
+    CHECK(refusal([](auto&, json&) {}) == "");
+    for (const char* part : {".qweight", ".qzeros", ".scales", ".bias"}) {
+      const std::string name = layer + part;
+      const std::string missing = refusal([&](auto& t, json&) { t.erase(name); });
+      CHECK_MESSAGE(contains(missing, name), missing);
+      const std::string shape = refusal([&](auto& t, json&) { t[name] = t[layer + ".g_idx"]; });
+      CHECK_MESSAGE(contains(shape, name), shape);
+      CHECK_MESSAGE(contains(shape, "copy/model.safetensors"), shape);
+    }
+    const auto g_idx = [&](int32_t bad) {
+      return refusal([&](auto& t, json&) {
+        std::vector<int32_t> values(512, 0);
+        values[77] = bad;
+        t[layer + ".g_idx"] = store({512}, values);
+      });
+    };
+    CHECK(g_idx(15) == "");
+    CHECK(contains(g_idx(16), "column 77 is in group 16, but there are 16"));
+    CHECK(contains(g_idx(-1), layer + ".g_idx"));
+    CHECK(contains(refusal([&](auto& t, json&) { t[layer + ".g_idx"] = store({3}, {0, 0, 0}); }), layer + ".g_idx"));
+    CHECK(contains(refusal([&](auto& t, json&) { t[layer + ".scales"].dtype = DType::I16; }), layer + ".scales"));
+
+    CHECK(contains(refusal([](auto&, json& q) { q["bits"] = 3; }), "has 4 bits by its shape"));
+    CHECK(contains(refusal([](auto&, json& q) { q["bits"] = 9; }), "bits 9"));
+    CHECK(contains(refusal([](auto&, json& q) { q.erase("bits"); }), "\"bits\" is missing"));
+    CHECK(contains(refusal([](auto&, json& q) { q["group_size"] = 64; }), ".scales"));
+    CHECK(contains(refusal([](auto&, json& q) { q["group_size"] = 0; }), "group_size 0"));
+    CHECK(contains(refusal([](auto&, json& q) { q["quant_method"] = "awq"; }), "\"awq\""));
+    CHECK(contains(refusal([](auto&, json& q) { q = nullptr; }), "packed, but neither"));
+    if (format == "gptq") {
+      CHECK(contains(refusal([](auto&, json& q) { q["checkpoint_format"] = "marlin"; }), "\"marlin\""));
+      CHECK(contains(refusal([&](auto& t, json&) {
+                       t[layer + ".qzeros"] = store({16, 16}, std::vector<int32_t>(256, -1));
+                     }),
+                     "overflowed"));
+    } else {
+      CHECK(contains(refusal([](auto&, json& q) { q["format_version"] = 2; }), "newer than this program"));
+    }
+  }
+}
+TEST_CASE("finished blocks come back as they were, and only for the run they belong to") {
+  for (const char* fixture : {"opt_tiny", "opt_post_tiny", "bloom_tiny"})
+    for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+      const Folder folder;
+      const json fingerprint = {{"seed", 1}, {"wbits", 3}};
+      const auto model = load_model(kFixtures + fixture), other = load_model(kFixtures + fixture);
+      quantize_rtn(*model, grid_of(3, 8));
+      scatter(*model);
+      BcOptions o;
+      o.shape = shape;
+      o.block = true;
+      compensate(*model, {kBatch}, o, kSilent);
+      BlockRecord record;
+      record.fitted = 12;
+      record.layers.push_back({});
+      record.layers[0].site = "layers.0.fc1";
+      record.layers[0].ridge = INFINITY;
+      record.layers[0].solved = 0.1 + 0.2;
+      {
+        BlockFiles files(folder.file("work"), fingerprint, false);
+        for (int i = 0; i < model->depth(); ++i) files.done("a walk", *model, i, record);
+      }
+      CHECK(contains(message_of<UsageError>([&] { BlockFiles(folder.file("work"), fingerprint, false); }), "--resume"));
+      CHECK(contains(message_of<UsageError>([&] {
+                       BlockFiles(folder.file("work"), {{"seed", 2}}, true);
+                     }),
+                     "seed 1 instead of 2"));
+      BlockFiles files(folder.file("work"), fingerprint, true);
+      for (int i = 0; i < other->depth(); ++i) {
+        BlockRecord back;
+        REQUIRE(files.load("a walk", *other, i, back));
+        CHECK(back.fitted == 12);
+        CHECK(back.layers.at(0).site == "layers.0.fc1");
+        CHECK(back.layers[0].ridge == INFINITY);
+        CHECK(back.layers[0].solved == record.layers[0].solved);
+      }
+      check_same(*model, *other);
+      BlockRecord none;
+      CHECK_FALSE(files.load("another walk", *other, 0, none));
+      files.remove();
+      CHECK_FALSE(fs::exists(folder.file("work")));
+    }
+}
