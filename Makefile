@@ -29,7 +29,7 @@ SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan bench table-vision parity reference-env layers format format-check install clean help setup
+.PHONY: all demo test asan bench table-vision table-language table-groups parity reference-env layers format format-check install clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -104,6 +104,11 @@ table-vision: all
 	$(BUILD)/bin/table $(if $(MODELS),--models $(MODELS) --imagenet $(IMAGENET)) --out $(BUILD)/table-vision \
 	  --json $(BUILD)/table-vision.json $(TABLE_ARGS)
 
+# The language tables: of the checkpoints in MODELS on the texts of CORPORA, or of the embedded models.
+table-language table-groups: table-%: all
+	$(BUILD)/bin/table $* $(if $(MODELS),--models $(MODELS) --corpora $(CORPORA)) --out $(BUILD)/table-$* \
+	  --json $(BUILD)/table-$*.json $(TABLE_ARGS)
+
 test: $(BUILD)/bin/tests $(binaries)
 	BCQ_BIN=$(BUILD)/bin $(BUILD)/bin/tests $(TEST_ARGS)
 
@@ -156,6 +161,7 @@ help:
 	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, forward, table, demo, bench"
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
+	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench          speed against the machine's own limit, and PyTorch's after reference-env"

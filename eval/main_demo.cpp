@@ -1,6 +1,7 @@
 // demo: the main job on the embedded models. Quantize, compensate and measure vision transformers
 // and a language transformer, and print tables of the paper's form, every cell measured.
 #include <cstdio>
+#include <filesystem>
 
 #include "engine/check.h"
 #include "eval/cli.h"
@@ -79,13 +80,13 @@ void language_row(const LanguageRun& run, const char* method, const Perplexity& 
   std::fflush(stdout);
 }
 
-void language_table(const std::string& root, json& records) {
-  const auto model = load_model(root + "/opt");
-  const Tokenizer tokenizer = Tokenizer::load(root + "/opt");
+void language_table(const std::string& root, const std::string& name, json& records) {
+  const auto model = load_model(root + "/" + name);
+  const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
   LanguageRun run;
   const EvaluationText text = read_evaluation(*model, {Definition::Plain, root + "/text/test.txt"}, &tokenizer, run);
   const Calibration calib = read_calibration(*model, {Definition::Plain, root + "/text/calib.txt"}, &tokenizer, run);
-  ProgressLine progress("opt: ");
+  ProgressLine progress(name + ": ");
   std::printf(
       "\n%s on %lld tokens of text/test.txt, windows of %lld; perplexity, %lld calibration windows, seed %lld\n\n",
       model->info().name.c_str(), static_cast<long long>(text.facts.tokens),
@@ -135,7 +136,8 @@ int main(int argc, char** argv) {
     Timer timer;
     json records = json::array();
     for (const std::string& name : vision_minis(root)) vision_model(root, name, records);
-    language_table(root, records);
+    for (const char* name : {"opt", "bloom"})
+      if (std::filesystem::exists(root + "/" + name)) language_table(root, name, records);
     write_record(json_path, records);
     std::printf(
         "\n+/- is one standard error: of top-1 over images, of perplexity over windows, of a change over the same\n"

@@ -1,12 +1,15 @@
-// table: the paper's vision table, every cell measured on the checkpoints and images that are there.
+// table: the paper's tables, every cell measured on the checkpoints and data that are there.
 #include "engine/check.h"
 #include "eval/cli.h"
+#include "eval/language_table.h"
 #include "eval/vision_table.h"
 
 using namespace bcq;
 
 int main(int argc, char** argv) {
-  CLI::App app{"The vision table of the paper beside what is measured here.", "table"};
+  CLI::App app{
+      "The paper's tables beside what is measured here: the vision table, or with a subcommand a language one.",
+      "table"};
   VisionTable o;
   std::string json_path;
   auto* models =
@@ -38,8 +41,12 @@ int main(int argc, char** argv) {
   add_threads_option(app);
   add_calibration_options(app, o.run);
   add_bc_options(app, o.run);
-  app.footer("Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json");
+  const std::function<bool()> language_table = add_language_tables(app);
+  app.footer(
+      "Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json\n"
+      "  table language --models hub --corpora corpora");
   return run_program(app, argc, argv, [&] {
+    if (language_table()) return;
     require_usage(o.models.empty() == o.imagenet.empty(), "--models and --imagenet belong together");
     vision_table(o, json_path);
   });

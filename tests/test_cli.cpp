@@ -414,6 +414,43 @@ TEST_CASE("cli: the table goes on where it was stopped, and says what was not ru
   CHECK(none["notes"].dump().find("+36.89") != std::string::npos);
 }
 
+TEST_CASE("cli: the language tables go on where they were stopped, and say what was not run") {
+  const Folder folder;
+  const std::string common = "table language --limit 1 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
+  const Result first = run(common + folder / "a.json");
+  CAPTURE(first.err);
+  REQUIRE(first.code == 0);
+  const json a = read_json(folder / "a.json")["rows"];
+  REQUIRE(a.size() % 13 == 0);  // the float model, and four cells at each of three widths
+  for (const json& row : a) CHECK(row["record"]["perplexity"] > 1);
+  fs::remove(folder / "cells/opt-3-gptq-channel-plain.json");
+  const Result second = run(common + folder / "b.json");
+  REQUIRE(second.code == 0);
+  CHECK(contains(second.err, "opt 3 GPTQ + BC (channel), plain"));
+  CHECK_FALSE(contains(second.err, "RTN"));
+  const json b = read_json(folder / "b.json")["rows"];
+  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["perplexity"] == b[i]["record"]["perplexity"]);
+
+  // A model and one text, no calibration text: the float model and RTN are measured on it.
+  fs::create_directories(folder / "hub/facebook");
+  fs::copy(kMini + "/opt", folder / "hub/facebook/opt-125m", fs::copy_options::recursive);
+  fs::create_directories(folder / "texts/wikitext-2-raw");
+  fs::copy(kMini + "/text/test.txt", folder / "texts/wikitext-2-raw/wiki.test.raw");
+  const Result groups = run("table groups --limit 1 --seqlen 16 --models " + folder / "hub" + " --corpora " +
+                            folder / "texts" + " --out " + folder / "groups --json " + folder / "g.json");
+  CAPTURE(groups.err);
+  REQUIRE(groups.code == 0);
+  int measured = 0;
+  const json table = read_json(folder / "g.json");
+  for (const json& row : table["rows"]) measured += row["record"].is_null() ? 0 : 1;
+  CHECK(measured == 4);
+  CHECK(contains(groups.out,
+                 "| 4g128 | AWQ                      | OPT-125M   | c4        |   25.90 |          paper only |"));
+  CHECK(contains(groups.out,
+                 "| 2g64  | GPTQ + BC (position)     | BLOOM-560M | ptb       |  178.73 |             not run |"));
+  check_failure("table language --models " + folder / "hub", 2, {"--corpora"});
+}
+
 TEST_CASE("cli: a layer report has a row for every output, in both forms") {
   const Folder folder;
   const std::string common = kVit +
