@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes the texts: text/test.txt and text/calib.txt (shipped) and the training text
-for train_opt.py (not shipped).
+for train_language.py (not shipped).
 
 Data: the Debian packages linux-doc-6.1, postgresql-doc-15, sqlite3-doc,
 python3.11-doc, and perl-doc with perl-modules-5.36 and libperl5.36 (versions in

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Trains the small OPT of data/mini/opt and its tokenizer, in Hugging Face form.
+"""Trains the small language models of data/mini and their tokenizers, in Hugging Face form.
+
+opt    learned positions, ReLU; vocab.json with merges.txt; a text begins with </s>
+bloom  ALiBi, norm after the embedding, tanh GELU; tokenizer.json with BLOOM's split; no beginning token
 
 Data: WORK/train.txt from make_text.py (technical documentation from Debian
 packages); text/test.txt and text/calib.txt are never trained on.
 
-Run:  python3 train_opt.py --tokenizer      train the tokenizer, encode the texts
-      python3 train_opt.py                  train, write opt/
-      python3 train_opt.py --eval           perplexity, baselines, simulated quantization
+Run:  python3 train_language.py --arch opt --tokenizer   train the tokenizer, encode the texts
+      python3 train_language.py --arch opt               train, write opt/; then bloom
+      python3 train_language.py --arch opt --eval        perplexity, baselines, simulated quantization
 
-Printed: training loss 3.17 at the end; --eval: test perplexity 27.233 (unigram
+Printed for opt: training loss 3.17 at the end; --eval: test perplexity 27.233 (unigram
 721.13, bigram 75.58), 3-bit per row 32.894, 2-bit with groups of 64 80.319.
 """
 import argparse, json, math, os, time
@@ -17,9 +20,9 @@ import torch
 import torch.nn.functional as F
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-OUT = f"{HERE}/opt"
-WINDOW, VOCAB = 256, 2048
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+WINDOW, VOCAB, WIDTH, LAYERS, HEADS = 256, 2048, 128, 6, 4
+SPECIAL = {"opt": ["<s>", "<pad>", "</s>", "<unk>"], "bloom": ["<unk>", "<s>", "</s>", "<pad>"]}
+BLOOM_SPLIT = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"     # bigscience/bloom's own
 
 
 def read(path):
@@ -27,79 +30,103 @@ def read(path):
         return f.read()
 
 
-def make_tokenizer(work):
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def make_tokenizer(arch, work):
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     docs = read(f"{work}/train.txt").split("\n\x00\n")
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    opt, names, out = arch == "opt", SPECIAL[arch], f"{HERE}/{arch}"
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True) if opt else \
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(BLOOM_SPLIT), "isolated"),
+                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
     tok.train_from_iterator(docs, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[AddedToken(s, special=True, normalized=False) for s in SPECIAL],
+        vocab_size=VOCAB, special_tokens=[AddedToken(s, special=True, normalized=False) for s in names],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     tok.post_processor = processors.TemplateProcessing(
-        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", 2)])
-    assert tok.get_vocab_size() == VOCAB and [tok.token_to_id(s) for s in SPECIAL] == [0, 1, 2, 3]
-    os.makedirs(OUT, exist_ok=True)
-    tok.save(f"{OUT}/tokenizer.json")
-    tok.model.save(OUT)     # vocab.json, merges.txt
+        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", 2)]) if opt else \
+        processors.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=False)
+    assert tok.get_vocab_size() == VOCAB and [tok.token_to_id(s) for s in names] == [0, 1, 2, 3]
+    os.makedirs(out, exist_ok=True)
+    tok.save(f"{out}/tokenizer.json")
+    if opt:
+        tok.model.save(out)     # vocab.json, merges.txt
 
     def special(content):
         return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    roles = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}
-    write_json("special_tokens_map.json", {k: special(v) for k, v in roles.items()})
-    write_json("tokenizer_config.json", {
-        "add_bos_token": True, "add_prefix_space": False,
-        "added_tokens_decoder": {str(i): dict(special(s), special=True) for i, s in enumerate(SPECIAL)},
+    roles = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"} if opt else \
+            {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_json(arch, "special_tokens_map.json", {k: special(v) if opt else v for k, v in roles.items()})
+    write_json(arch, "tokenizer_config.json", {
+        "add_bos_token": opt, "add_prefix_space": False,
+        "added_tokens_decoder": {str(i): dict(special(s), special=True) for i, s in enumerate(names)},
         **roles, "clean_up_tokenization_spaces": False, "errors": "replace",
-        "model_max_length": WINDOW, "tokenizer_class": "GPT2Tokenizer"})
+        "model_max_length": WINDOW, "tokenizer_class": "GPT2Tokenizer"} if opt else {
+        "add_prefix_space": False, **roles, "padding_side": "left", "tokenizer_class": "BloomTokenizerFast"})
     ids = []
-    for i in range(0, len(docs), 256):
-        for e in tok.encode_batch(docs[i:i + 256]):     # every document starts with </s>
-            ids.append(np.array(e.ids, np.uint16))
+    for i in range(0, len(docs), 256):      # every document starts with </s>, or ends with it
+        for e in tok.encode_batch(docs[i:i + 256]):
+            ids.append(np.array(e.ids if opt else e.ids + [2], np.uint16))
     ids = np.concatenate(ids)
-    np.save(f"{work}/train.npy", ids)
+    np.save(f"{work}/train_{arch}.npy", ids)
     print("training tokens", len(ids), "bytes per token", sum(len(d.encode()) for d in docs) / len(ids))
     for name in ("test", "calib"):
         n = len(tok.encode(read(f"{HERE}/text/{name}.txt")).ids)
         print(name, n, "tokens,", n // WINDOW, "windows")
 
 
-def write_json(name, value):
-    with open(f"{OUT}/{name}", "w") as f:
+def write_json(arch, name, value):
+    with open(f"{HERE}/{arch}/{name}", "w") as f:
         json.dump(value, f, indent=2)
         f.write("\n")
 
 
-def encode(path):
+def encode(arch, path):
     from tokenizers import Tokenizer
-    return np.array(Tokenizer.from_file(f"{OUT}/tokenizer.json").encode(read(path)).ids)
+    return np.array(Tokenizer.from_file(f"{HERE}/{arch}/tokenizer.json").encode(read(path)).ids)
 
 
-def make_model():
-    from transformers import OPTConfig, OPTForCausalLM
-    config = OPTConfig(
-        vocab_size=VOCAB, hidden_size=128, num_hidden_layers=6, ffn_dim=512, num_attention_heads=4,
-        max_position_embeddings=WINDOW, word_embed_proj_dim=128, do_layer_norm_before=True,
+def make_model(arch):
+    from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
+    if arch == "bloom":
+        return BloomForCausalLM(BloomConfig(
+            vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, hidden_dropout=0.0, attention_dropout=0.0,
+            initializer_range=0.04, bos_token_id=1, eos_token_id=2, pad_token_id=3))
+    return OPTForCausalLM(OPTConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, ffn_dim=4 * WIDTH, num_attention_heads=HEADS,
+        max_position_embeddings=WINDOW, word_embed_proj_dim=WIDTH, do_layer_norm_before=True,
         activation_function="relu", dropout=0.0, attention_dropout=0.0, layerdrop=0.0, init_std=0.04,
-        bos_token_id=2, eos_token_id=2, pad_token_id=1)
-    return OPTForCausalLM(config)
+        bos_token_id=2, eos_token_id=2, pad_token_id=1))
 
 
-def save(model):
-    from safetensors.torch import save_file
-    state = {k: v.detach().float().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(state, f"{OUT}/model.safetensors.tmp", metadata={"format": "pt"})
-    os.chmod(f"{OUT}/model.safetensors.tmp", 0o644)
-    os.replace(f"{OUT}/model.safetensors.tmp", f"{OUT}/model.safetensors")
-    write_json("config.json", {
+CONFIG = {      # what config.json says besides the sizes
+    "opt": {
         "_remove_final_layer_norm": False, "activation_dropout": 0.0, "activation_function": "relu",
         "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
         "do_layer_norm_before": True, "dropout": 0.0, "enable_bias": True, "eos_token_id": 2,
-        "ffn_dim": 512, "hidden_size": 128, "init_std": 0.04, "layer_norm_elementwise_affine": True,
+        "ffn_dim": 4 * WIDTH, "hidden_size": WIDTH, "init_std": 0.04, "layer_norm_elementwise_affine": True,
         "layerdrop": 0.0, "max_position_embeddings": WINDOW, "model_type": "opt",
-        "num_attention_heads": 4, "num_hidden_layers": 6, "pad_token_id": 1, "prefix": "</s>",
+        "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "pad_token_id": 1, "prefix": "</s>",
         "tie_word_embeddings": True, "torch_dtype": "float32", "use_cache": True,
-        "vocab_size": VOCAB, "word_embed_proj_dim": 128})
+        "vocab_size": VOCAB, "word_embed_proj_dim": WIDTH},
+    "bloom": {
+        "apply_residual_connection_post_layernorm": False, "architectures": ["BloomForCausalLM"],
+        "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_dropout": 0.0,
+        "initializer_range": 0.04, "layer_norm_epsilon": 1e-05, "model_type": "bloom", "n_embed": WIDTH,
+        "n_head": HEADS, "n_layer": LAYERS, "pad_token_id": 3, "pretraining_tp": 1, "seq_length": WINDOW,
+        "slow_but_exact": False, "tie_word_embeddings": True, "torch_dtype": "float32", "unk_token_id": 0,
+        "use_cache": True, "vocab_size": VOCAB}}
+
+
+def save(arch, model):
+    from safetensors.torch import save_file
+    out = f"{HERE}/{arch}"
+    # BLOOM's published files have the names without "transformer."
+    state = {k.removeprefix("transformer."): v.detach().float().contiguous()
+             for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(state, f"{out}/model.safetensors.tmp", metadata={"format": "pt"})
+    os.chmod(f"{out}/model.safetensors.tmp", 0o644)
+    os.replace(f"{out}/model.safetensors.tmp", f"{out}/model.safetensors")
+    write_json(arch, "config.json", CONFIG[arch])
 
 
 def losses(logits, ids):
@@ -120,9 +147,9 @@ def perplexity(model, ids, limit=None):
 
 def train(a):
     torch.manual_seed(a.seed)
-    ids = torch.from_numpy(np.load(f"{a.work}/train.npy").astype(np.int32))
-    test, same = encode(f"{HERE}/text/test.txt"), encode(f"{a.work}/same.txt")
-    model = make_model()
+    ids = torch.from_numpy(np.load(f"{a.work}/train_{a.arch}.npy").astype(np.int32))
+    test, same = encode(a.arch, f"{HERE}/text/test.txt"), encode(a.arch, f"{a.work}/same.txt")
+    model = make_model(a.arch)
     run = torch.compile(model) if a.compile else model
     print("parameters", sum(p.numel() for p in model.parameters()))
     opt = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -139,7 +166,9 @@ def train(a):
         for g in opt.param_groups:
             g["lr"] = lr
         model.train()
-        loss = losses(run(batch, use_cache=False).logits, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16):     # weights stay float32
+            logits = run(batch, use_cache=False).logits
+        loss = losses(logits.float(), batch)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,7 +178,7 @@ def train(a):
             print(f"step {step + 1}/{steps} lr {lr:.2e} loss {total / count:.4f} {time.time() - start:.0f}s", flush=True)
             total, count = 0.0, 0
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            save(model)
+            save(a.arch, model)
             print(f"  test perplexity {perplexity(model, test, 100):.3f} training pages {perplexity(model, same, 100):.3f}", flush=True)
 
 
@@ -180,14 +209,15 @@ def round_to_nearest(w, bits, group=None):
 
 @torch.no_grad()
 def evaluate(a):
-    from transformers import OPTForCausalLM
-    model = OPTForCausalLM.from_pretrained(OUT, dtype=torch.float32).eval()
-    test = encode(f"{HERE}/text/test.txt")
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(f"{HERE}/{a.arch}", dtype=torch.float32).eval()
+    test = encode(a.arch, f"{HERE}/text/test.txt")
     for name, path in (("test", f"{HERE}/text/test.txt"), ("calib", f"{HERE}/text/calib.txt"),
                        ("training pages of the same sources", f"{a.work}/same.txt")):
-        print(f"FP32 perplexity {name}: {perplexity(model, encode(path)):.4f}", flush=True)
-    baselines(np.load(f"{a.work}/train.npy"), test)
-    layers = [m for m in model.model.decoder.layers.modules() if isinstance(m, torch.nn.Linear)]
+        print(f"FP32 perplexity {name}: {perplexity(model, encode(a.arch, path)):.4f}", flush=True)
+    baselines(np.load(f"{a.work}/train_{a.arch}.npy"), test)
+    blocks = model.model.decoder.layers if a.arch == "opt" else model.transformer.h
+    layers = [m for m in blocks.modules() if isinstance(m, torch.nn.Linear)]
     kept = [m.weight.clone() for m in layers]
     for bits, group in ((4, None), (3, None), (3, 64), (2, 64), (2, None)):
         for m, w in zip(layers, kept):
@@ -198,6 +228,7 @@ def evaluate(a):
 
 def main():
     p = argparse.ArgumentParser()
+    p.add_argument("--arch", choices=CONFIG, default="opt")
     p.add_argument("--tokenizer", action="store_true")
     p.add_argument("--eval", action="store_true")
     p.add_argument("--work", default="build", help="folder with train.txt, made by make_text.py")
@@ -205,11 +236,12 @@ def main():
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--bf16", action="store_true", help="products in bfloat16 (faster on AVX512_BF16)")
     p.add_argument("--compile", action="store_true", help="use torch.compile (faster)")
     a = p.parse_args()
     torch.set_num_threads(1)
     if a.tokenizer:
-        make_tokenizer(a.work)
+        make_tokenizer(a.arch, a.work)
     elif a.eval:
         evaluate(a)
     else:
