@@ -33,6 +33,8 @@ struct LanguageRun {
 
 // The window length of a run. UsageError when it is longer than the model's positions.
 int64_t seqlen_of(const Model& model, const LanguageRun& run);
+// The window of the embedded models: what they were trained on, and what a BLOOM's config does not limit it to.
+constexpr int64_t kMiniSeqlen = 256;
 
 // What the result of a text says of its tokens: how many before windows were cut, their hash, and the id that every
 // tokenized string begins with (-1: none).

@@ -137,7 +137,7 @@ void measure(const Options& o, const Cells& store, Column& column) {
     }
     Timer rest;
     model->clear_compensation();
-    const int64_t values = compensate_language(*model, calib.batches, run, progress.callback());
+    const int64_t values = compensate_language(*model, calib.batches, run, progress.callback()).fitted();
     for (const size_t t : missing[c]) {
       const TextSource& text = column.texts[t];
       if (texts[t].windows.count == 0) texts[t] = read_evaluation(*model, text, &tokenizer, run);
@@ -310,7 +310,8 @@ std::function<bool()> add_language_tables(CLI::App& app) {
         ->capture_default_str()
         ->type_name("DIR");
     sub->add_option("--limit", o->run.limit, "Evaluate the first N windows of each text only")->type_name("N");
-    sub->add_option("--seqlen", o->run.seqlen, "Tokens of a window (default: the model's positions, at most 2048)")
+    sub->add_option("--seqlen", o->run.seqlen,
+                    "Tokens of a window (default: the model's positions, at most 2048; 256 for the embedded models)")
         ->type_name("L");
     sub->add_option("--nsamples", o->run.nsamples, "Calibration windows")->capture_default_str();
     sub->add_option("--seed", o->run.seed, "Seed of their draw")->capture_default_str();
@@ -321,7 +322,8 @@ std::function<bool()> add_language_tables(CLI::App& app) {
   return [tables] {
     for (const auto& table : tables) {
       if (!table.first->parsed()) continue;
-      const Options& o = *table.second;
+      Options o = *table.second;
+      if (o.models.empty() && o.run.seqlen == 0) o.run.seqlen = kMiniSeqlen;
       const Cells store(o.out);
       std::vector<Column> all = columns(o);
       for (Column& column : all) measure(o, store, column);

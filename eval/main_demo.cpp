@@ -84,6 +84,7 @@ void language_table(const std::string& root, const std::string& name, json& reco
   const auto model = load_model(root + "/" + name);
   const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
   LanguageRun run;
+  run.seqlen = kMiniSeqlen;
   const EvaluationText text = read_evaluation(*model, {Definition::Plain, root + "/text/test.txt"}, &tokenizer, run);
   const Calibration calib = read_calibration(*model, {Definition::Plain, root + "/text/calib.txt"}, &tokenizer, run);
   ProgressLine progress(name + ": ");
