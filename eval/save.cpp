@@ -310,7 +310,12 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
   std::map<std::string, std::string> metadata = source.metadata();
   metadata["bcq"] = facts.dump();
   const FullNames full = full_names(config);
-  if (save.is_gptq()) to_full_names(full, tensors);
+  if (save.is_gptq()) {
+    to_full_names(full, tensors);
+    // What readers compute in: of another type they would round the scales once more.
+    config["torch_dtype"] = "float16";
+    if (config.contains("dtype")) config["dtype"] = "float16";  // its name from transformers 5 on
+  }
   const json quantization = quantization_config(
       model, kind, [&](const std::string& site) { return save.is_gptq() ? full(prefix + site) : prefix + site; },
       facts);

@@ -189,6 +189,7 @@ TEST_CASE("GPTQ's format: widths, groups, order and compensation come back to th
       CHECK(config["sym"] == sym);
       CHECK(config["desc_act"] == (bits == 3));
       CHECK(config["group_size"] == group);
+      CHECK(read_json(folder.file("saved/config.json"))["torch_dtype"] == "float16");
       CHECK(fs::exists(folder.file("saved/tokenizer.json")));
       const SafeTensors file = SafeTensors::open(folder.file("saved/model.safetensors"));
       CHECK(file.tensors().at("model.decoder.layers.0.fc1.scales").dtype == DType::F16);

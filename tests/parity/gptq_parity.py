@@ -1,6 +1,7 @@
 # GPTQ checkpoints across programs: those perplexity --save --format gptq writes, in GPTQModel and transformers; those
 # GPTQModel makes, here. Weights must be equal to the last bit, logits within 1e-5 of the largest. Needs gptqmodel
-# (7.7.0) and optimum beside the reference environment; says so and passes where they are absent. From the root:
+# (7.7.0) and optimum beside the reference environment; says so and passes where they are absent. Loaded as float16:
+# as bfloat16, GPTQModel's choice on a CPU, the scales themselves would be rounded. From the root:
 #   build/reference/bin/python tests/parity/gptq_parity.py
 import importlib.util
 import json
@@ -83,7 +84,7 @@ def ours_there(work, ids):
         print(f"{'ok    ' if made == again else 'FAILED'} {name}: perplexity {made!r}, loaded again {again!r}")
         if made != again:
             failed.append(name)
-        loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH)
+        loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
         compare(f"ours in GPTQModel, {name}", folder, loaded.model, ids)
         loaded = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float16)
         compare(f"ours in transformers, {name}", folder, loaded, ids)
@@ -101,7 +102,7 @@ def theirs_here(work, ids):
         model = GPTQModel.load(MINI, QuantizeConfig(**form), device="cpu")
         model.quantize(samples, batch_size=1, backend=BACKEND.GPTQ_TORCH)
         model.save(str(folder))
-        loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH)
+        loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
         compare(f"GPTQModel's here, {name}", folder, loaded.model, ids)
 
 
