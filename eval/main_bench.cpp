@@ -137,7 +137,7 @@ void measure(const char* name, const Model& model, const Batch& batch, double it
   double flop = 0;
   for (const auto& p : operands.products) {
     const double columns =
-        static_cast<double>(p.site->is_linear() ? p.b.dim(0) : p.b.dim(p.site->role == Role::QK ? 2 : 3));
+        static_cast<double>(p.site->is_linear() ? p.site->weight.dim(0) : p.b.dim(p.site->role == Role::QK ? 2 : 3));
     flop += 2 * static_cast<double>(p.a.size()) * columns;
   }
   std::printf("| %-28s | %9.2f | %9.2f | %5.2f | %8.0f |\n", name, 1e3 * whole / items, 1e3 * limit / items,
