@@ -3,10 +3,8 @@
 #include <sys/stat.h>
 
 #include <cerrno>
-#include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <string_view>
 
 #include "engine/check.h"
 #include "engine/json.h"
@@ -14,9 +12,8 @@
 namespace fs = std::filesystem;
 
 namespace bcq {
-namespace {
 
-// Eight bytes at a time through steps that are bijective in the sum so far, so that one damaged word always shows.
+// Eight bytes at a time through steps that are bijective in the sum so far.
 uint64_t checksum(std::string_view bytes, uint64_t seed) {
   uint64_t h = seed ^ (bytes.size() * 0x9e3779b97f4a7c15u);
   for (size_t i = 0; i < bytes.size(); i += 8) {
@@ -27,8 +24,6 @@ uint64_t checksum(std::string_view bytes, uint64_t seed) {
   }
   return h;
 }
-
-}  // namespace
 
 std::string cached(const std::string& folder, const std::string& key, const std::function<std::string()>& make) {
   if (folder.empty()) return make();

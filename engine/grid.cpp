@@ -75,6 +75,11 @@ Tensor fake_quantize(const Grid& grid, const Tensor& x) {
   return y;
 }
 
+bool is_symmetric(const Affine& grid) {
+  const float middle = static_cast<float>(1 << (grid.bits - 1));
+  return std::all_of(grid.zero.data, grid.zero.data + grid.zero.size(), [&](float z) { return z == middle; });
+}
+
 int scale_bits(const Affine& grid) {
   for (int64_t i = 0; i < grid.scale.size(); ++i) {
     const uint16_t half = to_f16(grid.scale[i]);

@@ -55,6 +55,8 @@ inline bool is_identity(const Grid& grid) { return std::holds_alternative<Identi
 // x rounded to the grid, in the shape of x; x itself for Identity. No gradients.
 Tensor fake_quantize(const Grid& grid, const Tensor& x);
 
+// Whether every zero point is the middle code, as GPTQ's `sym` has it.
+bool is_symmetric(const Affine& grid);
 // Bits of a scale: 16 where 16-bit floats hold all scales exactly, else 32.
 int scale_bits(const Affine& grid);
 

@@ -116,6 +116,8 @@ class Loader {
   std::shared_ptr<Asked> asked_;
 };
 
+constexpr uint64_t kMaxHeader = 100'000'000;  // bytes: the reference reader's limit
+
 // Write tensors as the reference writer does (names in its order, header padded to 8 bytes, metadata
 // {"format": "pt"} plus what is given), to a temporary file beside `path` that is then renamed.
 // Throws Error when it cannot be written; nothing is left behind then.

@@ -1,11 +1,11 @@
 #include "eval/cells.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <vector>
 
+#include "data/cache.h"
 #include "eval/cli.h"
 
 namespace bcq {
@@ -62,23 +62,13 @@ std::string fingerprint(const std::string& model) {
     if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".json")
       files.push_back(entry.path());
   std::sort(files.begin(), files.end());
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a, eight bytes at a time
-  const auto add = [&](uint64_t word) { hash = (hash ^ word) * 0x100000001b3; };
-  std::vector<char> bytes(1 << 20);
+  uint64_t hash = 0;
+  std::vector<char> piece(1 << 20);
   for (const fs::path& file : files) {
-    for (const char c : file.filename().string()) add(static_cast<unsigned char>(c));
-    add(fs::file_size(file));
+    hash = checksum(file.filename().string(), hash);
     std::ifstream in(file, std::ios::binary);
-    while (in.read(bytes.data(), static_cast<std::streamsize>(bytes.size())) || in.gcount() > 0) {
-      const size_t n = static_cast<size_t>(in.gcount());
-      std::fill(bytes.begin() + static_cast<std::ptrdiff_t>(n), bytes.end(), 0);
-      for (size_t i = 0; i < n; i += 8) {
-        uint64_t word;
-        std::memcpy(&word, &bytes[i], 8);
-        add(word);
-        hash ^= hash >> 32;  // high bits reach the low ones
-      }
-    }
+    while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0)
+      hash = checksum({piece.data(), static_cast<size_t>(in.gcount())}, hash);
     require_input(in.eof(), "%s: cannot be read", file.c_str());
   }
   return format("%016llx", static_cast<unsigned long long>(hash));

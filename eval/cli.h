@@ -13,6 +13,7 @@
 
 #include "engine/json.h"
 #include "engine/progress.h"
+#include "engine/timer.h"
 
 namespace bcq {
 
@@ -52,14 +53,6 @@ class ProgressLine {
   Clock::time_point start_, last_;
   bool open_ = false;
   std::vector<std::string> warnings_;
-};
-
-class Timer {
- public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 // The members every record has: tool, version, threads, isa, blas, peak_rss_mb.

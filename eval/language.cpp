@@ -257,9 +257,7 @@ void set_stored(Model& model, LanguageRun& run) {
     const Affine& grid = site->packed->grid;
     ++layers[grid.bits];
     run.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
-    const float* end = grid.zero.data + grid.zero.size();
-    run.weights.sym = std::all_of(static_cast<const float*>(grid.zero.data), end,
-                                  [&](float z) { return z == static_cast<float>(1 << (grid.bits - 1)); });
+    run.weights.sym = is_symmetric(grid);
     run.weights.half = scale_bits(grid) == 16;
   }
   const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };

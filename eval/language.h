@@ -102,9 +102,8 @@ Ratio paired_ratio(const Perplexity& a, const Perplexity& b);
 void set_stored(Model& model, LanguageRun& run);
 
 // "gptq 2 bit g64 act-order, 12 layers of 3 bit": what was done to the weights of a quantized model.
-std::string describe_weights(Model& model,
-                             const LanguageRun& run);  // How the weights of a model were quantized and compensated:
-                                                       // method, bits, groups, options, seed.
+std::string describe_weights(Model& model, const LanguageRun& run);
+// How the weights of a model were quantized and compensated: method, bits, groups, options, seed.
 json recipe(Model& model, const LanguageRun& run);
 
 // What a run measured on one text. `floats`: the float model's perplexities on it, empty when not measured.

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "engine/check.h"
+#include "eval/cells.h"
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/layer_report.h"
@@ -196,6 +197,14 @@ std::string facts_text(const TokenFacts& facts) {
                 facts.bos < 0 ? "no BOS" : format("BOS %d", facts.bos).c_str(), facts.hash.c_str());
 }
 
+// What the walks over the blocks took: windows through blocks, Hessians and means, solving.
+json walk_seconds(const WalkResult& quantization, const WalkResult& compensation) {
+  const auto parts = [](const WalkSeconds& s) {
+    return json{{"passes", s.passes}, {"moments", s.moments}, {"solve", s.solve}};
+  };
+  return {{"quantization", parts(quantization.seconds)}, {"compensation", parts(compensation.seconds)}};
+}
+
 json calibration_facts(const Calibration& calib) {
   return {{"calib_text", calib.source.path},
           {"calib_definition", name_of(calib.source.definition)},
@@ -204,13 +213,13 @@ json calibration_facts(const Calibration& calib) {
 
 // All that decides about the result: runs that differ in any of it do not go on with each other's blocks. BLAS, because
 // its kernels round differently.
-json fingerprint(Model& model, const LanguageRun& r, const Calibration& calib, const SaveOptions& save) {
+json settings_of(Model& model, const LanguageRun& r, const Calibration& calib, const SaveOptions& save) {
   json print = recipe(model, r);
   print["layer_bits"] = r.layer_bits;  // of the float model there are none yet
   print.update({{"exclude", r.exclude},
                 {"seqlen", seqlen_of(model, r)},
                 {"calib_token_hash", calib.facts.hash},
-                {"weights_hash", hash_of_weights(model.info().weights)},
+                {"model", fingerprint(model.info().weights)},
                 {"format", save.format},
                 {"version", version()},
                 {"blas", run_facts()["blas"]}});
@@ -281,7 +290,7 @@ void run(Options& o) {
   if (calibrates) calib = read_calibration(*model, calib_source, words, r);
   std::optional<BlockFiles> blocks;
   if (saves && r.method == "gptq")
-    blocks.emplace(partial_folder(o.save), fingerprint(*model, r, calib, o.save), o.resume);
+    blocks.emplace(partial_folder(o.save), settings_of(*model, r, calib, o.save), o.resume);
   BlockStore* const store = blocks ? &*blocks : nullptr;
   const WalkResult solved = quantize_language(*model, calib.batches, r, progress.callback(), progress.warn(), store);
   const WalkResult compensated = compensate_language(*model, calib.batches, r, progress.callback(), store);
@@ -307,6 +316,10 @@ void run(Options& o) {
     if (calibrates)
       std::printf("calibrated on %s, %s, seed %lld: %s\n", calib.source.path.c_str(), name_of(calib.source.definition),
                   static_cast<long long>(r.seed), facts_text(calib.facts).c_str());
+    for (const auto& [name, s] : {std::pair{"quantization", solved.seconds}, {"compensation", compensated.seconds}})
+      if (s.passes > 0)
+        std::printf("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.moments,
+                    s.solve);
     if (saved)
       std::printf("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory.c_str(),
                   o.save.format.c_str(), static_cast<double>(saved->bytes) / 1e6,
@@ -320,6 +333,7 @@ void run(Options& o) {
     record.update(run_facts());
     record["warnings"] = progress.warnings();
     if (calibrates) record.update(calibration_facts(calib));
+    if (calibrates) record["walk_seconds"] = walk_seconds(solved, compensated);
     if (saved)
       record["saved"] = {{"folder", o.save.directory},
                          {"format", o.save.format},

@@ -108,21 +108,4 @@ void BlockFiles::remove() {
   fs::remove_all(folder_, ignored);
 }
 
-std::string hash_of_weights(const std::string& weights) {
-  const SafeTensors file = SafeTensors::open(weights);
-  uint64_t hash = 14695981039346656037ull;
-  const auto mix = [&](uint64_t word) { hash = (hash ^ word) * 1099511628211ull, hash ^= hash >> 29; };
-  for (const auto& [name, t] : file.tensors()) {
-    for (const char c : name) mix(static_cast<unsigned char>(c));
-    for (const int64_t d : t.shape) mix(static_cast<uint64_t>(d));
-    mix(static_cast<uint64_t>(t.dtype));
-    for (size_t at = 0; at < t.size(); at += sizeof(uint64_t)) {
-      uint64_t word = 0;
-      std::memcpy(&word, t.bytes + at, std::min(sizeof word, t.size() - at));
-      mix(word);
-    }
-  }
-  return format("%016llx", static_cast<unsigned long long>(hash));
-}
-
 }  // namespace bcq

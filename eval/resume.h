@@ -24,7 +24,4 @@ class BlockFiles : public BlockStore {
   std::string folder_;
 };
 
-// A hash of all values in the file, or in the files of the index, `weights`, in hexadecimal.
-std::string hash_of_weights(const std::string& weights);
-
 }  // namespace bcq

@@ -33,14 +33,11 @@ bool ends_in_norm(Model& model, int i) { return model.block_end(i).bias_hat != &
 
 Kind kind_of(Model& model, const SaveOptions& save) {
   if (!save.is_gptq()) return Kind::Own;
-  for (const Site* site : model.all_sites()) {
-    if (!is_packed(*site)) continue;
-    const Affine& grid = site->packed->grid;
-    const float middle = static_cast<float>(1 << (grid.bits - 1));
-    if (std::any_of(grid.zero.data, grid.zero.data + grid.zero.size(), [&](float z) { return z != middle; }))
-      return Kind::GptqV2;  // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights
-  }
-  return Kind::GptqV1;
+  // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights.
+  const std::vector<Site*> sites = model.all_sites();
+  const bool symmetric =
+      std::all_of(sites.begin(), sites.end(), [](Site* s) { return !is_packed(*s) || is_symmetric(s->packed->grid); });
+  return symmetric ? Kind::GptqV1 : Kind::GptqV2;
 }
 
 // What precedes the names of sites in a file: "model.decoder." of "model.decoder.layers.0.fc1.weight".
@@ -116,8 +113,7 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
     const Affine& grid = site->packed->grid;
     if (grid.bits != bits) dynamic["+:" + pattern] = {{"bits", grid.bits}};
     scattered |= !grid.column_group.empty();
-    for (int64_t i = 0; i < grid.zero.size(); ++i)
-      symmetric &= grid.zero[i] == static_cast<float>(1 << (grid.bits - 1));
+    symmetric &= is_symmetric(grid);
     if (!site->bc.empty()) positions = site->bc.dim(0);
   }
   for (const Tensor& b : model.block_bc)

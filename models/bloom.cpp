@@ -117,15 +117,9 @@ std::unique_ptr<Model> load_bloom(const json& config, const std::string& where, 
   info.max_length = std::numeric_limits<int32_t>::max();  // ALiBi has no last position
 
   const Loader root(file);
-  const bool prefixed = root.has("transformer.word_embeddings_layernorm.weight");
-  const std::string prefix = prefixed ? "transformer." : "";
-  require_input(
-      root.has(prefix + "word_embeddings_layernorm.weight"),
-      "%s: neither transformer.word_embeddings_layernorm.weight nor word_embeddings_layernorm.weight is there: "
-      "not a BLOOM checkpoint in Hugging Face's names",
-      file.path().c_str());
+  const std::string prefix = find_prefix(file, {"transformer.", ""}, "word_embeddings_layernorm.weight", "BLOOM");
   const Weight embedding = load_tied_embedding(root, prefix + "word_embeddings.weight", {c.vocab, c.hidden});
-  return std::make_unique<Bloom>(c, prefixed ? root.sub("transformer") : root, embedding, info);
+  return std::make_unique<Bloom>(c, prefix.empty() ? root : root.sub("transformer"), embedding, info);
 }
 
 }  // namespace bcq

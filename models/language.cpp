@@ -8,6 +8,17 @@
 
 namespace bcq {
 
+std::string find_prefix(const SafeTensors& file, std::initializer_list<const char*> prefixes, const std::string& name,
+                        const char* family) {
+  std::string tried;
+  for (const char* prefix : prefixes) {
+    if (file.has(prefix + name)) return prefix;
+    tried += (tried.empty() ? "neither " : " nor ") + (prefix + name);
+  }
+  throw InputError(format("%s: %s is there: not a %s checkpoint in Hugging Face's names", file.path().c_str(),
+                          tried.c_str(), family));
+}
+
 Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape) {
   const std::string head = "lm_head.weight";
   const auto& tensors = file.file().tensors();

@@ -8,6 +8,11 @@
 
 namespace bcq {
 
+// The first of `prefixes` ("model.decoder.", "decoder.") under which the file has a tensor called `name`. InputError
+// when there is none: not a checkpoint of that family in Hugging Face's names.
+std::string find_prefix(const SafeTensors& file, std::initializer_list<const char*> prefixes, const std::string& name,
+                        const char* family);
+
 // The embedding [V, E] a file keeps under `name`, under lm_head.weight, or under both; files converted to
 // safetensors keep one name of shared tensors and note the others as aliases in their metadata.
 // InputError when it is nowhere, or when the two differ.

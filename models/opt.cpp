@@ -156,15 +156,9 @@ std::unique_ptr<Model> load_opt(const json& config, const std::string& where, co
   info.max_length = c.positions;
 
   const Loader root(file);
-  const bool prefixed = root.has("model.decoder.embed_positions.weight");
-  const std::string prefix = prefixed ? "model.decoder." : "decoder.";
-  require_input(
-      root.has(prefix + "embed_positions.weight"),
-      "%s: neither model.decoder.embed_positions.weight nor decoder.embed_positions.weight is there: not an OPT "
-      "checkpoint in Hugging Face's names",
-      file.path().c_str());
+  const std::string prefix = find_prefix(file, {"model.decoder.", "decoder."}, "embed_positions.weight", "OPT");
   const Weight embedding = load_tied_embedding(root, prefix + "embed_tokens.weight", {c.vocab, c.embedding});
-  return std::make_unique<Opt>(c, prefixed ? root.sub("model").sub("decoder") : root.sub("decoder"), embedding, info);
+  return std::make_unique<Opt>(c, root.sub(prefix.substr(0, prefix.size() - 1)), embedding, info);
 }
 
 }  // namespace bcq

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -11,6 +10,7 @@
 
 #include "engine/check.h"
 #include "engine/kernels.h"
+#include "engine/timer.h"
 
 namespace bcq {
 namespace {
@@ -252,18 +252,9 @@ std::vector<std::vector<Tensor>> probe_gradients(const std::vector<Tensor>& logi
 
 // ---- The walk from the head to the embedding ----------------------------------------------------------
 
-class Stopwatch {
- public:
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start_ = Clock::now();
-};
-
 // Calibrate one site and note what it took.
 void calibrate_timed(Site& site, const SiteData& data, const PtqOptions& options, PtqCost& cost) {
-  const Stopwatch watch;
+  const Timer watch;
   calibrate_site(site, data, options);
   cost.search[&site] = watch.seconds();
 }
@@ -422,7 +413,7 @@ void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions&
 PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
                      const Warn& warn) {
   check(options);
-  const Stopwatch watch;
+  const Timer watch;
   PtqCost cost;
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
                 model.info().name.c_str());

@@ -1,7 +1,6 @@
 #include "quant/walk.h"
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -10,6 +9,7 @@
 #include "engine/kernels.h"
 #include "engine/ops.h"
 #include "engine/parallel.h"
+#include "engine/timer.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
 #include "quant/refit.h"
@@ -87,12 +87,11 @@ struct FindGroups : Observer {
 class Stopwatch {
  public:
   explicit Stopwatch(double& seconds) : seconds_(seconds) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+  ~Stopwatch() { seconds_ += timer_.seconds(); }
 
  private:
-  using Clock = std::chrono::steady_clock;
   double& seconds_;
-  Clock::time_point start_ = Clock::now();
+  Timer timer_;
 };
 
 using Stream = std::vector<Tensor>;  // what a block is fed, one tensor a window

@@ -1,0 +1,225 @@
+// The programs for texts: records, tables, saved models and runs that were interrupted.
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <thread>
+
+#include "tests/cli.h"
+
+using namespace bcq;
+using namespace bcq::cli;
+
+TEST_CASE("cli: the language tables go on where they were stopped, and say what was not run") {
+  const Folder folder;
+  const std::string common = "table language --limit 1 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
+  const Result first = run(common + folder / "a.json");
+  CAPTURE(first.err);
+  REQUIRE(first.code == 0);
+  const json a = read_json(folder / "a.json")["rows"];
+  REQUIRE(a.size() % 13 == 0);  // the float model, and four cells at each of three widths
+  for (const json& row : a) CHECK(row["record"]["perplexity"] > 1);
+  fs::remove(folder / "cells/opt-3-gptq-channel-plain.json");
+  const Result second = run(common + folder / "b.json");
+  REQUIRE(second.code == 0);
+  CHECK(contains(second.err, "opt 3 GPTQ + BC (channel), plain"));
+  CHECK_FALSE(contains(second.err, "RTN"));
+  const json b = read_json(folder / "b.json")["rows"];
+  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["perplexity"] == b[i]["record"]["perplexity"]);
+
+  // A model and one text, no calibration text: the float model and RTN are measured on it.
+  fs::create_directories(folder / "hub/facebook");
+  fs::copy(kMini + "/opt", folder / "hub/facebook/opt-125m", fs::copy_options::recursive);
+  fs::create_directories(folder / "texts/wikitext-2-raw");
+  fs::copy(kMini + "/text/test.txt", folder / "texts/wikitext-2-raw/wiki.test.raw");
+  const Result groups = run("table groups --limit 1 --seqlen 16 --models " + folder / "hub" + " --corpora " +
+                            folder / "texts" + " --out " + folder / "groups --json " + folder / "g.json");
+  CAPTURE(groups.err);
+  REQUIRE(groups.code == 0);
+  int measured = 0;
+  const json table = read_json(folder / "g.json");
+  for (const json& row : table["rows"]) measured += row["record"].is_null() ? 0 : 1;
+  CHECK(measured == 4);
+  CHECK(contains(groups.out,
+                 "| 4g128 | AWQ                      | OPT-125M   | c4        |   25.90 |          paper only |"));
+  CHECK(contains(groups.out,
+                 "| 2g64  | GPTQ + BC (position)     | BLOOM-560M | ptb       |  178.73 |             not run |"));
+  check_failure("table language --models " + folder / "hub", 2, {"--corpora"});
+}
+
+TEST_CASE("cli: a language record says everything, and threads change nothing") {
+  const Folder folder;
+  const std::string common =
+      "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 4 --calib-text "
+      "data/mini/text/calib.txt --nsamples 4 --method gptq --wbits 3 --bc channel --act-order --groupsize 64 --mse "
+      "--layer-bits fc2=4 --exclude ^layers.0.self_attn --json ";
+  REQUIRE(run(common + folder / "a.json" + " --threads 1").code == 0);
+  REQUIRE(run(common + folder / "b.json" + " --threads 2").code == 0);
+  const json a = read_json(folder / "a.json"), b = read_json(folder / "b.json");
+  for (const char* key : {"model",
+                          "method",
+                          "wbits",
+                          "abits",
+                          "groupsize",
+                          "bc",
+                          "perplexity",
+                          "perplexity_se",
+                          "tokens",
+                          "seconds",
+                          "bits_per_weight",
+                          "bc_parameters",
+                          "threads",
+                          "isa",
+                          "blas",
+                          "version",
+                          "seqlen",
+                          "seed",
+                          "nsamples",
+                          "text_token_hash",
+                          "text_definition",
+                          "bos",
+                          "calib_token_hash"})
+    CHECK_MESSAGE(a.contains(key), key);
+  CHECK(a["perplexity"] == b["perplexity"]);
+  CHECK(a["windows"] == 4);
+  CHECK(a["act_order"] == true);
+  CHECK(a["mse"] == 2.4);
+  CHECK(a["layer_bits"].size() == 10);
+  CHECK(a["layer_bits"]["layers.5.fc2"] == 4);
+  CHECK(a["layer_bits"]["layers.0.self_attn.k_proj"] == 32);
+}
+
+TEST_CASE("cli: several texts and definitions in one run, each beside the float model") {
+  const Folder folder;
+  std::string ids;
+  for (int i = 0; i < 40; ++i) ids += std::to_string(2 + i) + " ";
+  write_file(folder / "ids", ids);
+  const Result r =
+      run("perplexity --model data/mini/opt --seqlen 16 --limit 2 --text data/mini/text/test.txt "
+          "wikitext2=data/mini/text/test.txt --tokens " +
+          folder / "ids" + " --ppl-def gptq,byte --method rtn --wbits 3 --paired --json " + folder / "r.json");
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  const json records = read_json(folder / "r.json");
+  REQUIRE(records.size() == 3);
+  CHECK(records[0]["text_definition"] == "plain");
+  CHECK(records[1]["text_definition"] == "wikitext2");
+  CHECK(records[0]["text_tokens"] < records[1]["text_tokens"]);  // of "\n\n" between rows
+  CHECK(records[2]["text_tokens"] == 40);
+  CHECK(records[2]["bos"].is_null());
+  for (const json& record : records) {
+    CHECK(record["perplexity"] == record["perplexities"]["gptq"]["perplexity"]);
+    CHECK(record["perplexities"]["byte"]["change_percent"] > 0);
+    CHECK(contains(r.out, record["text_token_hash"].get<std::string>()));
+  }
+  write_file(folder / "ids", "2 3 5000 4");
+  check_failure("perplexity --model data/mini/opt --seqlen 4 --tokens " + folder / "ids", 3, {"5000"});
+  write_file(folder / "test.parquet", "PAR1");
+  check_failure("perplexity --model data/mini/opt --text " + folder / "test.parquet", 3, {"Parquet", "to_json"});
+}
+
+TEST_CASE("cli: a config with the required keys alone is enough") {
+  const Folder folder;
+  fs::copy(kMini + "/opt/model.safetensors", folder / "model.safetensors");
+  json config = {{"model_type", "opt"}};
+  const json full = read_json(kMini + "/opt/config.json");
+  for (const char* key :
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "vocab_size", "max_position_embeddings"})
+    config[key] = full.at(key);
+  write_file(folder / "config.json", config.dump());
+  // Integers are beyond our writer, so the ids are a header and bytes: input_ids [1, 2] I64.
+  std::string header = R"({"input_ids":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]}})";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = header.size(), ids[2] = {2, 20};
+  std::string bytes(reinterpret_cast<const char*>(&length), 8);
+  bytes += header;
+  bytes.append(reinterpret_cast<const char*>(ids), sizeof ids);
+  write_file(folder / "in.safetensors", bytes);
+  const Result r = run("forward --model " + folder.path.string() + " --input " + folder / "in.safetensors" +
+                       " --output " + folder / "out.safetensors");
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  CHECK(SafeTensors::open(folder / "out.safetensors").get("logits").shape == Shape{1, 2, 2048});
+}
+
+// ---- Saved models -------------------------------------------------------------------------------
+
+namespace {
+
+const std::string kText = " --text data/mini/text/test.txt --limit 3";
+const std::string kCalib = " --calib-text data/mini/text/calib.txt --nsamples 4";
+
+json perplexity(const std::string& options) {
+  const Result r = run("perplexity" + options + kText + " --json -");
+  CAPTURE(options);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return parse_json(r.out, "stdout");
+}
+
+}  // namespace
+
+TEST_CASE("perplexity: a saved model is measured as when it was made, to the last digit") {
+  for (const std::string options :
+       {"--method gptq --wbits 3 --groupsize 32 --act-order --sym --bc channel --format gptq",
+        "--method gptq --wbits 5 --groupsize 24 --bc channel --scales f16", "--method rtn --wbits 4 --bc position"}) {
+    const Folder folder;
+    const std::string saved = folder / "saved";
+    const json made = perplexity(" --model " + kMini + "/opt " + options + kCalib + " --save " + saved);
+    const json again = perplexity(" --model " + saved);
+    CHECK(again["perplexity"] == made["perplexity"]);
+    CHECK(again["method"] == "stored");
+    for (const char* key : {"wbits", "groupsize", "sym", "scales", "parameters"}) CHECK(again[key] == made[key]);
+    const bool smaller = made["saved"]["bytes"] < made["saved"]["bytes_before"];
+    CHECK(smaller == (made["bc"] != "position"));  // 128 values for each of a bias
+    CHECK(made["saved"]["bits_per_weight"] > made["wbits"]);
+    CHECK(contains(run("perplexity --model " + saved + kText).out, "stored " + made["wbits"].dump() + " bit"));
+    check_failure("perplexity --model " + saved + kText + " --method rtn", 2, {"quantized already", "--method"});
+  }
+}
+
+TEST_CASE("perplexity: what cannot be saved is refused at once") {
+  const Folder folder;
+  const std::string start = "perplexity --model " + kMini + "/opt" + kText + kCalib + " --save " + folder / "x";
+  check_failure(start, 2, {"--method"});
+  check_failure(start + " --method rtn --format gptq --bc position", 2, {"bias per position", "--format bcq"});
+  check_failure(start + " --method rtn --format gptq --wbits 6", 2, {"6 bits", "layers.0.self_attn.q_proj"});
+  check_failure(start + " --method rtn --format gptq --layer-bits fc1=5", 2, {"5 bits", "layers.0.fc1"});
+  check_failure("perplexity --model " + kMini + "/opt" + kText + " --method rtn --save " + kMini + "/opt --force", 2,
+                {"the model itself"});
+  check_failure("perplexity --model " + kMini + "/opt" + kText + " --method rtn --resume", 2, {"--save"});
+  CHECK(fs::is_empty(folder.path));
+}
+
+TEST_CASE("perplexity: killed after any block and resumed, the same bytes") {
+  const Folder folder;
+  const std::string options =
+      "--model " + kMini + "/opt" + kText + kCalib + " --method gptq --wbits 3 --bc channel --save ";
+  REQUIRE(run("perplexity " + options + folder / "whole").code == 0);
+  const std::string saved = folder / "saved", partial = saved + ".partial";
+  const char* bin = std::getenv("BCQ_BIN");
+  const std::string program = std::string(bin ? bin : "build/bin") + "/perplexity ";
+  int resumed = 0;
+  for (const int block : {0, 2, 4}) {  // killed when it is there, each time further
+    const pid_t child = fork();
+    if (child == 0) {
+      const std::string line = "exec " + program + options + saved + (block ? " --resume" : "") + " >/dev/null 2>&1";
+      execl("/bin/sh", "sh", "-c", line.c_str(), nullptr);
+      _exit(127);
+    }
+    const std::string wanted = partial + "/GPTQ-000" + std::to_string(block) + ".safetensors";
+    int status = 0;
+    while (!fs::exists(wanted) && waitpid(child, &status, WNOHANG) == 0) usleep(500);
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    resumed += WIFSIGNALED(status) && fs::exists(partial);
+  }
+  CHECK(resumed == 3);
+  CHECK_FALSE(fs::exists(saved));
+  check_failure("perplexity " + options + saved, 2, {"interrupted", "--resume"});
+  check_failure("perplexity " + options + saved + " --resume --percdamp 0.02", 2,
+                {"another run", "percdamp 0.01 instead of 0.02"});
+  REQUIRE(run("perplexity " + options + saved + " --resume").code == 0);
+  CHECK_FALSE(fs::exists(partial));
+  for (const char* file : {"model.safetensors", "config.json", "tokenizer.json"})
+    CHECK(read_file(saved + "/" + file) == read_file(folder / "whole/" + file));
+}
