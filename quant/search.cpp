@@ -200,8 +200,14 @@ struct Problem {
         a = fake_quantize(grid, a);
       else if (!linear_site)
         b = fake_quantize(grid, b);
-      distance.add(linear_site ? linear(nullptr, a, b, site.bias) : matmul(nullptr, a, b, site.role == Role::QK), s,
-                   errors);
+      if (linear_site) {
+        // Rows that are samples of their own are still one product: linear() would multiply them one by one.
+        const Shape alone = {1, a.rows(), a.dim(-1)};
+        const Tensor y = linear(nullptr, distance.layout.rows == 1 ? a.reshaped(alone) : a, b, site.bias);
+        distance.add(y.reshaped({end - s, distance.layout.sample_size()}), s, errors);
+      } else {
+        distance.add(matmul(nullptr, a, b, site.role == Role::QK), s, errors);
+      }
     }
   }
 };
