@@ -95,21 +95,14 @@ void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
   });
 }
 
-std::vector<double> Moments::mean_of(const std::vector<double>& sum) const {
-  std::vector<double> mean = sum;
-  for (double& v : mean) v /= static_cast<double>(tokens_);
-  return mean;
-}
-
 // 2 / samples (product - row_sum sum_ᵀ / tokens), the last term when centred.
 std::vector<double> Moments::scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
                                     bool centred) const {
   require(samples_ > 0 && !product.empty(), "moments of a stream that was never added");
   std::vector<double> result(product.size(), 0.0);
-  const std::vector<double> m = mean();
   for (int64_t i = 0; i < n_; ++i)
     for (int64_t j = upper ? i : 0; j < n_; ++j) {
-      const double centre = centred ? row_sum[at(i)] * m[at(j)] : 0;
+      const double centre = centred ? row_sum[at(i)] * (sum_[at(j)] / static_cast<double>(tokens_)) : 0;
       result[at(i * n_ + j)] = 2 / static_cast<double>(samples_) * (product[at(i * n_ + j)] - centre);
     }
   return result;

@@ -34,8 +34,6 @@ class Moments {
   std::vector<double> second(bool centred = false) const;
   // 2 / samples Σ (other - m')(x - m)ᵀ.
   std::vector<double> cross(bool centred = false) const;
-  std::vector<double> mean() const { return mean_of(sum_); }  // of x over all tokens; [n]
-  std::vector<double> other_mean() const { return mean_of(other_sum_); }
 
  private:
   struct Tile {
@@ -43,7 +41,6 @@ class Moments {
   };
   void add_products(const Tensor& a, const Tensor& b, const std::vector<Tile>& tiles, std::vector<double>& into) const;
   void add_rows(const Tensor& x, std::vector<double>& into) const;
-  std::vector<double> mean_of(const std::vector<double>& sum) const;
   std::vector<double> scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
                              bool centred) const;
 

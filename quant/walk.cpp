@@ -47,23 +47,27 @@ bool is_quantized(const Site& site) { return site.is_linear() && !is_identity(si
 // Sites that are fed one tensor (query, key, value), in the order they run.
 using Group = std::vector<Site*>;
 
-// Follows a pass until it has the inputs of groups [begin, end), and ends it there: the rest is not computed.
+// Follows a pass for the inputs of groups [begin, end). With the last it ends the pass, unless it goes on to the
+// output: what nobody needs is not computed.
 class Capture : public Observer {
  public:
   struct Done {};
-  Capture(const std::vector<Group>& groups, size_t begin, size_t end) : groups_(groups), begin_(begin), end_(end) {}
+  Capture(const std::vector<Group>& groups, size_t begin, size_t end, bool to_output)
+      : groups_(groups), begin_(begin), end_(end), to_output_(to_output) {}
 
   void input(const Site& site, const Tensor& x) override {
-    if (&site != groups_[begin_ + inputs.size()].front()) return;
+    const size_t next = begin_ + inputs.size();
+    if (next == end_ || &site != groups_[next].front()) return;
     require(kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)", site.name.c_str());
     inputs.push_back(x);
-    if (begin_ + inputs.size() == end_) throw Done{};
+    if (next + 1 == end_ && !to_output_) throw Done{};
   }
   std::vector<Tensor> inputs;
 
  private:
   const std::vector<Group>& groups_;
   size_t begin_, end_;
+  bool to_output_;
 };
 
 // Groups the sites of a pass that `is_wanted`: a tensor is held until the next comes, so that its address
@@ -124,6 +128,7 @@ class Walk {
     if (restored < depth)
       for (const Batch& batch : windows) own_.push_back(model_.embed({Precision::Fake}, batch));
     if (has_real()) real_ = own_;
+    outputs_.resize(own_.size());
     for (int i = 0; i < depth && restored < depth; ++i) {
       progress(name, i, depth);
       if (i >= restored) {
@@ -163,10 +168,12 @@ class Walk {
 
   // Sums of what groups [begin, end) of block i are fed.
   std::vector<GroupSums> observe(int i, size_t begin, size_t end, bool moments, bool means) {
-    const auto inputs = [&](Precision precision, const Tensor& x) {
-      Capture capture(groups_, begin, end);
+    // Of float inputs alone this is the one float pass there is, and so keeps its outputs.
+    const bool to_output = stream_ == BcStream::Float;
+    const auto inputs = [&](Precision precision, size_t j, const Tensor& x) {
+      Capture capture(groups_, begin, end, to_output);
       try {
-        model_.block({precision, nullptr, &capture}, i, x);
+        outputs_[j] = model_.block({precision, nullptr, &capture}, i, x);
       } catch (const Capture::Done&) {
       }
       return capture.inputs;
@@ -177,8 +184,8 @@ class Walk {
     for (size_t g = begin; g < end; ++g) sums.push_back({nullptr, nullptr, MeanError(shape), MeanError(shape)});
     for_windows(
         [&](size_t j) {
-          const Inputs real = means || pairs ? inputs(Precision::Float, real_[j]) : Inputs{};
-          return std::pair{stream_ == BcStream::Float ? real : inputs(Precision::Fake, own_[j]), real};
+          const Inputs real = means || pairs ? inputs(Precision::Float, j, real_[j]) : Inputs{};
+          return std::pair{stream_ == BcStream::Float ? real : inputs(Precision::Fake, j, own_[j]), real};
         },
         [&](size_t j, const std::pair<Inputs, Inputs>& x) {
           for (size_t g = 0; g < sums.size(); ++g) {
@@ -251,7 +258,7 @@ class Walk {
     MeanError error(bc_->shape);
     for_windows(
         [&](size_t j) {
-          return std::pair{model_.block({Precision::Float}, i, real_[j]), model_.block({Precision::Fake}, i, own_[j])};
+          return std::pair{float_output(i, j), model_.block({Precision::Fake}, i, own_[j])};
         },
         [&](size_t, const std::pair<Tensor, Tensor>& y) { error.update(y.first, y.second); });
     const Tensor b = error.mean();
@@ -260,15 +267,20 @@ class Walk {
   }
 
   void advance(int i) {
-    const auto step = [&](Precision precision, Stream& x) {
-      for_windows([&](size_t j) { return model_.block({precision}, i, x[j]); },
-                  [&](size_t j, const Tensor& y) { x[j] = y; });
-    };
-    if (has_real()) step(Precision::Float, real_);
-    if (stream_ == BcStream::Float)
-      own_ = real_;
-    else
-      step(Precision::Fake, own_);
+    for_windows(
+        [&](size_t j) {
+          if (has_real()) real_[j] = float_output(i, j);
+          own_[j] = stream_ == BcStream::Float ? real_[j] : model_.block({Precision::Fake}, i, own_[j]);
+          outputs_[j] = Tensor{};
+          return j;
+        },
+        [](size_t, size_t) {});
+  }
+
+  // What the float network makes of window j in block i; computed once.
+  const Tensor& float_output(int i, size_t j) {
+    if (outputs_[j].empty()) outputs_[j] = model_.block({Precision::Float}, i, real_[j]);
+    return outputs_[j];
   }
 
   // make(j) for every window j, as many at a time as there are threads; use(j, what was made) in order.
@@ -293,6 +305,7 @@ class Walk {
   const Warn& warn_;
   bool warned_ = false;
   Stream own_, real_;  // what the next block is fed on that stream and, where outputs are compensated, in float
+  Stream outputs_;     // of the present block for real_, as far as they are known
   std::vector<Group> groups_;
   WalkResult result_;
 };
