@@ -3,9 +3,9 @@
 // Seen from the output of a site, [samples, heads, rows, columns], all operands are
 // alike: a grid has one or more units, and a unit decides a part of the output that
 // no other unit reaches. A row block of a weight owns a range of columns, a head of
-// an activation owns that head, a grid with a single unit owns everything. So all
-// units are searched at once: candidate i of every unit is tried, the product is
-// computed, and each unit scores the part it owns. ("PTQ4ViT", section 3.3)
+// an activation owns that head, a grid with a single unit owns everything. So the
+// units are searches of their own: each candidate is tried, the product is computed,
+// and the part is scored. ("PTQ4ViT", section 3.3)
 #pragma once
 #include <functional>
 #include <vector>
