@@ -124,9 +124,12 @@ double median_seconds(int repeats, const std::function<void()>& work) {
 void measure(const char* name, const Model& model, const Batch& batch, double items, const char* unit, int repeats,
              json& records) {
   auto blocks = [&](const Context& ctx) {
+    if (model.info().family == Family::Vision) {
+      model.forward(ctx, batch);
+      return;
+    }
     Tensor x = model.embed(ctx, batch);
     for (int i = 0; i < model.depth(); ++i) x = model.block(ctx, i, x);
-    if (model.info().family == Family::Vision) model.head(ctx, x);
   };
   Operands operands;
   blocks({Precision::Float, nullptr, &operands});

@@ -1,10 +1,12 @@
 #include "models/model.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "engine/json.h"
 #include "engine/ops.h"
 #include "engine/packed_file.h"
+#include "engine/parallel.h"
 #include "models/bloom.h"
 #include "models/opt.h"
 #include "models/swin.h"
@@ -29,10 +31,42 @@ void Model::require_pixels(const Batch& batch) const {
                 to_string(pixels.shape).c_str());
 }
 
+namespace {
+
+// Samples [begin, end) of a batch.
+Batch part_of(const Batch& batch, int64_t begin, int64_t end) {
+  Batch part;
+  if (!batch.pixels.empty()) {
+    part.pixels = batch.pixels.slice(begin, end);
+    return part;
+  }
+  part.windows = end - begin;
+  part.length = batch.length;
+  part.ids.assign(batch.ids.begin() + begin * batch.length, batch.ids.begin() + end * batch.length);
+  return part;
+}
+
+}  // namespace
+
 Tensor Model::forward(const Context& ctx, const Batch& batch) const {
-  Tensor x = embed(ctx, batch);
-  for (int i = 0; i < depth(); ++i) x = block(ctx, i, x);
-  return head(ctx, x);
+  const auto run = [&](const Batch& part) {
+    Tensor x = embed(ctx, part);
+    for (int i = 0; i < depth(); ++i) x = block(ctx, i, x);
+    return head(ctx, x);
+  };
+  // Each thread takes samples of its own from end to end, as far as they go round: what one op writes the next finds
+  // in its cache, and no op waits for another thread. (ViT-B, batch 8: a tenth less time than op by op.)
+  const int64_t n = batch.size(), alone = ctx.tape || ctx.observer ? 0 : n - n % threads();
+  if (alone < 2) return run(batch);
+  std::vector<Tensor> outputs(static_cast<size_t>(alone));
+  parallel_for(alone, [&](int64_t i) { outputs[static_cast<size_t>(i)] = run(part_of(batch, i, i + 1)); });
+  if (alone < n) outputs.push_back(run(part_of(batch, alone, n)));
+  Shape shape = outputs[0].shape;
+  shape[0] = n;
+  Tensor y = Tensor::uninitialized(shape);
+  float* at = y.data;
+  for (const Tensor& part : outputs) at = std::copy_n(part.data, part.size(), at);
+  return y;
 }
 
 std::vector<Site*> Model::all_sites() {
