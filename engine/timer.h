@@ -1,6 +1,8 @@
-// Wall time since a timer was made.
+// Wall time: since a timer was made, and of work that is done again and again.
 #pragma once
+#include <algorithm>
 #include <chrono>
+#include <vector>
 
 namespace bcq {
 
@@ -11,5 +13,20 @@ class Timer {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+// The median over `repeats` runs, at least one; a run before them warms caches up and does not count.
+template <class Work>
+double median_seconds(int repeats, const Work& work) {
+  work();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) {
+    const Timer timer;
+    work();
+    seconds.push_back(timer.seconds());
+  }
+  const auto middle = seconds.begin() + repeats / 2;
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
 
 }  // namespace bcq

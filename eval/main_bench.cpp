@@ -2,7 +2,6 @@
 // alone. Weights are random and the shapes those of vit_base_patch16_224 and opt-125m.
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <random>
@@ -107,18 +106,6 @@ struct Operands : Observer {
     products.push_back({&site, a, b});
   }
 };
-
-double median_seconds(int repeats, const std::function<void()>& work) {
-  work();  // warm up
-  std::vector<double> seconds;
-  for (int i = 0; i < repeats; ++i) {
-    Timer timer;
-    work();
-    seconds.push_back(timer.seconds());
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + repeats / 2, seconds.end());
-  return seconds[static_cast<size_t>(repeats / 2)];
-}
 
 // blocks alone for language: the head of a 2048-token window is a third of the work and no site.
 void measure(const char* name, const Model& model, const Batch& batch, double items, const char* unit, int repeats,

@@ -39,23 +39,40 @@ Batch read_batch(const Model& model, const SafeTensors& file) {
 
 int main(int argc, char** argv) {
   CLI::App app{"Run a model on given inputs and write its logits.", "forward"};
-  std::string model_path, input, output;
+  std::string model_path, input, output, json_path;
+  int repeats = 0;
   app.add_option("--model", model_path, "Folder with config.json and weights, or the .safetensors file in it")
       ->required()
       ->type_name("DIR|FILE");
   app.add_option("--input", input, "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64")->required()->type_name("FILE");
   app.add_option("--output", output, "logits F32: [B,classes] or [B,T,V]")->required()->type_name("FILE");
+  app.add_option("--repeats", repeats, "Time the pass: the median of N more runs")->type_name("N");
+  app.add_option("--json", json_path, "Write the time as JSON (-: stdout)")->type_name("FILE");
   add_threads_option(app);
   app.footer(
       "Example:\n  forward --model vit_base_patch16_224 --input pixels.safetensors --output logits.safetensors\n"
+      "  forward ... --repeats 5 --json time.json\n"
       "  (Python: safetensors.torch.save_file({\"pixel_values\": x}, \"pixels.safetensors\"))");
   return run_program(app, argc, argv, [&] {
+    require_usage(repeats >= 0, "--repeats must not be negative");
+    require_usage(json_path.empty() || repeats > 0, "--json records a time: --repeats is required");
     const auto model = load_model(model_path);
     const Batch batch = read_batch(*model, SafeTensors::open(input));
     // A packed model is quantized, and compensated, as loaded.
     const Context ctx{model->info().packed ? Precision::Fake : Precision::Float};
-    const Tensor logits = model->forward(ctx, batch);
+    Tensor logits;
+    const auto pass = [&] { logits = model->forward(ctx, batch); };
+    double ms = 0;
+    if (repeats > 0)
+      ms = 1e3 * median_seconds(repeats, pass);
+    else
+      pass();
     write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});
     std::printf("%s: logits %s\n", output.c_str(), to_string(logits.shape).c_str());
+    if (repeats == 0) return;
+    std::printf("%.2f ms, the median of %d\n", ms, repeats);
+    json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}};
+    record.update(run_facts());
+    write_record(json_path, record);
   });
 }

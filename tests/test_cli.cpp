@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tests/cli.h"
+#include "tests/support.h"
 
 using namespace bcq;
 using namespace bcq::cli;
@@ -171,7 +172,7 @@ TEST_CASE("cli: an archive and a cache give what the folder gives, two runs at o
   check_failure("imagenet --model data/mini/vit --data " + folder / "val.tar" + cache, 3, {"val.tar", "truncated"});
 }
 
-TEST_CASE("cli: forward refuses wrong inputs and leaves nothing behind") {
+TEST_CASE("cli: forward refuses wrong inputs, leaves nothing behind, and times itself") {
   const Folder folder;
   const std::string input = folder / "in.safetensors", output = folder / "out.safetensors";
   const std::string command = "forward --model data/mini/vit --input " + input + " --output " + output;
@@ -185,7 +186,16 @@ TEST_CASE("cli: forward refuses wrong inputs and leaves nothing behind") {
   check_failure("forward --model data/mini/vit --input " + input + " --output /nowhere/out.safetensors", 1,
                 {"/nowhere/out.safetensors"});
   CHECK(run(command).code == 0);
-  CHECK(SafeTensors::open(output).get("logits", {2, 10}).size() == 20);
+  const Tensor once = SafeTensors::open(output).get("logits", {2, 10});
+
+  CHECK(run(command + " --repeats 2 --json " + folder / "time.json").code == 0);
+  CHECK(test::same_bits(SafeTensors::open(output).get("logits", {2, 10}), once));
+  const json time = read_json(folder / "time.json");
+  CHECK(time["ms"].get<double>() > 0);
+  CHECK(time["repeats"] == 2);
+  for (const char* key : {"model", "version", "threads", "isa", "blas", "peak_rss_mb"}) CHECK(time.contains(key));
+  check_failure(command + " --repeats -1", 2, {"--repeats"});
+  check_failure(command + " --json " + folder / "time.json", 2, {"--repeats"});
 }
 
 TEST_CASE("cli: a vision record says everything, and threads and batch size change nothing") {
