@@ -41,6 +41,7 @@ struct Context {
   Precision precision = Precision::Float;
   Tape* tape = nullptr;  // records gradients; Float only
   Observer* observer = nullptr;
+  bool masked = true;  // whether a Swin masks its shifted windows: BC of attention may be measured without
 };
 
 struct Site {

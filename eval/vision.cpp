@@ -51,6 +51,13 @@ void add_bc_options(CLI::App& app, VisionRun& r) {
       ->check(CLI::IsMember({"float", "quantized"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option(
+         "--swin-mask", r.swin_mask,
+         "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
+         "quantized attention, as in the code, which loses it. Evaluation always applies it")
+      ->check(CLI::IsMember({"applied", "official"}))
+      ->capture_default_str()
+      ->group(group);
 }
 
 PtqOptions options_of(const VisionRun& run) {
@@ -95,6 +102,7 @@ std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, cons
 BcOptions bc_options_of(const VisionRun& run, const std::string& sites) {
   BcOptions options = bc_options(run.bc, sites);
   options.quantized_stream = run.bc_stream == "quantized";
+  options.masked_attention = run.swin_mask == "applied";
   return options;
 }
 
@@ -238,6 +246,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
     record["bc_seed"] = run.bc_seed;
     record["bc_batch"] = run.bc_batch;
     record["bc_stream"] = run.bc_stream;
+    record["swin_mask"] = run.swin_mask;
   }
   return record;
 }

@@ -22,9 +22,10 @@ struct VisionRun {
   uint32_t bc_seed = 3;
   int64_t limit = 0;  // images to evaluate, spread over all; 0: every one
   int64_t batch_size = 32;
-  int64_t bc_batch = 16;            // images that are averaged first; batches weigh equally
-  std::string bc_stream = "float";  // inputs of what is compensated: float, quantized
-  PtqOverrides choices;             // where they are not the preset's
+  int64_t bc_batch = 16;              // images that are averaged first; batches weigh equally
+  std::string bc_stream = "float";    // inputs of what is compensated: float, quantized
+  std::string swin_mask = "applied";  // while attention of a Swin is measured: applied, official
+  PtqOverrides choices;               // where they are not the preset's
 };
 
 // The options of a run that imagenet and table share: what quantizes and what compensates, but not method, bits and bc.

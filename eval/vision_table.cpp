@@ -151,7 +151,8 @@ json settings_of(const VisionTable& o, const Column& column, const VisionCell& c
               {"bc_images", o.run.bc_images},
               {"bc_seed", o.run.bc_seed},
               {"bc_batch", o.run.bc_batch},
-              {"bc_stream", o.run.bc_stream}});
+              {"bc_stream", o.run.bc_stream},
+              {"swin_mask", o.run.swin_mask}});
   return s;
 }
 

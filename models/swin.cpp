@@ -146,7 +146,7 @@ class Swin : public Model {
     const Tensor q = scale(t, split_heads(t, qkv, H, 0, 3), 1.f / std::sqrt(static_cast<float>(d)));
     const Tensor k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
     const Tensor scores = b.matmul1.run(ctx, q, k);
-    const Tensor a = softmax(t, add_window_bias(t, scores, b.position_bias, b.windows->mask));
+    const Tensor a = softmax(t, add_window_bias(t, scores, b.position_bias, ctx.masked ? b.windows->mask : Tensor{}));
     return b.proj.run(ctx, merge_heads(t, b.matmul2.run(ctx, a, v)));
   }
 

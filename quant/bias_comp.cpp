@@ -84,7 +84,8 @@ class Errors : public Observer {
       see(site, y, [&] { return site.product(Precision::Fake, nullptr, a, b); });
   }
   void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
-    if (outputs_.chains && outputs_.wanted(last)) see(last, y, [&] { return body({Precision::Fake}, x); });
+    if (outputs_.chains && outputs_.wanted(last))
+      see(last, y, [&] { return body({Precision::Fake, nullptr, nullptr, options_.masked_attention}, x); });
   }
   int64_t attach() {
     int64_t values = 0;
@@ -172,6 +173,8 @@ int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOpti
                 model.info().name.c_str());
   require_usage(!o.model || !model.sites(depth).empty(), "the output of %s is not quantized: model cannot be chosen",
                 model.info().name.c_str());
+  require_usage(o.masked_attention || !o.attention || !o.quantized_stream,
+                "attention is measured without its mask on the float stream only, as in the official scripts");
   int64_t values = 0;
   // The float stream, and the one whose outputs are measured; where that one entered the stage.
   Stream x(batches.size()), seen(batches.size()), entry;

@@ -52,6 +52,10 @@ struct BcOptions {
   // Inputs of what is measured: those of the float network, as in the official code, or those that the quantized
   // network makes, compensated up to there; what is aimed at is the float network's own output in both.
   bool quantized_stream = false;
+  // Whether the quantized attention of a Swin's shifted windows has its mask while the chain `attention` is measured.
+  // The official scripts measure it without: what records its inputs keeps positional ones, and the mask has a name.
+  // The network that is compensated is run with it either way. False is of the float stream only.
+  bool masked_attention = true;
 };
 
 // Attach a compensation: a vector [out] is folded into the bias of a linear site, anything else is kept.

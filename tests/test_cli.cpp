@@ -271,7 +271,8 @@ TEST_CASE("cli: every choice of the quantizers is in the help, changes the recor
     if (kept.is_number()) CHECK(kept.get<double>() == std::stod(value));
   }
   for (const char* wrong :
-       {" --eq-alpha 0", " --eq-n zero", " --gelu-twin clean", " --eq-beta 0.001", " --bc-batch 0 --bc channel"})
+       {" --eq-alpha 0", " --eq-n zero", " --gelu-twin clean", " --eq-beta 0.001", " --bc-batch 0 --bc channel",
+        " --swin-mask none", " --bc channel --bc-sites attention --bc-stream quantized --swin-mask official"})
     CHECK_MESSAGE(run(common + wrong).code == 2, wrong);
 }
 

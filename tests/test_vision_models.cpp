@@ -1,5 +1,8 @@
 // ViT, DeiT and Swin against timm and transformers: outputs, every site and every gradient of small fixtures, and
 // what loading refuses. Real shapes: make parity.
+#include "engine/ops.h"
+#include "quant/bias_comp.h"
+#include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;
@@ -90,6 +93,61 @@ TEST_CASE("swin: the order of the patches that are merged matters") {
   for (int64_t r = 0; r < w.dim(0); ++r)
     for (int64_t c = 0; c < C; ++c) std::swap(w[r * 4 * C + C + c], w[r * 4 * C + 2 * C + c]);
   CHECK(relative_error(v.load()->forward(kFloat, pixels_of(kSwin)), want) > 1e-3);
+}
+
+TEST_CASE("swin: attention is measured with the mask of shifted windows, or as the official scripts have it, without") {
+  Variant fixture(kSwin);
+  for (auto& entry : fixture.tensors)  // so that attention can be written down without its position bias
+    if (entry.first.find("relative_position_bias_table") != std::string::npos)
+      entry.second = Tensor(entry.second.shape);
+  const auto model = fixture.load();
+  const Batch batch = pixels_of(kSwin);
+  const Progress silent = [](const std::string&, double, double) {};
+  quantize_ptq(*model, batch.pixels, ptq4vit(4, 4), silent, nullptr);
+
+  struct Attention : Observer {
+    void chain(const Site& last, const Tensor& x, const Tensor& y, const Body&) override {
+      if (last.role == Role::Proj) inputs[last.name] = x, outputs[last.name] = y;
+    }
+    std::map<std::string, Tensor> inputs, outputs;
+  } attention;
+  model->forward({Precision::Float, nullptr, &attention}, batch);
+  std::map<std::string, Tensor> without_mask;  // mean error of the quantized attention, written down once more
+  for (const int block : {0, 1, 3}) {          // 2 merges
+    const std::vector<Site*> s = model->sites(block);
+    const std::string& name = s[3]->name;
+    const Tensor x = attention.inputs.at(name), qkv = s[0]->run({Precision::Fake}, x);
+    const int64_t H = block == 3 ? 4 : 2;
+    const Tensor q = scale(nullptr, split_heads(nullptr, qkv, H, 0, 3), 1 / std::sqrt(float(x.dim(2) / H)));
+    const Tensor k = split_heads(nullptr, qkv, H, 1, 3), v = split_heads(nullptr, qkv, H, 2, 3);
+    const Tensor a = softmax(nullptr, s[1]->run({Precision::Fake}, q, k));
+    MeanError error(BcShape::Position);
+    error.update(attention.outputs.at(name),
+                 s[3]->run({Precision::Fake}, merge_heads(nullptr, s[2]->run({Precision::Fake}, a, v))));
+    without_mask[name] = error.mean();
+  }
+
+  BcOptions o;
+  o.shape = BcShape::Position;
+  o.conv = o.linear = o.matmul = false;
+  o.attention = true;
+  for (const bool masked : {true, false}) {
+    CAPTURE(masked);
+    o.masked_attention = masked;
+    model->clear_compensation();
+    compensate(*model, {batch}, o, silent);
+    for (const int block : {0, 1, 3}) {
+      CAPTURE(block);  // only block 1 has shifted windows
+      const Site& proj = *model->sites(block)[3];
+      const double difference = relative_error(proj.bc, without_mask.at(proj.name));
+      if (masked && block == 1)
+        CHECK(difference > 0.1);
+      else
+        CHECK(difference < kTight);
+    }
+  }
+  o.quantized_stream = true;
+  CHECK_THROWS_AS(compensate(*model, {batch}, o, silent), UsageError);
 }
 
 TEST_CASE("swin: configurations that make no Swin are refused") {
