@@ -29,7 +29,7 @@ SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan bench table-vision table-language table-groups parity reference-env layers format format-check install clean help setup
+.PHONY: all demo test asan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -118,10 +118,21 @@ asan:
 	$(MAKE) BUILD=$(BUILD)/asan test \
 	  CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-maybe-uninitialized"
 
-# With PyTorch on the same work where `make reference-env` has been run.
 bench: all
 	$(BUILD)/bin/bench
-	@[ ! -e $(VENV)/.ready ] || $(VENV)/bin/python tests/reference/bench_torch.py
+
+# The same work by PyTorch, ONNX Runtime, OpenVINO and llama.cpp, which comes as source (its image models are not needed).
+PEERS := $(BUILD)/peers
+$(PEERS)/.ready: tests/reference/requirements.txt tests/reference/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -r $<
+	@for package in $$(grep -v '^#' tests/reference/requirements-peers.txt); do \
+	  CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PEERS)/bin/pip install -q $$package || \
+	    echo "$$package could not be installed and is left out"; \
+	done
+	@touch $@
+bench-peers: all $(PEERS)/.ready
+	BCQ_BIN=$(BUILD)/bin $(PEERS)/bin/python tests/reference/bench_peers.py --json $(BUILD)/bench-peers.json $(PEERS_ARGS)
 
 # Real-shape comparisons with PyTorch, timm, transformers, Pillow and tokenizers.
 VENV := $(BUILD)/reference
@@ -164,7 +175,8 @@ help:
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make bench          speed against the machine's own limit, and PyTorch's after reference-env"
+	@echo "make bench          speed against the machine's own limit"
+	@echo "make bench-peers    speed against PyTorch, ONNX Runtime, OpenVINO and llama.cpp, in $(PEERS); PEERS_ARGS=..."
 	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"
 	@echo "make parity         comparisons with the reference implementations at real shapes"
 	@echo "make layers         fail on an include that points the wrong way"
