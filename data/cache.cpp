@@ -51,7 +51,7 @@ std::string cached(const std::string& folder, const std::string& key, const std:
   fs::create_directories(place, failure);
   require(!failure, "%s: cannot be made for the cache: %s", place.c_str(), failure.message().c_str());
   sum = checksum(value, 0);
-  write_file(path, {head, {reinterpret_cast<const char*>(&sum), sizeof sum}, value});
+  write_file(path, {head, {reinterpret_cast<const char*>(&sum), sizeof sum}, value}, /*lasting=*/false);
   return value;
 }
 

@@ -102,6 +102,10 @@ class TemporaryFile {
     }
   }
 
+  void sync() {
+    if (::fsync(file_.fd) != 0) fail();
+  }
+
   void rename() {
     const int fd = std::exchange(file_.fd, -1);
     if (::close(fd) != 0) fail();  // network file systems report a full disk here
@@ -173,7 +177,7 @@ void write_file(const std::string& path, const std::string& text) {
   write_file(path, std::vector<std::string_view>{text});
 }
 
-void write_file(const std::string& path, const std::vector<std::string_view>& pieces) {
+void write_file(const std::string& path, const std::vector<std::string_view>& pieces, bool lasting) {
   struct stat status = {};
   const bool exists = ::stat(path.c_str(), &status) == 0;
   // Renaming over /dev/null would replace the device, over a directory fails obscurely.
@@ -181,6 +185,7 @@ void write_file(const std::string& path, const std::vector<std::string_view>& pi
           path.c_str());
   TemporaryFile file(path);
   for (const std::string_view piece : pieces) file.write(piece);
+  if (lasting) file.sync();
   file.rename();
 }
 

@@ -18,9 +18,11 @@ using nlohmann::json;
 json parse_json(const std::string& text, const std::string& where);
 json read_json(const std::string& path);         // the same for a file
 std::string read_file(const std::string& path);  // whole file; InputError when it cannot be read
-// Write to a temporary file beside `path`, then rename: whole or not at all. Throws Error.
+// Write to a temporary file beside `path`, then rename: whole or not at all. Throws Error. `lasting`: on the disk
+// before it is renamed, so that a crash of the machine leaves no empty file; not needed for what checks itself.
 void write_file(const std::string& path, const std::string& text);
-void write_file(const std::string& path, const std::vector<std::string_view>& pieces);  // one after the other
+void write_file(const std::string& path, const std::vector<std::string_view>& pieces,  // one after the other
+                bool lasting = true);
 std::string quoted(const std::string& text);  // "text" for a message: escaped, shortened when long
 
 // A required / optional member of an object; InputError names file, key and the type expected.

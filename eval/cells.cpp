@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "data/cache.h"
-#include "eval/cli.h"
+#include "engine/check.h"
 
 namespace bcq {
 
@@ -53,6 +53,28 @@ json Cells::find(const std::string& name, const json& settings, const Warn& warn
 void Cells::keep(const std::string& name, const json& settings, json record) const {
   record["settings"] = versioned(settings);
   write_file(path_of(name), record.dump(2) + "\n");
+}
+
+void TableColumn::attempt(ProgressLine& progress, const std::function<void()>& measure) {
+  if (path.empty()) return;
+  try {
+    fingerprint = bcq::fingerprint(path);
+    measure();
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& e) {
+    progress.finish();
+    failure = e.what();
+    std::fprintf(stderr, "%s failed: %s\n", label.c_str(), e.what());
+  }
+}
+
+const char* TableColumn::state(const json& record) const {
+  return !record.is_null() ? "measured" : failure.empty() ? "not run" : "failed";
+}
+
+void TableColumn::require_measured() const {
+  if (!failure.empty()) throw Incomplete(label + " could not be measured: " + failure);
 }
 
 std::string fingerprint(const std::string& model) {

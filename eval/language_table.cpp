@@ -1,9 +1,11 @@
 #include "eval/language_table.h"
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "engine/check.h"
 #include "eval/cells.h"
@@ -21,14 +23,16 @@ struct Options {
   LanguageRun run;
 };
 
-// A model, and the texts and calibration it is measured with; what is not there has an empty path.
-struct Column {
-  std::string label, path;
-  int paper = -1;  // index into kLanguageColumns
+// A model, and the texts and calibration it is measured with; what is not there has an empty path. `paper` is an index
+// into kLanguageColumns.
+struct Column : TableColumn {
   std::vector<TextSource> texts;
   TextSource calib;
-  std::string fingerprint;                        // of the checkpoint
   std::vector<std::map<std::string, json>> rows;  // per cell: records by definition of the text
+  json record(size_t cell, size_t text) const {   // null: there is none
+    const auto found = rows[cell].find(name_of(texts[text].definition));
+    return found == rows[cell].end() ? json() : found->second;
+  }
 };
 
 // A folder called `name`, or that below the name of its owner on the hub.
@@ -46,7 +50,8 @@ std::vector<Column> columns(const Options& o) {
     const TextSource test{Definition::Plain, o.mini + "/text/test.txt"};
     const TextSource calib{Definition::Plain, o.mini + "/text/calib.txt"};
     for (const char* name : {"opt", "bloom"})
-      if (fs::exists(fs::path(o.mini) / name)) all.push_back({name, o.mini + "/" + name, -1, {test}, calib, "", {}});
+      if (fs::exists(fs::path(o.mini) / name))
+        all.push_back({{name, o.mini + "/" + name, -1, "", ""}, {test}, calib, {}});
     return all;
   }
   require_input(fs::is_directory(o.models), "%s: no such folder", o.models.c_str());
@@ -57,7 +62,7 @@ std::vector<Column> columns(const Options& o) {
   for (size_t i = 0; i < std::size(kLanguageColumns); ++i) {
     if (o.table == "groups" && i == 1) continue;  // OPT-350M is not in that table
     const LanguageColumn& column = kLanguageColumns[i];
-    all.push_back({column.label, find_model(o.models, column.folder), static_cast<int>(i), texts, calib, "", {}});
+    all.push_back({{column.label, find_model(o.models, column.folder), static_cast<int>(i), "", ""}, texts, calib, {}});
   }
   return all;
 }
@@ -90,12 +95,8 @@ bool possible(const Column& column, const LanguageCell& cell, const TextSource& 
 }
 
 // Fills column.rows with the cells measured before, and measures what is missing.
-void measure(const Options& o, const Cells& store, Column& column) {
+void measure(const Options& o, const Cells& store, ProgressLine& progress, Column& column) {
   const std::vector<LanguageCell> cells = language_cells(o.table, o.models.empty());
-  column.rows.resize(cells.size());
-  if (column.path.empty()) return;
-  column.fingerprint = fingerprint(column.path);
-  ProgressLine progress(column.label + ": ");
   std::vector<std::vector<size_t>> missing(cells.size());  // texts
   bool complete = true;
   for (size_t c = 0; c < cells.size(); ++c)
@@ -146,6 +147,7 @@ void measure(const Options& o, const Cells& store, Column& column) {
       json record = language_record(*model, run, texts[t], p, {}, values, quantization_seconds + rest.seconds());
       record.update(run_facts());
       record["warnings"] = progress.warnings();
+      record["window_nll"] = p[0].nll;  // what pairs it with other cells
       store.keep(name_of(column, cell, text), settings_of(o, column, cell, text), record);
       column.rows[c][name_of(text.definition)] = record;
       std::fprintf(stderr, "%s %s %s, %s: %.2f\n", column.label.c_str(), cell.width().c_str(), cell.label().c_str(),
@@ -154,12 +156,34 @@ void measure(const Options& o, const Cells& store, Column& column) {
   }
 }
 
-std::vector<std::string> notes_of(const Options& o) {
+// How much higher the perplexity of a record is than that of another on the same windows; nothing when one is missing.
+std::optional<Ratio> change(const json& record, const json& base) {
+  if (record.is_null() || base.is_null()) return {};
+  const auto of = [](const json& r) {
+    const auto nll = r.at("window_nll").get<std::vector<double>>();
+    return perplexity("gptq", nll, std::vector<double>(nll.size(), 1.0));
+  };
+  return paired_ratio(of(record), of(base));
+}
+
+// Writes it into a row of the JSON table, and returns the cell of the printed one.
+std::string put_change(const std::optional<Ratio>& change, const std::string& key, json& row) {
+  row[key] = change ? json(change->percent) : json(nullptr);
+  row[key + "_se"] = change && std::isfinite(change->se) ? json(change->se) : json(nullptr);
+  if (!change) return "";
+  return format("%+.2f +/- %s", change->percent, std::isfinite(change->se) ? format("%.2f", change->se).c_str() : "?");
+}
+
+std::vector<std::string> notes_of(const Options& o, const std::vector<Column>& all) {
   std::vector<std::string> notes = {
       format("Perplexity as GPTQ defines it; +/- is one standard error over the windows. Calibrated on %lld windows, "
              "seed %lld.",
              static_cast<long long>(o.run.nsamples), static_cast<long long>(o.run.seed)),
+      "Over FP: change against the float model, in %; by BC: against the same quantized model without it. Both on the "
+      "same windows, with the standard error of the paired difference.",
       "BC (position) is what the paper's scripts fit: one value per position and channel."};
+  for (const Column& c : all)
+    if (!c.failure.empty()) notes.push_back(c.label + " failed: " + c.failure);
   if (o.models.empty()) return notes;
   for (const char* note :
        {"PTB is the validation split and C4 256 random crops, as in the paper's scripts (not GPTQ's --new-eval).",
@@ -174,29 +198,34 @@ std::vector<std::string> notes_of(const Options& o) {
 
 void print(const Options& o, const std::vector<Column>& all) {
   std::printf(
-      "| bits  | method                   | model      | text      | paper   | ours                | difference | BC "
-      "values |\n");
-  std::printf(
-      "|-------|--------------------------|------------|-----------|---------|---------------------|------------|----"
-      "-------|\n");
+      "| bits  | method                   | model      | text      | paper   | ours                | difference | "
+      "over FP          | by BC           | BC values |\n"
+      "|-------|--------------------------|------------|-----------|---------|---------------------|------------|-"
+      "-----------------|-----------------|-----------|\n");
   json rows = json::array();
   const std::vector<LanguageCell> cells = language_cells(o.table, o.models.empty());
-  for (size_t c = 0; c < cells.size(); ++c)
+  size_t uncompensated = 0;  // the cell a compensated one comes from
+  for (size_t c = 0; c < cells.size(); ++c) {
+    const LanguageCell& cell = cells[c];
+    if (cell.bc == "none") uncompensated = c;
     for (const Column& column : all)
       for (size_t t = 0; t < column.texts.size(); ++t) {
-        const LanguageCell& cell = cells[c];
-        const char* text = name_of(column.texts[t].definition);
-        const auto found = column.rows[c].find(text);
-        const json record = found == column.rows[c].end() ? json(nullptr) : found->second;
+        const TextSource& text = column.texts[t];
+        json record = column.record(c, t);
         const double paper = column.paper < 0 ? 0 : paper_perplexity(cell, static_cast<size_t>(column.paper), t);
-        json row = {{"bits", cell.width()},
-                    {"method", cell.label()},
-                    {"model", column.label},
-                    {"text", text},
-                    {"paper", paper > 0 ? json(paper) : json(nullptr)},
-                    {"difference", nullptr},
-                    {"record", record}};
-        std::string ours = cell.method == "awq" ? "paper only" : "not run", difference, values;
+        std::string ours = cell.method == "awq"            ? "paper only"
+                           : !possible(column, cell, text) ? "not run"
+                                                           : column.state(record);
+        json row = {{"bits", cell.width()},  {"method", cell.label()},
+                    {"model", column.label}, {"text", name_of(text.definition)},
+                    {"state", ours},         {"paper", paper > 0 ? json(paper) : json(nullptr)},
+                    {"difference", nullptr}};
+        const std::string over_float =
+            put_change(c > 0 ? change(record, column.record(0, t)) : std::nullopt, "change_percent", row);
+        const std::string by_bc =
+            put_change(c != uncompensated ? change(record, column.record(uncompensated, t)) : std::nullopt,
+                       "bc_change_percent", row);
+        std::string difference, values;
         if (!record.is_null()) {
           const double ppl = record.at("perplexity");
           const json& se = record.at("perplexity_se");
@@ -206,15 +235,20 @@ void print(const Options& o, const std::vector<Column>& all) {
             row["difference"] = ppl - paper;
           }
           if (cell.bc != "none") values = record.at("bc_parameters").dump();
+          record.erase("window_nll");
         }
-        std::printf("| %-5s | %-24s | %-10s | %-9s | %7s | %19s | %10s | %9s |\n", cell.width().c_str(),
-                    cell.label().c_str(), column.label.c_str(), text, paper > 0 ? format("%.2f", paper).c_str() : "",
-                    ours.c_str(), difference.c_str(), values.c_str());
+        row["record"] = record;
+        std::printf("| %-5s | %-24s | %-10s | %-9s | %7s | %19s | %10s | %16s | %15s | %9s |\n", cell.width().c_str(),
+                    cell.label().c_str(), column.label.c_str(), name_of(text.definition),
+                    paper > 0 ? format("%.2f", paper).c_str() : "", ours.c_str(), difference.c_str(),
+                    over_float.c_str(), by_bc.c_str(), values.c_str());
         rows.push_back(row);
       }
+  }
+  const std::vector<std::string> notes = notes_of(o, all);
   std::printf("\n");
-  for (const std::string& note : notes_of(o)) std::printf("- %s\n", note.c_str());
-  write_record(o.json_path, {{"rows", rows}, {"notes", notes_of(o)}});
+  for (const std::string& note : notes) std::printf("- %s\n", note.c_str());
+  write_record(o.json_path, {{"rows", rows}, {"notes", notes}});
 }
 
 }  // namespace
@@ -326,8 +360,13 @@ std::function<bool()> add_language_tables(CLI::App& app) {
       if (o.models.empty() && o.run.seqlen == 0) o.run.seqlen = kMiniSeqlen;
       const Cells store(o.out);
       std::vector<Column> all = columns(o);
-      for (Column& column : all) measure(o, store, column);
+      for (Column& column : all) {
+        column.rows.resize(language_cells(o.table, o.models.empty()).size());
+        ProgressLine progress(column.label + ": ");
+        column.attempt(progress, [&] { measure(o, store, progress, column); });
+      }
       print(o, all);
+      for (const Column& column : all) column.require_measured();
       return true;
     }
     return false;

@@ -176,8 +176,7 @@ class NewFolder {
   const fs::path& path() const { return path_; }
 
   void commit() {
-    for (const auto& entry : fs::directory_iterator(path_)) sync(entry.path());
-    sync(path_);
+    sync(path_);  // its files are there
     const fs::path old = path_.string() + ".old";
     std::error_code error;
     if (fs::exists(final_)) fs::rename(final_, old, error);

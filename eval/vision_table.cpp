@@ -99,13 +99,9 @@ std::vector<std::string> vision_minis(const std::string& folder) {
 
 namespace {
 
-// One column: a checkpoint and what the paper has for it.
-struct Column {
-  std::string label, path;  // path empty: not there
-  int paper = -1;           // index into kPaperColumns
-  std::string fingerprint;  // of the checkpoint
-  std::string checkpoint;   // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
-  std::string failure;      // why it could not be measured
+// `paper` is an index into kPaperColumns.
+struct Column : TableColumn {
+  std::string checkpoint;  // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
 };
 
 // A folder called by the architecture, with or without the tag.
@@ -124,16 +120,14 @@ std::string find_model(const std::string& models, const std::string& architectur
 std::vector<Column> columns_of(const VisionTable& o) {
   std::vector<Column> all;
   if (o.models.empty()) {
-    for (const std::string& name : vision_minis(o.mini)) all.push_back({name, o.mini + "/" + name, -1, "", "", ""});
+    for (const std::string& name : vision_minis(o.mini)) all.push_back({{name, o.mini + "/" + name, -1, "", ""}, ""});
   } else {
     require_input(fs::is_directory(o.models), "%s: no such folder", o.models.c_str());
     for (size_t i = 0; i < std::size(kPaperColumns); ++i) {
       const PaperColumn& paper = kPaperColumns[i];
-      all.push_back({paper.label, find_model(o.models, paper.architecture), static_cast<int>(i), "", "", ""});
+      all.push_back({{paper.label, find_model(o.models, paper.architecture), static_cast<int>(i), "", ""}, ""});
     }
   }
-  for (Column& column : all)
-    if (!column.path.empty()) column.fingerprint = fingerprint(column.path);
   return all;
 }
 
@@ -170,44 +164,40 @@ std::string split_of(const std::string& imagenet, const std::string& split) {
 std::vector<json> measure(const VisionTable& o, const Cells& store, Column& column) {
   const auto cells = vision_cells();
   std::vector<json> records(cells.size());
-  if (column.path.empty()) return records;
   ProgressLine progress(column.label + ": ");
-  for (size_t i = 0; i < cells.size(); ++i)
-    records[i] = store.find(name_of(column, cells[i]), settings_of(o, column, cells[i]), progress.warn());
   const auto at = [&](const VisionCell& cell) {
     const auto same = [&](const VisionCell& c) { return name_of(column, c) == name_of(column, cell); };
     return static_cast<size_t>(std::find_if(cells.begin(), cells.end(), same) - cells.begin());
   };
-  const size_t missing = static_cast<size_t>(std::count(records.begin(), records.end(), json()));
-  size_t done = 0;
-  try {
+  column.attempt(progress, [&] {
+    for (size_t i = 0; i < cells.size(); ++i)
+      records[i] = store.find(name_of(column, cells[i]), settings_of(o, column, cells[i]), progress.warn());
+    const size_t missing = static_cast<size_t>(std::count(records.begin(), records.end(), json()));
+    size_t finished = 0;
     const auto model = load_model(column.path);
     column.checkpoint = model->info().name + (model->info().tag.empty() ? "" : "." + model->info().tag);
     warn_of_tag(*model, progress.warn());
-    if (missing == 0) return records;
+    if (missing == 0) return;
     const bool mini = o.imagenet.empty();
     const ImageFolder data = list_images(mini ? o.mini + "/images/val" : split_of(o.imagenet, "val"),
                                          model->info().outputs, o.labels, o.cache, progress.callback());
     const ImageFolder calib = list_images(mini ? o.mini + "/images/calib" : split_of(o.imagenet, "train"), 0, "",
                                           o.cache, progress.callback());
+    const auto done = [&](const VisionCell& cell, const VisionRun& run, const Accuracy& accuracy, int64_t values,
+                          double seconds) {
+      progress.finish();
+      json record = vision_record(*model, run, accuracy, values, seconds);
+      record.update(run_facts());
+      record["warnings"] = progress.warnings();
+      store.keep(name_of(column, cell), settings_of(o, column, cell), record);
+      records[at(cell)] = record;
+      std::fprintf(stderr, "%s %s %s: %.2f (cell %zu of %zu)\n", column.label.c_str(), cell.width().c_str(),
+                   cell.label().c_str(), accuracy.top1, ++finished, missing);
+    };
     measure_cells(
         *model, data, calib, o.run, [&](const VisionCell& cell) { return records[at(cell)].is_null(); },
-        progress.callback(), progress.warn(),
-        [&](const VisionCell& cell, const VisionRun& run, const Accuracy& accuracy, int64_t values, double seconds) {
-          progress.finish();
-          json record = vision_record(*model, run, accuracy, values, seconds);
-          record.update(run_facts());
-          record["warnings"] = progress.warnings();
-          store.keep(name_of(column, cell), settings_of(o, column, cell), record);
-          records[at(cell)] = record;
-          std::fprintf(stderr, "%s %s %s: %.2f (cell %zu of %zu)\n", column.label.c_str(), cell.width().c_str(),
-                       cell.label().c_str(), accuracy.top1, ++done, missing);
-        });
-  } catch (const InputError& e) {
-    progress.finish();
-    column.failure = e.what();
-    std::fprintf(stderr, "%s failed: %s\n", column.label.c_str(), e.what());
-  }
+        progress.callback(), progress.warn(), done);
+  });
   return records;
 }
 
@@ -266,8 +256,8 @@ void vision_table(const VisionTable& o, const std::string& json_path) {
       json row = {{"width", cell.width()}, {"method", cell.label()}, {"model", columns[j].label},
                   {"paper", nullptr},      {"ours", nullptr},        {"standard_error", nullptr},
                   {"difference", nullptr}, {"record", record}};
-      std::string ours = columns[j].failure.empty() ? "not run" : "failed", se, difference, added, bytes, share;
-      row["state"] = record.is_null() ? ours : "measured";
+      std::string ours = columns[j].state(record), se, difference, added, bytes, share;
+      row["state"] = ours;
       if (paper > 0) row["paper"] = paper;
       if (!record.is_null()) {
         const double top1 = record.at("top1"), error = record.at("top1_se");
@@ -293,8 +283,7 @@ void vision_table(const VisionTable& o, const std::string& json_path) {
   json table = {{"rows", rows}, {"notes", notes}};
   table.update(run_facts());
   write_record(json_path, table);
-  for (const Column& column : columns)
-    if (!column.failure.empty()) throw Incomplete(column.label + " could not be measured: " + column.failure);
+  for (const Column& column : columns) column.require_measured();
 }
 
 }  // namespace bcq

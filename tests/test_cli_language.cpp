@@ -12,28 +12,51 @@ using namespace bcq::cli;
 
 TEST_CASE("cli: the language tables go on where they were stopped, and say what was not run") {
   const Folder folder;
-  const std::string common = "table language --limit 1 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
+  const std::string common = "table language --limit 2 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
   const Result first = run(common + folder / "a.json");
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
   const json a = read_json(folder / "a.json")["rows"];
-  REQUIRE(a.size() % 13 == 0);  // the float model, and four cells at each of three widths
-  for (const json& row : a) CHECK(row["record"]["perplexity"] > 1);
+  REQUIRE(a.size() % 13 == 0);                 // the float model, and four cells at each of three widths
+  std::map<std::string, double> perplexities;  // by bits, method and model
+  const auto key = [](const json& row, const std::string& bits, const std::string& method) {
+    return bits + method + row["model"].get<std::string>();
+  };
+  for (const json& row : a) {
+    CAPTURE(row);
+    CHECK(row["state"] == "measured");
+    const double ppl = row["record"]["perplexity"];
+    const std::string bits = row["bits"], method = row["method"];
+    perplexities[key(row, bits, method)] = ppl;
+    // A paired change is that of the two perplexities; its error is of the windows' differences.
+    const auto check_change = [&](const char* name, double base) {
+      CHECK(row[name].get<double>() == doctest::Approx(100 * (ppl / base - 1)).epsilon(1e-9));
+      CHECK(row[name + std::string("_se")].get<double>() > 0);
+    };
+    if (bits != "32") check_change("change_percent", perplexities[key(row, "32", "FP")]);
+    if (contains(method, "BC")) check_change("bc_change_percent", perplexities[key(row, bits, "GPTQ")]);
+    CHECK(row["change_percent"].is_null() == (bits == "32"));
+    CHECK(row["bc_change_percent"].is_null() == !contains(method, "BC"));
+  }
   fs::remove(folder / "cells/opt-3-gptq-channel-plain.json");
   const Result second = run(common + folder / "b.json");
   REQUIRE(second.code == 0);
   CHECK(contains(second.err, "opt 3 GPTQ + BC (channel), plain"));
   CHECK_FALSE(contains(second.err, "RTN"));
   const json b = read_json(folder / "b.json")["rows"];
-  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i]["record"]["perplexity"] == b[i]["record"]["perplexity"]);
+  for (size_t i = 0; i < a.size(); ++i) {
+    CHECK(a[i]["record"]["perplexity"] == b[i]["record"]["perplexity"]);
+    CHECK(a[i]["bc_change_percent_se"] == b[i]["bc_change_percent_se"]);  // of cells kept and measured again
+  }
 
   // A model and one text, no calibration text: the float model and RTN are measured on it.
   fs::create_directories(folder / "hub/facebook");
   fs::copy(kMini + "/opt", folder / "hub/facebook/opt-125m", fs::copy_options::recursive);
   fs::create_directories(folder / "texts/wikitext-2-raw");
   fs::copy(kMini + "/text/test.txt", folder / "texts/wikitext-2-raw/wiki.test.raw");
-  const Result groups = run("table groups --limit 1 --seqlen 16 --models " + folder / "hub" + " --corpora " +
-                            folder / "texts" + " --out " + folder / "groups --json " + folder / "g.json");
+  const std::string command = "table groups --limit 1 --seqlen 16 --models " + folder / "hub" + " --corpora " +
+                              folder / "texts" + " --out " + folder / "groups --json " + folder / "g.json";
+  const Result groups = run(command);
   CAPTURE(groups.err);
   REQUIRE(groups.code == 0);
   int measured = 0;
@@ -45,6 +68,19 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
   CHECK(contains(groups.out,
                  "| 2g64  | GPTQ + BC (position)     | BLOOM-560M | ptb       |  178.73 |             not run |"));
   check_failure("table language --models " + folder / "hub", 2, {"--corpora"});
+
+  // A broken checkpoint fails by itself: the others are shown.
+  fs::copy(kMini + "/bloom", folder / "hub/bloom-560m", fs::copy_options::recursive);
+  fs::resize_file(folder / "hub/bloom-560m/model.safetensors", 1000000);
+  const Result broken = run(command);
+  CHECK(broken.code == 4);
+  CHECK(contains(broken.err, "BLOOM-560M could not be measured: "));
+  CHECK(contains(broken.out, "- BLOOM-560M failed: "));
+  std::map<std::string, int> states;
+  const json rows = read_json(folder / "g.json")["rows"];
+  for (const json& row : rows) ++states[row["model"].get<std::string>() + " " + row["state"].get<std::string>()];
+  CHECK(states["OPT-125M measured"] == 4);
+  CHECK(states["BLOOM-560M failed"] == 4);  // and not what could not be measured anyway
 }
 
 TEST_CASE("cli: a language record says everything, and threads change nothing") {
