@@ -100,7 +100,8 @@ void add_options(CLI::App& app, Options& o) {
       ->group(q);
   app.add_option("--target", r.target,
                  "What GPTQ rounds: own, the weights; or float, weights refitted to give the float network's outputs "
-                 "from the inputs they get")
+                 "from the inputs they get (with --true-sequential: else each layer of a block makes up for the same "
+                 "errors again)")
       ->check(CLI::IsMember({"own", "float"}))
       ->capture_default_str()
       ->group(q);
