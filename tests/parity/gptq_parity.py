@@ -19,7 +19,7 @@ import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
 BIN = Path(os.environ.get("BCQ_BIN", "build/bin"))
 MINI, TEXT = "data/mini/opt", "data/mini/text"
@@ -49,7 +49,7 @@ def dequantized(model):
         weights[name] = linear.weight.detach().clone()
         parent, child = name.rsplit(".", 1)
         setattr(model.get_submodule(parent), child, linear)
-    return model.float().eval(), weights
+    return torch.nn.Module.float(model).eval(), weights  # transformers' own float() refuses what was loaded packed
 
 
 def compare(what, folder, model, ids):
@@ -90,7 +90,9 @@ def ours_there(work, ids):
             failed.append(name)
         loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
         compare(f"ours in GPTQModel, {name}", folder, loaded.model, ids)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float16)
+        kernel = GPTQConfig(bits=int(name[0]), backend="gptq_torch")  # the file's own settings but for the backend
+        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float16,
+                                                      quantization_config=kernel)
         compare(f"ours in transformers, {name}", folder, loaded, ids)
 
 
