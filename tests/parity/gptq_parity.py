@@ -15,6 +15,7 @@ if importlib.util.find_spec("gptqmodel") is None:
     print("GPTQ checkpoints: not run: gptqmodel is not installed (pip install gptqmodel==7.7.0 optimum==2.3.0)")
     sys.exit(0)
 
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its default on two cores, 1, is fewer than it asks for
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
