@@ -350,6 +350,7 @@ std::function<bool()> add_language_tables(CLI::App& app) {
     sub->add_option("--nsamples", o->run.nsamples, "Calibration windows")->capture_default_str();
     sub->add_option("--seed", o->run.seed, "Seed of their draw")->capture_default_str();
     sub->add_option("--json", o->json_path, "Write the table as JSON (-: stdout)")->type_name("FILE");
+    add_threads_option(*sub);
     sub->footer(std::string("Examples:\n  table ") + name + "\n  table " + name + " --models hub --corpora corpora");
     tables.emplace_back(sub, o);
   }

@@ -12,7 +12,8 @@ using namespace bcq::cli;
 
 TEST_CASE("cli: the language tables go on where they were stopped, and say what was not run") {
   const Folder folder;
-  const std::string common = "table language --limit 2 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
+  const std::string common =
+      "table language --threads 2 --limit 2 --seqlen 16 --nsamples 2 --out " + folder / "cells" + " --json ";
   const Result first = run(common + folder / "a.json");
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
