@@ -51,13 +51,12 @@ class Absent(Exception):
 
 def in_process(work):
     def measure(repeats):
-        work()
-        times = []
+        output, times = work(), []
         for _ in range(repeats):
             start = time.perf_counter()
-            output = work()
+            work()
             times.append(time.perf_counter() - start)
-        return 1e3 * statistics.median(times), output
+        return 1e3 * statistics.median(times) if times else None, output
     return measure
 
 
@@ -87,14 +86,14 @@ class Ours:
 
         def measure(repeats):
             record = self.record(folder, "forward", "--model", folder, "--input", folder / "in.safetensors",
-                                 "--output", folder / "out.safetensors", "--repeats", repeats, *options)
+                                 "--output", folder / "out.safetensors", "--repeats", max(1, repeats), *options)
             logits = load_file(folder / "out.safetensors")["logits"]
             return record["ms"], (logits[:, -1] if last else logits).numpy()
         return measure
 
-    def bench(self, folder, row):
+    def bench(self, folder, row, ms):
         """A row of `bench`, whose weights are its own: there is no output to compare."""
-        return lambda repeats: (self.record(folder, "bench", "--only", f"^{row}$", "--repeats", repeats)["ms"], None)
+        return lambda repeats: (ms(self.record(folder, "bench", "--only", row, "--repeats", max(1, repeats))), None)
 
 
 def pytorch(model, *inputs):
@@ -224,7 +223,7 @@ def vision(ours, folder, name, batch, bits):
     model = networks.vision(architecture, seed=1)
     pixels = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     networks.write_vision(model, folder, architecture)
-    reference = pytorch(model, pixels)(1)[1]
+    reference = pytorch(model, pixels)(0)[1]
     threads = ours.threads
     if bits == "FP32":
         return {"ours": lambda: ours.forward(folder, pixel_values=pixels),
@@ -246,9 +245,12 @@ def language(ours, folder, name, tokens, bits):
     past = CONTEXT if tokens == 1 else 0
     ids = torch.randint(0, VOCABULARY, (1, past + tokens), generator=torch.Generator().manual_seed(2))
     networks.write_language(model, folder)
-    row = f"{name}, {what(tokens)}, {bits}"
+
+    def ms(row):
+        return row["token_ms"] if past else 1e3 * tokens / row["prefill_tokens_per_second"]
+
     engines = {"ours": lambda: ours.forward(folder, last=True, input_ids=ids) if bits == "FP32" and not past else
-                       ours.bench(folder, row)}
+                       ours.bench(folder, f"{name} blocks, {bits}", ms)}
     with torch.inference_mode():
         reference = model(ids).logits[:, -1].numpy()
         cache = model(ids[:, :past], use_cache=True).past_key_values if past else None
@@ -298,7 +300,7 @@ def compare(name, prepare, rounds, repeats):
         records[engine] = record = {"work": name, "engine": engine}
         try:
             measures[engine] = make()
-            record["output"] = compared(measures[engine](1)[1], reference, name.split(", ")[-1])
+            record["output"] = compared(measures[engine](0)[1], reference, name.split(", ")[-1])
         except Exception as error:  # a peer that cannot do this work is a line of the table
             measures.pop(engine, None)
             record["output"] = f"{error}" if isinstance(error, Absent) else f"{type(error).__name__}: {error}"
