@@ -10,6 +10,10 @@
 
 namespace bcq {
 
+// The shape integer products are cut into (engine/int8.h): rows of a tile of sums, columns of a panel.
+constexpr int kInt8Rows = 14;
+constexpr int64_t kInt8Panel = 32;
+
 struct Kernels {
   const char* name;  // "plain", "avx2", "avx512"
 
@@ -31,6 +35,24 @@ struct Kernels {
   // official: round(clip(x,t,1) M) / M + (t / M) round(clip(x,0,t) M / t)
   // clean:    x < t ? (t / M) clamp(round(x M / t), 0, M) : round(x M) / M         (PTQ4ViT, softmax)
   void (*fake_twin_softmax)(const float* x, float* y, int64_t n, float split, float m, bool official);
+
+  // The same roundings as integer codes of 8 bits, for integer products (engine/int8.h). NaN becomes the lowest code.
+  // y = offset + clamp(round(x / delta), lo, hi); with an offset of 0 the bytes are those of an int8_t.
+  void (*code_uniform)(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset);
+  // Magnitudes of both terms of fake_twin_gelu; the second is subtracted.
+  void (*code_twin_gelu)(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg,
+                         float m);
+  // Both terms of fake_twin_softmax, in steps of split / m and of 1 / m.
+  void (*code_twin_softmax)(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m,
+                            bool official);
+
+  // c[r, 0..32) = sum over k of a[r, k] b[., k], r in [0, rows), k in [0, 4 groups): exact. a: rows `stride` bytes
+  // apart; panel: [groups, 32, 4] signed codes; c: rows ldc apart.
+  void (*int8_tile)(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c,
+                    int64_t ldc);
+  // y = scale1 (sum1 - offset) + scale2 sum2 + bias, the second term left out when sum2 is null.
+  void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const int32_t* offset, const float* scale1,
+                    const float* scale2, const float* bias, float* y, int64_t n);
 
   // Reductions, accumulated in double over fixed lanes.
   double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "engine/int8_tile.h"
 #include "engine/kernels.h"
 
 #if defined(__FAST_MATH__)
@@ -236,6 +237,47 @@ void fake_twin_softmax(const float* x, float* y, int64_t n, float split, float m
   }
 }
 
+// round_clamp(x, lo, hi) as an integer: the lowest bits of x + kRound. NaN is lo.
+int32_t code_of(float x, float lo, float hi) {
+  return static_cast<int32_t>(as_bits(at_most(x > lo ? x : lo, hi) + kRound)) - kRoundBits;
+}
+
+void code_uniform(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset) {
+  each(n, [=](int64_t i) { y[i] = static_cast<uint8_t>(code_of(x[i] / delta, lo, hi) + offset); });
+}
+
+void code_twin_gelu(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg, float m) {
+  each(n, [=](int64_t i) {
+    positive[i] = static_cast<uint8_t>(code_of(x[i] / pos, 0.f, m - 1.f));
+    negative[i] = static_cast<uint8_t>(-code_of(x[i] / neg, -m, 0.f));
+  });
+}
+
+void code_twin_softmax(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m, bool official) {
+  const float step = split / m;
+  if (official) {
+    each(n, [=](int64_t i) {
+      low[i] = static_cast<uint8_t>(code_of(at_most(at_least(x[i], 0.f), split) / step, 0.f, m));
+      high[i] = static_cast<uint8_t>(code_of(at_most(at_least(x[i], split), 1.f) * m, 0.f, m));
+    });
+  } else {
+    each(n, [=](int64_t i) {
+      const int32_t fine = code_of(x[i] / step, 0.f, m), coarse = code_of(x[i] * m, 0.f, m);
+      low[i] = static_cast<uint8_t>(x[i] < split ? fine : 0);
+      high[i] = static_cast<uint8_t>(x[i] < split ? 0 : coarse);
+    });
+  }
+}
+
+void from_sums(const int32_t* sum1, const int32_t* sum2, const int32_t* offset, const float* scale1,
+               const float* scale2, const float* bias, float* y, int64_t n) {
+  const auto first = [=](int64_t i) { return static_cast<float>(sum1[i] - offset[i]) * scale1[i]; };
+  if (sum2 == nullptr)
+    each(n, [=](int64_t i) { y[i] = first(i) + bias[i]; });
+  else
+    each(n, [=](int64_t i) { y[i] = (first(i) + static_cast<float>(sum2[i]) * scale2[i]) + bias[i]; });
+}
+
 double weighted_squared_error(const float* a, const float* b, const float* w, int64_t n) {
   const auto squared = [=](int64_t i) {
     const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
@@ -272,24 +314,10 @@ void from_bf16(const uint16_t* x, float* y, int64_t n) {
 
 extern constinit const Kernels BCQ_TABLE;
 constinit const Kernels BCQ_TABLE = {
-    BCQ_ISA_NAME,
-    layer_norm,
-    softmax,
-    gelu_erf,
-    gelu_tanh,
-    relu,
-    add,
-    scale,
-    sum_exp,
-    fake_uniform,
-    fake_twin_gelu,
-    fake_twin_softmax,
-    weighted_squared_error,
-    dot,
-    max_abs,
-    all_finite,
-    from_f16,
-    from_bf16,
+    BCQ_ISA_NAME, layer_norm,     softmax,           gelu_erf,     gelu_tanh,      relu,
+    add,          scale,          sum_exp,           fake_uniform, fake_twin_gelu, fake_twin_softmax,
+    code_uniform, code_twin_gelu, code_twin_softmax, int8_tile,    from_sums,      weighted_squared_error,
+    dot,          max_abs,        all_finite,        from_f16,     from_bf16,
 };
 
 }  // namespace bcq

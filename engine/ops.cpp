@@ -8,19 +8,9 @@
 
 #include "engine/check.h"
 #include "engine/kernels.h"
-#include "engine/parallel.h"
 
 namespace bcq {
 namespace {
-
-// f(row) over all rows of x, several rows an item.
-template <class F>
-void for_rows(const Tensor& x, F f) {
-  const int64_t rows = x.rows(), per_item = std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, x.dim(-1)));
-  parallel_for((rows + per_item - 1) / per_item, [&](int64_t i) {
-    for (int64_t r = i * per_item; r < std::min(rows, (i + 1) * per_item); ++r) f(r);
-  });
-}
 
 void accumulate(Tensor& into, const Tensor& g) {
   for_chunks(into.size(),
@@ -386,27 +376,34 @@ Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts) 
   return y;
 }
 
-void add_broadcast(Tensor& y, const Tensor& c) {
-  require(c.rank() == y.rank() - 1, "a bias of shape %s does not fit an output of shape %s", to_string(c.shape).c_str(),
-          to_string(y.shape).c_str());
-  for (int i = 0; i < c.rank(); ++i)
-    require(c.dim(i) == 1 || c.dim(i) >= y.dim(i + 1),
+Broadcast::Broadcast(const Tensor& c, const Shape& y) : c_(c), y_(y) {
+  if (c.empty()) return;
+  require(c.shape.size() + 1 == y.size(), "a bias of shape %s does not fit an output of shape %s",
+          to_string(c.shape).c_str(), to_string(y).c_str());
+  for (size_t i = 0; i < c.shape.size(); ++i)
+    require(c.shape[i] == 1 || c.shape[i] >= y[i + 1],
             "a bias of shape %s was fitted for fewer positions than the output %s has: use --bc channel, or no more "
             "positions than it was fitted for",
-            to_string(c.shape).c_str(), to_string(y.shape).c_str());
+            to_string(c.shape).c_str(), to_string(y).c_str());
+  require(c.dim(-1) == y.back(), "a bias of shape %s does not fit an output of shape %s", to_string(c.shape).c_str(),
+          to_string(y).c_str());
+}
+
+const float* Broadcast::row(int64_t r) const {
+  int64_t offset = 0, stride = c_.dim(-1);  // walk the dimensions of the row from the last to the first
+  for (int i = c_.rank() - 2; i >= 0; --i) {
+    const int64_t n = y_[static_cast<size_t>(i + 1)];
+    if (c_.dim(i) != 1) offset += r % n * stride;
+    r /= n;
+    stride *= c_.dim(i);
+  }
+  return c_.data + offset;
+}
+
+void add_broadcast(Tensor& y, const Tensor& c) {
+  const Broadcast rows(c, y.shape);
   const int64_t n = y.dim(-1);
-  require(c.dim(-1) == n, "a bias of shape %s does not fit an output of shape %s", to_string(c.shape).c_str(),
-          to_string(y.shape).c_str());
-  for_rows(y, [&](int64_t r) {
-    int64_t offset = 0, index = r, stride = n;  // walk the dimensions of the row from the last to the first
-    for (int i = c.rank() - 2; i >= 0; --i) {
-      const int64_t at = index % y.dim(i + 1);
-      index /= y.dim(i + 1);
-      if (c.dim(i) != 1) offset += at * stride;
-      stride *= c.dim(i);
-    }
-    kernels().add(y.data + r * n, c.data + offset, y.data + r * n, n);
-  });
+  for_rows(y, [&](int64_t r) { kernels().add(y.data + r * n, rows.row(r), y.data + r * n, n); });
 }
 
 }  // namespace bcq

@@ -5,10 +5,21 @@
 // shape of one sample alone: a result depends neither on the number of threads nor
 // on what else is in the batch.
 #pragma once
+#include "engine/parallel.h"
 #include "engine/tape.h"
 #include "engine/weight.h"
 
 namespace bcq {
+
+// f(row) over all rows of x, several rows an item.
+template <class F>
+void for_rows(const Tensor& x, F f) {
+  const int64_t rows = x.rows(), width = x.dim(-1) > 1 ? x.dim(-1) : 1, most = kElementsPerItem / width;
+  const int64_t per_item = most > 1 ? most : 1;
+  parallel_for((rows + per_item - 1) / per_item, [&](int64_t i) {
+    for (int64_t r = i * per_item; r < rows && r < (i + 1) * per_item; ++r) f(r);
+  });
+}
 
 // y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
 Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
@@ -55,8 +66,18 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
 // Part `part` of a projection fused head by head, the parts of a head side by side: x [B, T, H*parts*d] -> [B, T, H*d].
 Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts);
 
-// y[b, ...] += c[...]: c has the rank of y less one; a dimension of 1 is shared, one longer than y's
-// is cut to its first entries (a bias per position used on a shorter text), one shorter is an Error.
-void add_broadcast(Tensor& y, const Tensor& c);
+// The values c[...] that belong to a row of y[b, ...]: c has the rank of y less one; a dimension of 1 is shared, one
+// longer than y's is cut to its first entries (a bias per position used on a shorter text), one shorter is an Error.
+// Of an empty c there are no rows.
+class Broadcast {
+ public:
+  Broadcast(const Tensor& c, const Shape& y);
+  const float* row(int64_t r) const;  // of y's rows
+
+ private:
+  Tensor c_;
+  Shape y_;
+};
+void add_broadcast(Tensor& y, const Tensor& c);  // y += c, row by row
 
 }  // namespace bcq

@@ -1,7 +1,7 @@
 #include "engine/site.h"
 
 #include "engine/check.h"
-#include "engine/ops.h"
+#include "engine/integer.h"
 
 namespace bcq {
 
@@ -10,6 +10,7 @@ Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Ten
   if (precision == Precision::Float)
     return is_linear() ? linear(tape, x, weight, bias) : matmul(tape, x, rhs, transpose);
   require(tape == nullptr, "%s: gradients are those of the float network", name.c_str());
+  if (precision == Precision::Integer && integer) return integer_product(*this, x, rhs);
   Tensor y = is_linear() ? linear(nullptr, fake_quantize(a, x), weight_hat.empty() ? weight : weight_hat,
                                   bias_hat.empty() ? bias : bias_hat)
                          : matmul(nullptr, fake_quantize(a, x), fake_quantize(b, rhs), transpose);
@@ -40,10 +41,20 @@ void Site::set_packed(PackedWeight w) {
       Weight(packed->shape, [codes = packed](int64_t begin, int64_t end, float* y) { codes->decode(begin, end, y); });
 }
 
+bool Site::prepare_integer() {
+  integer = make_integer(*this);
+  if (integer && is_linear())
+    weight_hat = Weight(weight.shape(), [codes = integer](int64_t begin, int64_t end, float* y) {
+      decode_weight(*codes, begin, end, y);
+    });
+  return integer != nullptr;
+}
+
 void Site::clear() {
   a = b = Identity{};
   weight_hat = Weight{};
   packed = nullptr;
+  integer = nullptr;
   bias_hat = bc = Tensor{};
 }
 

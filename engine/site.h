@@ -19,11 +19,13 @@ namespace bcq {
 enum class Role { Patch, QKV, Query, Key, Value, QK, AV, Proj, Fc1, Fc2, Reduction, Head };
 
 enum class Precision {
-  Float,  // the network as loaded
-  Fake    // operands rounded to their grids, compensated; computed in float
+  Float,   // the network as loaded
+  Fake,    // operands rounded to their grids, compensated; computed in float
+  Integer  // the same from 8-bit codes and exact sums, where a site was prepared for it; else as Fake
 };
 
 struct Site;
+struct IntegerSite;  // engine/integer.h
 struct Context;
 using Body = std::function<Tensor(const Context& ctx, const Tensor& x)>;
 
@@ -57,6 +59,7 @@ struct Site {
   Tensor bias_hat;                             // bias with a per-channel compensation folded in; [out]
   Tensor bc;  // a compensation that cannot be folded: the output's shape less the batch,
               // with 1 where it is shared
+  std::shared_ptr<const IntegerSite> integer;  // of all this, what Precision::Integer computes with
 
   bool is_linear() const { return !weight.empty(); }
 
@@ -68,7 +71,10 @@ struct Site {
   Tensor product(Precision precision, Tape* tape, const Tensor& a, const Tensor& b) const;
 
   void set_packed(PackedWeight w);  // as b, packed and weight_hat
-  void clear();                     // forget quantization and compensation
+  // Make `integer`, once grids and compensation stand; weight_hat is decoded from it from then on. False when this
+  // site has to be simulated.
+  bool prepare_integer();
+  void clear();  // forget quantization and compensation
 };
 
 // Run a chain of sites whose output is that of `last`, so that an observer sees it as a whole:

@@ -1,15 +1,17 @@
-// bench: how close the float forward pass comes to its limit, the same matrix products
-// alone. Weights are random and the shapes those of vit_base_patch16_224 and opt-125m.
+// bench: how close the forward passes come to their limits, and integers to a quarter of the time of floats.
+// Weights are random and the shapes those of the networks that are named; results of one run belong together.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <random>
+#include <fstream>
 
 #include "engine/check.h"
-#include "engine/safetensors.h"
+#include "engine/integer.h"
+#include "eval/bench_models.h"
+#include "eval/bench_peak.h"
 #include "eval/cli.h"
-#include "models/model.h"
 
 namespace {
 
@@ -23,77 +25,23 @@ struct TemporaryFolder {
   ~TemporaryFolder() { fs::remove_all(path); }
 };
 
-Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random) {
-  Tensor t = Tensor::uninitialized(shape);
-  for (int64_t i = 0; i < t.size(); ++i) t[i] = scale * (static_cast<float>(random()) / 2147483648.f - 1.f);
-  return t;
+// The most memory in use since the last reset, of this process; Linux keeps it.
+void reset_peak_memory() { std::ofstream("/proc/self/clear_refs") << 5; }
+double peak_memory_mb() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind("VmHWM:", 0) == 0) return std::stod(line.substr(6)) / 1024;
+  return 0;
 }
 
-class Checkpoint {
- public:
-  void linear(const std::string& name, int64_t out, int64_t in) {
-    add(name + ".weight", {out, in});
-    add(name + ".bias", {out});
-  }
-  void norm(const std::string& name, int64_t n) {
-    add(name + ".weight", {n});
-    add(name + ".bias", {n});
-  }
-  void add(const std::string& name, const Shape& shape) { tensors_[name] = random_tensor(shape, 0.05f, random_); }
-  std::unique_ptr<Model> load(const fs::path& folder, const json& config) const {
-    fs::create_directories(folder);
-    write_safetensors((folder / "model.safetensors").string(), tensors_);
-    write_file((folder / "config.json").string(), config.dump());
-    return load_model(folder.string());
-  }
+struct Bench {
+  int repeats = 5;
+  json records = json::array();
 
- private:
-  std::map<std::string, Tensor> tensors_;
-  std::mt19937 random_{1};
+  void float_forward(const char* name, const Model& model, const Batch& batch, double items);
+  void int8_products();
+  void vision(const char* name, Model& model, std::mt19937& random);
 };
-
-std::unique_ptr<Model> random_vit_base(const fs::path& folder) {
-  Checkpoint c;
-  c.add("cls_token", {1, 1, 768});
-  c.add("pos_embed", {1, 197, 768});
-  c.add("patch_embed.proj.weight", {768, 3, 16, 16});
-  c.add("patch_embed.proj.bias", {768});
-  for (int i = 0; i < 12; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
-    c.norm(block + "norm1", 768);
-    c.linear(block + "attn.qkv", 3 * 768, 768);
-    c.linear(block + "attn.proj", 768, 768);
-    c.norm(block + "norm2", 768);
-    c.linear(block + "mlp.fc1", 3072, 768);
-    c.linear(block + "mlp.fc2", 768, 3072);
-  }
-  c.norm("norm", 768);
-  c.linear("head", 1000, 768);
-  return c.load(folder, {{"architecture", "vit_base_patch16_224"}, {"num_classes", 1000}});
-}
-
-std::unique_ptr<Model> random_opt_125m(const fs::path& folder) {
-  Checkpoint c;
-  const std::string decoder = "model.decoder.";
-  c.add(decoder + "embed_tokens.weight", {50272, 768});
-  c.add(decoder + "embed_positions.weight", {2050, 768});
-  for (int i = 0; i < 12; ++i) {
-    const std::string layer = decoder + "layers." + std::to_string(i) + ".";
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) c.linear(layer + "self_attn." + name, 768, 768);
-    c.norm(layer + "self_attn_layer_norm", 768);
-    c.norm(layer + "final_layer_norm", 768);
-    c.linear(layer + "fc1", 3072, 768);
-    c.linear(layer + "fc2", 768, 3072);
-  }
-  c.norm(decoder + "final_layer_norm", 768);
-  return c.load(folder, {{"model_type", "opt"},
-                         {"hidden_size", 768},
-                         {"num_hidden_layers", 12},
-                         {"num_attention_heads", 12},
-                         {"ffn_dim", 3072},
-                         {"vocab_size", 50272},
-                         {"max_position_embeddings", 2048}});
-}
 
 // Keeps the operands of every product, to run the products again without what lies between.
 struct Operands : Observer {
@@ -108,19 +56,19 @@ struct Operands : Observer {
 };
 
 // blocks alone for language: the head of a 2048-token window is a third of the work and no site.
-void measure(const char* name, const Model& model, const Batch& batch, double items, const char* unit, int repeats,
-             json& records) {
-  auto blocks = [&](const Context& ctx) {
-    if (model.info().family == Family::Vision) {
-      model.forward(ctx, batch);
-      return;
-    }
-    Tensor x = model.embed(ctx, batch);
-    for (int i = 0; i < model.depth(); ++i) x = model.block(ctx, i, x);
-  };
+void run(const Context& ctx, const Model& model, const Batch& batch) {
+  if (model.info().family == Family::Vision) {
+    model.forward(ctx, batch);
+    return;
+  }
+  Tensor x = model.embed(ctx, batch);
+  for (int i = 0; i < model.depth(); ++i) x = model.block(ctx, i, x);
+}
+
+void Bench::float_forward(const char* name, const Model& model, const Batch& batch, double items) {
   Operands operands;
-  blocks({Precision::Float, nullptr, &operands});
-  const double whole = median_seconds(repeats, [&] { blocks({}); });
+  run({Precision::Float, nullptr, &operands}, model, batch);
+  const double whole = median_seconds(repeats, [&] { run({}, model, batch); });
   const double limit = median_seconds(repeats, [&] {
     for (const auto& p : operands.products) p.site->product(Precision::Float, nullptr, p.a, p.b);
   });
@@ -134,50 +82,120 @@ void measure(const char* name, const Model& model, const Batch& batch, double it
               limit / whole, flop / limit / 1e9);
   std::fflush(stdout);
   records.push_back({{"work", name},
-                     {"unit", unit},
                      {"ms", 1e3 * whole / items},
                      {"ms_products_alone", 1e3 * limit / items},
                      {"share_of_limit", limit / whole},
                      {"gflops_products", flop / limit / 1e9}});
 }
 
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+// The linear layers of ViT-B: codes in, sums in cache out; in turns with the peak, which moves with the clock.
+void Bench::int8_products() {
+  std::printf("\n| int8 product of ViT-B   | GOP/s     | peak, GOP/s | share |\n");
+  std::printf("|-------------------------|-----------|-------------|-------|\n");
+  const int64_t shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
+  for (const int64_t rows : {197, 8 * 197})
+    for (const auto& [depth, columns] : shapes) {
+      const Int8Panels b(columns, depth);
+      const CodedRows a(Coder(Uniform{8, 0, {1.f}}), rows, depth);
+      std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
+      const double work = 2.0 * static_cast<double>(rows * depth * columns);
+      std::vector<double> rates, peaks, shares;
+      for (int i = 0; i < 2 * repeats + 1; ++i) {
+        Timer timer;
+        int8_product(a.view(), b, [](int64_t, int64_t, int64_t, const int32_t*, const int32_t*) {});
+        rates.push_back(1e-9 * work / timer.seconds());
+        peaks.push_back(2e-9 * int8_peak());
+        shares.push_back(peaks.back() > 0 ? rates.back() / peaks.back() : 0);
+      }
+      const std::string name =
+          format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
+      std::printf("| %-23s | %9.0f | %11.0f | %5.2f |\n", name.c_str(), median(rates), median(peaks), median(shares));
+      std::fflush(stdout);
+      records.push_back({{"work", "int8 product " + name},
+                         {"gops", median(rates)},
+                         {"gops_peak", median(peaks)},
+                         {"share_of_peak", median(shares)}});
+    }
+}
+
+void Bench::vision(const char* name, Model& model, std::mt19937& random) {
+  for (const int64_t images : {1, 8}) {
+    Batch batch;
+    batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
+    const double items = static_cast<double>(images);
+    std::printf("| %-10s | %5d |", name, static_cast<int>(images));
+    double as_float = 0;
+    const auto measure = [&](const char* what, Precision precision) {
+      reset_peak_memory();
+      const double ms = 1e3 / items * median_seconds(repeats, [&] { model.forward({precision}, batch); });
+      if (precision == Precision::Float) as_float = ms;
+      std::printf(" %7.2f |", ms);
+      if (precision != Precision::Float) std::printf(" %5.2f |", as_float / ms);
+      std::fflush(stdout);
+      records.push_back({{"work", format("%s, batch %d, %s", name, static_cast<int>(images), what)},
+                         {"ms", ms},
+                         {"fp32_over_this", as_float / ms},
+                         {"peak_mb", peak_memory_mb()}});
+    };
+    measure("FP32", Precision::Float);
+    const double float_mb = peak_memory_mb();
+    for (const int bits : {8, 4}) {
+      quantize_by_range(model, batch, bits, bits == 4);
+      model.prepare_integer();
+      measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
+    }
+    std::printf(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
+    model.clear();
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Time of the float forward passes against their matrix products alone.", "bench"};
+  CLI::App app{"Speed of the forward passes, in float and in integers, against the limits of this machine.", "bench"};
   std::string json_path;
-  int repeats = 5;
-  app.add_option("--repeats", repeats, "Runs of which the median counts")->capture_default_str()->type_name("N");
+  Bench bench;
+  app.add_option("--repeats", bench.repeats, "Runs of which the median counts")->capture_default_str()->type_name("N");
   app.add_option("--json", json_path, "Write the figures as a JSON array (-: stdout)")->type_name("FILE");
   add_threads_option(app);
   app.footer("Example:\n  bench --threads 2");
   return run_program(app, argc, argv, [&] {
-    require_usage(repeats >= 1, "--repeats must be at least 1");
-    json records = json::array();
+    require_usage(bench.repeats >= 1, "--repeats must be at least 1");
     const json facts = run_facts();
-    std::printf("%d threads, %s kernels, %s\n\n", facts["threads"].get<int>(), facts["isa"].get<std::string>().c_str(),
-                facts["blas"].get<std::string>().c_str());
-    std::printf("| work (random weights)        | ms        | products  | share | GFLOP/s  |\n");
-    std::printf("|                              | forward   | alone, ms |       | products |\n");
-    std::printf("|------------------------------|-----------|-----------|-------|----------|\n");
+    std::printf("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
+                facts["isa"].get<std::string>().c_str(), facts["blas"].get<std::string>().c_str(), 2e-9 * float_peak());
     TemporaryFolder folder;
     std::mt19937 random{2};
-    {
-      const auto vit = random_vit_base(folder.path / "vit");
-      for (const int64_t b : {int64_t{1}, int64_t{8}}) {
-        Batch batch;
-        batch.pixels = random_tensor({b, 3, 224, 224}, 1.f, random);
-        measure(format("ViT-B/16, batch %d, per image", static_cast<int>(b)).c_str(), *vit, batch,
-                static_cast<double>(b), "image", repeats, records);
-      }
+    bench.int8_products();
+
+    std::printf("\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | MB, FP32/4-bit |\n");
+    std::printf("|------------|-------|---------|---------|-------|---------|-------|----------------|\n");
+    const auto vit = random_vit(folder.path / "vit", "vit_base_patch16_224", 768);
+    bench.vision("ViT-B/16", *vit, random);
+    bench.vision("DeiT-S", *random_vit(folder.path / "deit", "deit_small_patch16_224", 384), random);
+    bench.vision("Swin-T", *random_swin_tiny(folder.path / "swin"), random);
+
+    std::printf("\n| float forward                | ms        | products  | share | GFLOP/s  |\n");
+    std::printf("|                              |           | alone, ms |       | products |\n");
+    std::printf("|------------------------------|-----------|-----------|-------|----------|\n");
+    for (const int64_t b : {1, 8}) {
+      Batch batch;
+      batch.pixels = random_tensor({b, 3, 224, 224}, 1.f, random);
+      bench.float_forward(format("ViT-B/16, batch %d, per image", static_cast<int>(b)).c_str(), *vit, batch,
+                          static_cast<double>(b));
     }
     const auto opt = random_opt_125m(folder.path / "opt");
     Batch window;
     window.windows = 1;
     window.length = 2048;
     for (int i = 0; i < 2048; ++i) window.ids.push_back(static_cast<int32_t>(random() % 50272));
-    measure("OPT-125M blocks, 2048 tokens", *opt, window, 1, "window", repeats, records);
-    for (json& record : records) record.update(facts);
-    write_record(json_path, records);
+    bench.float_forward("OPT-125M blocks, 2048 tokens", *opt, window, 1);
+    for (json& record : bench.records) record.update(facts);
+    write_record(json_path, bench.records);
   });
 }

@@ -51,6 +51,13 @@ void add_options(CLI::App& app, Options& o) {
       ->group(q);
   add_calibration_options(app, r);
 
+  app.add_option("--runtime", r.runtime,
+                 "How the quantized model is evaluated: simulate, in floats rounded to the grids; integer, from 8-bit "
+                 "codes with exact sums, what stays float or has more than 8 bits excepted")
+      ->check(CLI::IsMember({"simulate", "integer"}))
+      ->capture_default_str()
+      ->group(q);
+
   const char* b = "Bias compensation";
   app.add_option("--bc", r.bc, "none, channel (folded into the biases) or position (as the paper's tables)")
       ->check(CLI::IsMember({"none", "channel", "position"}))
@@ -78,6 +85,8 @@ void add_options(CLI::App& app, Options& o) {
       "  imagenet --model data/mini/vit --data data/mini/images/val\n"
       "  imagenet --model vit_base_patch16_224.augreg_in21k_ft_in1k --data ILSVRC/val --calib-data ILSVRC/train \\\n"
       "           --method ptq4vit --wbits 4 --abits 4 --bc position --json result.json\n"
+      "  imagenet --model data/mini/vit --data data/mini/images/val --calib-data data/mini/images/calib \\\n"
+      "           --method ptq4vit --runtime integer\n"
       "  imagenet --model deit_small_patch16_224 --data ILSVRC2012_img_val.tar \\\n"
       "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded");
 }
@@ -90,10 +99,22 @@ void print(const std::vector<BcRanking>& ranking) {
                 r.sites.empty() ? "nothing" : r.sites.c_str());
 }
 
+void print_runtime(const json& r) {
+  std::printf("   integer: %d products from 8-bit codes, their weights %.1f MB", r["integer_products"].get<int>(),
+              r["integer_weight_bytes"].get<double>() / (1 << 20));
+  const char* before = "; simulated: ";
+  for (const json& name : r["simulated_products"]) {
+    std::printf("%s%s", before, name.get<std::string>().c_str());
+    before = ", ";
+  }
+  std::printf("\n");
+}
+
 void run(Options& o) {
   VisionRun& r = o.run;
   require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method.c_str());
   require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs a --method that quantizes", r.bc.c_str());
+  require_usage(r.method != "fp32" || r.runtime == "simulate", "--runtime integer needs a --method that quantizes");
   require_usage(!o.bc_search || r.bc != "none", "--bc-search needs --bc channel or position");
   require_usage(o.report_path.empty() || r.method != "fp32", "--layer-report needs a --method that quantizes");
 
@@ -121,11 +142,16 @@ void run(Options& o) {
     bc_parameters = compensate_vision(*model, calib, r, progress.callback());
     if (report) write_layer_report(o.report_path, before, output_errors(*model, seen, progress.callback()), cost);
   }
+  const json runtime = prepare_runtime(*model, r);
+  const Timer evaluation;
   const Accuracy accuracy = evaluate_vision(*model, data, r, progress.callback());
+  const double evaluation_seconds = evaluation.seconds();
   progress.finish();
 
   json record = vision_record(*model, r, accuracy, bc_parameters, timer.seconds());
   record.update(run_facts());
+  record.update(runtime);
+  record["evaluation_seconds"] = evaluation_seconds;
   record["data"] = o.data;
   record["labelled_by"] = data.labelled_by;
   record["warnings"] = progress.warnings();
@@ -139,6 +165,7 @@ void run(Options& o) {
     std::printf("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%zu images, %.1f s)\n", accuracy.top1, accuracy.top1_se,
                 accuracy.top5, accuracy.hit.size(), timer.seconds());
     if (r.method != "fp32") std::printf("   calibration %s\n", cost_text(cost).c_str());
+    if (!runtime.empty()) print_runtime(runtime);
     if (o.bc_search) print(ranking);
   }
   write_record(o.json_path, record);

@@ -5,14 +5,16 @@
 
 #include "data/jpeg.h"
 #include "engine/check.h"
-#include "engine/parallel.h"
+#include "engine/integer.h"
 #include "eval/common.h"
 #include "models/timm.h"
 
 namespace bcq {
 namespace {
 
-Precision precision_of(const VisionRun& run) { return run.method == "fp32" ? Precision::Float : Precision::Fake; }
+Precision precision_of(const VisionRun& run) {
+  return run.method == "fp32" ? Precision::Float : run.runtime == "integer" ? Precision::Integer : Precision::Fake;
+}
 
 }  // namespace
 
@@ -112,6 +114,22 @@ int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRu
   return compensate(model, bc_batches(model, calib, run), bc_options_of(run, run.bc_sites), progress);
 }
 
+json prepare_runtime(Model& model, const VisionRun& run) {
+  if (run.runtime != "integer") return json::object();
+  require_usage(run.method != "fp32", "--runtime integer needs a --method that quantizes");
+  const std::vector<std::string> simulated = model.prepare_integer();
+  const std::vector<Site*> sites = model.all_sites();
+  require_usage(simulated.size() < sites.size(),
+                "--runtime integer: no product has an integer form at --wbits %d --abits %d (both must be 8 or less)",
+                run.wbits, run.abits);
+  int64_t bytes = 0;
+  for (const Site* site : sites)
+    if (site->integer) bytes += site->integer->weight.bytes();
+  return {{"integer_products", sites.size() - simulated.size()},
+          {"simulated_products", simulated},
+          {"integer_weight_bytes", bytes}};
+}
+
 Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels) {
   // Images are independent, so a core takes some of them through the whole network.
   const int64_t count = pixels.dim(0), parts = std::min<int64_t>(count, 2 * threads());
@@ -133,6 +151,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
   const int64_t n = run.limit > 0 ? std::min(run.limit, all) : all;
   Accuracy result;
   int64_t top5 = 0;
+  uint64_t hash = 0xcbf29ce484222325;
   for (int64_t begin = 0; begin < n; begin += run.batch_size) {
     progress("evaluation", static_cast<double>(begin), static_cast<double>(n));
     std::vector<int64_t> indices;
@@ -147,6 +166,8 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
       const float* z = logits.data + static_cast<int64_t>(i) * logits.dim(1);
       require(std::all_of(z, z + logits.dim(1), [](float v) { return std::isfinite(v); }),
               "%s: the model's output is not finite", item.path.c_str());
+      const auto* bytes = reinterpret_cast<const unsigned char*>(z);
+      for (int64_t b = 0; b < 4 * logits.dim(1); ++b) hash = (hash ^ bytes[b]) * 0x100000001b3;
       // Rank of the right class; of equal outputs the lower index comes first, as argmax has it.
       const float right = z[item.label];
       const int64_t rank = std::count_if(z, z + logits.dim(1), [&](float v) { return v > right; }) +
@@ -164,6 +185,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
   result.top1 = 100 * p;
   result.top1_se = 100 * std::sqrt(p * (1 - p) / read);
   result.top5 = 100 * static_cast<double>(top5) / read;
+  result.outputs_hash = format("%016llx", static_cast<unsigned long long>(hash));
   return result;
 }
 
@@ -232,6 +254,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
                  {"top1", accuracy.top1},
                  {"top1_se", accuracy.top1_se},
                  {"top5", accuracy.top5},
+                 {"outputs_hash", accuracy.outputs_hash},
                  {"images", accuracy.hit.size()},
                  {"unreadable", accuracy.unreadable},
                  {"jpeg_decoder", jpeg_decoder()},
@@ -239,6 +262,7 @@ json vision_record(Model& model, const VisionRun& run, const Accuracy& accuracy,
   if (quantized) {
     record["calib_images"] = run.calib_images;
     record["seed"] = run.seed;
+    record["runtime"] = run.runtime;
     record.update(to_json(options_of(run)));
   }
   if (run.bc != "none") {

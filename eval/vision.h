@@ -26,6 +26,7 @@ struct VisionRun {
   std::string bc_stream = "float";    // inputs of what is compensated: float, quantized
   std::string swin_mask = "applied";  // while attention of a Swin is measured: applied, official
   PtqOverrides choices;               // where they are not the preset's
+  std::string runtime = "simulate";   // of a quantized model: simulate, integer
 };
 
 // The options of a run that imagenet and table share: what quantizes and what compensates, but not method, bits and bc.
@@ -48,6 +49,11 @@ BcOptions bc_options_of(const VisionRun& run, const std::string& sites);
 // The number of values fitted (0 for bc none).
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress);
 
+// For run.runtime "integer": make every product ready that has an integer form. What becomes of them, as JSON:
+// "integer_products", "simulated_products" by name, "integer_weight_bytes"; nothing for other runtimes. UsageError when
+// there is none.
+json prepare_runtime(Model& model, const VisionRun& run);
+
 // Logits [B, classes] of pixels [B, 3, H, W]; images are shared out among the threads.
 Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels);
 
@@ -56,6 +62,7 @@ struct Accuracy {
   std::vector<std::string> unreadable;  // a message for each of the others: no figure counts them
   double top1 = 0, top5 = 0;            // percent
   double top1_se = 0;                   // standard error of top1, percent points (binomial)
+  std::string outputs_hash;             // FNV-1a of the bits of all logits, in hexadecimal
 };
 // Throws Error when an output is not finite.
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress);

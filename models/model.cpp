@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
   Tensor y = block_body(ctx, i, x);
   const Tensor* bc = i < static_cast<int>(block_bc.size()) ? &block_bc[static_cast<size_t>(i)] : nullptr;
-  if (ctx.precision == Precision::Fake && bc && !bc->empty()) add_broadcast(y, *bc);
+  if (ctx.precision != Precision::Float && bc && !bc->empty()) add_broadcast(y, *bc);
   return y;
 }
 
@@ -79,6 +79,13 @@ std::vector<Site*> Model::all_sites() {
 Model::BlockEnd Model::block_end(int i) {
   Site& last = *sites(i).back();
   return {last.name + ".bias", &last.bias, &last.bias_hat};
+}
+
+std::vector<std::string> Model::prepare_integer() {
+  std::vector<std::string> simulated;
+  for (Site* site : all_sites())
+    if (!site->prepare_integer()) simulated.push_back(site->name);
+  return simulated;
 }
 
 void Model::clear() {

@@ -60,6 +60,9 @@ class Model {
   // Compensations of block outputs that cannot be folded; one per block, empty where there is none.  [N, D]
   std::vector<Tensor> block_bc;
 
+  // Make Precision::Integer ready, once grids and compensations stand. Returns the names of sites it will simulate.
+  std::vector<std::string> prepare_integer();
+
   void clear();               // every site and block as loaded
   void clear_compensation();  // keep the grids, forget the biases
 

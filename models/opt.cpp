@@ -83,7 +83,7 @@ class Opt : public Model {
 
  private:
   static Tensor norm(const Context& ctx, const Norm& n, const Tensor& x) {
-    const bool compensated = ctx.precision == Precision::Fake && !n.bias_hat.empty();
+    const bool compensated = ctx.precision != Precision::Float && !n.bias_hat.empty();
     return layer_norm(nullptr, x, n.weight, compensated ? n.bias_hat : n.bias, kEps);
   }
   Norm read_norm(const Loader& at) const;

@@ -1,9 +1,9 @@
 #include "models/swin.h"
 
-#include <cmath>
 #include <numeric>
 #include <regex>
 
+#include "engine/blocks.h"
 #include "engine/ops.h"
 #include "models/layers.h"
 
@@ -133,21 +133,15 @@ class Swin : public Model {
     const Tensor z = run_chain(ctx, b.proj, cut, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
     const Tensor x1 = add(t, x0, permute_rows(t, z.reshaped(x0.shape), w.back, x0.shape));
     const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
-    return add(t, x1, run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) {
-                 return b.fc2.run(c, gelu_erf(c.tape, b.fc1.run(c, v)));
-               }));
+    return add(t, x1,
+               run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
   }
 
   // u [B*windows, tokens, C] -> the same
   Tensor attention(const Context& ctx, const Block& b, const Tensor& u) const {
-    Tape* t = ctx.tape;
-    const int64_t H = b.heads, d = u.dim(2) / H;
     const Tensor qkv = b.qkv.run(ctx, u);  // [B*windows, tokens, 3C]
-    const Tensor q = scale(t, split_heads(t, qkv, H, 0, 3), 1.f / std::sqrt(static_cast<float>(d)));
-    const Tensor k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
-    const Tensor scores = b.matmul1.run(ctx, q, k);
-    const Tensor a = softmax(t, add_window_bias(t, scores, b.position_bias, ctx.masked ? b.windows->mask : Tensor{}));
-    return b.proj.run(ctx, merge_heads(t, b.matmul2.run(ctx, a, v)));
+    return b.proj.run(ctx, attend(ctx, b.matmul1, b.matmul2, qkv,
+                                  {b.heads, true, b.position_bias, ctx.masked ? b.windows->mask : Tensor{}}));
   }
 
   Tensor merge(const Context& ctx, const Merge& m, const Tensor& x) const {

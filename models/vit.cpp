@@ -1,9 +1,9 @@
 #include "models/vit.h"
 
-#include <cmath>
 #include <regex>
 #include <set>
 
+#include "engine/blocks.h"
 #include "engine/ops.h"
 #include "models/layers.h"
 
@@ -42,9 +42,8 @@ class Vit : public Model {
     const Tensor x1 =
         add(t, x0, run_chain(ctx, b.proj, u, [&](const Context& c, const Tensor& v) { return attention(c, b, v); }));
     const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
-    return add(t, x1, run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) {
-                 return b.fc2.run(c, gelu_erf(c.tape, b.fc1.run(c, v)));
-               }));
+    return add(t, x1,
+               run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
   }
 
   Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, D] -> [B, classes]
@@ -67,13 +66,8 @@ class Vit : public Model {
  private:
   // u [B, N, D] -> [B, N, D]
   Tensor attention(const Context& ctx, const Block& b, const Tensor& u) const {
-    Tape* t = ctx.tape;
-    const int64_t H = config_.heads;
     const Tensor qkv = b.qkv.run(ctx, u);  // [B, N, 3D]
-    const Tensor q = split_heads(t, qkv, H, 0, 3), k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
-    const Tensor scores = b.matmul1.run(ctx, q, k);  // [B, H, N, N], scaled after the product
-    const Tensor a = softmax(t, scale(t, scores, 1.f / std::sqrt(static_cast<float>(config_.dim / H))));
-    return b.proj.run(ctx, merge_heads(t, b.matmul2.run(ctx, a, v)));
+    return b.proj.run(ctx, attend(ctx, b.matmul1, b.matmul2, qkv, {config_.heads, false, {}, {}}));
   }
 
   VitConfig config_;

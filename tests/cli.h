@@ -68,7 +68,7 @@ std::string changed_vit(const Folder& folder, F change) {
 // A record without what the machine adds to it.
 inline json result_of(const std::string& path) {
   json record = read_json(path);
-  for (const char* key : {"seconds", "calibration", "walk_seconds", "threads", "peak_rss_mb"})
+  for (const char* key : {"seconds", "calibration", "walk_seconds", "evaluation_seconds", "threads", "peak_rss_mb"})
     record.erase(key);  // times
   return record;
 }

@@ -1,0 +1,56 @@
+// imagenet --runtime integer: the same classes as simulated, the same bits whatever runs it.
+#include "tests/cli.h"
+
+using namespace bcq;
+using namespace bcq::cli;
+
+namespace {
+
+// A quick calibration, on which nothing here depends.
+const std::string kQuick = " --calib-data data/mini/images/calib --calib-images 4 --eq-n 5 --search-rounds 1 ";
+
+json record_of(const Folder& folder, const std::string& command, const std::string& environment = "") {
+  const Result r = run(command + " --json " + folder / "r.json", environment);
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  return read_json(folder / "r.json");
+}
+
+}  // namespace
+
+TEST_CASE("cli: --runtime integer has the top-1 of the simulated model, on every instruction set and thread count") {
+  const Folder folder;
+  for (const std::string name : {"vit", "deit", "swin"}) {
+    CAPTURE(name);
+    const std::string command = "imagenet --model data/mini/" + name + " --data data/mini/images/val --limit 40" +
+                                kQuick +
+                                "--method ptq4vit --probe-draws 1 --pixels quantized --bc channel --bc-images 4 ";
+    const json simulated = record_of(folder, command), integer = record_of(folder, command + "--runtime integer");
+    CHECK(integer["runtime"] == "integer");
+    CHECK(simulated["runtime"] == "simulate");
+    CHECK(integer["top1"] == simulated["top1"]);
+    CHECK(integer["simulated_products"].empty());
+    CHECK(integer["integer_weight_bytes"].get<int64_t>() > 0);
+  }
+  // Calibrated without products of floats that a BLAS could compute otherwise: nothing is searched.
+  const std::string fixed = kVit +
+                            "--limit 8 --calib-data data/mini/images/calib --calib-images 2 --eq-n 1 --method "
+                            "base-ptq --pixels quantized --runtime integer ";
+  const json want = record_of(folder, fixed);
+  CHECK(record_of(folder, fixed + "--threads 1")["outputs_hash"] == want["outputs_hash"]);
+  CHECK(record_of(folder, fixed + "--batch-size 3")["outputs_hash"] == want["outputs_hash"]);
+  for (const char* isa : {"plain", "avx2"}) {
+    const Result r = run(fixed + "--json " + folder / "r.json", std::string("BCQ_ISA=") + isa + " ");
+    if (contains(r.err, "cannot run here")) continue;
+    CHECK(read_json(folder / "r.json")["outputs_hash"] == want["outputs_hash"]);
+  }
+}
+
+TEST_CASE("cli: --runtime integer says what it simulates, and when there is nothing else") {
+  const Result r = run(kVit + "--limit 4 --method base-ptq" + kQuick + "--runtime integer");
+  CHECK(r.code == 0);
+  CHECK(contains(r.out, "simulated: patch_embed.proj"));
+  check_failure(kVit + "--limit 4 --method base-ptq --wbits 9 --abits 9" + kQuick + "--runtime integer", 2,
+                {"--wbits 9 --abits 9"});
+  check_failure(kVit + "--limit 4 --runtime integer", 2, {"--method"});
+}

@@ -1,0 +1,187 @@
+// Integer products against sums written out, on every instruction set: odd sizes, misaligned
+// operands, codes at the ends of their ranges.
+#include <doctest/doctest.h>
+
+#include <cstring>
+
+#include "engine/grid.h"
+#include "engine/int8.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+// Every value there is, the extreme ones often.
+template <class T>
+std::vector<T> random_codes(int64_t n, uint32_t seed) {
+  std::mt19937 bits(seed);
+  std::vector<T> codes;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t r = static_cast<uint32_t>(bits());
+    codes.push_back(static_cast<T>(r % 3 == 0 ? (r >> 8 & 1 ? 0x80 : 0x7f) : r % 3 == 1 ? 0xff : r >> 16));
+  }
+  return codes;
+}
+
+int32_t sum_of(const uint8_t* a, const int8_t* b, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < n; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+std::vector<const Kernels*> sets() {
+  int count = 0;
+  const Kernels* const* all = all_kernels(&count);
+  return {all, all + count};
+}
+
+}  // namespace
+
+TEST_CASE("int8: a tile of sums is exact on every instruction set") {
+  constexpr int kRows = 31;
+  for (const Kernels* k : sets())
+    for (const int64_t groups : {1, 2, 3, 17, 64})
+      for (int rows = 1; rows <= kRows; ++rows)
+        for (const int64_t shift : {0, 1, 7}) {
+          const int64_t stride = 4 * groups + 3 * shift, ldc = 32 + shift;
+          const auto a = random_codes<uint8_t>(rows * stride + shift, 1);
+          const auto b = random_codes<int8_t>(4 * groups * 32 + shift, 2);
+          std::vector<int32_t> c(static_cast<size_t>(rows * ldc + shift + 8), -7), want = c;
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < 32; ++j) {
+              int32_t& sum = want[static_cast<size_t>(shift + r * ldc + j)] = 0;
+              for (int64_t g = 0; g < groups; ++g)
+                sum += sum_of(a.data() + shift + r * stride + 4 * g, b.data() + shift + 4 * (g * 32 + j), 4);
+            }
+          k->int8_tile(rows, a.data() + shift, stride, b.data() + shift, groups, c.data() + shift, ldc);
+          if (c != want) FAIL_CHECK(k->name << ": " << rows << " rows, " << groups << " groups, shift " << shift);
+        }
+}
+
+TEST_CASE("int8: the largest sums of the largest depth are exact") {
+  const int64_t groups = kInt8MostDepth / 4;
+  const std::vector<uint8_t> a(static_cast<size_t>(kInt8MostDepth), 255);
+  const std::vector<int8_t> b(static_cast<size_t>(kInt8MostDepth * 32), -128);
+  for (const Kernels* k : sets()) {
+    std::vector<int32_t> c(32);
+    k->int8_tile(1, a.data(), 0, b.data(), groups, c.data(), 32);
+    CHECK(c == std::vector<int32_t>(32, -255 * 128 * 65536));
+  }
+}
+
+TEST_CASE("int8: codes are those of the grids, on every instruction set") {
+  constexpr int64_t n = 1003;
+  Tensor x = random({n + 7}, 3, 2), p = random({n + 7}, 4, 1);
+  for (int64_t i = 0; i < 300; ++i) x[i] = 0.02f * (static_cast<float>(i - 150) + 0.5f);  // near ties, and at them
+  for (int64_t i = 0; i < p.size(); ++i) p[i] = p[i] * p[i] * p[i] * p[i];
+  for (const int64_t i : {5, 700}) x[i] = std::numeric_limits<float>::infinity();
+  for (const int64_t i : {6, 701}) x[i] = -std::numeric_limits<float>::infinity();
+  for (const Kernels* k : sets())
+    for (const int bits : {2, 4, 6, 8})
+      for (const int64_t shift : {0, 1, 7}) {
+        CAPTURE(k->name);
+        CAPTURE(bits);
+        const float m = std::ldexp(1.f, bits - 1);
+        std::vector<uint8_t> first(static_cast<size_t>(n + shift)), second = first;
+        uint8_t *one = first.data() + shift, *two = second.data() + shift;
+        std::vector<float> want(static_cast<size_t>(n)), got = want;
+        const float *in = x.data + shift, *softmax = p.data + shift;
+
+        k->fake_uniform(in, want.data(), n, 0.02f, -m, m - 1);
+        k->code_uniform(in, one, n, 0.02f, -m, m - 1, 128);
+        k->code_uniform(in, two, n, 0.02f, -m, m - 1, 0);
+        for (int64_t i = 0; i < n; ++i) got[static_cast<size_t>(i)] = 0.02f * static_cast<float>(one[i] - 128);
+        CHECK(got == want);
+        for (int64_t i = 0; i < n; ++i)
+          got[static_cast<size_t>(i)] = 0.02f * static_cast<float>(static_cast<int8_t>(two[i]));
+        CHECK(got == want);
+
+        k->fake_twin_gelu(in, want.data(), n, 0.05f, 0.003f, m);
+        k->code_twin_gelu(in, one, two, n, 0.05f, 0.003f, m);
+        for (int64_t i = 0; i < n; ++i) got[static_cast<size_t>(i)] = 0.05f * one[i] - 0.003f * two[i];
+        CHECK(got == want);
+
+        for (const bool official : {true, false}) {
+          const float split = 0.125f, top = m - 1, step = split / top;
+          k->fake_twin_softmax(softmax, want.data(), n, split, top, official);
+          k->code_twin_softmax(softmax, one, two, n, split, top, official);
+          for (int64_t i = 0; i < n; ++i)
+            got[static_cast<size_t>(i)] = static_cast<float>(two[i]) / top + step * static_cast<float>(one[i]);
+          CHECK(got == want);
+        }
+      }
+}
+
+TEST_CASE("int8: what is not a number becomes the lowest code everywhere") {
+  const std::vector<float> x(70, std::nanf(""));
+  for (const Kernels* k : sets()) {
+    std::vector<uint8_t> y(70, 7);
+    k->code_uniform(x.data(), y.data(), 70, 0.1f, -8, 7, 128);
+    CHECK(y == std::vector<uint8_t>(70, 120));
+  }
+}
+
+TEST_CASE("int8: floats from sums are the same on every instruction set, and those of the formula") {
+  for (int64_t n = 1; n <= 67; ++n) {
+    std::mt19937 bits(static_cast<uint32_t>(n));
+    std::vector<int32_t> sum1, sum2, offset;
+    std::vector<float> scale1, scale2, bias;
+    for (int64_t i = 0; i < n; ++i) {
+      for (auto* sums : {&sum1, &sum2, &offset}) sums->push_back(static_cast<int32_t>(bits()) / 4);
+      for (auto* floats : {&scale1, &scale2, &bias}) floats->push_back(static_cast<float>(bits()) * 1e-9f);
+    }
+    for (const Kernels* k : sets())
+      for (const bool twin : {false, true}) {
+        std::vector<float> y(static_cast<size_t>(n)), want = y;
+        k->from_sums(sum1.data(), twin ? sum2.data() : nullptr, offset.data(), scale1.data(), scale2.data(),
+                     bias.data(), y.data(), n);
+        for (size_t i = 0; i < y.size(); ++i) {
+          volatile float first = static_cast<float>(sum1[i] - offset[i]) * scale1[i];
+          volatile float second = static_cast<float>(sum2[i]) * scale2[i];
+          volatile float both = twin ? first + second : first;
+          want[i] = both + bias[i];
+        }
+        CHECK(y == want);
+      }
+  }
+}
+
+TEST_CASE("int8: products of packed codes, by columns and by groups of depths, in one plane and in two") {
+  for (const int64_t columns : {1, 31, 33, 64, 200})
+    for (const int64_t depth : {1, 3, 4, 50, 197}) {
+      const auto b = random_codes<int8_t>(columns * depth, 5);  // [columns, depth]
+      Int8Panels by_column(columns, depth), by_group(columns, depth);
+      std::vector<int8_t> turned(b.size());  // [depth, columns]
+      std::vector<int32_t> sums(static_cast<size_t>(by_column.panels() * kInt8Panel));
+      for (int64_t c = 0; c < columns; ++c) {
+        by_column.set_column(c, b.data() + c * depth);
+        for (int64_t k = 0; k < depth; ++k) {
+          turned[static_cast<size_t>(k * columns + c)] = b[static_cast<size_t>(c * depth + k)];
+          sums[static_cast<size_t>(c)] += 3 * b[static_cast<size_t>(c * depth + k)];
+        }
+      }
+      for (int64_t g = 0; 4 * g < depth; ++g)
+        by_group.set_group(g, std::min<int64_t>(4, depth - 4 * g), turned.data() + 4 * g * columns, columns);
+      CHECK(std::memcmp(by_column.panel(0), by_group.panel(0), static_cast<size_t>(by_column.bytes())) == 0);
+      CHECK(by_column.sums(3) == sums);
+      for (const int planes : {1, 2})
+        for (const int64_t rows : {1, 7, 15, 130}) {
+          const int64_t stride = int8_stride(depth);
+          const auto codes = random_codes<uint8_t>(rows * planes * stride, 6);
+          const Int8Rows a{codes.data(), rows, stride, planes};
+          std::vector<int32_t> got(static_cast<size_t>(rows * planes * columns)), want = got;
+          int8_product(a, by_column, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+            std::copy_n(sum1, n, got.data() + r * planes * columns + c0);
+            CHECK((sum2 != nullptr) == (planes == 2));
+            if (sum2) std::copy_n(sum2, n, got.data() + (r * planes + 1) * columns + c0);
+          });
+          for (int64_t r = 0; r < rows * planes; ++r)
+            for (int64_t c = 0; c < columns; ++c)
+              want[static_cast<size_t>(r * columns + c)] =
+                  sum_of(codes.data() + r * stride, b.data() + c * depth, depth);
+          CHECK(got == want);
+        }
+    }
+}

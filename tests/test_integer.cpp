@@ -1,0 +1,211 @@
+// Sites in integers: against sums of their grids' values in double precision, against the simulated site, and
+// whole networks against both.
+#include <doctest/doctest.h>
+
+#include "engine/blocks.h"
+#include "engine/check.h"
+#include "engine/integer.h"
+#include "quant/bias_comp.h"
+#include "quant/ptq4vit.h"
+#include "tests/model_fixtures.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+const Context kFake{Precision::Fake, nullptr, nullptr}, kInteger{Precision::Integer, nullptr, nullptr};
+constexpr double kUnit = 0x1p-24;  // of rounding to float
+
+// The product of a site from the values on its grids, in double: y and the sum of magnitudes of its terms.
+struct Exact {
+  std::vector<double> y, size;
+};
+Exact exact(const Site& site, const Tensor& a, const Tensor& b) {
+  const bool linear = site.is_linear(), transposed = site.role != Role::AV;
+  const Tensor left = fake_quantize(site.a, a);
+  const Tensor right = linear ? site.weight_hat.values() : fake_quantize(site.b, b);
+  const int64_t heads = linear ? 1 : a.dim(0) * a.dim(1), N = a.rows() / heads, K = a.dim(-1);
+  const int64_t M = right.size() / heads / K;
+  const Tensor& bias = site.bias_hat.empty() ? site.bias : site.bias_hat;
+  Exact e;
+  for (int64_t i = 0; i < heads * N; ++i)
+    for (int64_t c = 0; c < M; ++c) {
+      double y = bias.empty() ? 0 : static_cast<double>(bias[c]), size = std::abs(y);
+      for (int64_t k = 0; k < K; ++k) {
+        const double w = right[i / N * M * K + (transposed ? c * K + k : k * M + c)], term = left[i * K + k] * w;
+        y += term;
+        size += std::abs(term);
+      }
+      e.y.push_back(y);
+      e.size.push_back(size);
+    }
+  return e;
+}
+
+// Both precisions within their bounds of the exact product. The values on the grids are rounded themselves, by at most
+// 4 units (a twin: step, both terms and their sum). Simulated, K + 1 additions follow; in integers a term is rounded
+// when its sum becomes a float and when scales and sum are multiplied, before at most three additions.
+void check_site(Site& site, const Tensor& a, const Tensor& b = {}) {
+  const Tensor fake = site.run(kFake, a, b);
+  const Exact want = exact(site, a, b);
+  REQUIRE(site.prepare_integer());
+  const Tensor got = site.run(kInteger, a, b);
+  CHECK(got.shape == fake.shape);
+  CHECK(relative_error(site.run(kFake, a, b), fake) == 0);  // from decoded weights
+  const Tensor bc = site.bc;
+  Tensor added(fake.shape);
+  if (!bc.empty()) add_broadcast(added, bc);
+  double worst = 0, worst_fake = 0, error = 0, error_fake = 0;
+  for (int64_t i = 0; i < got.size(); ++i) {
+    const size_t at = static_cast<size_t>(i);
+    const double y = want.y[at] + added[i], size = want.size[at] + std::abs(added[i]), K = a.dim(-1);
+    worst = std::max(worst, std::abs(got[i] - y) / (10 * kUnit * size));
+    worst_fake = std::max(worst_fake, std::abs(fake[i] - y) / ((K + 6) * kUnit * size));
+    error += std::abs(got[i] - y);
+    error_fake += std::abs(fake[i] - y);
+  }
+  CHECK(worst <= 1);
+  CHECK(worst_fake <= 1);
+  CHECK(same_on_two_threads([&] { return site.run(kInteger, a, b); }));
+  for (int64_t s = 0; s < a.dim(0); ++s)
+    CHECK(same_bits(site.run(kInteger, sample(a, s), b.empty() ? b : sample(b, s)), sample(got, s)));
+}
+
+Site linear_site(int64_t out, int64_t in, const Grid& a, const Uniform& b) {
+  Site site;
+  site.name = "fc";
+  site.weight = random({out, in}, 1);
+  site.bias = random({out}, 2);
+  site.a = a;
+  site.b = b;
+  site.weight_hat = fake_quantize(b, site.weight.values());
+  return site;
+}
+
+Site product(Role role, const Grid& a, const Grid& b) {
+  Site site;
+  site.name = "matmul";
+  site.role = role;
+  site.a = a;
+  site.b = b;
+  return site;
+}
+
+Uniform uniform(int bits, int axis, int64_t units, float top) {
+  Uniform grid{bits, axis, {}};
+  for (int64_t u = 0; u < units; ++u)
+    grid.delta.push_back(top * (0.8f + 0.1f * static_cast<float>(u % 4)) / std::ldexp(1.f, bits - 1));
+  return grid;
+}
+
+Tensor probabilities(Shape shape) { return softmax(nullptr, random(std::move(shape), 7, 4)); }
+
+}  // namespace
+
+TEST_CASE("integer: linear sites of every grid") {
+  const Tensor x = random({3, 5, 50}, 3), after_gelu = gelu_erf(nullptr, random({3, 5, 50}, 4, 4));
+  for (const int bits : {8, 6, 4, 2})
+    for (const int64_t units : {1, 3, 66}) {
+      CAPTURE(bits);
+      CAPTURE(units);
+      Site site = linear_site(66, 50, uniform(bits, 0, 1, 1), uniform(bits, 0, units, 1));
+      check_site(site, x);
+      site.bias = Tensor{};
+      check_site(site, x);
+      site.bias_hat = random({66}, 5);
+      site.bc = random({5, 66}, 6);
+      check_site(site, x);
+      Site twin = linear_site(66, 50, TwinGelu{bits, 0.9f / std::ldexp(1.f, bits), 0.17f / std::ldexp(1.f, bits - 1)},
+                              uniform(bits, 0, units, 1));
+      check_site(twin, after_gelu);
+      twin.bc = random({1, 66}, 6);
+      check_site(twin, after_gelu);
+    }
+  Site head = linear_site(7, 10, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  check_site(head, random({9, 10}, 8));  // no tokens
+}
+
+TEST_CASE("integer: products of activations of every grid") {
+  const Tensor q = random({2, 4, 13, 10}, 3), k = random({2, 4, 9, 10}, 4), v = random({2, 4, 9, 35}, 5);
+  const Tensor a = probabilities({2, 4, 13, 9});
+  for (const int bits : {8, 6, 4})
+    for (const int64_t units : {1, 2, 4}) {
+      CAPTURE(bits);
+      CAPTURE(units);
+      Site qk = product(Role::QK, uniform(bits, 1, units, 1), uniform(bits, 1, units, 1));
+      check_site(qk, q, k);
+      qk.bc = random({4, 13, 9}, 6);
+      check_site(qk, q, k);
+      const Grid grids[] = {uniform(bits, 1, units, 1), TwinSoftmax{bits, 0.125f, true},
+                            TwinSoftmax{bits, 0.125f, false}};
+      for (const Grid& grid : grids) {
+        Site av = product(Role::AV, grid, uniform(bits, 1, units, 1));
+        check_site(av, a, v);
+        av.bc = random({4, 1, 35}, 6);
+        check_site(av, a, v);
+      }
+    }
+}
+
+TEST_CASE("integer: what has no integer form is simulated") {
+  const Tensor x = random({2, 5, 50}, 3);
+  const Grid nine = uniform(9, 0, 1, 1), affine = Affine{4, 50, Tensor({66, 1}), Tensor({66, 1})};
+  for (const Grid& grid : {Grid{Identity{}}, nine, affine}) {
+    Site left = linear_site(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
+    CHECK_FALSE(left.prepare_integer());
+    right.a = uniform(8, 0, 1, 1);
+    right.b = grid;
+    CHECK_FALSE(right.prepare_integer());
+    if (!std::holds_alternative<Affine>(grid)) CHECK(same_bits(left.run(kInteger, x), left.run(kFake, x)));
+  }
+  Site other_axis = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 1, 2, 1));
+  CHECK_FALSE(other_axis.prepare_integer());
+  Site float_weight = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  float_weight.weight_hat = Weight{};
+  CHECK_FALSE(float_weight.prepare_integer());
+  Site cleared = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  CHECK(cleared.prepare_integer());
+  cleared.clear();
+  CHECK(same_bits(cleared.run(kInteger, x), cleared.run(kFloat, x)));
+}
+
+TEST_CASE("integer: networks of every method, in one go and site by site, against the simulated ones") {
+  const Progress quiet = [](const std::string&, double, double) {};
+  for (const auto& [folder, sites] : kVisions)
+    for (const int bits : {8, 4})
+      for (const int variant : {0, 1, 2, 3}) {
+        CAPTURE(folder);
+        CAPTURE(bits);
+        CAPTURE(variant);
+        const auto model = load_model(folder);
+        const Batch batch = pixels_of(folder);
+        PtqOptions options = variant == 0 ? base_ptq(bits, bits) : ptq4vit(bits, bits);
+        options.eq_n = 4;
+        options.rounds = options.draws = 1;
+        if (variant == 2) options.softmax_twin = SoftmaxTwin::Clean;
+        if (variant == 2) options.quantize_pixels = true;
+        if (variant == 3) options.head_intervals = false;
+        quantize_ptq(*model, batch.pixels, options, nullptr, nullptr);
+        BcOptions bc;
+        bc.shape = variant % 2 ? BcShape::Position : BcShape::Channel;
+        bc.block = variant == 1;
+        compensate(*model, {batch}, bc, quiet);
+        const Tensor want = model->forward(kFake, batch);
+        const std::vector<std::string> simulated = model->prepare_integer();
+        CHECK(simulated == (variant == 2 ? std::vector<std::string>{} : std::vector<std::string>{"patch_embed.proj"}));
+        const Tensor got = model->forward(kInteger, batch);
+        CHECK(relative_error(model->forward(kFake, batch), want) == 0);
+        // Sums that differ by roundings may put a later value on the other side of a tie: then one code differs.
+        CHECK(relative_error(got, want) < (bits == 8 ? 1e-2 : 1e-1));
+        Record seen;
+        CHECK(same_bits(got, model->forward({Precision::Integer, nullptr, &seen}, batch)));
+        CHECK(seen.order.size() == sites);
+        CHECK(same_on_two_threads([&] { return model->forward(kInteger, batch); }));
+        for (int64_t s = 0; s < batch.size(); ++s) {
+          Batch one;
+          one.pixels = sample(batch.pixels, s);
+          CHECK(same_bits(model->forward(kInteger, one), sample(got, s)));
+        }
+      }
+}
