@@ -17,16 +17,18 @@ Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
   shape.back() = fc1.weight.dim(0);
   const Coder& coder = fc2.integer->left;
   const CodedRows hidden(coder, x.rows(), shape.back());
-  integer_linear(fc1, code_rows(fc1.integer->left, x), shape, [&](int64_t r, int64_t c0, int64_t n, float* y) {
-    kernels().gelu_erf(y, y, n);
-    coder.rows(y, n, 0, hidden.row(r) + c0, hidden.stride);
-  });
+  integer_linear(
+      fc1, code_rows(fc1.integer->left, x), Broadcast(fc1.bc, shape),
+      [](int64_t, int64_t) {
+        static thread_local float part[kInt8Columns];
+        return part;
+      },
+      [&](int64_t r, int64_t c0, int64_t n, float* y) {
+        kernels().gelu_erf(y, y, n);
+        coder.rows(y, n, 0, hidden.row(r) + c0, hidden.stride);
+      });
   shape.back() = fc2.weight.dim(0);
-  Tensor y = Tensor::uninitialized(shape);
-  integer_linear(fc2, hidden, shape, [&](int64_t r, int64_t c0, int64_t n, const float* values) {
-    std::copy_n(values, n, y.data + r * shape.back() + c0);
-  });
-  return y;
+  return integer_linear(fc2, hidden, shape);
 }
 
 Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const AttentionForm& form, float scale) {

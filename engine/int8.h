@@ -107,13 +107,14 @@ void int8_block(const Int8Rows& a, const Int8Panels& b, int64_t r0, int64_t r1, 
 // All sums, on all threads: finish(row, first column, columns, sums of plane 0, of plane 1 or null).
 template <class Finish>
 void int8_product(const Int8Rows& a, const Int8Panels& b, Finish finish) {
-  constexpr int64_t kPanels = kInt8Columns / kInt8Panel;
-  const int64_t tall = 4 * kInt8Rows / a.planes, down = (a.rows + tall - 1) / tall;
+  constexpr int64_t kPanels = kInt8Columns / kInt8Panel, kTiles = 4;
+  const int64_t tall = kInt8Rows / a.planes, tiles = (a.rows + tall - 1) / tall, down = (tiles + kTiles - 1) / kTiles;
   const int64_t across = (b.panels() + kPanels - 1) / kPanels;
   parallel_for(down * across, [&](int64_t item) {
     const int64_t p0 = item / down * kPanels, p1 = std::min(b.panels(), p0 + kPanels), i = item % down;
+    const int64_t t0 = tiles * i / down, t1 = tiles * (i + 1) / down;
     const int64_t c0 = p0 * kInt8Panel, n = std::min(b.columns(), p1 * kInt8Panel) - c0;
-    int8_block(a, b, a.rows * i / down, a.rows * (i + 1) / down, p0, p1,
+    int8_block(a, b, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
                [&](int64_t row, const int32_t* sum1, const int32_t* sum2) { finish(row, c0, n, sum1, sum2); });
   });
 }

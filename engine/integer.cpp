@@ -137,16 +137,20 @@ PackedHead::PackedHead(const Site& site, int64_t head, int64_t heads, const floa
   dequantizer = make_dequantizer(left, head * left.units() / heads, right, [=](int64_t) { return scale; }, {});
 }
 
+Tensor integer_linear(const Site& site, const CodedRows& x, const Shape& shape) {
+  Tensor y = Tensor::uninitialized(shape);
+  integer_linear(
+      site, x, Broadcast(site.bc, shape), [&](int64_t r, int64_t c0) { return y.data + r * shape.back() + c0; },
+      [](int64_t, int64_t, int64_t, const float*) {});
+  return y;
+}
+
 Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs) {
   const IntegerSite& in = *site.integer;
   Shape shape = x.shape;
   if (site.is_linear()) {
     shape.back() = site.weight.dim(0);
-    Tensor y = Tensor::uninitialized(shape);
-    integer_linear(site, code_rows(in.left, x), shape, [&](int64_t r, int64_t c0, int64_t n, const float* values) {
-      std::copy_n(values, n, y.data + r * shape.back() + c0);
-    });
-    return y;
+    return integer_linear(site, code_rows(in.left, x), shape);
   }
   const int64_t H = x.dim(1), N = x.dim(2), K = x.dim(3);
   shape.back() = rhs.dim(site.role == Role::QK ? 2 : 3);

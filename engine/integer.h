@@ -74,19 +74,21 @@ struct CodedRows {
 };
 CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
 
-// A linear site from the codes of its input; its output has this shape. store(row, first column, n, values) gets each
-// part of a row once it is computed, compensated, on any thread.
-template <class Store>
-void integer_linear(const Site& site, const CodedRows& x, const Shape& shape, Store store) {
+// A linear site from the codes of its input: [rows, out], compensated; bc is that of the output's shape. Each part of a
+// row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column, n,
+// values), on any thread.
+template <class Place, class Done>
+void integer_linear(const Site& site, const CodedRows& x, const Broadcast& bc, Place place, Done done) {
   const IntegerSite& in = *site.integer;
-  const Broadcast bc(site.bc, shape);
   int8_product(x.view(), in.weight, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
-    float y[kInt8Columns];
+    float* y = place(r, c0);
     in.dequantizer(c0, n, sum1, sum2, y);
     if (!site.bc.empty()) kernels().add(y, bc.row(r) + c0, y, n);
-    store(r, c0, n, y);
+    done(r, c0, n, y);
   });
 }
+// The same, into a tensor of this shape.
+Tensor integer_linear(const Site& site, const CodedRows& x, const Shape& shape);
 
 // One head of the right operand of q kᵀ or A v, packed; b: `rows` rows of n floats, `stride` apart.
 struct PackedHead {
