@@ -37,6 +37,20 @@ Dequantizer make_dequantizer(const Coder& left, int64_t left_unit, const Int8Pan
   return d;
 }
 
+std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Coder& coder) {
+  const int64_t columns = weight.dim(0), depth = weight.dim(1), units = coder.units();
+  auto panels = std::make_shared<Int8Panels>(columns, depth);
+  parallel_for(panels->panels(), [&](int64_t p) {
+    Tensor scratch;
+    std::vector<int8_t> codes(static_cast<size_t>(depth));
+    for (int64_t c = p * kInt8Panel; c < std::min(columns, (p + 1) * kInt8Panel); ++c) {
+      coder.signed_row(weight.rows(c, c + 1, scratch), depth, c * units / columns, codes.data());
+      panels->set_column(c, codes.data());
+    }
+  });
+  return panels;
+}
+
 }  // namespace
 
 float Coder::scale(int plane, int64_t unit) const {
@@ -68,7 +82,7 @@ void Coder::signed_row(const float* x, int64_t n, int64_t unit, int8_t* codes) c
   kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale(0, unit), -m, m - 1, 0);
 }
 
-std::shared_ptr<const IntegerSite> make_integer(const Site& site) {
+std::shared_ptr<const IntegerSite> make_integer(const Site& site, const IntegerSite* same_weight) {
   const bool linear = site.is_linear();
   if (bits_of(site.a) > kMostBits || bits_of(site.b) > kMostBits || !std::holds_alternative<Uniform>(site.b) ||
       !is_along(site.b, linear ? 0 : 1))
@@ -78,28 +92,19 @@ std::shared_ptr<const IntegerSite> make_integer(const Site& site) {
   made->right = Coder(site.b);
   if (!linear) return is_along(site.a, 1) ? made : nullptr;
   if (made->left.units() != 1 || site.weight_hat.empty() || site.weight.dim(1) > kInt8MostDepth) return nullptr;
-
-  const int64_t columns = site.weight.dim(0), depth = site.weight.dim(1), units = made->right.units();
-  made->weight = Int8Panels(columns, depth);
-  parallel_for(made->weight.panels(), [&](int64_t p) {
-    Tensor scratch;
-    std::vector<int8_t> codes(static_cast<size_t>(depth));
-    for (int64_t c = p * kInt8Panel; c < std::min(columns, (p + 1) * kInt8Panel); ++c) {
-      made->right.signed_row(site.weight_hat.rows(c, c + 1, scratch), depth, c * units / columns, codes.data());
-      made->weight.set_column(c, codes.data());
-    }
-  });
+  made->weight = same_weight ? same_weight->weight : code_weight(site.weight_hat, made->right);
+  const int64_t columns = site.weight.dim(0), units = made->right.units();
   made->dequantizer = make_dequantizer(
-      made->left, 0, made->weight, [&](int64_t c) { return made->right.scale(0, c * units / columns); },
+      made->left, 0, *made->weight, [&](int64_t c) { return made->right.scale(0, c * units / columns); },
       site.bias_hat.empty() ? site.bias : site.bias_hat);
   return made;
 }
 
 void decode_weight(const IntegerSite& site, int64_t begin, int64_t end, float* y) {
-  const int64_t depth = site.weight.depth();
+  const int64_t depth = site.weight->depth();
   for (int64_t c = begin; c < end; ++c) {
-    const float step = site.right.scale(0, c * site.right.units() / site.weight.columns());
-    for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(site.weight.code(c, k));
+    const float step = site.right.scale(0, c * site.right.units() / site.weight->columns());
+    for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(site.weight->code(c, k));
   }
 }
 

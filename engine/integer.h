@@ -45,14 +45,15 @@ struct Dequantizer {
 
 // What a site is run from. Made once, when its grids and its compensation are final.
 struct IntegerSite {
-  Coder left, right;        // right: of a product of activations
-  Int8Panels weight;        // of a linear site
-  Dequantizer dequantizer;  // of a linear site
+  Coder left, right;                         // right: of a product of activations
+  std::shared_ptr<const Int8Panels> weight;  // of a linear site
+  Dequantizer dequantizer;                   // of a linear site
 };
 
 // Null when the site has to be simulated: an operand that stays float or has more than 8 bits, or a grid that has no
 // integer form here (affine, or steps along another axis than a linear site's rows and a product's heads).
-std::shared_ptr<const IntegerSite> make_integer(const Site& site);
+// `same_weight` was made of the same weight on the same grid: its codes are shared.
+std::shared_ptr<const IntegerSite> make_integer(const Site& site, const IntegerSite* same_weight = nullptr);
 
 // Rows [begin, end) of a linear site's weight_hat, bit by bit: step times code.
 void decode_weight(const IntegerSite& site, int64_t begin, int64_t end, float* y);
@@ -80,7 +81,7 @@ CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
 template <class Place, class Done>
 void integer_linear(const Site& site, const CodedRows& x, const Broadcast& bc, Place place, Done done) {
   const IntegerSite& in = *site.integer;
-  int8_product(x.view(), in.weight, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+  int8_product(x.view(), *in.weight, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
     float* y = place(r, c0);
     in.dequantizer(c0, n, sum1, sum2, y);
     if (!site.bc.empty()) kernels().add(y, bc.row(r) + c0, y, n);

@@ -41,8 +41,8 @@ void Site::set_packed(PackedWeight w) {
       Weight(packed->shape, [codes = packed](int64_t begin, int64_t end, float* y) { codes->decode(begin, end, y); });
 }
 
-bool Site::prepare_integer() {
-  integer = make_integer(*this);
+bool Site::prepare_integer(const IntegerSite* same_weight) {
+  integer = make_integer(*this, same_weight);
   if (integer && is_linear())
     weight_hat = Weight(weight.shape(), [codes = integer](int64_t begin, int64_t end, float* y) {
       decode_weight(*codes, begin, end, y);

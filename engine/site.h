@@ -72,8 +72,8 @@ struct Site {
 
   void set_packed(PackedWeight w);  // as b, packed and weight_hat
   // Make `integer`, once grids and compensation stand; weight_hat is decoded from it from then on. False when this
-  // site has to be simulated.
-  bool prepare_integer();
+  // site has to be simulated. Of a site with the same weight_hat, if given, the weight's codes are shared.
+  bool prepare_integer(const IntegerSite* same_weight = nullptr);
   void clear();  // forget quantization and compensation
 };
 

@@ -124,7 +124,7 @@ json prepare_runtime(Model& model, const VisionRun& run) {
                 run.wbits, run.abits);
   int64_t bytes = 0;
   for (const Site* site : sites)
-    if (site->integer) bytes += site->integer->weight.bytes();
+    if (site->integer) bytes += site->integer->weight ? site->integer->weight->bytes() : 0;
   return {{"integer_products", sites.size() - simulated.size()},
           {"simulated_products", simulated},
           {"integer_weight_bytes", bytes}};

@@ -179,7 +179,7 @@ void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options)
       const std::vector<float> given = operand->alone ? std::vector<float>{} : other.chosen;
       if (operand->seen == given) continue;
       operand->seen = given;
-      const Tensor fixed = operand->alone ? other.value : fake_quantize(other.grid(), other.value);
+      const Grid fixed = operand->alone ? Grid{Identity{}} : other.grid();
       const std::vector<int> best = search(site, data, options.metric, operand->side, fixed, operand->candidates);
       for (size_t u = 0; u < best.size(); ++u)
         operand->chosen[u] = operand->candidates.multipliers[static_cast<size_t>(best[u])];

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
-#include "engine/ops.h"
 #include "engine/parallel.h"
 
 namespace bcq {
@@ -174,40 +174,46 @@ Tensor take_rows(const Tensor& x, const std::vector<int64_t>& rows) {
 
 // The operands of a search and what their products are compared with.
 struct Problem {
-  const Site& site;
-  Side side;
-  Tensor left, right;  // the searched one as it is in float, the other one as given
+  Site site;     // the operand that stands is on its grid
+  Side side;     // of the one that is searched
+  Tensor left;   // [S, ...] in float
+  Tensor right;  // of a product, in float
   Distance distance;
 
-  // Add the errors of samples [first, last) with this grid for the searched operand.
-  void measure(const Grid& grid, int64_t first, int64_t last, double* errors) const {
-    const bool linear_site = site.is_linear();
-    const Tensor weight = linear_site && side == Side::Right ? fake_quantize(grid, right) : right;
+  // The site with this grid for the searched operand; `other` is one with another. In integers where that goes.
+  Site candidate(const Grid& grid, const Site* other) const {
+    Site c = site;
+    (side == Side::Left ? c.a : c.b) = grid;
+    if (site.is_linear() && side == Side::Right) c.weight_hat = fake_quantize(grid, site.weight.values());
+    c.prepare_integer(side == Side::Left && other ? other->integer.get() : nullptr);
+    return c;
+  }
+
+  // Add the errors of samples [first, last) with this candidate.
+  void measure(const Site& candidate, int64_t first, int64_t last, double* errors) const {
     const int64_t chunk = std::max<int64_t>(1, kChunk / distance.layout.sample_size());
     for (int64_t s = first; s < last; s += chunk) {
       const int64_t end = std::min(last, s + chunk);
-      Tensor a = left.slice(s, end), b = linear_site ? weight : right.slice(s, end);
-      if (side == Side::Left)
-        a = fake_quantize(grid, a);
-      else if (!linear_site)
-        b = fake_quantize(grid, b);
-      if (linear_site) {
-        // Rows that are samples of their own are still one product: linear() would multiply them one by one.
-        const Shape alone = {1, a.rows(), a.dim(-1)};
-        const Tensor y = linear(nullptr, distance.layout.rows == 1 ? a.reshaped(alone) : a, b, site.bias);
-        distance.add(y.reshaped({end - s, distance.layout.sample_size()}), s, errors);
-      } else {
-        distance.add(matmul(nullptr, a, b, site.role == Role::QK), s, errors);
-      }
+      Tensor a = left.slice(s, end);
+      // Rows that are samples of their own are still one product: linear() would multiply them one by one.
+      if (site.is_linear() && distance.layout.rows == 1) a = a.reshaped({1, a.rows(), a.dim(-1)});
+      const Tensor b = site.is_linear() ? Tensor{} : right.slice(s, end);
+      const Tensor y = candidate.product(Precision::Integer, nullptr, a, b);
+      distance.add(y.reshaped({end - s, distance.layout.sample_size()}), s, errors);
     }
   }
 };
 
-Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
+Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
                      int64_t units) {
-  const Tensor right = site.is_linear() ? site.weight.values() : data.b;
   Layout layout = layout_of(site, data.y, units);
-  Problem p{site, side, side == Side::Left ? data.a : other, side == Side::Left ? other : right, {}};
+  Problem p{{}, side, data.a, data.b, {}};
+  p.site.name = site.name;
+  p.site.role = site.role;
+  p.site.weight = site.is_linear() ? Weight(site.weight.values()) : Weight{};
+  p.site.bias = site.bias;
+  (side == Side::Left ? p.site.b : p.site.a) = other;
+  if (site.is_linear() && side == Side::Left) p.site.weight_hat = fake_quantize(other, p.site.weight.values());
   Tensor y = arrange(layout, data.y), w;
   if (metric == Metric::Hessian) w = usable_weights(layout, arrange(layout, data.g2));
   if (!w.empty() && !layout.transposed) {
@@ -239,7 +245,9 @@ class Race {
         units_(static_cast<size_t>(candidates.units)),
         slices_(std::min(kSlices, problem.distance.layout.samples)),
         errors_(candidates.multipliers.size() * units_, 0.0),
-        bound_(units_, std::numeric_limits<double>::infinity()) {}
+        bound_(units_, std::numeric_limits<double>::infinity()),
+        first_(problem.candidate(grid(0), nullptr)),
+        sites_(candidates.multipliers.size()) {}
 
   std::vector<int> run() {
     std::vector<size_t> open(candidates_.multipliers.size()), leaders;
@@ -254,7 +262,10 @@ class Race {
 
     std::erase_if(open, [&](size_t i) { return std::binary_search(leaders.begin(), leaders.end(), i); });
     for (int64_t slice = 1; slice < slices_; ++slice) {
-      std::erase_if(open, [&](size_t i) { return has_lost(i); });
+      std::erase_if(open, [&](size_t i) {
+        if (has_lost(i)) sites_[i].reset();
+        return !sites_[i] && has_lost(i);
+      });
       add_slice(open, slice);
     }
     std::vector<int> chosen;
@@ -269,10 +280,11 @@ class Race {
   void add_slice(const std::vector<size_t>& who, int64_t slice) {
     const int64_t samples = problem_.distance.layout.samples, n = static_cast<int64_t>(who.size());
     const auto add = [&](int64_t i) {
-      const size_t candidate = who[static_cast<size_t>(i)];
-      const Grid grid = candidates_.grid(std::vector<float>(units_, candidates_.multipliers[candidate]));
-      double* errors = &errors_[candidate * units_];
-      problem_.measure(grid, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
+      const size_t at = who[static_cast<size_t>(i)];
+      const Site site = sites_[at] ? *sites_[at] : problem_.candidate(grid(at), &first_);
+      if (site.integer) sites_[at] = site;  // its codes are small; floats are made anew
+      double* errors = &errors_[at * units_];
+      problem_.measure(site, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
       for (size_t unit = 0; unit < units_; ++unit)  // an output that overflowed is the worst there is
         if (std::isnan(errors[unit])) errors[unit] = std::numeric_limits<double>::infinity();
     };
@@ -281,6 +293,9 @@ class Race {
       parallel_for(n, add);
     else
       for (int64_t i = 0; i < n; ++i) add(i);
+  }
+  Grid grid(size_t candidate) const {
+    return candidates_.grid(std::vector<float>(units_, candidates_.multipliers[candidate]));
   }
 
   bool has_lost(size_t candidate) const {
@@ -313,6 +328,8 @@ class Race {
   int64_t slices_;
   std::vector<double> errors_;  // [candidate][unit], over the slices measured so far
   std::vector<double> bound_;   // of each unit: the smallest error over all slices known
+  Site first_;                  // whose codes of a weight that stands all candidates share
+  std::vector<std::optional<Site>> sites_;
 };
 
 // Part `unit` of x along an axis that the units share: [..., n, ...] -> [..., n / units, ...].
@@ -331,9 +348,16 @@ Tensor part_of(const Tensor& x, int axis, int64_t unit, int64_t units) {
   return y;
 }
 
+// The grid of one unit, where it has several.
+Grid grid_of(const Grid& grid, int64_t unit) {
+  const auto* g = std::get_if<Uniform>(&grid);
+  if (g == nullptr || g->delta.size() == 1) return grid;
+  return Uniform{g->bits, g->axis, {g->delta[static_cast<size_t>(unit)]}};
+}
+
 }  // namespace
 
-std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
+std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
                         const Candidates& candidates) {
   const int64_t units = candidates.units;
   require(!candidates.multipliers.empty() && units >= 1, "%s: nothing to search", site.name.c_str());
@@ -364,7 +388,7 @@ std::vector<int> search(const Site& site, const SiteData& data, Metric metric, S
           grid.delta = {grid.delta[static_cast<size_t>(unit)]};
           return Grid{grid};
         }};
-    best.push_back(search(own, seen, metric, side, site.is_linear() ? other : part(other, 1), of_unit)[0]);
+    best.push_back(search(own, seen, metric, side, grid_of(other, unit), of_unit)[0]);
   }
   return best;
 }

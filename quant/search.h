@@ -38,12 +38,13 @@ struct Candidates {
   std::function<Grid(const std::vector<float>&)> grid;  // the grid with these multipliers, one a unit
 };
 
-// The best candidate of each unit for the operand at `side`, while the operand at the other side is
-// `other` ([S, ...], or a weight). Ties go to the lower index; when all candidates tie, to the
-// multiplier closest to 1. A unit whose weights g2 sum to 0, or to nothing finite, is scored with 1s.
-// The result does not depend on the number of threads. Each thread needs room for the quantized
-// operand and the output of some samples: tens of megabytes for ViT-B.
-std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Tensor& other,
+// The best candidate of each unit for the operand at `side`, while the other operand is on the grid `other` (Identity:
+// float). Ties go to the lower index; when all candidates tie, to the multiplier closest to 1. A unit whose weights g2
+// sum to 0, or to nothing finite, is scored with 1s. Products are those of Precision::Integer where both operands have
+// a grid of 8 bits or less: exact sums, and several times as fast.
+// The result does not depend on the number of threads. Each thread needs room for the quantized operand and the output
+// of some samples, each candidate for the codes of a weight: some hundred megabytes for ViT-B.
+std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
                         const Candidates& candidates);
 
 }  // namespace bcq
