@@ -4,6 +4,7 @@
 
 #include "engine/check.h"
 #include "engine/safetensors.h"
+#include "eval/bench_models.h"
 #include "eval/cli.h"
 #include "models/model.h"
 
@@ -40,12 +41,15 @@ Batch read_batch(const Model& model, const SafeTensors& file) {
 int main(int argc, char** argv) {
   CLI::App app{"Run a model on given inputs and write its logits.", "forward"};
   std::string model_path, input, output, json_path;
-  int repeats = 0;
+  int repeats = 0, bits = 0;
   app.add_option("--model", model_path, "Folder with config.json and weights, or the .safetensors file in it")
       ->required()
       ->type_name("DIR|FILE");
   app.add_option("--input", input, "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64")->required()->type_name("FILE");
   app.add_option("--output", output, "logits F32: [B,classes] or [B,T,V]")->required()->type_name("FILE");
+  app.add_option("--integer-bits", bits,
+                 "Vision: quantize to N bits, grids by the range of this input, and run in integers")
+      ->type_name("N");
   app.add_option("--repeats", repeats, "Time the pass: the median of N more runs")->type_name("N");
   app.add_option("--json", json_path, "Write the time as JSON (-: stdout)")->type_name("FILE");
   add_threads_option(app);
@@ -59,7 +63,14 @@ int main(int argc, char** argv) {
     const auto model = load_model(model_path);
     const Batch batch = read_batch(*model, SafeTensors::open(input));
     // A packed model is quantized, and compensated, as loaded.
-    const Context ctx{model->info().packed ? Precision::Fake : Precision::Float};
+    Context ctx{model->info().packed ? Precision::Fake : Precision::Float};
+    if (bits != 0) {
+      require_usage(bits >= 2 && bits <= 8, "--integer-bits must be 2 to 8");
+      require_usage(model->info().family == Family::Vision, "--integer-bits is for vision models");
+      quantize_by_range(*model, batch, bits, false);
+      model->prepare_integer();
+      ctx.precision = Precision::Integer;
+    }
     Tensor logits;
     const auto pass = [&] { logits = model->forward(ctx, batch); };
     double ms = 0;
@@ -71,7 +82,7 @@ int main(int argc, char** argv) {
     std::printf("%s: logits %s\n", output.c_str(), to_string(logits.shape).c_str());
     if (repeats == 0) return;
     std::printf("%.2f ms, the median of %d\n", ms, repeats);
-    json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}};
+    json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}, {"integer_bits", bits}};
     record.update(run_facts());
     write_record(json_path, record);
   });

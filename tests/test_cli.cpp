@@ -194,6 +194,12 @@ TEST_CASE("cli: forward refuses wrong inputs, leaves nothing behind, and times i
   CHECK(time["ms"].get<double>() > 0);
   CHECK(time["repeats"] == 2);
   for (const char* key : {"model", "version", "threads", "isa", "blas", "peak_rss_mb"}) CHECK(time.contains(key));
+
+  CHECK(run(command + " --integer-bits 8").code == 0);
+  const double error = test::relative_error(SafeTensors::open(output).get("logits"), once);
+  CHECK(error > 0);
+  CHECK(error < 0.05);
+  check_failure(command + " --integer-bits 9", 2, {"--integer-bits"});
   check_failure(command + " --repeats -1", 2, {"--repeats"});
   check_failure(command + " --json " + folder / "time.json", 2, {"--repeats"});
 }
