@@ -15,10 +15,11 @@ namespace {
 constexpr int64_t kRounds = 1000000;
 constexpr int kChains = 10;  // independent sums: enough for a latency of four and two instructions a cycle
 
-// One core's loop; the result only keeps the compiler from dropping it.
-#define BCQ_CHAINS(type, zero, step)                                          \
+// One core's loop. The result keeps the compiler from dropping it, the different starts from computing one chain for
+// all.
+#define BCQ_CHAINS(type, start, step)                                         \
   type sum[kChains];                                                          \
-  _Pragma("GCC unroll 10") for (int i = 0; i < kChains; ++i) sum[i] = zero;   \
+  _Pragma("GCC unroll 10") for (int i = 0; i < kChains; ++i) sum[i] = start;  \
   for (int64_t n = 0; n < kRounds; ++n) {                                     \
     _Pragma("GCC unroll 10") for (int i = 0; i < kChains; ++i) sum[i] = step; \
   }                                                                           \
@@ -29,19 +30,19 @@ constexpr int kChains = 10;  // independent sums: enough for a latency of four a
 
 __attribute__((target("avx512f,avx512vnni"))) float int8_avx512(int x) {
   const __m512i a = _mm512_set1_epi32(x);
-  BCQ_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], a, a));
+  BCQ_CHAINS(__m512i, _mm512_set1_epi32(i), _mm512_dpbusd_epi32(sum[i], a, a));
 }
 __attribute__((target("avx2"))) float int8_avx2(int x) {
   const __m256i a = _mm256_set1_epi32(x);
-  BCQ_CHAINS(__m256i, _mm256_setzero_si256(), _mm256_add_epi32(sum[i], _mm256_madd_epi16(sum[i], a)));
+  BCQ_CHAINS(__m256i, _mm256_set1_epi32(i), _mm256_add_epi32(sum[i], _mm256_madd_epi16(sum[i], a)));
 }
 __attribute__((target("avx512f"))) float float_avx512(int x) {
   const __m512 a = _mm512_set1_ps(static_cast<float>(x));
-  BCQ_CHAINS(__m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, a, sum[i]));
+  BCQ_CHAINS(__m512, _mm512_set1_ps(static_cast<float>(i)), _mm512_fmadd_ps(a, a, sum[i]));
 }
 __attribute__((target("avx2,fma"))) float float_avx2(int x) {
   const __m256 a = _mm256_set1_ps(static_cast<float>(x));
-  BCQ_CHAINS(__m256, _mm256_setzero_ps(), _mm256_fmadd_ps(a, a, sum[i]));
+  BCQ_CHAINS(__m256, _mm256_set1_ps(static_cast<float>(i)), _mm256_fmadd_ps(a, a, sum[i]));
 }
 #undef BCQ_CHAINS
 
