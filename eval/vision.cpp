@@ -131,17 +131,9 @@ json prepare_runtime(Model& model, const VisionRun& run) {
 }
 
 Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels) {
-  // Images are independent, so a core takes some of them through the whole network.
-  const int64_t count = pixels.dim(0), parts = std::min<int64_t>(count, 2 * threads());
-  Tensor logits = Tensor::uninitialized({count, model.info().outputs});
-  parallel_for(parts, [&](int64_t part) {
-    const int64_t first = count * part / parts, last = count * (part + 1) / parts;
-    Batch batch;
-    batch.pixels = pixels.slice(first, last);
-    const Tensor some = model.forward({precision}, batch);
-    std::copy(some.data, some.data + some.size(), logits.slice(first, last).data);
-  });
-  return logits;
+  Batch batch;
+  batch.pixels = pixels;
+  return model.forward({precision}, batch);
 }
 
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress) {

@@ -54,7 +54,7 @@ int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRu
 // there is none.
 json prepare_runtime(Model& model, const VisionRun& run);
 
-// Logits [B, classes] of pixels [B, 3, H, W]; images are shared out among the threads.
+// Logits [B, classes] of pixels [B, 3, H, W].
 Tensor logits_of(const Model& model, Precision precision, const Tensor& pixels);
 
 struct Accuracy {
