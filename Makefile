@@ -19,7 +19,7 @@ LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # stati
 endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
-PROGRAMS := imagenet perplexity forward table demo bench
+PROGRAMS := imagenet perplexity generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/jpeg_$(JPEG).cpp,$(wildcard data/jpeg_*.cpp))
 LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp))
@@ -169,7 +169,7 @@ clean:
 	rm -rf $(BUILD)
 
 help:
-	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, forward, table, demo, bench"
+	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, generate, forward, table, demo, bench"
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
@@ -181,6 +181,6 @@ help:
 	@echo "make parity         comparisons with the reference implementations at real shapes"
 	@echo "make layers         fail on an include that points the wrong way"
 	@echo "make format         clang-format everything"
-	@echo "make install        imagenet, perplexity, forward and table into PREFIX/bin ($(PREFIX))"
+	@echo "make install        imagenet, perplexity, generate, forward and table into PREFIX/bin ($(PREFIX))"
 	@echo "make clean          remove $(BUILD)"
 	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

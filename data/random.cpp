@@ -103,4 +103,9 @@ int64_t PythonRandom::randint(int64_t low, int64_t high) {
   return static_cast<int64_t>(static_cast<uint64_t>(low) + r);
 }
 
+double PythonRandom::random() {
+  const uint32_t high = word() >> 5, low = word() >> 6;
+  return (high * 67108864.0 + low) / 9007199254740992.0;
+}
+
 }  // namespace bcq

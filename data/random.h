@@ -27,12 +27,13 @@ class Mt19937 {
 // numpy.random.RandomState(seed).permutation(n): 0..n-1 shuffled. n in [0, 2^32].
 std::vector<int64_t> numpy_permutation(uint32_t seed, int64_t n);
 
-// Python's random.seed(seed) with an integer, then random.randint.
+// Python's random.seed(seed) with an integer, then random.randint and random.random.
 class PythonRandom {
  public:
   explicit PythonRandom(int64_t seed);
   uint32_t word() { return core_.next(); }
   int64_t randint(int64_t low, int64_t high);  // both ends included; throws Error when high < low
+  double random();                             // in [0, 1), 53 bits
 
  private:
   Mt19937 core_;

@@ -5,6 +5,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <cctype>
 
 #include "engine/check.h"
@@ -229,6 +230,18 @@ int64_t invalid_utf8(std::string_view text) {
     i += length;
   }
   return -1;
+}
+
+size_t character_start(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(text[i])); };
+  const uint32_t b = text.empty() ? 0 : byte(0);
+  const size_t length = b >= 0xc2 && b < 0xe0 ? 2 : b >= 0xe0 && b < 0xf0 ? 3 : b >= 0xf0 && b < 0xf5 ? 4 : 0;
+  // The second byte decides about overlong forms, surrogates and what lies beyond U+10FFFF.
+  const uint32_t low = b == 0xe0 ? 0xa0 : b == 0xf0 ? 0x90 : 0x80, high = b == 0xed ? 0xa0 : b == 0xf4 ? 0x90 : 0xc0;
+  size_t n = std::min<size_t>(length, 1);
+  for (; n > 0 && n < length && n < text.size(); ++n)
+    if (n == 1 ? byte(1) < low || byte(1) >= high : (byte(n) & 0xc0) != 0x80) break;
+  return n;
 }
 
 std::string to_pcre2(const std::string& pattern, const std::string& where) { return Translator(pattern, where).run(); }

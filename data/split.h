@@ -20,6 +20,9 @@ extern const char* const kGpt2Pattern;
 // Byte offset of the first byte that is not valid UTF-8 (surrogates and overlong forms
 // included), or -1.
 int64_t invalid_utf8(std::string_view text);
+// How many bytes at the start of a text that is not valid there could have been followed by the rest of a character; 0
+// when the first begins none.
+size_t character_start(std::string_view text);
 
 // Oniguruma pattern to PCRE2 pattern. Understood: literals, escaped punctuation and \r \n \t,
 // \s \S, \p{L} \p{N} \P{L} \P{N}, classes with nested sets (a union), groups (...) (?:...)

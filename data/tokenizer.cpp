@@ -1,6 +1,7 @@
 // Encoding and decoding; see tokenizer.h. Reading the files is in tokenizer_files.cpp.
 #include "data/tokenizer.h"
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "engine/check.h"
@@ -98,11 +99,34 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
 std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
   std::string text;
   for (const int32_t id : ids) {
-    const bool known = id >= 0 && id < vocab_size() && !bytes_[static_cast<size_t>(id)].empty();
-    require(known, "decode: token id %d is not in a vocabulary of %lld", id, static_cast<long long>(vocab_size()));
-    text += bytes_[static_cast<size_t>(id)];
+    const std::string token = bytes(id);
+    require(!token.empty(), "decode: token id %d is not in a vocabulary of %lld", id,
+            static_cast<long long>(vocab_size()));
+    text += token;
   }
   return text;
+}
+
+std::string TextStream::next(int32_t id) {
+  held_ += tokenizer_->bytes(id);
+  return take(false);
+}
+
+std::string TextStream::finish() { return take(true); }
+
+std::string TextStream::take(bool all) {
+  std::string text;
+  for (;;) {
+    const int64_t bad = invalid_utf8(held_);
+    const size_t good = bad < 0 ? held_.size() : static_cast<size_t>(bad);
+    text += held_.substr(0, good);
+    held_.erase(0, good);
+    if (held_.empty()) return text;
+    const size_t run = character_start(held_);
+    if (run == held_.size() && !all) return text;  // may yet become a character
+    text += "\xef\xbf\xbd";
+    held_.erase(0, std::max<size_t>(1, run));
+  }
 }
 
 }  // namespace bcq

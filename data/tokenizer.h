@@ -46,6 +46,11 @@ class Tokenizer {
   // The bytes the tokens spell; raw, so a cut character stays as it is. Error on unknown ids.
   std::string decode(const std::vector<int32_t>& ids) const;
 
+  // The bytes of one token; empty when the id has none.
+  std::string bytes(int32_t id) const {
+    return id >= 0 && id < vocab_size() ? bytes_[static_cast<size_t>(id)] : std::string();
+  }
+
   int32_t bos() const { return prefix_.empty() ? -1 : prefix_.front(); }      // what encode puts first; -1: nothing
   int64_t vocab_size() const { return static_cast<int64_t>(bytes_.size()); }  // largest id + 1
   const std::vector<AddedToken>& added_tokens() const { return added_; }
@@ -71,6 +76,21 @@ class Tokenizer {
   bool starts_[2][256] = {};       // [normalized][byte]: an added token begins with that byte
   std::vector<int32_t> prefix_, suffix_;
   std::vector<std::string> bytes_;  // per id; empty when the id has no token
+};
+
+// Text from tokens that come one at a time. A character is given when it is whole; bytes that cannot become one are
+// U+FFFD, one for each run that a character could have begun with, as in transformers. An id without a token (models
+// have more rows than their tokenizers) is no text.
+class TextStream {
+ public:
+  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+  std::string next(int32_t id);
+  std::string finish();  // what was held back
+
+ private:
+  std::string take(bool all);
+  const Tokenizer* tokenizer_;
+  std::string held_;
 };
 
 }  // namespace bcq

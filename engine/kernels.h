@@ -14,6 +14,18 @@ namespace bcq {
 constexpr int kInt8Rows = 14;
 constexpr int64_t kInt8Panel = 32;
 
+// Rows of a packed weight as their product with a token reads them: see engine/packed.h.
+struct PackedRows {
+  int bits;                 // 1..8
+  int64_t word_columns;     // 32 columns each
+  const uint32_t* words;    // [blocks, word_columns, bits, 16]
+  int64_t groups;           // that share a scale and a zero point
+  const int32_t* ends;      // [groups] quads at which they end
+  const float* scale;       // [blocks, groups, 16], or null:
+  const uint16_t* scale16;  // the same as 16-bit floats
+  const uint8_t* zero;      // [blocks, groups, 16]
+};
+
 struct Kernels {
   const char* name;  // "plain", "avx2", "avx512"
 
@@ -57,8 +69,20 @@ struct Kernels {
   // Reductions, accumulated in double over fixed lanes.
   double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2
   double (*dot)(const float* a, const float* b, int64_t n);
+  double (*sum)(const float* x, int64_t n);
   float (*max_abs)(const float* x, int64_t n);
   bool (*all_finite)(const float* x, int64_t n);
+
+  // Products with one token, in float over fixed lanes.
+  float (*dot_float)(const float* a, const float* b, int64_t n);
+  // y = sum over rows r of s[r] times row r, [rows, n] with a stride, in the order of rows
+  void (*weighted_rows)(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y);
+  // tables [quads, 16]: for every four of x the sums +-x0 +-x1 +-x2 +-x3, bit j of the index set for +xj.
+  void (*sign_tables)(const float* x, int64_t quads, float* tables);
+  // y [blocks, 16]: products of rows with the token whose tables, and sums over the columns of each group, are given.
+  void (*packed_product)(const PackedRows& rows, int64_t blocks, const float* tables, const float* sums, float* y);
+  // y [word_columns, 32]: the values scale (code - zero) of row `lane` (0..15) of the first block.
+  void (*packed_decode)(const PackedRows& rows, int64_t lane, float* y);
 
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

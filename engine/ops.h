@@ -78,6 +78,7 @@ class Broadcast {
   Tensor c_;
   Shape y_;
 };
-void add_broadcast(Tensor& y, const Tensor& c);  // y += c, row by row
+// y += c, row by row; with `first`, y begins at that position of a c per position [T, n].
+void add_broadcast(Tensor& y, const Tensor& c, int64_t first = 0);
 
 }  // namespace bcq

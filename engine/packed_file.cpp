@@ -1,6 +1,7 @@
 #include "engine/packed_file.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 
 #include "engine/check.h"
@@ -33,17 +34,21 @@ Tensor transposed(const Tensor& x) {
 // The widths GPTQ checkpoints have (GPTQModel's planar layouts of others are another format).
 bool is_gptq_width(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
+// 32-bit integers where the file has them.
 struct Words {
-  Shape shape;
-  std::vector<uint32_t> values;
-};
+  const TensorInfo& info;
+  const Shape& shape;
 
-Words get_words(const Loader& from, const std::string& child) {
-  Words words;
-  const std::vector<int64_t> wide = from.get_ints(child, &words.shape);
-  words.values.assign(wide.begin(), wide.end());
-  return words;
-}
+  Words(const Loader& from, const std::string& child) : info(from.raw(child)), shape(info.shape) {
+    require_input(info.dtype == DType::I32 || info.dtype == DType::U32, "%s: is %s, but words of 32 bits are needed",
+                  from.describe(child).c_str(), name(info.dtype));
+  }
+  uint32_t operator[](int64_t i) const {
+    uint32_t word;
+    std::memcpy(&word, info.bytes + i * 4, sizeof word);
+    return word;
+  }
+};
 
 void require_shape(const Loader& from, const char* child, const Shape& found, const Shape& expected) {
   require_input(found == expected, "%s: has shape %s, but the layer needs %s", from.describe(child).c_str(),
@@ -64,14 +69,16 @@ std::vector<int32_t> get_groups(const Loader& from, int64_t in, int64_t groups) 
 
 // Zero points [out, groups] from words [groups, words of out].
 Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, Kind kind) {
-  const Words words = get_words(from, "qzeros");
+  const Words words(from, "qzeros");
   const int64_t row = packed_words(out, bits);
   require_shape(from, "qzeros", words.shape, {groups, row});
   const int top = (1 << bits) - 1;
   Tensor zeros = Tensor::uninitialized({out, groups});
   std::vector<uint8_t> codes(at(out));
+  std::vector<uint32_t> stream(at(row));
   for (int64_t g = 0; g < groups; ++g) {
-    unpack_codes(words.values.data() + g * row, out, bits, codes.data());
+    for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[g * row + k];
+    unpack_codes(stream.data(), out, bits, codes.data());
     for (int64_t r = 0; r < out; ++r) {
       int zero = codes[at(r)];
       if (kind == Kind::GptqV1) {
@@ -146,7 +153,7 @@ bool has_packed(const Loader& at) { return at.file().packed && !at.has("weight")
 PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   const PackedFormat& f = *from.file().packed;
   const bool own = f.kind == Kind::Own;
-  Words words = get_words(from, "qweight");
+  const Words words(from, "qweight");
   require_input(words.shape.size() == 2 && words.shape[own ? 0 : 1] == out,
                 "%s: has shape %s, but the layer has %lld outputs", from.describe("qweight").c_str(),
                 to_string(words.shape).c_str(), ll(out));
@@ -157,12 +164,7 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   require_input(f.by_layer || bits == f.bits, "%s: has %lld bits by its shape %s, but %s says bits %d",
                 from.describe("qweight").c_str(), ll(bits), to_string(words.shape).c_str(), f.where.c_str(), f.bits);
 
-  PackedWeight w;
-  w.shape = {out, in};
-  w.words = own ? std::move(words.values) : transposed(words.values, row);
-  Affine& grid = w.grid;
-  grid.bits = static_cast<int>(bits);
-  grid.group = f.group < 0 ? in : std::min(f.group, in);
+  Affine grid{static_cast<int>(bits), f.group < 0 ? in : std::min(f.group, in), {}, {}};
   int64_t groups = (in + grid.group - 1) / grid.group;
   if (f.by_layer && from.has("scales")) {  // only the tensors know
     groups = from.shape("scales")[own ? 1 : 0];
@@ -177,7 +179,13 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   for (int64_t c = 0; c < in && in_order && !grid.column_group.empty(); ++c)
     in_order = grid.column_group[at(c)] == c / grid.group;
   if (in_order) grid.column_group.clear();
-  from.count(numel(w.shape) - grid.scale.size());  // parameters are weights, not scales
+  from.count(out * in - grid.scale.size());  // parameters are weights, not scales
+  const PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
+    std::vector<uint32_t> stream(at(row));
+    for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[own ? r * row + k : k * out + r];
+    unpack_codes(stream.data(), in, grid.bits, codes);
+  });
+  forget(words.info);  // it is here now
   return w;
 }
 
@@ -190,33 +198,36 @@ Tensor get_bc(const Loader& at, int64_t width) {
 
 void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::map<std::string, TensorInfo>& tensors) {
   const bool own = kind == Kind::Own;
-  const int64_t out = w.shape[0], in = w.shape[1], groups = w.grid.scale.dim(1), bits = w.grid.bits;
-  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && scale_bits(w.grid) == 16),
+  const Affine grid = w.grid();
+  const int64_t out = w.shape()[0], in = w.shape()[1], groups = w.groups(), bits = grid.bits;
+  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && scale_bits(grid) == 16),
           "%s: %lld bits in shape %s cannot be written in GPTQ's format", name.c_str(), ll(bits),
-          to_string(w.shape).c_str());
-  const int64_t row = packed_words(in, w.grid.bits), zero_row = packed_words(out, w.grid.bits);
+          to_string(w.shape()).c_str());
+  const int64_t row = packed_words(in, grid.bits), zero_row = packed_words(out, grid.bits);
   const auto ints = [](const std::vector<uint32_t>& words) { return std::vector<int32_t>(words.begin(), words.end()); };
-  tensors[name + ".qweight"] =
-      own ? store({out, row}, ints(w.words)) : store({row, out}, ints(transposed(w.words, out)));
+  std::vector<uint32_t> words(at(out * row));
+  const std::vector<uint8_t> all = w.codes();
+  for (int64_t r = 0; r < out; ++r) pack_codes(all.data() + r * in, in, grid.bits, words.data() + r * row);
+  tensors[name + ".qweight"] = own ? store({out, row}, ints(words)) : store({row, out}, ints(transposed(words, out)));
 
   std::vector<uint32_t> zeros(at(groups * zero_row));
   std::vector<uint8_t> codes(at(out));
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t r = 0; r < out; ++r) {
-      const int zero = static_cast<int>(w.grid.zero[r * groups + g]) - (kind == Kind::GptqV1 ? 1 : 0);
+      const int zero = static_cast<int>(grid.zero[r * groups + g]) - (kind == Kind::GptqV1 ? 1 : 0);
       require(zero >= 0 && zero < 1 << bits, "%s: the zero point %g cannot be stored", name.c_str(),
-              static_cast<double>(w.grid.zero[r * groups + g]));
+              static_cast<double>(grid.zero[r * groups + g]));
       codes[at(r)] = static_cast<uint8_t>(zero);
     }
-    pack_codes(codes.data(), out, w.grid.bits, zeros.data() + g * zero_row);
+    pack_codes(codes.data(), out, grid.bits, zeros.data() + g * zero_row);
   }
   tensors[name + ".qzeros"] = store({groups, zero_row}, ints(zeros));
-  tensors[name + ".scales"] = store(own ? w.grid.scale : transposed(w.grid.scale),
-                                    scale_bits(w.grid) == 16 ? DType::F16 : DType::F32, name + ".scales");
+  tensors[name + ".scales"] = store(own ? grid.scale : transposed(grid.scale),
+                                    scale_bits(grid) == 16 ? DType::F16 : DType::F32, name + ".scales");
 
-  std::vector<int32_t> g_idx = w.grid.column_group;
-  for (int64_t c = 0; !own && w.grid.column_group.empty() && c < in; ++c)
-    g_idx.push_back(static_cast<int32_t>(w.grid.group_of(c)));
+  std::vector<int32_t> g_idx = grid.column_group;
+  for (int64_t c = 0; !own && grid.column_group.empty() && c < in; ++c)
+    g_idx.push_back(static_cast<int32_t>(grid.group_of(c)));
   if (!g_idx.empty()) tensors[name + ".g_idx"] = store({in}, std::move(g_idx));
 }
 

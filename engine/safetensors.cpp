@@ -475,12 +475,22 @@ std::vector<int64_t> Loader::get_ints(const std::string& child, Shape* shape) co
   return file_->get_ints(name, shape);
 }
 
+const TensorInfo& Loader::raw(const std::string& child) const { return find(*file_, ask(child, 0)[0]); }
+
 const Shape& Loader::shape(const std::string& child) const { return find(*file_, names_of(child)[0]).shape; }
 
 std::string Loader::describe(const std::string& child) const {
   const std::string name = names_of(child)[0];
   const auto found = file_->tensors().find(name);
   return (found == file_->tensors().end() ? file_->path() : found->second.path) + ": tensor " + quoted(name);
+}
+
+void forget(const TensorInfo& info) {
+  if (info.path.empty()) return;  // not of a file
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(info.bytes) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(info.bytes) + info.size()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 Tensor load(const TensorInfo& info, const std::string& who) {

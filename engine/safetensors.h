@@ -33,6 +33,9 @@ TensorInfo store(const Tensor& t, DType dtype, const std::string& name);
 TensorInfo store(Shape shape, std::vector<int32_t> values);  // as I32
 Tensor load(const TensorInfo& t, const std::string& name);   // its values, as SafeTensors::get has them
 
+// The pages of a tensor of a mapped file may leave memory; they come back when they are read again.
+void forget(const TensorInfo& t);
+
 struct PackedFormat;  // engine/packed_file.h
 
 // All tensors of a model: one file, or the shards a *.safetensors.index.json names.
@@ -90,6 +93,7 @@ class Loader {
   void ignore(const std::string& child) const;  // as if it had been asked for
   // Of tensors that go by one name.
   std::vector<int64_t> get_ints(const std::string& child, Shape* shape) const;  // as SafeTensors has it
+  const TensorInfo& raw(const std::string& child) const;  // as the file has it, asked for but not counted
   const Shape& shape(const std::string& child) const;
   std::string describe(const std::string& child) const;           // "FILE: tensor "NAME"", for messages
   void count(int64_t values) const { asked_->values += values; }  // more values than those of tensors asked for

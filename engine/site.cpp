@@ -2,10 +2,11 @@
 
 #include "engine/check.h"
 #include "engine/integer.h"
+#include "engine/kv_cache.h"
 
 namespace bcq {
 
-Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Tensor& rhs) const {
+Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Tensor& rhs, int64_t first) const {
   const bool transpose = role == Role::QK;
   if (precision == Precision::Float)
     return is_linear() ? linear(tape, x, weight, bias) : matmul(tape, x, rhs, transpose);
@@ -14,7 +15,7 @@ Tensor Site::product(Precision precision, Tape* tape, const Tensor& x, const Ten
   Tensor y = is_linear() ? linear(nullptr, fake_quantize(a, x), weight_hat.empty() ? weight : weight_hat,
                                   bias_hat.empty() ? bias : bias_hat)
                          : matmul(nullptr, fake_quantize(a, x), fake_quantize(b, rhs), transpose);
-  if (!bc.empty()) add_broadcast(y, bc);
+  if (!bc.empty()) add_broadcast(y, bc, first);
   return y;
 }
 
@@ -22,7 +23,7 @@ Tensor Site::run(const Context& ctx, const Tensor& x) const { return run(ctx, x,
 
 Tensor Site::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
   if (ctx.observer) ctx.observer->input(*this, x);
-  Tensor y = product(ctx.precision, ctx.tape, x, rhs);
+  Tensor y = product(ctx.precision, ctx.tape, x, rhs, ctx.cache ? ctx.cache->length : 0);
   if (ctx.tape && y.slot < 0) ctx.tape->watch(y);  // the first site of a network: its input is data
   if (ctx.observer) ctx.observer->site(*this, x, rhs, y);
   return y;
@@ -35,10 +36,9 @@ Tensor run_chain(const Context& ctx, const Site& last, const Tensor& x, const Bo
 }
 
 void Site::set_packed(PackedWeight w) {
-  b = w.grid;
+  b = Identity{};
   packed = std::make_shared<const PackedWeight>(std::move(w));
-  weight_hat =
-      Weight(packed->shape, [codes = packed](int64_t begin, int64_t end, float* y) { codes->decode(begin, end, y); });
+  weight_hat = packed;
 }
 
 bool Site::prepare_integer(const IntegerSite* same_weight) {

@@ -24,6 +24,7 @@ enum class Precision {
   Integer  // the same from 8-bit codes and exact sums, where a site was prepared for it; else as Fake
 };
 
+struct KvCache;
 struct Site;
 struct IntegerSite;  // engine/integer.h
 struct Context;
@@ -43,7 +44,8 @@ struct Context {
   Precision precision = Precision::Float;
   Tape* tape = nullptr;  // records gradients; Float only
   Observer* observer = nullptr;
-  bool masked = true;  // whether a Swin masks its shifted windows: BC of attention may be measured without
+  bool masked = true;        // whether a Swin masks its shifted windows: BC of attention may be measured without
+  KvCache* cache = nullptr;  // language: the tokens before these (engine/kv_cache.h)
 };
 
 struct Site {
@@ -55,22 +57,24 @@ struct Site {
   // What quantization and compensation fill in. Identity and empty mean: as in Float.
   Grid a, b;                                   // grids of the left and the right operand
   Weight weight_hat;                           // weight rounded to b; [out, in]
-  std::shared_ptr<const PackedWeight> packed;  // the codes weight_hat is made of, where it is
+  std::shared_ptr<const PackedWeight> packed;  // what weight_hat is, and the grid it has instead of b, where it is
   Tensor bias_hat;                             // bias with a per-channel compensation folded in; [out]
   Tensor bc;  // a compensation that cannot be folded: the output's shape less the batch,
               // with 1 where it is shared
   std::shared_ptr<const IntegerSite> integer;  // of all this, what Precision::Integer computes with
 
   bool is_linear() const { return !weight.empty(); }
+  bool is_quantized() const { return packed || !is_identity(a) || !is_identity(b); }
 
   // x [B, ..., in] -> [B, ..., out]
   Tensor run(const Context& ctx, const Tensor& x) const;
   // QK: a [B, H, N, d], b [B, H, M, d] -> a bᵀ.  AV: a [B, H, N, M], b [B, H, M, d] -> a b.
   Tensor run(const Context& ctx, const Tensor& a, const Tensor& b) const;
-  // The product in one precision, seen by nobody. b is ignored for a linear site.
-  Tensor product(Precision precision, Tape* tape, const Tensor& a, const Tensor& b) const;
+  // The product in one precision, seen by nobody. b is ignored for a linear site. `first`: what position of a
+  // compensation per position a begins at.
+  Tensor product(Precision precision, Tape* tape, const Tensor& a, const Tensor& b, int64_t first = 0) const;
 
-  void set_packed(PackedWeight w);  // as b, packed and weight_hat
+  void set_packed(PackedWeight w);  // as packed and weight_hat
   // Make `integer`, once grids and compensation stand; weight_hat is decoded from it from then on. False when this
   // site has to be simulated. Of a site with the same weight_hat, if given, the weight's codes are shared.
   bool prepare_integer(const IntegerSite* same_weight = nullptr);

@@ -2,9 +2,15 @@
 
 #include <algorithm>
 
+#include "engine/packed.h"
 #include "engine/parallel.h"
 
 namespace bcq {
+
+Weight::Weight(std::shared_ptr<const PackedWeight> packed)
+    : shape_(packed->shape()),
+      decode_([packed](int64_t begin, int64_t end, float* y) { packed->decode(begin, end, y); }),
+      packed_(packed) {}
 
 const float* Weight::rows(int64_t begin, int64_t end, Tensor& scratch) const {
   const int64_t columns = size() / dim(0);

@@ -11,7 +11,7 @@ double bits_per_weight(Model& model) {
   double bits = 0, weights = 0;
   for (const Site* site : model.all_sites())
     if (site->is_linear()) {
-      bits += storage_bits(site->b, site->weight.shape());
+      bits += storage_bits(site->packed ? site->packed->grid() : site->b, site->weight.shape());
       weights += static_cast<double>(site->weight.size());
     }
   return bits / weights;

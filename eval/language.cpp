@@ -221,8 +221,8 @@ json layer_bits(Model& model, int bits) {
   for (int i = 0; i < model.depth(); ++i)
     for (const Site* site : model.sites(i)) {
       if (!site->is_linear()) continue;
-      const auto* grid = std::get_if<Affine>(&site->b);
-      if (!grid || grid->bits != bits) exceptions[site->name] = grid ? grid->bits : 32;
+      const int own = site->packed ? site->packed->bits() : 32;
+      if (own != bits) exceptions[site->name] = own;
     }
   return exceptions;
 }
@@ -254,7 +254,7 @@ void set_stored(Model& model, LanguageRun& run) {
   std::map<int, int64_t> layers;
   for (const Site* site : model.all_sites()) {
     if (!site->packed) continue;
-    const Affine& grid = site->packed->grid;
+    const Affine grid = site->packed->grid();
     ++layers[grid.bits];
     run.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
     run.weights.sym = is_symmetric(grid);

@@ -10,6 +10,7 @@
 
 #include "engine/check.h"
 #include "engine/integer.h"
+#include "eval/bench_language.h"
 #include "eval/bench_models.h"
 #include "eval/bench_peak.h"
 #include "eval/cli.h"
@@ -200,6 +201,7 @@ int main(int argc, char** argv) {
     window.length = 2048;
     for (int i = 0; i < 2048; ++i) window.ids.push_back(static_cast<int32_t>(random() % 50272));
     bench.float_forward("OPT-125M blocks, 2048 tokens", *opt, window, 1);
+    bench_language(folder.path, bench.repeats, bench.records);
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);
   });

@@ -97,7 +97,7 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const BlockR
   about["group"] = -1;
   about["positions"] = 0;
   for (const Site* site : model.sites(i))
-    if (site->packed && site->packed->grid.scale.dim(1) > 1) about["group"] = site->packed->grid.group;
+    if (site->packed && site->packed->groups() > 1) about["group"] = site->packed->group();
   for (const auto& [name, tensor] : tensors)
     if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
   write_safetensors(path(walk, i), tensors, {{"block", about.dump()}});

@@ -35,8 +35,8 @@ Kind kind_of(Model& model, const SaveOptions& save) {
   if (!save.is_gptq()) return Kind::Own;
   // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights.
   const std::vector<Site*> sites = model.all_sites();
-  const bool symmetric =
-      std::all_of(sites.begin(), sites.end(), [](Site* s) { return !is_packed(*s) || is_symmetric(s->packed->grid); });
+  const bool symmetric = std::all_of(sites.begin(), sites.end(),
+                                     [](Site* s) { return !is_packed(*s) || is_symmetric(s->packed->grid()); });
   return symmetric ? Kind::GptqV1 : Kind::GptqV2;
 }
 
@@ -110,7 +110,7 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
       dynamic["-:" + pattern] = json::object();
       continue;
     }
-    const Affine& grid = site->packed->grid;
+    const Affine grid = site->packed->grid();
     if (grid.bits != bits) dynamic["+:" + pattern] = {{"bits", grid.bits}};
     scattered |= !grid.column_group.empty();
     symmetric &= is_symmetric(grid);

@@ -40,8 +40,8 @@ class Bloom : public Model {
     const Tensor u = norm(b.input_layernorm, x0), qkv = b.query_key_value.run(ctx, u);
     const Tensor q = select_part(qkv, H, 0, 3), k = select_part(qkv, H, 1, 3), v = select_part(qkv, H, 2, 3);
     const float s = 1.f / std::sqrt(static_cast<float>(config_.hidden / H));
-    const Tensor attention = b.dense.run(ctx, causal_attention(q, k, v, H, s, slopes_));
-    const Tensor x1 = add(nullptr, config_.residual_after_norm ? u : x0, attention);
+    const Tensor a = b.dense.run(ctx, attention(ctx, i, q, k, v, H, s, slopes_));
+    const Tensor x1 = add(nullptr, config_.residual_after_norm ? u : x0, a);
 
     const Tensor m = norm(b.post_attention_layernorm, x1);
     const Tensor h = gelu_tanh(b.dense_h_to_4h.run(ctx, m));  // [B, T, 4D]

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/check.h"
+#include "engine/kv_cache.h"
 #include "engine/ops.h"
 
 namespace bcq {
@@ -55,6 +56,12 @@ Tensor look_up(const Weight& embedding, const Batch& batch, const std::string& m
                 static_cast<size_t>(E) * sizeof(float));
   }
   return x;
+}
+
+Tensor attention(const Context& ctx, int i, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                 float scale, const std::vector<float>& slopes) {
+  return ctx.cache ? cached_attention(*ctx.cache, i, q, k, v, heads, scale, slopes)
+                   : causal_attention(q, k, v, heads, scale, slopes);
 }
 
 Activation activation(const std::string& name, const std::string& where) {

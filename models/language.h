@@ -21,6 +21,10 @@ Weight load_tied_embedding(const Loader& file, const std::string& name, const Sh
 // The rows of a batch's tokens: [B, T, E]. InputError for ids that are not in the vocabulary.
 Tensor look_up(const Weight& embedding, const Batch& batch, const std::string& model);
 
+// causal_attention() of block i, after the tokens in ctx.cache where there is one.
+Tensor attention(const Context& ctx, int i, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                 float scale, const std::vector<float>& slopes = {});
+
 // By transformers' name. InputError naming `where` for one that is not here.
 using Activation = Tensor (*)(const Tensor& x);
 Activation activation(const std::string& name, const std::string& where);

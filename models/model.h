@@ -41,6 +41,9 @@ class Model {
   // Vision: [B, N, D] -> [B, classes].  Language: [B, T, D] -> [B, T, V].
   virtual Tensor head(const Context& ctx, const Tensor& x) const = 0;
   Tensor forward(const Context& ctx, const Batch& batch) const;
+  // Language: the logits after the last token of each window, [B, V]. The tokens follow those in ctx.cache and join
+  // them.
+  Tensor next_logits(const Context& ctx, const Batch& batch) const;
 
   // Whether block i only merges patches, between two stages of a Swin: [B, N, C] -> [B, N/4, 2C].
   virtual bool is_merge(int) const { return false; }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/kernels.h"
+#include "engine/kv_cache.h"
 #include "engine/ops.h"
 #include "models/language.h"
 #include "models/layers.h"
@@ -35,14 +36,14 @@ class Opt : public Model {
   int depth() const override { return static_cast<int>(blocks_.size()); }
 
   // ids [B, T] -> [B, T, D]
-  Tensor embed(const Context&, const Batch& batch) const override {
-    const int64_t T = batch.length, D = config_.hidden;
-    require_input(T <= config_.positions, "a window of %lld tokens, but %s has %lld positions",
-                  static_cast<long long>(T), info_.name.c_str(), static_cast<long long>(config_.positions));
+  Tensor embed(const Context& ctx, const Batch& batch) const override {
+    const int64_t T = batch.length, D = config_.hidden, first = ctx.cache ? ctx.cache->length : 0;
+    require_input(first + T <= config_.positions, "a window of %lld tokens, but %s has %lld positions",
+                  static_cast<long long>(first + T), info_.name.c_str(), static_cast<long long>(config_.positions));
     Tensor x = look_up(embed_tokens_, batch, info_.name);
     if (!project_in_.empty()) x = linear(nullptr, x, project_in_, Tensor{});
     for (int64_t i = 0; i < batch.windows * T; ++i)
-      kernels().add(x.data + i * D, embed_positions_.data + (i % T + kPositionOffset) * D, x.data + i * D, D);
+      kernels().add(x.data + i * D, embed_positions_.data + (first + i % T + kPositionOffset) * D, x.data + i * D, D);
     return x;
   }
 
@@ -55,7 +56,7 @@ class Opt : public Model {
     const Tensor u = pre ? norm(ctx, ln_a, x0) : x0;
     const Tensor q = b.q_proj.run(ctx, u), k = b.k_proj.run(ctx, u), v = b.v_proj.run(ctx, u);
     const float s = 1.f / std::sqrt(static_cast<float>(config_.hidden / config_.heads));
-    Tensor x1 = add(nullptr, x0, b.out_proj.run(ctx, causal_attention(q, k, v, config_.heads, s)));
+    Tensor x1 = add(nullptr, x0, b.out_proj.run(ctx, attention(ctx, i, q, k, v, config_.heads, s)));
     if (!pre) x1 = norm(ctx, ln_a, x1);
 
     const Tensor h = config_.activation(b.fc1.run(ctx, pre ? norm(ctx, ln_b, x1) : x1));  // [B, T, F]

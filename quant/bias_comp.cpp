@@ -56,10 +56,8 @@ void fold(const Tensor& bias, Tensor& bias_hat, const Tensor& b) {
   bias_hat = sum(bias_hat.empty() ? bias : bias_hat, b);
 }
 
-bool is_quantized(const Site& site) { return !is_identity(site.a) || !is_identity(site.b); }
-
 bool is_selected(const Site& site, const BcOptions& options) {
-  if (!is_quantized(site)) return false;
+  if (!site.is_quantized()) return false;
   return site.role == Role::Patch ? options.conv : site.is_linear() ? options.linear : options.matmul;
 }
 
@@ -259,10 +257,10 @@ struct Sums {
 // Of sites and of the chains that end in them.
 struct ErrorSums : Observer {
   void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (is_quantized(site)) sites[&site].add(y, site.product(Precision::Fake, nullptr, a, b));
+    if (site.is_quantized()) sites[&site].add(y, site.product(Precision::Fake, nullptr, a, b));
   }
   void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
-    if (is_quantized(last)) chains[&last].add(y, body({Precision::Fake}, x));
+    if (last.is_quantized()) chains[&last].add(y, body({Precision::Fake}, x));
   }
   std::map<const Site*, Sums> sites, chains;
 };

@@ -40,7 +40,7 @@ bool is_to_quantize(const Site& site, const SiteBits& bits) {
   return site.is_linear() && (own == bits.end() || own->second > 0);
 }
 
-bool is_quantized(const Site& site) { return site.is_linear() && !is_identity(site.b); }
+bool is_quantized(const Site& site) { return site.is_linear() && site.is_quantized(); }
 
 // ---- A block's inputs ---------------------------------------------------------------------------
 

@@ -260,3 +260,50 @@ TEST_CASE("perplexity: killed after any block and resumed, the same bytes") {
   for (const char* file : {"model.safetensors", "config.json", "tokenizer.json"})
     CHECK(read_file(saved + "/" + file) == read_file(folder / "whole/" + file));
 }
+
+TEST_CASE("cli: generate goes on with a prompt, in float and packed, alike on any number of threads and kernel set") {
+  const Folder folder;
+  REQUIRE(run("perplexity --model data/mini/bloom --text data/mini/text/test.txt --limit 1 --seqlen 32 --method rtn "
+              "--wbits 4 --groupsize 64 --save " +
+              folder / "packed")
+              .code == 0);
+  for (const std::string& model : {std::string("data/mini/opt"), folder / "packed"}) {
+    CAPTURE(model);
+    const std::string common = "generate --model " + model + " --prompt 'The little dog' --max-new-tokens 12 ";
+    const Result greedy = run(common + "--threads 1 --json " + folder / "a.json");
+    CAPTURE(greedy.err);
+    REQUIRE(greedy.code == 0);
+    CHECK(contains(greedy.err, "tokens/s"));
+    const json a = read_json(folder / "a.json");
+    CHECK(greedy.out == "The little dog" + a["text"].get<std::string>() + "\n");
+    CHECK(a["ids"].size() == 12);
+    CHECK(a["finish"] == "length");
+    CHECK(a["bits_per_weight"].get<double>() == doctest::Approx(model == "data/mini/opt" ? 32 : 4.3).epsilon(0.1));
+    for (const char* isa : {"BCQ_ISA=plain ", "BCQ_ISA=avx2 ", ""}) {
+      const Result other = run(common + "--threads 2 --json -", isa);
+      if (contains(other.err, "cannot run here")) continue;
+      REQUIRE(other.code == 0);
+      CHECK(json::parse(other.out)["ids"] == a["ids"]);
+    }
+    const std::string drawn = common + "--temperature 0.9 --top-k 50 --top-p 0.95 --seed ";
+    CHECK(run(drawn + "1").out == run(drawn + "1").out);
+    CHECK(run(drawn + "1").out != run(drawn + "2").out);
+  }
+}
+
+TEST_CASE("cli: generate says what is wrong") {
+  const Folder folder;
+  check_failure("generate --model data/mini/vit --prompt a", 2, {"vit is a vision model"});
+  check_failure("generate --model data/mini/opt --prompt a --max-new-tokens 0", 2, {"--max-new-tokens"});
+  check_failure("generate --model data/mini/opt --prompt a --temperature -1", 2, {"--temperature"});
+  check_failure("generate --model data/mini/opt --prompt a --top-p 0", 2, {"--top-p"});
+  check_failure("generate --model data/mini/bloom --prompt ''", 2, {"prompt is empty"});
+  check_failure("generate --model data/mini/opt --prompt $(printf '\\377')", 3, {"not valid UTF-8 at byte 0"});
+  std::string words;
+  for (int i = 0; i < 300; ++i) words += "dog ";
+  check_failure("generate --model data/mini/opt --prompt '" + words + "'", 2, {"opt has positions for 256"});
+  fs::create_directories(folder / "bare");
+  for (const char* name : {"config.json", "model.safetensors"})
+    fs::copy(kMini + "/opt/" + name, folder / "bare/" + name);
+  check_failure("generate --model " + folder / "bare --prompt a", 3, {"no tokenizer"});
+}

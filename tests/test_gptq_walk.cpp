@@ -150,7 +150,7 @@ TEST_CASE("quantize_rtn rounds every linear site of every block") {
   for (Site* site : toy.all_sites()) {
     const QuantizedWeight q = round_to_nearest(site->weight.values(), {3, 4});
     CHECK(same_bits(site->weight_hat.values(), q.values));
-    CHECK(same_bits(std::get<Affine>(site->b).scale, q.grid.scale));
+    CHECK(same_bits(site->packed->grid().scale, q.grid.scale));
     CHECK(is_identity(site->a));
   }
 }
@@ -181,7 +181,7 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
     stream = expected.block({Precision::Fake}, i, stream);
     for (size_t s = 0; s < 3; ++s) {
       CHECK(relative_error(toy.sites(i)[s]->weight_hat.values(), expected.sites(i)[s]->weight_hat.values()) < 1e-4);
-      CHECK(std::get<Affine>(toy.sites(i)[s]->b).group == 4);
+      CHECK(toy.sites(i)[s]->packed->group() == 4);
     }
   }
   CHECK(relative_error(toy.forward({Precision::Fake}, windows_of(x)[1]), sample(stream, 1)) < 1e-4);
@@ -193,10 +193,10 @@ TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leav
   quantize_rtn(rtn, {3, 4}, bits(rtn));
   quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), {options(3, 4), bits(gptq)}, kSilent, kNoWarning);
   for (Toy* toy : {&rtn, &gptq}) {
-    CHECK(std::get<Affine>(toy->sites(0)[0]->b).bits == 8);
-    CHECK(is_identity(toy->sites(0)[1]->b));
+    CHECK(toy->sites(0)[0]->packed->bits() == 8);
+    CHECK_FALSE(toy->sites(0)[1]->is_quantized());
     CHECK(toy->sites(0)[1]->weight_hat.empty());
-    CHECK(std::get<Affine>(toy->sites(0)[2]->b).bits == 3);
+    CHECK(toy->sites(0)[2]->packed->bits() == 3);
   }
 }
 

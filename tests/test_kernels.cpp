@@ -86,6 +86,11 @@ const std::vector<Call>& calls() {
       {"squared error",
        [](auto& k, auto& in, int64_t n, float* y) { put(k.weighted_squared_error(in.a, in.b, nullptr, n), y + n); }},
       {"dot", [](auto& k, auto& in, int64_t n, float* y) { put(k.dot(in.a, in.b, n), y + n); }},
+      {"sum", [](auto& k, auto& in, int64_t n, float* y) { put(k.sum(in.a, n), y + n); }},
+      {"dot_float", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.dot_float(in.a, in.b, n); }},
+      {"weighted_rows", [](auto& k, auto& in, int64_t n,
+                           float* y) { k.weighted_rows(in.b, in.a, n / 3, std::min<int64_t>(n, 3), n / 3, y); }},
+      {"sign_tables", [](auto& k, auto& in, int64_t n, float* y) { k.sign_tables(in.a, n / 16, y); }},
       {"max_abs", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.max_abs(in.a, n); }},
       {"all_finite", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.all_finite(in.a, n); }},
       {"from_f16", [](auto& k, auto& in, int64_t n, float* y) { k.from_f16(in.halves, y, n); }},
@@ -326,6 +331,45 @@ TEST_CASE("kernels: all 65536 halves and bfloats") {
     }
   }
   CHECK(wrong == 0);
+}
+
+TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
+  constexpr int64_t kBlocks = 3, kColumns = 5, kQuads = kColumns * 8;
+  const std::vector<std::vector<int32_t>> endings = {{40}, {8, 24, 40}, {1, 2, 5, 16, 17, 19, 36, 39}, {7, 40}};
+  std::mt19937 bits(5);
+  for (int width = 1; width <= 8; ++width)
+    for (const auto& ends : endings)
+      for (const bool half : {false, true}) {
+        const auto groups = static_cast<int64_t>(ends.size());
+        const auto steps = static_cast<size_t>(kBlocks * groups * 16);
+        std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kColumns * width * 16 + 1));
+        for (uint32_t& w : words) w = static_cast<uint32_t>(bits());
+        std::vector<uint16_t> scale16(steps);
+        std::vector<uint8_t> zero(steps);
+        for (size_t i = 0; i < steps; ++i) {
+          scale16[i] = static_cast<uint16_t>(bits() % 0x7c00);
+          zero[i] = static_cast<uint8_t>(bits());
+        }
+        const Row scale = random_row(static_cast<int64_t>(steps), 6, 1), sums = random_row(groups, 7, 9);
+        const Row tables = random_row(kQuads * 16 + 16, 8, 2);
+        const PackedRows rows{width,          kColumns,    words.data(),
+                              groups,         ends.data(), half ? nullptr : scale.data(),
+                              scale16.data(), zero.data()};
+        int count = 0;
+        const Kernels* const* sets = all_kernels(&count);
+        Row want(kBlocks * 16), decoded(kColumns * 32);
+        sets[0]->packed_product(rows, kBlocks, tables.data(), sums.data(), want.data());
+        sets[0]->packed_decode(rows, 11, decoded.data());
+        for (int s = 1; s < count; ++s) {
+          Row y(want.size()), d(decoded.size());
+          sets[s]->packed_product(rows, kBlocks, tables.data(), sums.data(), y.data());
+          sets[s]->packed_decode(rows, 11, d.data());
+          CAPTURE(sets[s]->name);
+          CAPTURE(width);
+          CHECK(std::memcmp(y.data(), want.data(), y.size() * 4) == 0);
+          CHECK(std::memcmp(d.data(), decoded.data(), d.size() * 4) == 0);
+        }
+      }
 }
 
 TEST_CASE("kernels: the chosen set runs here") {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 
+#include "engine/check.h"
 #include "engine/packed.h"
 #include "quant/gptq.h"
 #include "tests/support.h"
@@ -96,11 +97,93 @@ TEST_CASE("a packed weight has the quantizer's codes and values, bit by bit") {
           }
         }
         const PackedWeight packed_weight(q.grid, w.shape, q.codes);
-        CHECK(packed_weight.words.size() == static_cast<size_t>(5 * 3 * bits));
         CHECK(packed_weight.codes() == q.codes);
         Tensor values = Tensor::uninitialized(w.shape);
         packed_weight.decode(0, 2, values.data);
         packed_weight.decode(2, 5, values.data + 2 * 72);
         CHECK(same_bits(values, q.values));
       }
+}
+
+namespace {
+
+// A random weight of any grid; scattered: the columns of a group do not follow each other.
+std::shared_ptr<const PackedWeight> random_weight(int64_t out, int64_t in, int bits, int64_t group, bool scattered,
+                                                  uint32_t seed) {
+  std::mt19937 generator(seed);
+  const int64_t wide = group < 0 ? in : group, groups = (in + wide - 1) / wide;
+  Affine grid{bits, wide, Tensor({out, groups}), Tensor({out, groups})};
+  for (int64_t i = 0; i < grid.scale.size(); ++i) {
+    grid.scale[i] = 0.001f * static_cast<float>(1 + generator() % 100);
+    grid.zero[i] = static_cast<float>(generator() >> (32 - bits));
+  }
+  for (int64_t c = 0; scattered && c < in; ++c) grid.column_group.push_back(static_cast<int32_t>(c / wide));
+  std::shuffle(grid.column_group.begin(), grid.column_group.end(), generator);
+  return std::make_shared<const PackedWeight>(grid, Shape{out, in}, random_codes(out * in, bits, seed + 1));
+}
+
+}  // namespace
+
+TEST_CASE("products with packed weights stay within their bound of the exact ones, on any number of threads") {
+  struct Case {
+    int64_t out, in, group;
+    bool scattered;
+  };
+  for (const Case c : {Case{5, 7, -1, false},
+                       {16, 96, -1, false},
+                       {130, 200, 64, false},
+                       {67, 72, 24, true},
+                       {33, 130, 7, false},
+                       {20, 33, 1, true},
+                       {64, 256, 128, true}})
+    for (int bits = 2; bits <= 8; ++bits) {
+      CAPTURE(bits);
+      CAPTURE(c.in);
+      const auto w = random_weight(c.out, c.in, bits, c.group, c.scattered, static_cast<uint32_t>(bits + c.in));
+      const Affine grid = w->grid();
+      const std::vector<uint8_t> codes = w->codes();
+      const Tensor x = random({2, 3, c.in}, 3), bias = random({c.out}, 4);
+      const Tensor y = linear(nullptr, x, w, Tensor{});
+      const int64_t groups = w->groups(), widest = std::min(c.in, w->group());
+      double worst = 0;
+      for (int64_t t = 0; t < 6; ++t)
+        for (int64_t r = 0; r < c.out; ++r) {
+          double exact = 0, size = 0;
+          for (int64_t k = 0; k < c.in; ++k) {
+            const int64_t g = r * groups + grid.group_of(k);
+            const double s = grid.scale[g], v = x[t * c.in + k];
+            exact += s * (codes[static_cast<size_t>(r * c.in + k)] - static_cast<double>(grid.zero[g])) * v;
+            size += s * (1 << bits) * std::abs(v);
+          }
+          const double steps = static_cast<double>(widest) / 8 + bits + static_cast<double>(groups) + 12;
+          worst = std::max(worst, std::abs(y[t * c.out + r] - exact) / (steps * std::ldexp(size, -24)));
+        }
+      CHECK(worst < 1);
+      CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, bias); }));
+      // A token at a time, and with others: the same bits. A long window: the product with the decoded weight.
+      for (int64_t t = 0; t < 3; ++t) {
+        const Tensor one = linear(
+            nullptr, Tensor({1, 1, c.in}, std::vector<float>(x.data + t * c.in, x.data + (t + 1) * c.in)), w, {});
+        CHECK(std::memcmp(one.data, y.data + t * c.out, static_cast<size_t>(c.out) * 4) == 0);
+      }
+      const Tensor window = random({1, 40, c.in}, 5);
+      CHECK(same_bits(linear(nullptr, window, w, bias), linear(nullptr, window, Weight(w).values(), bias)));
+    }
+}
+
+TEST_CASE("a packed weight gives its grid back, and refuses zero points that are no codes") {
+  for (const bool scattered : {false, true}) {
+    const auto w = random_weight(37, 60, 3, 8, scattered, 1);
+    const Affine grid = w->grid();
+    const PackedWeight again(grid, w->shape(), w->codes());
+    CHECK(same_bits(again.grid().scale, grid.scale));
+    CHECK(same_bits(again.grid().zero, grid.zero));
+    CHECK(grid.column_group.empty() != scattered);
+    CHECK(again.grid().column_group == grid.column_group);
+    CHECK(again.codes() == w->codes());
+  }
+  for (const float zero : {0.5f, -1.f, 256.f}) {
+    const Affine grid{2, 4, Tensor({1, 1}, {1.f}), Tensor({1, 1}, {zero})};
+    CHECK_THROWS_AS(PackedWeight(grid, {1, 4}, Codes(4)), Error);
+  }
 }

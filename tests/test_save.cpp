@@ -49,11 +49,11 @@ WeightGrid grid_of(int bits, int64_t group, bool sym = false, bool half = false)
 void scatter(Model& model) {
   for (Site* site : model.all_sites()) {
     if (!site->packed) continue;
-    Affine grid = site->packed->grid;
-    const int64_t in = site->packed->shape[1], groups = grid.scale.dim(1);
+    Affine grid = site->packed->grid();
+    const int64_t in = site->packed->shape()[1], groups = grid.scale.dim(1);
     for (int64_t c = 0; c < in; ++c)
       grid.column_group.push_back(static_cast<int32_t>((c * 7 + 3) % in / grid.group % groups));
-    site->set_packed(PackedWeight(grid, site->packed->shape, site->packed->codes()));
+    site->set_packed(PackedWeight(grid, site->packed->shape(), site->packed->codes()));
   }
 }
 
@@ -67,7 +67,7 @@ void check_same(Model& a, Model& b) {
     if (!sites_a[s]->packed) continue;
     CHECK(sites_a[s]->packed->codes() == sites_b[s]->packed->codes());
     CHECK(same_bits(sites_a[s]->weight_hat.values(), sites_b[s]->weight_hat.values()));
-    CHECK(sites_a[s]->packed->grid.column_group == sites_b[s]->packed->grid.column_group);
+    CHECK(sites_a[s]->packed->grid().column_group == sites_b[s]->packed->grid().column_group);
   }
   CHECK(same_bits(a.forward(kFake, kBatch), b.forward(kFake, kBatch)));
 }

@@ -1,0 +1,14 @@
+// Speed of language models, in float and packed, as `bench` prints it.
+#pragma once
+#include <filesystem>
+
+#include "engine/json.h"
+
+namespace bcq {
+
+// Blocks of OPT-125M and BLOOM-560M with random weights: a window of 2048 tokens, and single tokens after 128 others,
+// in float32 and with packed weights as they are loaded from files, which are made in `folder`. Prints a table and
+// appends its rows to `records`. The embedding, whose head is a product like any other, is left out: it has one token.
+void bench_language(const std::filesystem::path& folder, int repeats, json& records);
+
+}  // namespace bcq

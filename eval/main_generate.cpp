@@ -1,0 +1,111 @@
+// generate: a language model, in float or quantized, goes on with a prompt.
+#include <malloc.h>
+
+#include <cstdio>
+
+#include "data/tokenizer.h"
+#include "engine/check.h"
+#include "eval/cli.h"
+#include "eval/common.h"
+#include "eval/generate.h"
+
+namespace {
+
+using namespace bcq;
+
+struct Options {
+  std::string model, prompt, json_path;
+  int64_t tokens = 128;
+  Sampling sampling;
+};
+
+void add_options(CLI::App& app, Options& o) {
+  app.add_option("--model", o.model, "Folder with config.json, weights and tokenizer, or the .safetensors file in it")
+      ->required()
+      ->type_name("DIR|FILE");
+  app.add_option("--prompt", o.prompt, "Text to go on with")->required()->type_name("TEXT");
+  app.add_option("--max-new-tokens", o.tokens, "Tokens to add at most")->capture_default_str()->type_name("N");
+  app.add_option("--temperature", o.sampling.temperature,
+                 "0: the likeliest token each time; above: tokens drawn from the softmax of logits over T")
+      ->capture_default_str()
+      ->type_name("T");
+  app.add_option("--top-k", o.sampling.top_k, "Draw from the K likeliest tokens (0: from all)")
+      ->capture_default_str()
+      ->type_name("K");
+  app.add_option("--top-p", o.sampling.top_p, "Draw from the fewest tokens that together have probability P")
+      ->capture_default_str()
+      ->type_name("P");
+  app.add_option("--seed", o.sampling.seed, "Seed of the draws")->capture_default_str();
+  app.add_option("--json", o.json_path, "Write the result as a JSON record (-: stdout, which then has no text)")
+      ->type_name("FILE");
+  add_threads_option(app);
+  app.footer(
+      "Examples:\n"
+      "  generate --model data/mini/opt --prompt 'The little dog'\n"
+      "  generate --model opt-125m-4bit --prompt 'Once upon a time' --max-new-tokens 200 --temperature 0.8 --top-p "
+      "0.95");
+}
+
+double per_second(size_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
+
+void run(const Options& o) {
+  require_usage(o.tokens >= 1, "--max-new-tokens must be at least 1");
+  check(o.sampling);
+  const auto model = load_model(o.model);
+  require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
+                model->info().name.c_str());
+  const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
+  malloc_trim(0);  // what reading the files took
+
+  const std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
+  const bool prints = o.json_path != "-";
+  std::string text;
+  const auto show = [&](const std::string& part) {
+    text += part;
+    if (!prints) return;
+    std::fwrite(part.data(), 1, part.size(), stdout);
+    std::fflush(stdout);
+  };
+  TextStream stream(tokenizer);
+  if (prints) std::fputs(o.prompt.c_str(), stdout);
+  const Generated result = generate(*model, prompt, o.tokens, o.sampling, [&](int32_t id) { show(stream.next(id)); });
+  show(stream.finish());
+  if (prints) std::printf("\n");
+
+  const size_t decoded = result.ids.size() - (result.ids.empty() || std::string(result.finish) == "eos" ? 0 : 1);
+  const double prefill = per_second(prompt.size(), result.prefill_seconds);
+  const double decode = per_second(decoded, result.decode_seconds), bits = bits_per_weight(*model);
+  json record = run_facts();
+  std::fprintf(stderr,
+               "%s: %.2f bits per weight of the blocks; prompt of %zu tokens, %.1f tokens/s; %zu new tokens, %.1f "
+               "tokens/s after the first; %.0f MB at most\n",
+               model->info().name.c_str(), bits, prompt.size(), prefill, result.ids.size(), decode,
+               record["peak_rss_mb"].get<double>());
+  if (std::string(result.finish) == "positions")
+    std::fprintf(stderr, "note: it ends because %s has no positions left\n", model->info().name.c_str());
+  record.update({{"model", model->info().name},
+                 {"bits_per_weight", bits},
+                 {"prompt", o.prompt},
+                 {"text", text},
+                 {"prompt_ids", prompt},
+                 {"ids", result.ids},
+                 {"finish", result.finish},
+                 {"temperature", o.sampling.temperature},
+                 {"top_k", o.sampling.top_k},
+                 {"top_p", o.sampling.top_p},
+                 {"seed", o.sampling.seed},
+                 {"prefill_seconds", result.prefill_seconds},
+                 {"prefill_tokens_per_second", prefill},
+                 {"decode_seconds", result.decode_seconds},
+                 {"decode_tokens_per_second", decode}});
+  write_record(o.json_path, record);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Text from a language model, in float or quantized.", "generate"};
+  Options options;
+  add_options(app, options);
+  return run_program(app, argc, argv, [&] { run(options); });
+}
