@@ -293,7 +293,7 @@ TEST_CASE("cli: generate goes on with a prompt, in float and packed, alike on an
 
 TEST_CASE("cli: generate says what is wrong") {
   const Folder folder;
-  check_failure("generate --model data/mini/vit --prompt a", 2, {"vit is a vision model"});
+  check_failure("generate --model data/mini/vit --prompt a", 2, {"is a vision model"});
   check_failure("generate --model data/mini/opt --prompt a --max-new-tokens 0", 2, {"--max-new-tokens"});
   check_failure("generate --model data/mini/opt --prompt a --temperature -1", 2, {"--temperature"});
   check_failure("generate --model data/mini/opt --prompt a --top-p 0", 2, {"--top-p"});
