@@ -1,6 +1,7 @@
 #include "eval/bench_language.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <functional>
@@ -177,7 +178,7 @@ Speed measure(const fs::path& folder, int repeats) {
 
 }  // namespace
 
-void bench_language(const fs::path& folder, int repeats, json& records) {
+void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, json& records) {
   const Network networks[] = {{"OPT-125M", 768, 12, 12, false}, {"BLOOM-560M", 1024, 24, 16, true}};
   const Weights all[] = {{"FP32", 0, -1}, {"4 bit", 4, -1}, {"3 bit", 3, -1}, {"2 bit", 2, -1}, {"2 bit g64", 2, 64}};
   const double bandwidth = read_bandwidth();
@@ -189,8 +190,10 @@ void bench_language(const fs::path& folder, int repeats, json& records) {
   std::printf("|                       | tokens/s | FP32 | ms     | FP32  | GB/s    | reads | MB     | / file |\n");
   std::printf("|-----------------------|----------|------|--------|-------|---------|-------|--------|--------|\n");
   for (const Network& net : networks) {
-    Speed base{};
+    Speed base{NAN, NAN, NAN};  // ratios to what was not run are null
     for (const Weights& weights : all) {
+      const std::string work = format("%s blocks, %s", net.name, weights.name);
+      if (!wanted(work)) continue;
       const fs::path at = folder / "language";
       write_model(net, weights, at);
       const auto file = static_cast<double>(fs::file_size(at / "model.safetensors"));
@@ -202,7 +205,7 @@ void bench_language(const fs::path& folder, int repeats, json& records) {
                   weights.name, kWindow / speed.window, base.window / speed.window, 1e3 * speed.token,
                   base.token / speed.token, rate / 1e9, rate / bandwidth, file / 1e6, speed.memory / file);
       std::fflush(stdout);
-      records.push_back({{"work", format("%s blocks, %s", net.name, weights.name)},
+      records.push_back({{"work", work},
                          {"prefill_tokens_per_second", kWindow / speed.window},
                          {"prefill_over_fp32", base.window / speed.window},
                          {"token_ms", 1e3 * speed.token},

@@ -3,12 +3,14 @@
 #include <filesystem>
 
 #include "engine/json.h"
+#include "eval/bench_models.h"
 
 namespace bcq {
 
 // Blocks of OPT-125M and BLOOM-560M with random weights: a window of 2048 tokens, and single tokens after 128 others,
 // in float32 and with packed weights as they are loaded from files, which are made in `folder`. Prints a table and
-// appends its rows to `records`. The embedding, whose head is a product like any other, is left out: it has one token.
-void bench_language(const std::filesystem::path& folder, int repeats, json& records);
+// appends those rows that are wanted to `records`. The embedding, whose head is a product like any other, is left out:
+// it has one token.
+void bench_language(const std::filesystem::path& folder, int repeats, const Wanted& wanted, json& records);
 
 }  // namespace bcq

@@ -10,6 +10,14 @@
 namespace bcq {
 namespace fs = std::filesystem;
 
+Wanted::Wanted(const std::string& expression) {
+  try {
+    pattern_ = std::regex(expression);
+  } catch (const std::regex_error& e) {
+    throw UsageError(format("--only %s: not a regular expression (%s)", expression.c_str(), e.what()));
+  }
+}
+
 Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random) {
   Tensor t = Tensor::uninitialized(shape);
   for (int64_t i = 0; i < t.size(); ++i) t[i] = scale * (static_cast<float>(random()) / 2147483648.f - 1.f);

@@ -3,10 +3,22 @@
 #include <filesystem>
 #include <memory>
 #include <random>
+#include <regex>
+#include <string>
 
 #include "models/model.h"
 
 namespace bcq {
+
+// Which works to run: those in whose name an expression is found. UsageError for one that is none.
+class Wanted {
+ public:
+  explicit Wanted(const std::string& expression = "");
+  bool operator()(const std::string& work) const { return std::regex_search(work, pattern_); }
+
+ private:
+  std::regex pattern_;
+};
 
 Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random);
 

@@ -42,6 +42,7 @@ double peak_memory_mb() {
 
 struct Bench {
   int repeats = 5;
+  Wanted wanted;
   json records = json::array();
 
   void float_forward(const char* name, const Model& model, const Batch& batch, double items);
@@ -72,6 +73,7 @@ void run(const Context& ctx, const Model& model, const Batch& batch) {
 }
 
 void Bench::float_forward(const char* name, const Model& model, const Batch& batch, double items) {
+  if (!wanted(name)) return;
   Operands operands;
   run({Precision::Float, nullptr, &operands}, model, batch);
   const double whole = median_seconds(repeats, [&] { run({}, model, batch); });
@@ -106,6 +108,9 @@ void Bench::int8_products() {
   const int64_t shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
   for (const int64_t rows : {197, 8 * 197})
     for (const auto& [depth, columns] : shapes) {
+      const std::string name =
+          format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
+      if (!wanted("int8 product " + name)) continue;
       const Int8Panels b(columns, depth);
       const CodedRows a(Coder(Uniform{8, 0, {1.f}}), rows, depth);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
@@ -118,8 +123,6 @@ void Bench::int8_products() {
         peaks.push_back(2e-9 * int8_peak());
         shares.push_back(peaks.back() > 0 ? rates.back() / peaks.back() : 0);
       }
-      const std::string name =
-          format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
       std::printf("| %-23s | %9.0f | %11.0f | %5.2f |\n", name.c_str(), median(rates), median(peaks), median(shares));
       std::fflush(stdout);
       records.push_back({{"work", "int8 product " + name},
@@ -131,6 +134,8 @@ void Bench::int8_products() {
 
 void Bench::vision(const char* name, Model& model, std::mt19937& random) {
   for (const int64_t images : {1, 8}) {
+    const std::string work = format("%s, batch %d, ", name, static_cast<int>(images));
+    if (!wanted(work + "FP32") && !wanted(work + "W8A8") && !wanted(work + "W4A4 twin-uniform")) continue;
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
     const double items = static_cast<double>(images);
@@ -143,10 +148,8 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
       std::printf(" %7.2f |", ms);
       if (precision != Precision::Float) std::printf(" %5.2f |", as_float / ms);
       std::fflush(stdout);
-      records.push_back({{"work", format("%s, batch %d, %s", name, static_cast<int>(images), what)},
-                         {"ms", ms},
-                         {"fp32_over_this", as_float / ms},
-                         {"peak_mb", peak_memory_mb()}});
+      records.push_back(
+          {{"work", work + what}, {"ms", ms}, {"fp32_over_this", as_float / ms}, {"peak_mb", peak_memory_mb()}});
     };
     measure("FP32", Precision::Float);
     const double float_mb = peak_memory_mb();
@@ -167,11 +170,15 @@ int main(int argc, char** argv) {
   std::string json_path;
   Bench bench;
   app.add_option("--repeats", bench.repeats, "Runs of which the median counts")->capture_default_str()->type_name("N");
+  std::string only;
+  app.add_option("--only", only, "Works whose name, as in the JSON records, this is found in; of images a line at once")
+      ->type_name("REGEX");
   app.add_option("--json", json_path, "Write the figures as a JSON array (-: stdout)")->type_name("FILE");
   add_threads_option(app);
-  app.footer("Example:\n  bench --threads 2");
+  app.footer("Example:\n  bench --only 'ViT-B|OPT-125M blocks, 4 bit'");
   return run_program(app, argc, argv, [&] {
     require_usage(bench.repeats >= 1, "--repeats must be at least 1");
+    bench.wanted = Wanted(only);
     const json facts = run_facts();
     std::printf("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
                 facts["isa"].get<std::string>().c_str(), facts["blas"].get<std::string>().c_str(), 2e-9 * float_peak());
@@ -201,7 +208,7 @@ int main(int argc, char** argv) {
     window.length = 2048;
     for (int i = 0; i < 2048; ++i) window.ids.push_back(static_cast<int32_t>(random() % 50272));
     bench.float_forward("OPT-125M blocks, 2048 tokens", *opt, window, 1);
-    bench_language(folder.path, bench.repeats, bench.records);
+    bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);
   });

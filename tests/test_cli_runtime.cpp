@@ -54,3 +54,8 @@ TEST_CASE("cli: --runtime integer says what it simulates, and when there is noth
                 {"--wbits 9 --abits 9"});
   check_failure(kVit + "--limit 4 --runtime integer", 2, {"--method"});
 }
+
+TEST_CASE("cli: bench says what is wrong") {
+  check_failure("bench --only [", 2, {"--only [", "not a regular expression"});
+  check_failure("bench --repeats 0", 2, {"--repeats"});
+}
