@@ -7,7 +7,6 @@ that does not count and the median of a few that do. Figures are medians over th
     python tests/reference/bench_peers.py --only 'Swin-T.*FP32' --rounds 3
 """
 import argparse
-import contextlib
 import functools
 import importlib.metadata
 import json
@@ -319,7 +318,7 @@ def compare(name, prepare, rounds, repeats):
 def show(record):
     ms, ratio = record.get("ms"), record.get("ours_over_this")
     output = record["output"].replace("|", "/").splitlines()[0]
-    print(f"| {record['work']:<28} | {record['engine']:<17} | {'' if ms is None else f'{ms:.2f}':>8} "
+    print(f"| {record['work']:<30} | {record['engine']:<17} | {'' if ms is None else f'{ms:.2f}':>8} "
           f"| {'' if ratio is None else f'{ratio:.2f}':>5} | {output} |", flush=True)
 
 
@@ -334,7 +333,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="turns of every engine (default 5)")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes in a turn (default 3)")
     parser.add_argument("--only", default="", metavar="REGEX", help="works whose name it is found in")
-    parser.add_argument("--folder", metavar="DIR", help="keep the networks and what is exported from them here")
     parser.add_argument("--json", metavar="FILE", help="write the figures as a JSON array")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -351,7 +349,7 @@ def main():
           "difference\nover the largest logit, or cosine\n\n| work | engine | ms | ours over this | against PyTorch's "
           "float logits |\n|---|---|---|---|---|", flush=True)
     records = []
-    with contextlib.nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory("-bcq-peers") as folder:
+    with tempfile.TemporaryDirectory("-bcq-peers") as folder:
         for name, prepare in WORKS.items():
             if not re.search(args.only, name):
                 continue
