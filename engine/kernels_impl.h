@@ -321,25 +321,9 @@ float dot_float(const float* a, const float* b, int64_t n) {
       n, 0.f, [=](int64_t i) { return a[i] * b[i]; }, [](float x, float y) { return x + y; });
 }
 
-void weighted_rows(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y) {
-  constexpr int64_t kColumns = 64;  // of y that stay in registers
-  const auto part = [=](int64_t begin, int64_t count) {
-    float sum[kColumns] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* row = x + r * stride + begin;
-      const float weight = s[r];
-      each(count, [=, &sum](int64_t i) { sum[i] += weight * row[i]; });
-    }
-    std::memcpy(y + begin, sum, static_cast<size_t>(count) * sizeof(float));
-  };
-  int64_t i = 0;
-  for (; i + kColumns <= n; i += kColumns) part(i, kColumns);
-  if (i < n) part(i, n - i);
-}
-
-// ---- Packed weights ---------------------------------------------------------------------------
-// Sixteen rows side by side. Looking a float up by four bits of each of 16 words is the one thing here that
-// compilers do not find by themselves.
+// ---- Single tokens ----------------------------------------------------------------------------
+// Sixteen floats side by side, of 16 rows or columns. Looking a float up by four bits of each of 16 words is the one
+// thing here that compilers do not find by themselves.
 
 #if defined(__AVX512F__)
 // Masked forms with every lane on: g++ 12 warns of its own header's undefined registers in the others.
@@ -446,6 +430,24 @@ Floats load(const uint8_t* x) {
 }
 void store(const Floats& x, float* y) { std::memcpy(y, x.at, sizeof x.at); }
 #endif
+
+void weighted_rows(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y) {
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {  // 64 sums stay in registers
+    Floats sum[4] = {all(0.f), all(0.f), all(0.f), all(0.f)};
+    for (int64_t r = 0; r < rows; ++r) {
+      const Floats weight = all(s[r]);
+      BCQ_UNROLL
+      for (int k = 0; k < 4; ++k) sum[k] = sum[k] + weight * load(x + r * stride + i + 16 * k);
+    }
+    for (int k = 0; k < 4; ++k) store(sum[k], y + i + 16 * k);
+  }
+  for (; i < n; ++i) {
+    float sum = 0;
+    for (int64_t r = 0; r < rows; ++r) sum += s[r] * x[r * stride + i];
+    y[i] = sum;
+  }
+}
 
 void sign_tables(const float* x, int64_t quads, float* tables) {
   for (int64_t q = 0; q < quads; ++q, x += 4, tables += 16)
