@@ -1,5 +1,7 @@
 #include "eval/bench_language.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -155,6 +157,7 @@ struct Speed {
 
 Speed measure(const fs::path& folder, int repeats) {
   Speed speed;
+  malloc_trim(0);  // or the model would be loaded into what writing it left behind, and seem to take nothing
   const double before = resident();
   const auto model = load_model(folder.string());
   Context ctx;
