@@ -152,7 +152,7 @@ void blocks(const Model& model, const Context& ctx, const Batch& batch) {
 
 struct Speed {
   double window, token;  // seconds
-  double memory;         // bytes that loading and single tokens made resident
+  double memory;         // bytes that loading and a token without others made resident
 };
 
 Speed measure(const fs::path& folder, int repeats) {
@@ -162,6 +162,8 @@ Speed measure(const fs::path& folder, int repeats) {
   const auto model = load_model(folder.string());
   Context ctx;
   ctx.precision = model->info().packed ? Precision::Fake : Precision::Float;
+  blocks(*model, ctx, tokens(1));
+  speed.memory = resident() - before;
   KvCache cache(kBefore + kTokens);
   ctx.cache = &cache;
   for (; cache.length < kBefore; ++cache.length) blocks(*model, ctx, tokens(1));
@@ -172,7 +174,6 @@ Speed measure(const fs::path& folder, int repeats) {
                                  for (int64_t i = 0; i < kTokens; ++i, ++cache.length) blocks(*model, ctx, one);
                                }) /
                 kTokens;
-  speed.memory = resident() - before;
   ctx.cache = nullptr;
   const Batch window = tokens(kWindow);
   speed.window = median_seconds(repeats, [&] { blocks(*model, ctx, window); });
