@@ -249,7 +249,7 @@ def language(ours, folder, name, tokens, bits):
         return row["token_ms"] if past else 1e3 * tokens / row["prefill_tokens_per_second"]
 
     engines = {"ours": lambda: ours.forward(folder, last=True, input_ids=ids) if bits == "FP32" and not past else
-                       ours.bench(folder, f"{name} blocks, {bits}", ms)}
+                       ours.bench(folder, f"{name} blocks, {bits}$", ms)}
     with torch.inference_mode():
         reference = model(ids).logits[:, -1].numpy()
         cache = model(ids[:, :past], use_cache=True).past_key_values if past else None
@@ -336,7 +336,8 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write the figures as a JSON array")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # of exporters and quantizers
+    logging.disable(logging.WARNING)  # of exporters and quantizers; the next one writes by itself
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
     ours = Ours(args.threads)
     versions = {package: version(package) for package in PACKAGES}
