@@ -45,7 +45,7 @@ struct Dequantizer {
 
 // What a site is run from. Made once, when its grids and its compensation are final.
 struct IntegerSite {
-  Coder left, right;                         // right: of a product of activations
+  Coder left, right;
   std::shared_ptr<const Int8Panels> weight;  // of a linear site
   Dequantizer dequantizer;                   // of a linear site
 };

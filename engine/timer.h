@@ -2,6 +2,8 @@
 #pragma once
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace bcq {
@@ -14,6 +16,13 @@ class Timer {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+// The middle of at least one value; of two the larger.
+inline double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 // The median over `repeats` runs, at least one; a run before them warms caches up and does not count.
 template <class Work>
 double median_seconds(int repeats, const Work& work) {
@@ -24,9 +33,7 @@ double median_seconds(int repeats, const Work& work) {
     work();
     seconds.push_back(timer.seconds());
   }
-  const auto middle = seconds.begin() + repeats / 2;
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
+  return median(std::move(seconds));
 }
 
 }  // namespace bcq

@@ -95,29 +95,6 @@ std::unique_ptr<Model> random_swin_tiny(const fs::path& folder) {
   return c.load(folder, {{"architecture", "swin_tiny_patch4_window7_224"}, {"num_classes", 1000}});
 }
 
-std::unique_ptr<Model> random_opt_125m(const fs::path& folder) {
-  Checkpoint c;
-  const std::string decoder = "model.decoder.";
-  c.add(decoder + "embed_tokens.weight", {50272, 768});
-  c.add(decoder + "embed_positions.weight", {2050, 768});
-  for (int i = 0; i < 12; ++i) {
-    const std::string layer = decoder + "layers." + std::to_string(i) + ".";
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) c.linear(layer + "self_attn." + name, 768, 768);
-    c.norm(layer + "self_attn_layer_norm", 768);
-    c.norm(layer + "final_layer_norm", 768);
-    c.linear(layer + "fc1", 3072, 768);
-    c.linear(layer + "fc2", 768, 3072);
-  }
-  c.norm(decoder + "final_layer_norm", 768);
-  return c.load(folder, {{"model_type", "opt"},
-                         {"hidden_size", 768},
-                         {"num_hidden_layers", 12},
-                         {"num_attention_heads", 12},
-                         {"ffn_dim", 3072},
-                         {"vocab_size", 50272},
-                         {"max_position_embeddings", 2048}});
-}
-
 namespace {
 
 float step_of(const Tensor& x, int bits) {

@@ -20,12 +20,12 @@ class Wanted {
   std::regex pattern_;
 };
 
+// Uniform in [-scale, scale).
 Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random);
 
 // Written to `folder` and loaded from there.
 std::unique_ptr<Model> random_vit(const std::filesystem::path& folder, const char* architecture, int64_t dim);
 std::unique_ptr<Model> random_swin_tiny(const std::filesystem::path& folder);
-std::unique_ptr<Model> random_opt_125m(const std::filesystem::path& folder);
 
 // Grids without a search, each step just wide enough for what `batch` makes of the float network; after GELU and
 // softmax twin-uniform ones if asked for. The pixels stay float.

@@ -62,21 +62,11 @@ struct Operands : Observer {
   }
 };
 
-// blocks alone for language: the head of a 2048-token window is a third of the work and no site.
-void run(const Context& ctx, const Model& model, const Batch& batch) {
-  if (model.info().family == Family::Vision) {
-    model.forward(ctx, batch);
-    return;
-  }
-  Tensor x = model.embed(ctx, batch);
-  for (int i = 0; i < model.depth(); ++i) x = model.block(ctx, i, x);
-}
-
 void Bench::float_forward(const char* name, const Model& model, const Batch& batch, double items) {
   if (!wanted(name)) return;
   Operands operands;
-  run({Precision::Float, nullptr, &operands}, model, batch);
-  const double whole = median_seconds(repeats, [&] { run({}, model, batch); });
+  model.forward({Precision::Float, nullptr, &operands}, batch);
+  const double whole = median_seconds(repeats, [&] { model.forward({}, batch); });
   const double limit = median_seconds(repeats, [&] {
     for (const auto& p : operands.products) p.site->product(Precision::Float, nullptr, p.a, p.b);
   });
@@ -94,11 +84,6 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
                      {"ms_products_alone", 1e3 * limit / items},
                      {"share_of_limit", limit / whole},
                      {"gflops_products", flop / limit / 1e9}});
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
 }
 
 // The linear layers of ViT-B: codes in, sums in cache out; in turns with the peak, which moves with the clock.
@@ -202,12 +187,11 @@ int main(int argc, char** argv) {
       bench.float_forward(format("ViT-B/16, batch %d, per image", static_cast<int>(b)).c_str(), *vit, batch,
                           static_cast<double>(b));
     }
-    const auto opt = random_opt_125m(folder.path / "opt");
     Batch window;
     window.windows = 1;
     window.length = 2048;
-    for (int i = 0; i < 2048; ++i) window.ids.push_back(static_cast<int32_t>(random() % 50272));
-    bench.float_forward("OPT-125M blocks, 2048 tokens", *opt, window, 1);
+    window.ids.assign(2048, 1);
+    bench.float_forward("OPT-125M, 2048 tokens", *random_opt_125m(folder.path / "opt"), window, 1);
     bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "data/cache.h"
 #include "data/jpeg.h"
 #include "engine/check.h"
 #include "engine/integer.h"
@@ -143,7 +144,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
   const int64_t n = run.limit > 0 ? std::min(run.limit, all) : all;
   Accuracy result;
   int64_t top5 = 0;
-  uint64_t hash = 0xcbf29ce484222325;
+  uint64_t hash = 0;
   for (int64_t begin = 0; begin < n; begin += run.batch_size) {
     progress("evaluation", static_cast<double>(begin), static_cast<double>(n));
     std::vector<int64_t> indices;
@@ -158,8 +159,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
       const float* z = logits.data + static_cast<int64_t>(i) * logits.dim(1);
       require(std::all_of(z, z + logits.dim(1), [](float v) { return std::isfinite(v); }),
               "%s: the model's output is not finite", item.path.c_str());
-      const auto* bytes = reinterpret_cast<const unsigned char*>(z);
-      for (int64_t b = 0; b < 4 * logits.dim(1); ++b) hash = (hash ^ bytes[b]) * 0x100000001b3;
+      hash = checksum({reinterpret_cast<const char*>(z), static_cast<size_t>(4 * logits.dim(1))}, hash);
       // Rank of the right class; of equal outputs the lower index comes first, as argmax has it.
       const float right = z[item.label];
       const int64_t rank = std::count_if(z, z + logits.dim(1), [&](float v) { return v > right; }) +

@@ -62,7 +62,7 @@ struct Accuracy {
   std::vector<std::string> unreadable;  // a message for each of the others: no figure counts them
   double top1 = 0, top5 = 0;            // percent
   double top1_se = 0;                   // standard error of top1, percent points (binomial)
-  std::string outputs_hash;             // FNV-1a of the bits of all logits, in hexadecimal
+  std::string outputs_hash;             // checksum() of the bits of all logits, in hexadecimal
 };
 // Throws Error when an output is not finite.
 Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const VisionRun& run, const Progress& progress);

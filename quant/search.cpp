@@ -180,12 +180,13 @@ struct Problem {
   Tensor right;  // of a product, in float
   Distance distance;
 
-  // The site with this grid for the searched operand; `other` is one with another. In integers where that goes.
-  Site candidate(const Grid& grid, const Site* other) const {
+  // The site with this grid for the searched operand, in integers where that goes. `other`, if any, is a candidate
+  // made before: the codes of a weight that stands are shared.
+  Site candidate(const Grid& grid, const IntegerSite* other) const {
     Site c = site;
     (side == Side::Left ? c.a : c.b) = grid;
     if (site.is_linear() && side == Side::Right) c.weight_hat = fake_quantize(grid, site.weight.values());
-    c.prepare_integer(side == Side::Left && other ? other->integer.get() : nullptr);
+    c.prepare_integer(side == Side::Left ? other : nullptr);
     return c;
   }
 
@@ -246,8 +247,10 @@ class Race {
         slices_(std::min(kSlices, problem.distance.layout.samples)),
         errors_(candidates.multipliers.size() * units_, 0.0),
         bound_(units_, std::numeric_limits<double>::infinity()),
-        first_(problem.candidate(grid(0), nullptr)),
-        sites_(candidates.multipliers.size()) {}
+        sites_(candidates.multipliers.size()) {
+    sites_[0] = problem.candidate(grid(0), nullptr);
+    first_ = sites_[0]->integer;
+  }
 
   std::vector<int> run() {
     std::vector<size_t> open(candidates_.multipliers.size()), leaders;
@@ -263,8 +266,9 @@ class Race {
     std::erase_if(open, [&](size_t i) { return std::binary_search(leaders.begin(), leaders.end(), i); });
     for (int64_t slice = 1; slice < slices_; ++slice) {
       std::erase_if(open, [&](size_t i) {
-        if (has_lost(i)) sites_[i].reset();
-        return !sites_[i] && has_lost(i);
+        const bool lost = has_lost(i);
+        if (lost) sites_[i].reset();
+        return lost;
       });
       add_slice(open, slice);
     }
@@ -281,7 +285,7 @@ class Race {
     const int64_t samples = problem_.distance.layout.samples, n = static_cast<int64_t>(who.size());
     const auto add = [&](int64_t i) {
       const size_t at = who[static_cast<size_t>(i)];
-      const Site site = sites_[at] ? *sites_[at] : problem_.candidate(grid(at), &first_);
+      const Site site = sites_[at] ? *sites_[at] : problem_.candidate(grid(at), first_.get());
       if (site.integer) sites_[at] = site;  // its codes are small; floats are made anew
       double* errors = &errors_[at * units_];
       problem_.measure(site, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
@@ -326,10 +330,10 @@ class Race {
   const Candidates& candidates_;
   size_t units_;
   int64_t slices_;
-  std::vector<double> errors_;  // [candidate][unit], over the slices measured so far
-  std::vector<double> bound_;   // of each unit: the smallest error over all slices known
-  Site first_;                  // whose codes of a weight that stands all candidates share
-  std::vector<std::optional<Site>> sites_;
+  std::vector<double> errors_;              // [candidate][unit], over the slices measured so far
+  std::vector<double> bound_;               // of each unit: the smallest error over all slices known
+  std::vector<std::optional<Site>> sites_;  // candidates that are kept ready
+  std::shared_ptr<const IntegerSite> first_;
 };
 
 // Part `unit` of x along an axis that the units share: [..., n, ...] -> [..., n / units, ...].
