@@ -395,6 +395,19 @@ TEST_CASE("chains, merges, stages and the network's output: no mean error is lef
     CHECK(part_error(*model, shape, data, 3, 3) < 2e-6);
     CHECK(part_error(*model, shape, data, 0, 0) < 2e-6);  // a block before the stage's end keeps its own
 
+    o.quantized_stream = true;  // a stage is entered by what the quantized one before it makes
+    model = quantized(swin, data);
+    compensate(*model, data, o, kSilent);
+    MeanError error(shape);
+    double size = 0;
+    for (const Batch& batch : data) {
+      Tensor f = model->embed(kFloat, batch), q = model->embed(kFake, batch);
+      for (int i = 0; i < model->depth(); ++i) f = model->block(kFloat, i, f), q = model->block(kFake, i, q);
+      error.update(f, q);
+      size = std::max(size, max_abs(doubles(f)));
+    }
+    CHECK(max_abs(doubles(error.mean())) < 2e-6 * size);
+
     for (const std::string& fixture : {kVit, swin, std::string("tests/fixtures/deit_tiny")}) {
       CAPTURE(fixture);
       o = options(shape);

@@ -187,6 +187,15 @@ TEST_CASE("Affine rounds before it adds the zero point, and groups columns") {
   }));
 }
 
+TEST_CASE("an Affine grid is symmetric when all its zero points are the middle code") {
+  Affine grid{3, 4, Tensor({2, 2}, {1, 1, 1, 1}), Tensor({2, 2}, {4, 4, 4, 4})};
+  CHECK(is_symmetric(grid));
+  for (const float other : {3.f, 5.f}) {
+    grid.zero[3] = other;
+    CHECK_FALSE(is_symmetric(grid));
+  }
+}
+
 TEST_CASE("storage_bits counts codes, steps and zero points") {
   CHECK(storage_bits(Identity{}, {10, 20}) == 6400);
   CHECK(storage_bits(Uniform{4, 0, {1, 1, 1}}, {10, 20}) == 200 * 4 + 3 * 32);
