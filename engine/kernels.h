@@ -14,16 +14,23 @@ namespace bcq {
 constexpr int kInt8Rows = 14;
 constexpr int64_t kInt8Panel = 32;
 
-// Rows of a packed weight as their product with a token reads them: see engine/packed.h.
+// Rows of a packed weight and a token as their product reads them: see engine/packed.h.
 struct PackedRows {
   int bits;                 // 1..8
-  int64_t word_columns;     // 32 columns each
-  const uint32_t* words;    // [blocks, word_columns, bits, 16]
+  int64_t chunks;           // of 32 columns
+  const uint32_t* words;    // [blocks, chunks, bits, 16]
   int64_t groups;           // that share a scale and a zero point
   const int32_t* ends;      // [groups] quads at which they end
   const float* scale;       // [blocks, groups, 16], or null:
   const uint16_t* scale16;  // the same as 16-bit floats
   const uint8_t* zero;      // [blocks, groups, 16]
+};
+constexpr int kTokenDigits = 3;
+struct PackedToken {
+  float unit;             // 2^e
+  const uint8_t* digits;  // kTokenDigits planes of int8_t, the lowest digit first
+  int64_t stride;         // from plane to plane
+  const int32_t* sums;    // [groups, kTokenDigits] of each group's digits
 };
 
 struct Kernels {
@@ -77,12 +84,20 @@ struct Kernels {
   float (*dot_float)(const float* a, const float* b, int64_t n);
   // y = sum over rows r of s[r] times row r, [rows, n] with a stride, in the order of rows
   void (*weighted_rows)(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y);
-  // tables [quads, 16]: for every four of x the sums +-x0 +-x1 +-x2 +-x3, bit j of the index set for +xj.
-  void (*sign_tables)(const float* x, int64_t quads, float* tables);
-  // y [blocks, 16]: products of rows with the token whose tables, and sums over the columns of each group, are given.
-  void (*packed_product)(const PackedRows& rows, int64_t blocks, const float* tables, const float* sums, float* y);
-  // y [word_columns, 32]: the values scale (code - zero) of row `lane` (0..15) of the first block.
-  void (*packed_decode)(const PackedRows& rows, int64_t lane, float* y);
+  // The digits of x / 2^e in `planes` (2 or 3) planes, `stride` bytes apart, the lowest first, each plus `offset`: 128,
+  // or 0 for bytes that are those of an int8_t. Returns 2^e, for values that are not all finite NaN.
+  float (*digits)(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride);
+  int32_t (*sum_codes)(const uint8_t* x, int64_t n, int offset);  // of such bytes, less the offset
+  // y [blocks, 16]: products of rows with a token.
+  void (*packed_product)(const PackedRows& rows, int64_t blocks, const PackedToken& x, float* y);
+  // y [8 chunks][16, 4], `stride` bytes apart: the codes of the first block.
+  void (*packed_codes)(const PackedRows& rows, uint8_t* y, int64_t stride);
+  // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
+  // packed_product; of sums [tokens, planes, 16 blocks] over codes, less 128 if they have 8 bits, and digits + 128:
+  // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - offset_i - zero_i digit_sums[t, p]). Rows of sums and y are
+  // `stride` apart, digit_sums `planes` times the number of groups.
+  void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,
+                      const int32_t* sums, int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y);
 
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

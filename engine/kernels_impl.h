@@ -331,7 +331,10 @@ namespace {
 
 void from_f16(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store(load(x + i), y + i);
+  for (; i + kWide <= n; i += kWide) {
+    const Floats floats = to_floats(x + i);
+    std::memcpy(y + i, &floats, sizeof floats);
+  }
   for (; i < n; ++i) y[i] = half_to_float(x[i]);
 }
 
@@ -347,7 +350,8 @@ constinit const Kernels BCQ_TABLE = {
     add,          scale,          sum_exp,           fake_uniform, fake_twin_gelu, fake_twin_softmax,
     code_uniform, code_twin_gelu, code_twin_softmax, int8_tile,    from_sums,      weighted_squared_error,
     dot,          sum_of,         max_abs,           all_finite,   dot_float,      weighted_rows,
-    sign_tables,  packed_product, packed_decode,     from_f16,     from_bf16,
+    digits,       sum_codes,      packed_product,    packed_codes, packed_sums,    from_f16,
+    from_bf16,
 };
 
 }  // namespace bcq

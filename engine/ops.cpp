@@ -57,33 +57,20 @@ void product(const Tensor& x, const Weight& w, bool transpose_w, const Tensor& b
 }
 
 // Samples of so few rows are multiplied row by row: the weight is read once, and no part of it copied.
-constexpr int64_t kFewRows = 4, kFewPacked = 16;
+constexpr int64_t kFewRows = 4;
 
-// y = x Wᵀ for such samples and rows [begin, end) of the weight.
-void few_rows(const Tensor& x, const Weight& w, int64_t begin, int64_t end, Tensor& y) {
-  const int64_t tokens = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
-  if (w.packed())
-    for (int64_t t = 0; t < tokens; ++t)
-      w.packed()->multiply(w.packed()->prepare(x.data + t * depth), begin, end, y.data + t * columns + begin);
-  Tensor scratch;
-  const int64_t step = std::max<int64_t>(1, 4096 / depth);  // decoded rows stay in the nearest cache
-  for (int64_t c = begin; c < end && !w.packed(); c += step) {
-    const int64_t stop = std::min(end, c + step);
-    const float* row = w.rows(c, stop, scratch);
-    for (int64_t i = c; i < stop; ++i, row += depth)
-      for (int64_t t = 0; t < tokens; ++t) y[t * columns + i] = kernels().dot_float(x.data + t * depth, row, depth);
-  }
-}
-
-// The whole of it. Every value is a sum of its own, so that the cut into items changes none: each thread has one when
-// the weight is packed, and what prepare() makes in a cache of its own, which to fetch from another costs more.
 void few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
-  constexpr int64_t kRows = PackedWeight::kRows;
-  const int64_t tokens = x.rows(), columns = y.dim(-1), blocks = (columns + kRows - 1) / kRows;
-  const int64_t items = std::min<int64_t>(blocks, w.packed() ? threads() : (columns + 63) / 64);
-  parallel_for(items, [&](int64_t item) {
-    const int64_t begin = blocks * item / items * kRows, end = std::min(columns, blocks * (item + 1) / items * kRows);
-    few_rows(x, w, begin, end, y);
+  const int64_t tokens = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
+  parallel_for((columns + 63) / 64, [&](int64_t item) {
+    const int64_t begin = item * 64, end = std::min(columns, begin + 64);
+    Tensor scratch;
+    const int64_t step = std::max<int64_t>(1, 4096 / depth);  // decoded rows stay in the nearest cache
+    for (int64_t c = begin; c < end; c += step) {
+      const int64_t stop = std::min(end, c + step);
+      const float* row = w.rows(c, stop, scratch);
+      for (int64_t i = c; i < stop; ++i, row += depth)
+        for (int64_t t = 0; t < tokens; ++t) y[t * columns + i] = kernels().dot_float(x.data + t * depth, row, depth);
+    }
     for (int64_t t = 0; t < tokens && !bias.empty(); ++t) {
       float* out = y.data + t * columns + begin;
       kernels().add(out, bias.data + begin, out, end - begin);
@@ -98,8 +85,9 @@ Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& b
   Shape shape = x.shape;
   shape.back() = weight.dim(0);
   Tensor y = Tensor::uninitialized(shape);
-  const int64_t rows = x.dim(0) > 0 ? x.rows() / x.dim(0) : 0;
-  if (rows <= (weight.packed() ? kFewPacked : kFewRows))
+  if (weight.packed())
+    weight.packed()->multiply(x.data, x.rows(), bias.data, y.data);
+  else if (x.rows() <= kFewRows * x.dim(0))
     few_rows(x, weight, bias, y);
   else
     product(x, weight, true, bias, y);

@@ -12,6 +12,16 @@ namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
+// The code of slot i of a chunk into the words of its row, 16 apart, in the parts that codes_of() reads.
+void put_code(uint32_t code, int bits, int64_t i, uint32_t* words) {
+  const int64_t quad = i / 4, byte = i % 4;
+  for (int part; bits > 0; bits -= part, code >>= part, words += part * PackedWeight::kRows) {
+    part = bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+    const int64_t at = quad * part;
+    words[at / 8 * PackedWeight::kRows] |= (code & ((1u << part) - 1)) << (8 * byte + at % 8);
+  }
+}
+
 }  // namespace
 
 void pack_codes(const uint8_t* codes, int64_t n, int bits, uint32_t* words) {
@@ -57,24 +67,28 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
   require(shape_.size() == 2 && grid.scale.dim(0) == shape_[0] && grid.zero.shape == grid.scale.shape,
           "a grid of shape %s for a weight of shape %s", to_string(grid.scale.shape).c_str(),
           to_string(shape_).c_str());
-  const int64_t out = shape_[0], in = shape_[1], groups = grid.scale.dim(1), blocks = (out + kRows - 1) / kRows;
+  const int64_t out = shape_[0], in = shape_[1], groups = grid.scale.dim(1);
   std::vector<std::vector<int32_t>> members(at(groups));
   for (int64_t c = 0; c < in; ++c) members[at(grid.group_of(c))].push_back(static_cast<int32_t>(c));
   for (std::vector<int32_t>& columns : members) {
     columns.resize((columns.size() + 3) / 4 * 4, -1);
     order_.insert(order_.end(), columns.begin(), columns.end());
     ends_.push_back(static_cast<int32_t>(order_.size() / 4));
+    require(static_cast<int64_t>(columns.size()) <= kInt8MostDepth, "sums over a group of %zu columns may overflow",
+            columns.size());
   }
-  const std::vector<int32_t> order = order_;
   bool in_order = true;
-  for (int64_t i = 0; i < slots(); ++i) in_order &= order[at(i)] == (i < in ? i : -1);
+  for (int64_t i = 0; i < slots(); ++i) in_order &= order_[at(i)] == (i < in ? i : -1);
   if (in_order) order_ = {};
 
   const bool half = scale_bits(grid) == 16;
-  (half ? scale16_.resize(at(blocks * groups * kRows)) : scale_.resize(at(blocks * groups * kRows)));
-  zero_.resize(at(blocks * groups * kRows));
-  words_.resize(at(blocks * word_columns() * bits_ * kRows + 1));
-  parallel_for(blocks, [&](int64_t block) {
+  (half ? scale16_.resize(at(blocks() * groups * kRows)) : scale_.resize(at(blocks() * groups * kRows)));
+  zero_.resize(at(blocks() * groups * kRows));
+  const int64_t words_of_block = chunks() * bits_ * kRows;
+  words_ = Buffer<uint32_t>(blocks() * words_of_block);
+  parallel_for(blocks(), [&](int64_t block) {
+    uint32_t* words = words_.data() + block * words_of_block;
+    std::fill_n(words, words_of_block, 0u);
     std::vector<uint8_t> codes(at(in));
     for (int64_t r = block * kRows; r < std::min(out, (block + 1) * kRows); ++r) {
       const int64_t lane = r % kRows;
@@ -90,16 +104,8 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
                 static_cast<double>(zero), static_cast<long long>(r));
       }
       row_codes(r, codes.data());
-      for (int64_t c = 0; c < word_columns(); ++c) {
-        uint32_t words[8] = {};
-        for (int64_t i = 0; i < std::min<int64_t>(32, slots() - c * 32); ++i) {
-          const int32_t column = order[at(c * 32 + i)];
-          const uint32_t code = column < 0 ? 0 : codes[at(column)];
-          for (int b = 0; b < bits_; ++b) words[b] |= (code >> b & 1u) << i;
-        }
-        for (int b = 0; b < bits_; ++b)
-          words_[at(((block * word_columns() + c) * bits_ + b) * kRows + lane)] = words[b];
-      }
+      for (int64_t i = 0; i < slots(); ++i)
+        if (column_of(i) >= 0) put_code(codes[at(column_of(i))], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
     }
   });
 }
@@ -107,13 +113,20 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
 PackedRows PackedWeight::rows(int64_t block) const {
   const int64_t steps = block * groups() * kRows;
   return {bits_,
-          word_columns(),
-          words_.data() + block * word_columns() * bits_ * kRows,
+          chunks(),
+          words_.data() + block * chunks() * bits_ * kRows,
           groups(),
           ends_.data(),
           scale_.empty() ? nullptr : scale_.data() + steps,
           scale_.empty() ? scale16_.data() + steps : nullptr,
           zero_.data() + steps};
+}
+
+float PackedWeight::scale_of(const PackedRows& rows, int64_t i) {
+  if (rows.scale) return rows.scale[i];
+  float scale;
+  kernels().from_f16(rows.scale16 + i, &scale, 1);
+  return scale;
 }
 
 Affine PackedWeight::grid() const {
@@ -123,31 +136,26 @@ Affine PackedWeight::grid() const {
     for (int64_t g = 0; g < groups(); ++g) {
       const int64_t i = (r / kRows * groups() + g) * kRows + r % kRows, to = r * groups() + g;
       grid.zero[to] = zero_[at(i)];
-      if (scale_.empty())
-        kernels().from_f16(&scale16_[at(i)], &grid.scale[to], 1);
-      else
-        grid.scale[to] = scale_[at(i)];
+      grid.scale[to] = scale_of(rows(r / kRows), g * kRows + r % kRows);
     }
   if (!scattered_) return grid;
   grid.column_group.resize(at(shape_[1]));
   for (int64_t g = 0, i = 0; g < groups(); ++g)
-    for (; i < ends_[at(g)] * 4; ++i) {
-      const int64_t column = order_.empty() ? i : order_[at(i)];
-      if (column >= 0 && column < shape_[1]) grid.column_group[at(column)] = static_cast<int32_t>(g);
-    }
+    for (; i < ends_[at(g)] * 4; ++i)
+      if (column_of(i) >= 0) grid.column_group[at(column_of(i))] = static_cast<int32_t>(g);
   return grid;
 }
 
 std::vector<uint8_t> PackedWeight::codes() const {
-  std::vector<uint8_t> all(at(numel(shape_)));
-  parallel_for(shape_[0], [&](int64_t r) {
-    const uint32_t* words = rows(r / kRows).words + r % kRows;
+  const int64_t out = shape_[0], in = shape_[1];
+  std::vector<uint8_t> all(at(out * in));
+  parallel_for(blocks(), [&](int64_t block) {
+    const Buffer<uint8_t> codes(chunks() * 8 * 64);
+    kernels().packed_codes(rows(block), codes.data(), 64);
     for (int64_t i = 0; i < slots(); ++i) {
-      const int64_t column = order_.empty() ? i : order_[at(i)];
-      if (column < 0 || column >= shape_[1]) continue;
-      uint32_t code = 0;
-      for (int b = 0; b < bits_; ++b) code |= (words[(i / 32 * bits_ + b) * kRows] >> i % 32 & 1u) << b;
-      all[at(r * shape_[1] + column)] = static_cast<uint8_t>(code);
+      const int64_t column = column_of(i);
+      for (int64_t r = block * kRows; column >= 0 && r < std::min(out, (block + 1) * kRows); ++r)
+        all[at(r * in + column)] = codes.data()[i / 4 * 64 + r % kRows * 4 + i % 4];
     }
   });
   return all;
@@ -155,45 +163,19 @@ std::vector<uint8_t> PackedWeight::codes() const {
 
 void PackedWeight::decode(int64_t begin, int64_t end, float* y) const {
   const int64_t in = shape_[1];
-  const bool direct = order_.empty() && in % 32 == 0;
-  Tensor row = direct ? Tensor{} : Tensor::uninitialized({word_columns() * 32});
+  const Buffer<uint8_t> codes(chunks() * 8 * 64);
   for (int64_t r = begin; r < end; ++r, y += in) {
-    kernels().packed_decode(rows(r / kRows), r % kRows, direct ? y : row.data);
-    if (direct) continue;
-    if (order_.empty())
-      std::copy_n(row.data, in, y);
-    else
-      for (int64_t i = 0; i < slots(); ++i)
-        if (order_[at(i)] >= 0) y[order_[at(i)]] = row[i];
-  }
-}
-
-Tensor PackedWeight::prepare(const float* x) const {
-  const int64_t in = shape_[1], quads = slots() / 4;
-  Tensor prepared = Tensor::uninitialized({quads * 16 + groups() + 16}), ordered;  // 16 to read over
-  if (!order_.empty() || in < slots()) {
-    ordered = Tensor({slots()});
-    for (int64_t i = 0; i < slots(); ++i) {
-      const int64_t column = order_.empty() ? i : order_[at(i)];
-      if (column >= 0 && column < in) ordered[i] = x[column];
+    const PackedRows packed = rows(r / kRows);
+    const int64_t lane = r % kRows;
+    if (r == begin || lane == 0) kernels().packed_codes(packed, codes.data(), 64);
+    for (int64_t g = 0, i = 0; g < groups(); ++g) {
+      const float scale = scale_of(packed, g * kRows + lane);
+      for (const int zero = packed.zero[g * kRows + lane]; i < ends_[at(g)] * 4; ++i) {
+        const int code = codes.data()[i / 4 * 64 + lane * 4 + i % 4];
+        if (column_of(i) >= 0) y[column_of(i)] = scale * static_cast<float>(code - zero);
+      }
     }
-    x = ordered.data;
   }
-  kernels().sign_tables(x, quads, prepared.data);
-  for (int64_t g = 0, begin = 0; g < groups(); begin = ends_[at(g++)] * 4)
-    prepared[quads * 16 + g] = static_cast<float>(kernels().sum(x + begin, ends_[at(g)] * 4 - begin));
-  return prepared;
-}
-
-void PackedWeight::multiply(const Tensor& prepared, int64_t begin, int64_t end, float* y) const {
-  require(begin % kRows == 0, "products begin at row %lld of a block", static_cast<long long>(begin % kRows));
-  const float *tables = prepared.data, *sums = tables + slots() * 4;
-  const int64_t whole = (end - begin) / kRows, left = (end - begin) % kRows;
-  kernels().packed_product(rows(begin / kRows), whole, tables, sums, y);
-  if (left == 0) return;
-  float last[kRows];
-  kernels().packed_product(rows(begin / kRows + whole), 1, tables, sums, last);
-  std::copy_n(last, left, y + whole * kRows);
 }
 
 }  // namespace bcq

@@ -5,38 +5,28 @@
 // checkpoints pack in exactly this way, their 3-bit pattern of three words included, with the words
 // transposed: qweight[k, n] is word k of row n, and qzeros packs the zero points of a group along the rows.
 //
-// In memory the same bits stand as a product with one token reads them. Columns follow each other group by group,
-// cut into fours ("quads", the last of a group padded with columns that meet zeros), and 16 rows stand side by side:
-// a word holds one bit of 32 columns' codes of one row. With the bits b of a code read as signs s = 2 b - 1,
-//   code = (2^K - 1) / 2 + sum_k 2^(k-1) s_k
-//   y = sum_groups scale (1/2 sum_k 2^k S_k + ((2^K - 1) / 2 - zero) sum x),  S_k = sum over quads of +-x0 +-x1 +-x2
-//   +-x3
-// and a quad has only 16 such sums, which all rows share: four bits of a word look one up, instead of four codes that
-// are widened, multiplied and added. (T-MAC, "CPU Renaissance via Table Lookup", does this with 8-bit sums; here
-// they are floats.) Nothing is rounded that a product with the dequantized weights would not round, see multiply().
+// In memory the same bits stand as products read them. Columns follow each other group by group, cut into fours
+// ("quads", the last of a group padded with columns that meet zeros), and 16 rows stand side by side: a word has the
+// codes of four columns of one row in its four bytes, shifted where the next quads' codes share the bytes (layout in
+// engine/packed_kernels.h). That is the shape integer dot products want, so the activations become integers, too: with
+// one power of two for a token, 2^e, chosen by its largest magnitude X, x is rounded, once, to
+//   2^e q,  q = 65536 d_2 + 256 d_1 + d_0,  |q| < 2^23,  digits d from -128 to 127
+//   y = 2^e sum_groups scale (65536 T_2 + 256 T_1 + T_0),  T_p = sum_columns (code - zero) d_p
+// The T are exact integers, so that one token alone, others with it, every cut into threads and every instruction set
+// give the same bits. With u = 2^-24, M = 2^(e+23) < 2.01 X and G groups,
+//   |y - exact| <= u sum |w| (M + (G + 5) (|x| + M / 126)):
+// the rounding of x, then of T_p to floats, of their sum, of the product with the scale and of G sums (digits below the
+// first may cancel: they add up to at most M / 127). A dot product of floats in n / 16 steps has (n / 16 + 6) u
+// sum |w| |x|. A token with a value that is not finite makes every y NaN.
 #pragma once
 #include <cstdint>
 #include <functional>
-#include <new>
 #include <vector>
 
 #include "engine/grid.h"
+#include "engine/int8.h"
 
 namespace bcq {
-
-struct PackedRows;  // engine/kernels.h
-
-// For vectors whose rows of 16 words are cache lines.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{64})); }
-  void deallocate(T* p, size_t) { ::operator delete (p, std::align_val_t{64}); }
-  bool operator==(const LineAllocator&) const { return true; }
-};
 
 // 32-bit words that n codes of `bits` bits (1..8) take.
 inline int64_t packed_words(int64_t n, int bits) { return (n + 31) / 32 * bits; }
@@ -65,18 +55,25 @@ class PackedWeight {
   // are the quantizer's own values, bit by bit. Serial.
   void decode(int64_t begin, int64_t end, float* y) const;
 
-  // What the products of all rows with a token x [in] share.
-  Tensor prepare(const float* x) const;
-  // y[0..end-begin) = rows [begin, end) of the weight times that token; begin is a multiple of kRows. Serial.
-  // With u = 2^-24 and n columns in all, n' in the largest group and G groups, |y - exact| is at most
-  //   (n' / 8 + K + G + 12) u sum_groups scale (2^K sum |x|),
-  // where a dot product over the dequantized weights in n / 16 steps has (n / 16 + 6) u sum |w| |x|.
-  void multiply(const Tensor& prepared, int64_t begin, int64_t end, float* y) const;
+  // y [tokens, out] = x [tokens, in] times the weight's rows, as above, + bias [out] where there is one. On all
+  // threads.
+  void multiply(const float* x, int64_t tokens, const float* bias, float* y) const;
 
  private:
+  struct Tokens;  // in digits
+  Tokens in_digits(const float* x, int64_t tokens, int planes, int offset) const;
+  void multiply_each(const Tokens& tokens, int64_t begin, int64_t end, const float* bias, float* y) const;
+  void multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end, const float* bias,
+                     float* y) const;
+
   PackedRows rows(int64_t block) const;
+  static float scale_of(const PackedRows& rows, int64_t i);
+  int64_t blocks() const { return (shape_[0] + kRows - 1) / kRows; }
   int64_t slots() const { return static_cast<int64_t>(ends_.back()) * 4; }
-  int64_t word_columns() const { return (slots() + 31) / 32; }
+  int64_t chunks() const { return (slots() + 31) / 32; }
+  int64_t column_of(int64_t slot) const {  // -1 for padding
+    return !order_.empty() ? order_[static_cast<size_t>(slot)] : slot < shape_[1] ? slot : -1;
+  }
 
   int bits_;
   int64_t group_;
@@ -84,8 +81,8 @@ class PackedWeight {
   bool scattered_;              // the groups' columns do not follow each other
   std::vector<int32_t> ends_;   // [groups] the quad at which each ends
   std::vector<int32_t> order_;  // [slots] the column there, -1 for padding; empty where slot i is column i
-  std::vector<uint32_t, LineAllocator<uint32_t>> words_;  // [blocks, word_columns, bits, kRows], and one to read over
-  std::vector<float> scale_;                              // [blocks, groups, kRows], or
+  Buffer<uint32_t> words_;      // [blocks, chunks, bits, kRows]
+  std::vector<float> scale_;    // [blocks, groups, kRows], or
   std::vector<uint16_t> scale16_;
   std::vector<uint8_t> zero_;  // [blocks, groups, kRows]
 };

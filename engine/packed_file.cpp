@@ -180,12 +180,12 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
     in_order = grid.column_group[at(c)] == c / grid.group;
   if (in_order) grid.column_group.clear();
   from.count(out * in - grid.scale.size());  // parameters are weights, not scales
-  const PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
+  PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
     std::vector<uint32_t> stream(at(row));
     for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[own ? r * row + k : k * out + r];
     unpack_codes(stream.data(), in, grid.bits, codes);
   });
-  forget(words.info);  // it is here now
+  for (const char* name : {"qweight", "qzeros", "scales"}) forget(from.raw(name));  // they are here now
   return w;
 }
 

@@ -1,248 +1,237 @@
-// What single tokens need: products with packed weights by look-ups, and attention to the tokens before. Part of
-// kernels_impl.h, whose scalars and loops it uses.
+// What single tokens need: products with packed weights, and attention to the tokens before. Part of kernels_impl.h,
+// whose scalars and loops it uses.
 namespace bcq {
 namespace {
 
-// Sixteen floats side by side, of 16 rows or columns. Looking a float up by four bits of each of 16 words is the one
-// thing here that compilers do not find by themselves.
-
+// Rows or columns side by side, as many as a register holds: 16 rows are 16 / kWide of these.
 #if defined(__AVX512F__)
-// Masked forms with every lane on: g++ 12 warns of its own header's undefined registers in the others.
-constexpr __mmask16 kAll = 0xffff;
-using Words = __m512i;
-using Floats = __m512;
-using Table = __m512;
-Words load_words(const char* w) { return _mm512_loadu_si512(w); }
-Words next_quad(Words w) { return _mm512_maskz_srli_epi32(kAll, w, 4); }
-Table load_table(const float* t) { return _mm512_loadu_ps(t); }
-Floats look_up(Table t, Words w) { return _mm512_maskz_permutexvar_ps(kAll, w, t); }
-Floats all(float x) { return _mm512_set1_ps(x); }
-Floats load(const float* x) { return _mm512_loadu_ps(x); }
-Floats load(const uint16_t* halves) {
-  return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
-}
-Floats load(const uint8_t* x) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-  return _mm512_maskz_cvtepi32_ps(kAll, _mm512_maskz_cvtepu8_epi32(kAll, bytes));
-}
-void store(Floats x, float* y) { _mm512_storeu_ps(y, x); }
+constexpr int kWide = 16;
 #elif defined(__AVX2__)
-struct Words {
-  __m256i a, b;
-};
-struct Floats {
-  __m256 a, b;
-};
-using Table = Floats;  // entries 0..7 and 8..15
-Floats operator+(const Floats& x, const Floats& y) { return {x.a + y.a, x.b + y.b}; }
-Floats operator-(const Floats& x, const Floats& y) { return {x.a - y.a, x.b - y.b}; }
-Floats operator*(const Floats& x, const Floats& y) { return {x.a * y.a, x.b * y.b}; }
-__m256i load8(const char* w) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)); }
-Words load_words(const char* w) { return {load8(w), load8(w + 32)}; }
-Words next_quad(const Words& w) { return {_mm256_srli_epi32(w.a, 4), _mm256_srli_epi32(w.b, 4)}; }
-Table load_table(const float* t) { return {_mm256_loadu_ps(t), _mm256_loadu_ps(t + 8)}; }
-__m256 look_up8(const Table& t, __m256i w) {
-  const __m256 high = _mm256_castsi256_ps(_mm256_slli_epi32(w, 28));  // the fourth bit, where a blend looks
-  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.a, w), _mm256_permutevar8x32_ps(t.b, w), high);
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+using Words = uint32_t __attribute__((vector_size(4 * kWide)));
+using Sums = int32_t __attribute__((vector_size(4 * kWide)));
+using Floats = float __attribute__((vector_size(4 * kWide)));
+
+template <class T, class From>
+inline T load(const From* from) {
+  T x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
 }
-Floats look_up(const Table& t, const Words& w) { return {look_up8(t, w.a), look_up8(t, w.b)}; }
-Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-Floats load(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
-Floats load(const uint16_t* halves) {
-  const auto* h = reinterpret_cast<const __m128i*>(halves);
-  return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
-}
-Floats load(const uint8_t* x) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
-}
-void store(const Floats& x, float* y) {
-  _mm256_storeu_ps(y, x.a);
-  _mm256_storeu_ps(y + 8, x.b);
+Floats to_floats(Sums x) { return __builtin_convertvector(x, Floats); }
+// Masked with every lane on: g++ 12 warns of its own header's undefined registers in the other forms.
+#if defined(__AVX512F__)
+Floats to_floats(const uint16_t* halves) { return Floats(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(halves))); }
+Sums to_sums(const uint8_t* x) { return Sums(_mm512_maskz_cvtepu8_epi32(0xffff, load<__m128i>(x))); }
+#elif defined(__AVX2__)
+Floats to_floats(const uint16_t* halves) { return Floats(_mm256_cvtph_ps(load<__m128i>(halves))); }
+Sums to_sums(const uint8_t* x) {
+  return Sums(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
 }
 #else
-struct Words {
-  uint32_t at[16];
-};
-struct Floats {
-  float at[16];
-};
-using Table = const float*;
-template <class Value>
-inline Floats each_lane(const Value& value) {
-  Floats y;
-  for (int l = 0; l < 16; ++l) y.at[l] = value(l);
-  return y;
+Floats to_floats(const uint16_t* halves) {
+  Floats x;
+  for (int l = 0; l < kWide; ++l) x[l] = half_to_float(halves[l]);
+  return x;
 }
-Floats operator+(const Floats& x, const Floats& y) {
-  return each_lane([&](int l) { return x.at[l] + y.at[l]; });
-}
-Floats operator-(const Floats& x, const Floats& y) {
-  return each_lane([&](int l) { return x.at[l] - y.at[l]; });
-}
-Floats operator*(const Floats& x, const Floats& y) {
-  return each_lane([&](int l) { return x.at[l] * y.at[l]; });
-}
-Words load_words(const char* w) {
-  Words y;
-  std::memcpy(y.at, w, sizeof y.at);
-  return y;
-}
-Words next_quad(Words w) {
-  for (uint32_t& x : w.at) x >>= 4;
-  return w;
-}
-Table load_table(const float* t) { return t; }
-Floats look_up(Table t, const Words& w) {
-  return each_lane([&](int l) { return t[w.at[l] & 15]; });
-}
-Floats all(float x) {
-  return each_lane([=](int) { return x; });
-}
-Floats load(const float* x) {
-  return each_lane([=](int l) { return x[l]; });
-}
-Floats load(const uint16_t* halves) {
-  return each_lane([=](int l) { return half_to_float(halves[l]); });
-}
-Floats load(const uint8_t* x) {
-  return each_lane([=](int l) { return static_cast<float>(x[l]); });
-}
-void store(const Floats& x, float* y) { std::memcpy(y, x.at, sizeof x.at); }
+Sums to_sums(const uint8_t* x) { return Sums{x[0], x[1], x[2], x[3]}; }
 #endif
+
+// sum + codes · digits for every four bytes, of codes below 2^kBits.
+template <int kBits>
+inline Sums dot(Sums sum, Words codes, Words digits) {
+#if defined(__AVX512VNNI__)
+  return Sums(_mm512_dpbusd_epi32(__m512i(sum), __m512i(codes), __m512i(digits)));
+#elif defined(__AVX2__)
+  // Pairs of products fit 16 bits if codes have 7 bits; the eighth is multiplied by itself.
+  const __m256i seven = _mm256_maddubs_epi16(__m256i(kBits == 8 ? codes & 0x7f7f7f7fu : codes), __m256i(digits));
+  sum += Sums(_mm256_madd_epi16(seven, _mm256_set1_epi16(1)));
+  if (kBits == 8) {
+    const __m256i eighth = _mm256_maddubs_epi16(__m256i(codes >> 7 & 0x01010101u), __m256i(digits));
+    sum += Sums(_mm256_madd_epi16(eighth, _mm256_set1_epi16(128)));
+  }
+  return sum;
+#else
+  for (int l = 0; l < kWide; ++l)
+    for (int b = 0; b < 32; b += 8)
+      sum[l] += static_cast<int32_t>(codes[l] >> b & 255) * static_cast<int8_t>(digits[l] >> b & 255);
+  return sum;
+#endif
+}
+
+// The codes of quad q, 0..7, of a chunk of 32 columns, a byte each. They are stored in parts of 4, 2 or 1 bits, the
+// largest first: in a part of w bits, words [w, 16] hold 8 / w quads each, quad q at bit q w of every byte of word
+// q w / 8, modulo 8. Bits from kTo on are being put together.
+template <int kBits, int kTo = 0>
+inline Words codes_of(const uint32_t* words, int64_t q) {
+  constexpr int kPart = kBits >= 4 ? 4 : kBits >= 2 ? 2 : 1;
+  const int from = static_cast<int>(q * kPart % 8);
+  Words codes = load<Words>(words + q * kPart / 8 * 16);
+  codes = from >= kTo ? codes >> (from - kTo) : codes << (kTo - from);
+  codes &= ((1u << kPart) - 1u) * (0x01010101u << kTo);
+  if constexpr (kBits > kPart) codes |= codes_of<kBits - kPart, kTo + kPart>(words + kPart * 16, q);
+  return codes;
+}
+
+// Scales and zero points of kWide rows from `row` on, counted through blocks.
+struct Steps {
+  Floats scale;
+  Sums zero;
+  Steps(const PackedRows& r, int64_t row, int64_t group) {
+    const int64_t i = (row / 16 * r.groups + group) * 16 + row % 16;
+    scale = r.scale ? load<Floats>(r.scale + i) : to_floats(r.scale16 + i);
+    zero = to_sums(r.zero + i);
+  }
+};
+
+// Rows [first, first + kWide kVectors), counted through blocks: the sums and their steps of engine/packed.h.
+template <int kBits, int kVectors>
+inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t first, float* y) {
+  constexpr int64_t kAhead = 4096;  // bytes: what comes into the second cache meanwhile
+  const uint32_t* words[kVectors];
+  Floats total[kVectors] = {};
+  for (int64_t k = 0; k < kVectors; ++k) {
+    const int64_t row = first + k * kWide;
+    words[k] = r.words + row / 16 * r.chunks * kBits * 16 + row % 16;
+  }
+  for (int64_t g = 0, q = 0; g < r.groups; ++g) {
+    Sums sum[kVectors][kTokenDigits] = {};
+    const auto add = [&](int64_t quad, int64_t of_chunk) {
+      Words digits[kTokenDigits];
+      BCQ_UNROLL
+      for (int p = 0; p < kTokenDigits; ++p) digits[p] = load<uint32_t>(x.digits + p * x.stride + quad * 4) - Words{};
+      BCQ_UNROLL
+      for (int k = 0; k < kVectors; ++k) {
+        const Words codes = codes_of<kBits>(words[k] + quad / 8 * kBits * 16, of_chunk);
+        BCQ_UNROLL
+        for (int p = 0; p < kTokenDigits; ++p) sum[k][p] = dot<kBits>(sum[k][p], codes, digits[p]);
+      }
+    };
+    const int64_t end = r.ends[g];
+    while (q < end) {
+      if (q % 8 != 0 || q + 8 > end) {
+        add(q, q % 8);
+        ++q;
+        continue;
+      }
+      BCQ_UNROLL
+      for (int k = 0; k < kVectors; ++k)
+        for (int b = 0; b < kBits; ++b)
+          __builtin_prefetch(reinterpret_cast<const char*>(words[k] + (q / 8 * kBits + b) * 16) + kAhead, 0, 2);
+      BCQ_UNROLL
+      for (int64_t j = 0; j < 8; ++j) add(q + j, j);
+      q += 8;
+    }
+    BCQ_UNROLL
+    for (int k = 0; k < kVectors; ++k) {
+      const Steps steps(r, first + k * kWide, g);
+      Floats value = {};
+      BCQ_UNROLL
+      for (int p = kTokenDigits - 1; p >= 0; --p)
+        value = value * 256.f + to_floats(sum[k][p] - steps.zero * x.sums[g * kTokenDigits + p]);
+      total[k] += steps.scale * value;
+    }
+  }
+  for (int k = 0; k < kVectors; ++k) {
+    total[k] *= x.unit;
+    std::memcpy(y + first + k * kWide, &total[k], sizeof total[k]);
+  }
+}
+
+template <int kBits>
+void product_of(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
+  int64_t row = 0;  // two registers of rows share the digits, and hide how long a dot product takes
+  for (; row + 2 * kWide <= blocks * 16; row += 2 * kWide) product_of_rows<kBits, 2>(r, x, row, y);
+  if (row < blocks * 16) product_of_rows<kBits, 1>(r, x, row, y);
+}
+
+template <int kBits>
+void codes_of_block(const PackedRows& r, uint8_t* y, int64_t stride) {
+  for (int64_t c = 0; c < r.chunks; ++c, y += 8 * stride) {
+    BCQ_UNROLL
+    for (int64_t q = 0; q < 8; ++q)
+      for (int64_t lane = 0; lane < 16; lane += kWide) {
+        const Words codes = codes_of<kBits>(r.words + c * kBits * 16 + lane, q);
+        std::memcpy(y + q * stride + lane * 4, &codes, sizeof codes);
+      }
+  }
+}
+
+void packed_product(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
+  constexpr decltype(&packed_product) of[] = {product_of<1>, product_of<2>, product_of<3>, product_of<4>,
+                                              product_of<5>, product_of<6>, product_of<7>, product_of<8>};
+  of[r.bits - 1](r, blocks, x, y);
+}
+
+void packed_codes(const PackedRows& r, uint8_t* y, int64_t stride) {
+  constexpr decltype(&packed_codes) of[] = {codes_of_block<1>, codes_of_block<2>, codes_of_block<3>, codes_of_block<4>,
+                                            codes_of_block<5>, codes_of_block<6>, codes_of_block<7>, codes_of_block<8>};
+  of[r.bits - 1](r, y, stride);
+}
+
+void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
+                 int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
+  const int32_t middle = r.bits == 8 ? 128 : 0;
+  for (int64_t row = 0; row < blocks * 16; row += kWide) {
+    const Steps steps(r, row, group);
+    const Sums zero = steps.zero - middle, less = load<Sums>(offset + row);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto part = [&](int p) {
+        const Sums sum = load<Sums>(sums + (t * planes + p) * stride + row);
+        return to_floats(sum - less - zero * digit_sums[t * r.groups * planes + p]);
+      };
+      Floats value = planes == 3 ? part(2) * 256.f + part(1) : part(1);
+      value = value * 256.f + part(0);
+      const Floats total = load<Floats>(y + t * stride + row) + steps.scale * value;
+      std::memcpy(y + t * stride + row, &total, sizeof total);
+    }
+  }
+}
+
+// The exponent of the largest magnitude, and one more where its digits would not fit; x / unit is exact, and adding
+// 2^23 to its magnitude rounds it, half to even. In q + 0x808080 every byte is a digit + 128.
+float digits(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride) {
+  const int32_t exponent = (max_magnitude_bits(x, n) + 0x10101) >> 23;
+  const bool finite = all_finite(x, n);
+  const int32_t least = exponent - (8 * planes - 2) > 1 ? exponent - (8 * planes - 2) : 1;  // 2^-126
+  const float unit = as_float(static_cast<uint32_t>(least) << 23);
+  const float inverse = finite ? as_float(static_cast<uint32_t>(254 - least) << 23) : 0.f;
+  const uint32_t middles = planes == 3 ? 0x808080u : 0x8080u, flip = static_cast<uint32_t>(offset ^ 128) * 0x010101u;
+  for (int p = 0; p < planes; ++p)
+    each(n, [=](int64_t i) {
+      const float v = x[i] * inverse;
+      const uint32_t magnitude = as_bits(as_float(as_bits(v) & 0x7fffffffu) + 8388608.f) - 0x4b000000u;
+      const uint32_t q = as_bits(v) >> 31 ? 0u - magnitude : magnitude;
+      y[p * stride + i] = static_cast<uint8_t>(((q + middles) ^ flip) >> 8 * p);
+    });
+  return finite ? unit : __builtin_nanf("");
+}
+
+int32_t sum_codes(const uint8_t* x, int64_t n, int offset) {
+  return fold(
+      n, int32_t{0}, [=](int64_t i) { return static_cast<int32_t>(static_cast<int8_t>(x[i] - offset)); },
+      [](int32_t a, int32_t b) { return a + b; });
+}
 
 void weighted_rows(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y) {
   int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {  // 64 sums stay in registers
-    Floats sum[4] = {all(0.f), all(0.f), all(0.f), all(0.f)};
+  for (; i + 4 * kWide <= n; i += 4 * kWide) {  // four sums stay in registers
+    Floats sum[4] = {};
     for (int64_t r = 0; r < rows; ++r) {
-      const Floats weight = all(s[r]);
+      const Floats weight = s[r] - Floats{};
       BCQ_UNROLL
-      for (int k = 0; k < 4; ++k) sum[k] = sum[k] + weight * load(x + r * stride + i + 16 * k);
+      for (int k = 0; k < 4; ++k) sum[k] += weight * load<Floats>(x + r * stride + i + k * kWide);
     }
-    for (int k = 0; k < 4; ++k) store(sum[k], y + i + 16 * k);
+    std::memcpy(y + i, sum, sizeof sum);
   }
   for (; i < n; ++i) {
     float sum = 0;
     for (int64_t r = 0; r < rows; ++r) sum += s[r] * x[r * stride + i];
     y[i] = sum;
   }
-}
-
-void sign_tables(const float* x, int64_t quads, float* tables) {
-  for (int64_t q = 0; q < quads; ++q, x += 4, tables += 16)
-    each(16, [=](int64_t e) {
-      const auto sign = [e](int j) { return e >> j & 1 ? 1.f : -1.f; };
-      tables[e] = (sign(0) * x[0] + sign(1) * x[1]) + (sign(2) * x[2] + sign(3) * x[3]);
-    });
-}
-
-// sum_k 2^k S_k of one group (engine/packed.h) for kBlocks blocks of rows, `stride` words apart: the sums over even and
-// over odd quads apart until the end. A word is read again from each of its bytes, whose two quads then need one shift:
-// loads are free beside shifts and look-ups.
-template <int kBits, int kBlocks>
-inline void group_sum(const uint32_t* words, int64_t stride, const float* tables, int64_t begin, int64_t end,
-                      Floats* y) {
-  constexpr int kPlanes = kBits * kBlocks;
-  Floats even[kPlanes], odd[kPlanes];
-  BCQ_UNROLL
-  for (int p = 0; p < kPlanes; ++p) even[p] = odd[p] = all(0.f);
-  // The quads of one byte.
-  const auto look = [&](const char* bytes, const float* table, bool first, bool second) {
-    const Table low = load_table(table), high = load_table(table + 16);
-    BCQ_UNROLL
-    for (int p = 0; p < kPlanes; ++p) {
-      const Words w = load_words(bytes + p / kBits * stride * 4 + p % kBits * 64);
-      if (first) even[p] = even[p] + look_up(low, w);
-      if (second) odd[p] = odd[p] + look_up(high, next_quad(w));
-    }
-  };
-  const auto bytes_of = [&](int64_t q) {
-    return reinterpret_cast<const char*>(words + q / 8 * kBits * 16) + q % 8 / 2;
-  };
-  constexpr int64_t kAhead = 4096;  // bytes: what comes into the second cache meanwhile
-  int64_t q = begin;
-  if (q % 2 && q < end) {
-    look(bytes_of(q), tables + (q - 1) * 16, false, true);
-    ++q;
-  }
-  for (; q + 2 <= end && q % 8; q += 2) look(bytes_of(q), tables + q * 16, true, true);
-  for (; q + 8 <= end; q += 8) {
-    const char* const bytes = bytes_of(q);
-    BCQ_UNROLL
-    for (int p = 0; p < kPlanes; ++p)
-      __builtin_prefetch(bytes + kAhead + p / kBits * stride * 4 + p % kBits * 64, 0, 2);
-    BCQ_UNROLL
-    for (int j = 0; j < 4; ++j) look(bytes + j, tables + (q + 2 * j) * 16, true, true);
-  }
-  for (; q + 2 <= end; q += 2) look(bytes_of(q), tables + q * 16, true, true);
-  if (q < end) look(bytes_of(q), tables + q * 16, true, false);
-  BCQ_UNROLL
-  for (int k = 0; k < kBlocks; ++k) {
-    const Floats *e = even + k * kBits, *o = odd + k * kBits;
-    Floats sum = e[kBits - 1] + o[kBits - 1];
-    BCQ_UNROLL
-    for (int b = kBits - 2; b >= 0; --b) sum = (sum + sum) + (e[b] + o[b]);
-    y[k] = sum;
-  }
-}
-
-template <int kBits, int kBlocks>
-inline void product_of_blocks(const PackedRows& r, int64_t block, const float* tables, const float* sums, float* y) {
-  const Floats middle = all(static_cast<float>((1 << kBits) - 1) * 0.5f), half = all(0.5f);
-  const int64_t stride = r.word_columns * kBits * 16;
-  Floats total[kBlocks], sum[kBlocks];
-  for (Floats& t : total) t = all(0.f);
-  for (int64_t g = 0; g < r.groups; ++g) {
-    group_sum<kBits, kBlocks>(r.words + block * stride, stride, tables, g ? r.ends[g - 1] : 0, r.ends[g], sum);
-    BCQ_UNROLL
-    for (int k = 0; k < kBlocks; ++k) {
-      const int64_t first = ((block + k) * r.groups + g) * 16;
-      const Floats scale = r.scale ? load(r.scale + first) : load(r.scale16 + first);
-      total[k] = total[k] + scale * (half * sum[k] + (middle - load(r.zero + first)) * all(sums[g]));
-    }
-  }
-  for (int k = 0; k < kBlocks; ++k) store(total[k], y + (block + k) * 16);
-}
-
-template <int kBits>
-void product_of(const PackedRows& r, int64_t blocks, const float* tables, const float* sums, float* y) {
-  constexpr int kAtOnce = kBits <= 3 ? 2 : 1;  // that use a table while it is in a register
-  int64_t block = 0;
-  for (; block + kAtOnce <= blocks; block += kAtOnce) product_of_blocks<kBits, kAtOnce>(r, block, tables, sums, y);
-  for (; block < blocks; ++block) product_of_blocks<kBits, 1>(r, block, tables, sums, y);
-}
-
-float scale_of(const PackedRows& r, int64_t i) { return r.scale ? r.scale[i] : half_to_float(r.scale16[i]); }
-
-template <int kBits>
-void decode_row(const PackedRows& r, int64_t lane, float* y) {
-  for (int64_t c = 0; c < r.word_columns; ++c) {
-    uint32_t w[kBits];
-    for (int b = 0; b < kBits; ++b) w[b] = r.words[(c * kBits + b) * 16 + lane];
-    each(32, [=, &w](int64_t i) {
-      uint32_t code = 0;
-      for (int b = 0; b < kBits; ++b) code |= (w[b] >> i & 1u) << b;
-      y[c * 32 + i] = static_cast<float>(static_cast<int32_t>(code));
-    });
-  }
-  for (int64_t g = 0, begin = 0; g < r.groups; begin = r.ends[g++] * 4) {
-    const float scale = scale_of(r, g * 16 + lane), zero = static_cast<float>(r.zero[g * 16 + lane]);
-    each(r.ends[g] * 4 - begin, [=](int64_t i) { y[begin + i] = scale * (y[begin + i] - zero); });
-  }
-}
-
-void packed_product(const PackedRows& r, int64_t blocks, const float* tables, const float* sums, float* y) {
-  constexpr decltype(&packed_product) of[] = {product_of<1>, product_of<2>, product_of<3>, product_of<4>,
-                                              product_of<5>, product_of<6>, product_of<7>, product_of<8>};
-  of[r.bits - 1](r, blocks, tables, sums, y);
-}
-
-void packed_decode(const PackedRows& r, int64_t lane, float* y) {
-  constexpr decltype(&packed_decode) of[] = {decode_row<1>, decode_row<2>, decode_row<3>, decode_row<4>,
-                                             decode_row<5>, decode_row<6>, decode_row<7>, decode_row<8>};
-  of[r.bits - 1](r, lane, y);
 }
 
 }  // namespace

@@ -90,7 +90,16 @@ const std::vector<Call>& calls() {
       {"dot_float", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.dot_float(in.a, in.b, n); }},
       {"weighted_rows", [](auto& k, auto& in, int64_t n,
                            float* y) { k.weighted_rows(in.b, in.a, n / 3, std::min<int64_t>(n, 3), n / 3, y); }},
-      {"sign_tables", [](auto& k, auto& in, int64_t n, float* y) { k.sign_tables(in.a, n / 16, y); }},
+      {"digits",
+       [](auto& k, auto& in, int64_t n, float* y) {
+         y[n] = k.digits(in.a, n, 3, 0, reinterpret_cast<uint8_t*>(y), n);
+         y[n + 1] = static_cast<float>(k.sum_codes(reinterpret_cast<const uint8_t*>(y), n, 0));
+       }},
+      {"digits + 128",
+       [](auto& k, auto& in, int64_t n, float* y) {
+         y[n] = k.digits(in.a, n, 2, 128, reinterpret_cast<uint8_t*>(y), n);
+         y[n + 1] = static_cast<float>(k.sum_codes(reinterpret_cast<const uint8_t*>(y), n, 128));
+       }},
       {"max_abs", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.max_abs(in.a, n); }},
       {"all_finite", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.all_finite(in.a, n); }},
       {"from_f16", [](auto& k, auto& in, int64_t n, float* y) { k.from_f16(in.halves, y, n); }},
@@ -333,41 +342,100 @@ TEST_CASE("kernels: all 65536 halves and bfloats") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE("kernels: digits of 24 and 16 bits are the nearest, of any magnitude") {
+  const auto check = [](const Row& x, int planes) {
+    const auto n = static_cast<int64_t>(x.size());
+    std::vector<uint8_t> low(3 * x.size()), high(low);
+    const float unit = plain().digits(x.data(), n, planes, 0, low.data(), n);
+    CHECK(plain().digits(x.data(), n, planes, 128, high.data(), n) == unit);
+    double top = 0, error = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      double q = 0;
+      for (int p = planes - 1; p >= 0; --p) {
+        const size_t at = static_cast<size_t>(p) * x.size() + i;
+        CHECK(high[at] == (low[at] ^ 128));
+        q = q * 256 + static_cast<int8_t>(low[at]);
+      }
+      top = std::max(top, std::abs(static_cast<double>(x[i])));
+      error = std::max(error, std::abs(q * unit - x[i]));
+    }
+    CHECK(error <= unit / 2);
+    // The unit is the least power of two that fits them, but for denormals of it.
+    CHECK(unit <= std::max(top * std::ldexp(2.04, 1 - 8 * planes), std::ldexp(1.0, -126)));
+  };
+  for (const int planes : {2, 3}) {
+    for (const int exponent : {-149, -140, -126, -110, -20, 0, 3, 100, 127})
+      for (const float top : {1.f, 1.5f, 1.9921f, 1.99215f, 1.992157f, 1.9921572f, 1.9921876f, 1.9921877f, 1.9999999f})
+        for (const float sign : {1.f, -1.f}) {
+          Row x = random_row(50, 3, std::ldexp(0.9, exponent));
+          x[17] = sign * std::ldexp(top, exponent);
+          x[33] = -x[17];
+          check(x, planes);
+        }
+    check(Row(5), planes);
+  }
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    const Row x = {1, 2, bad, 4};
+    uint8_t y[12];
+    CHECK(std::isnan(plain().digits(x.data(), 4, 3, 0, y, 4)));
+  }
+}
+
 TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
-  constexpr int64_t kBlocks = 3, kColumns = 5, kQuads = kColumns * 8;
+  constexpr int64_t kBlocks = 3, kChunks = 5, kQuads = kChunks * 8, kRows = kBlocks * 16, kTokens = 3;
   const std::vector<std::vector<int32_t>> endings = {{40}, {8, 24, 40}, {1, 2, 5, 16, 17, 19, 36, 39}, {7, 40}};
   std::mt19937 bits(5);
+  int count = 0;
+  const Kernels* const* sets = all_kernels(&count);
   for (int width = 1; width <= 8; ++width)
     for (const auto& ends : endings)
       for (const bool half : {false, true}) {
         const auto groups = static_cast<int64_t>(ends.size());
         const auto steps = static_cast<size_t>(kBlocks * groups * 16);
-        std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kColumns * width * 16 + 1));
+        std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kChunks * width * 16));
         for (uint32_t& w : words) w = static_cast<uint32_t>(bits());
         std::vector<uint16_t> scale16(steps);
-        std::vector<uint8_t> zero(steps);
+        std::vector<uint8_t> zero(steps), digits(kTokens * 3 * kQuads * 4);
+        for (uint8_t& d : digits) d = static_cast<uint8_t>(bits());
+        digits[0] = digits[1] = 128;  // -128
         for (size_t i = 0; i < steps; ++i) {
           scale16[i] = static_cast<uint16_t>(bits() % 0x7c00);
           zero[i] = static_cast<uint8_t>(bits());
         }
-        const Row scale = random_row(static_cast<int64_t>(steps), 6, 1), sums = random_row(groups, 7, 9);
-        const Row tables = random_row(kQuads * 16 + 16, 8, 2);
-        const PackedRows rows{width,          kColumns,    words.data(),
+        std::vector<int32_t> digit_sums(static_cast<size_t>(kTokens * groups * 3)), sums(kTokens * 3 * kRows),
+            offsets(kRows);
+        for (int32_t& sum : digit_sums) sum = static_cast<int32_t>(bits() % 200000) - 100000;
+        for (int32_t& sum : sums) sum = static_cast<int32_t>(bits() % 2000000000) - 1000000000;
+        for (int32_t& offset : offsets) offset = static_cast<int32_t>(bits() % 1000000);
+        const Row scale = random_row(static_cast<int64_t>(steps), 6, 1);
+        const PackedRows rows{width,          kChunks,     words.data(),
                               groups,         ends.data(), half ? nullptr : scale.data(),
                               scale16.data(), zero.data()};
-        int count = 0;
-        const Kernels* const* sets = all_kernels(&count);
-        Row want(kBlocks * 16), decoded(kColumns * 32);
-        sets[0]->packed_product(rows, kBlocks, tables.data(), sums.data(), want.data());
-        sets[0]->packed_decode(rows, 11, decoded.data());
+        const PackedToken token{0.125f, digits.data(), kQuads * 4, digit_sums.data()};
+        struct Results {
+          Row product = Row(kRows), sums3 = Row(kTokens * kRows), sums2 = Row(kTokens * kRows);
+          std::vector<uint8_t> codes = std::vector<uint8_t>(kQuads * 70);
+        };
+        const auto results = [&](const Kernels& k) {
+          Results y;
+          k.packed_product(rows, kBlocks, token, y.product.data());
+          k.packed_codes(rows, y.codes.data(), 70);
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, offsets.data(), digit_sums.data(),
+                        y.sums3.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), digit_sums.data(),
+                        y.sums2.data());
+          return y;
+        };
+        const Results want = results(plain());
+        CHECK(*std::max_element(want.codes.begin(), want.codes.end()) < 1 << width);
         for (int s = 1; s < count; ++s) {
-          Row y(want.size()), d(decoded.size());
-          sets[s]->packed_product(rows, kBlocks, tables.data(), sums.data(), y.data());
-          sets[s]->packed_decode(rows, 11, d.data());
+          const Results y = results(*sets[s]);
           CAPTURE(sets[s]->name);
           CAPTURE(width);
-          CHECK(std::memcmp(y.data(), want.data(), y.size() * 4) == 0);
-          CHECK(std::memcmp(d.data(), decoded.data(), d.size() * 4) == 0);
+          CHECK(std::memcmp(y.product.data(), want.product.data(), y.product.size() * 4) == 0);
+          CHECK(std::memcmp(y.sums3.data(), want.sums3.data(), y.sums3.size() * 4) == 0);
+          CHECK(std::memcmp(y.sums2.data(), want.sums2.data(), y.sums2.size() * 4) == 0);
+          CHECK(y.codes == want.codes);
         }
       }
 }

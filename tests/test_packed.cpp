@@ -142,33 +142,54 @@ TEST_CASE("products with packed weights stay within their bound of the exact one
       const auto w = random_weight(c.out, c.in, bits, c.group, c.scattered, static_cast<uint32_t>(bits + c.in));
       const Affine grid = w->grid();
       const std::vector<uint8_t> codes = w->codes();
-      const Tensor x = random({2, 3, c.in}, 3), bias = random({c.out}, 4);
+      const Tensor x = random({2, 20, c.in}, 3), bias = random({c.out}, 4);
       const Tensor y = linear(nullptr, x, w, Tensor{});
-      const int64_t groups = w->groups(), widest = std::min(c.in, w->group());
       double worst = 0;
-      for (int64_t t = 0; t < 6; ++t)
+      for (int64_t t = 0; t < 40; ++t)
         for (int64_t r = 0; r < c.out; ++r) {
-          double exact = 0, size = 0;
+          const float* token = x.data + t * c.in;
+          double exact = 0, bound = 0, top = 0;
+          for (int64_t k = 0; k < c.in; ++k) top = std::max(top, std::abs(static_cast<double>(token[k])));
           for (int64_t k = 0; k < c.in; ++k) {
-            const int64_t g = r * groups + grid.group_of(k);
-            const double s = grid.scale[g], v = x[t * c.in + k];
-            exact += s * (codes[static_cast<size_t>(r * c.in + k)] - static_cast<double>(grid.zero[g])) * v;
-            size += s * (1 << bits) * std::abs(v);
+            const int64_t g = r * w->groups() + grid.group_of(k);
+            const double v =
+                grid.scale[g] * (codes[static_cast<size_t>(r * c.in + k)] - static_cast<double>(grid.zero[g]));
+            exact += v * token[k];
+            bound += std::abs(v) * (2.01 * top + static_cast<double>(w->groups() + 5) *
+                                                     (std::abs(static_cast<double>(token[k])) + 2.01 * top / 126));
           }
-          const double steps = static_cast<double>(widest) / 8 + bits + static_cast<double>(groups) + 12;
-          worst = std::max(worst, std::abs(y[t * c.out + r] - exact) / (steps * std::ldexp(size, -24)));
+          worst = std::max(worst, std::abs(y[t * c.out + r] - exact) / std::max(std::ldexp(bound, -24), 1e-30));
         }
       CHECK(worst < 1);
       CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, bias); }));
-      // A token at a time, and with others: the same bits. A long window: the product with the decoded weight.
-      for (int64_t t = 0; t < 3; ++t) {
-        const Tensor one = linear(
-            nullptr, Tensor({1, 1, c.in}, std::vector<float>(x.data + t * c.in, x.data + (t + 1) * c.in)), w, {});
-        CHECK(std::memcmp(one.data, y.data + t * c.out, static_cast<size_t>(c.out) * 4) == 0);
+      // A token at a time, a few and many: the same bits.
+      for (const int64_t some : {1, 3, 21}) {
+        const Tensor few = linear(nullptr, Tensor({1, some, c.in}, {x.data, x.data + some * c.in}), w, Tensor{});
+        CHECK(std::memcmp(few.data, y.data, static_cast<size_t>(few.size()) * 4) == 0);
       }
-      const Tensor window = random({1, 40, c.in}, 5);
-      CHECK(same_bits(linear(nullptr, window, w, bias), linear(nullptr, window, Weight(w).values(), bias)));
+      Tensor biased = y.clone();
+      for (int64_t i = 0; i < y.size(); ++i) biased[i] += bias[i % c.out];
+      CHECK(same_bits(linear(nullptr, x, w, bias), biased));
     }
+}
+
+TEST_CASE("packed products: windows longer than one pass, tokens that are not finite, and groups that overflow") {
+  const auto w = random_weight(20, 40, 4, 8, false, 2);
+  Tensor x = random({1, 1500, 40}, 6);
+  x[30] = NAN;
+  x[1400 * 40 + 3] = -INFINITY;
+  const Tensor y = linear(nullptr, x, w, Tensor{});
+  int64_t wrong = 0;
+  for (int64_t t = 0; t < 1500; ++t) {
+    const Tensor one = linear(nullptr, Tensor({1, 1, 40}, {x.data + t * 40, x.data + (t + 1) * 40}), w, Tensor{});
+    for (int64_t r = 0; r < 20; ++r) {
+      const float a = one[r], b = y[t * 20 + r];
+      wrong += t == 0 || t == 1400 ? !(std::isnan(a) && std::isnan(b)) : std::memcmp(&a, &b, 4) != 0;
+    }
+  }
+  CHECK(wrong == 0);
+  const Affine grid{2, 70000, Tensor({1, 1}, {1.f}), Tensor({1, 1})};
+  CHECK_THROWS_WITH_AS(PackedWeight(grid, {1, 70000}, Codes(70000)), doctest::Contains("70000 columns"), Error);
 }
 
 TEST_CASE("a packed weight gives its grid back, and refuses zero points that are no codes") {
