@@ -14,16 +14,16 @@ namespace bcq {
 constexpr int kInt8Rows = 14;
 constexpr int64_t kInt8Panel = 32;
 
-// Rows of a packed weight and a token as their product reads them: see engine/packed.h.
+// Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: see engine/packed.h.
 struct PackedRows {
   int bits;                 // 1..8
   int64_t chunks;           // of 32 columns
-  const uint32_t* words;    // [blocks, chunks, bits, 16]
+  const uint32_t* words;    // [blocks, chunks, bits, kInt8Panel]
   int64_t groups;           // that share a scale and a zero point
   const int32_t* ends;      // [groups] quads at which they end
-  const float* scale;       // [blocks, groups, 16], or null:
+  const float* scale;       // [blocks, groups, kInt8Panel], or null:
   const uint16_t* scale16;  // the same as 16-bit floats
-  const uint8_t* zero;      // [blocks, groups, 16]
+  const uint8_t* zero;      // [blocks, groups, kInt8Panel]
 };
 constexpr int kTokenDigits = 3;
 struct PackedToken {
@@ -88,12 +88,12 @@ struct Kernels {
   // or 0 for bytes that are those of an int8_t. Returns 2^e, for values that are not all finite NaN.
   float (*digits)(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride);
   int32_t (*sum_codes)(const uint8_t* x, int64_t n, int offset);  // of such bytes, less the offset
-  // y [blocks, 16]: products of rows with a token.
+  // y [blocks, kInt8Panel]: products of rows with a token.
   void (*packed_product)(const PackedRows& rows, int64_t blocks, const PackedToken& x, float* y);
-  // y [8 chunks][16, 4], `stride` bytes apart: the codes of the first block.
-  void (*packed_codes)(const PackedRows& rows, uint8_t* y, int64_t stride);
+  // y [8 chunks, kInt8Panel, 4]: the codes of the first block, as a panel (engine/int8.h).
+  void (*packed_codes)(const PackedRows& rows, uint8_t* y);
   // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
-  // packed_product; of sums [tokens, planes, 16 blocks] over codes, less 128 if they have 8 bits, and digits + 128:
+  // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits + 128:
   // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - offset_i - zero_i digit_sums[t, p]). Rows of sums and y are
   // `stride` apart, digit_sums `planes` times the number of groups.
   void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,

@@ -9,48 +9,45 @@
 #include "engine/parallel.h"
 
 namespace bcq {
-namespace {
-
-// The stride of a row of keys: an odd number of cache lines, so that the rows of a head do not compete for the same
-// ones.
-int64_t key_stride(int64_t capacity) { return (capacity + 31) / 32 * 32 + 16; }
-
-}  // namespace
 
 Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                         float scale, const std::vector<float>& slopes) {
   const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, first = cache.length;
-  const int64_t stride = key_stride(cache.capacity);
+  constexpr int64_t kKeys = KvCache::kKeys;
+  const int64_t room = (cache.capacity + kKeys - 1) / kKeys * kKeys;
   require(first + T <= cache.capacity, "%lld tokens after %lld do not fit into a cache of %lld",
           static_cast<long long>(T), static_cast<long long>(first), static_cast<long long>(cache.capacity));
   cache.layers.resize(std::max(cache.layers.size(), static_cast<size_t>(layer) + 1));
   KvCache::Layer& held = cache.layers[static_cast<size_t>(layer)];
   if (held.k.empty())
-    held = {Tensor::uninitialized({B, heads, d, stride}), Tensor::uninitialized({B, cache.capacity, D})};
-  require(held.k.dim(0) == B && held.k.dim(1) == heads && held.v.dim(2) == D, "the cache belongs to another model");
-
-  for (int64_t b = 0; b < B; ++b) {
-    std::memcpy(held.v.data + (b * cache.capacity + first) * D, v.data + b * T * D, static_cast<size_t>(T * D) * 4);
-    for (int64_t t = 0; t < T; ++t)
-      for (int64_t i = 0; i < D; ++i) held.k[(b * D + i) * stride + first + t] = k[(b * T + t) * D + i];
-  }
-  if (first == 0) return causal_attention(q, k, v, heads, scale, slopes);
+    held = {Tensor::uninitialized({B, heads, room / kKeys, d, kKeys}), Tensor::uninitialized({B, heads, room, d})};
+  require(held.k.dim(0) == B && held.k.dim(1) == heads && held.v.dim(3) == d, "the cache belongs to another model");
 
   Tensor y = Tensor::uninitialized(q.shape);
   parallel_for(B * heads, [&](int64_t item) {
-    const int64_t b = item / heads, h = item % heads;
-    std::vector<float> scaled(static_cast<size_t>(d)), scores(static_cast<size_t>(first + T));
-    for (int64_t t = 0; t < T; ++t) {
-      const int64_t at = (b * T + t) * D + h * d, keys = first + t + 1;
-      kernels().scale(q.data + at, scale, scaled.data(), d);
-      kernels().weighted_rows(scaled.data(), held.k.data + item * d * stride, stride, d, keys, scores.data());
-      for (int64_t j = 0; !slopes.empty() && j < keys; ++j)
-        scores[static_cast<size_t>(j)] += slopes[static_cast<size_t>(h)] * static_cast<float>(j - (keys - 1));
-      kernels().softmax(scores.data(), keys);
-      kernels().weighted_rows(scores.data(), held.v.data + b * cache.capacity * D + h * d, D, keys, d, y.data + at);
+    const int64_t from = item / heads * T * D + item % heads * d;
+    float *const keys = held.k.data + item * room * d, *const values = held.v.data + item * room * d;
+    for (int64_t t = first; t < first + T; ++t) {
+      const int64_t row = from + (t - first) * D;
+      std::memcpy(values + t * d, v.data + row, static_cast<size_t>(d) * 4);
+      for (int64_t i = 0; i < d; ++i) keys[t / kKeys * kKeys * d + i * kKeys + t % kKeys] = k[row + i];
+    }
+    if (first == 0) return;
+    const float slope = slopes.empty() ? 0 : slopes[static_cast<size_t>(item % heads)];
+    std::vector<float> scaled(static_cast<size_t>(d)), scores(static_cast<size_t>(room));
+    for (int64_t t = first; t < first + T; ++t) {
+      const int64_t row = from + (t - first) * D, n = t + 1;
+      kernels().scale(q.data + row, scale, scaled.data(), d);
+      for (int64_t j = 0; j < n; j += kKeys)  // in whole vectors: what stands behind the keys is not looked at
+        kernels().weighted_rows(scaled.data(), keys + j * d, kKeys, d, std::min(kKeys, (n - j + 15) / 16 * 16),
+                                scores.data() + j);
+      for (int64_t j = 0; !slopes.empty() && j < n; ++j)
+        scores[static_cast<size_t>(j)] += slope * static_cast<float>(j - (n - 1));
+      kernels().softmax(scores.data(), n);
+      kernels().weighted_rows(scores.data(), values, d, n, d, y.data + row);
     }
   });
-  return y;
+  return first == 0 ? causal_attention(q, k, v, heads, scale, slopes) : y;
 }
 
 }  // namespace bcq

@@ -8,10 +8,11 @@
 namespace bcq {
 
 struct KvCache {
-  // As attention reads them: keys transposed, head by head; of both, the first `length` tokens count.
+  static constexpr int64_t kKeys = 64;  // that are multiplied at once
+  // As attention reads them: head by head, keys transposed; of both, the first `length` tokens count.
   struct Layer {
-    Tensor k;  // [B, H, d, stride]
-    Tensor v;  // [B, capacity, D]
+    Tensor k;  // [B, H, blocks of kKeys, d, kKeys]
+    Tensor v;  // [B, H, tokens of these blocks, d]
   };
 
   explicit KvCache(int64_t tokens) : capacity(tokens) {}

@@ -12,7 +12,7 @@ namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-// The code of slot i of a chunk into the words of its row, 16 apart, in the parts that codes_of() reads.
+// The code of slot i of a chunk into the words of its row, kRows apart, in the parts that codes_of() reads.
 void put_code(uint32_t code, int bits, int64_t i, uint32_t* words) {
   const int64_t quad = i / 4, byte = i % 4;
   for (int part; bits > 0; bits -= part, code >>= part, words += part * PackedWeight::kRows) {
@@ -150,12 +150,12 @@ std::vector<uint8_t> PackedWeight::codes() const {
   const int64_t out = shape_[0], in = shape_[1];
   std::vector<uint8_t> all(at(out * in));
   parallel_for(blocks(), [&](int64_t block) {
-    const Buffer<uint8_t> codes(chunks() * 8 * 64);
-    kernels().packed_codes(rows(block), codes.data(), 64);
+    const Buffer<uint8_t> codes(panel_bytes());
+    kernels().packed_codes(rows(block), codes.data());
     for (int64_t i = 0; i < slots(); ++i) {
       const int64_t column = column_of(i);
       for (int64_t r = block * kRows; column >= 0 && r < std::min(out, (block + 1) * kRows); ++r)
-        all[at(r * in + column)] = codes.data()[i / 4 * 64 + r % kRows * 4 + i % 4];
+        all[at(r * in + column)] = codes.data()[(i / 4 * kRows + r % kRows) * 4 + i % 4];
     }
   });
   return all;
@@ -163,15 +163,15 @@ std::vector<uint8_t> PackedWeight::codes() const {
 
 void PackedWeight::decode(int64_t begin, int64_t end, float* y) const {
   const int64_t in = shape_[1];
-  const Buffer<uint8_t> codes(chunks() * 8 * 64);
+  const Buffer<uint8_t> codes(panel_bytes());
   for (int64_t r = begin; r < end; ++r, y += in) {
     const PackedRows packed = rows(r / kRows);
     const int64_t lane = r % kRows;
-    if (r == begin || lane == 0) kernels().packed_codes(packed, codes.data(), 64);
+    if (r == begin || lane == 0) kernels().packed_codes(packed, codes.data());
     for (int64_t g = 0, i = 0; g < groups(); ++g) {
       const float scale = scale_of(packed, g * kRows + lane);
       for (const int zero = packed.zero[g * kRows + lane]; i < ends_[at(g)] * 4; ++i) {
-        const int code = codes.data()[i / 4 * 64 + lane * 4 + i % 4];
+        const int code = codes.data()[(i / 4 * kRows + lane) * 4 + i % 4];
         if (column_of(i) >= 0) y[column_of(i)] = scale * static_cast<float>(code - zero);
       }
     }

@@ -6,7 +6,7 @@
 // transposed: qweight[k, n] is word k of row n, and qzeros packs the zero points of a group along the rows.
 //
 // In memory the same bits stand as products read them. Columns follow each other group by group, cut into fours
-// ("quads", the last of a group padded with columns that meet zeros), and 16 rows stand side by side: a word has the
+// ("quads", the last of a group padded with columns that meet zeros), and 32 rows stand side by side: a word has the
 // codes of four columns of one row in its four bytes, shifted where the next quads' codes share the bytes (layout in
 // engine/packed_kernels.h). That is the shape integer dot products want, so the activations become integers, too: with
 // one power of two for a token, 2^e, chosen by its largest magnitude X, x is rounded, once, to
@@ -36,7 +36,7 @@ void unpack_codes(const uint32_t* words, int64_t n, int bits, uint8_t* codes);
 
 class PackedWeight {
  public:
-  static constexpr int64_t kRows = 16;  // that stand side by side
+  static constexpr int64_t kRows = kInt8Panel;  // that stand side by side
 
   // Writes the codes [in] of a row. Called from several threads.
   using RowCodes = std::function<void(int64_t row, uint8_t* codes)>;
@@ -71,7 +71,8 @@ class PackedWeight {
   int64_t blocks() const { return (shape_[0] + kRows - 1) / kRows; }
   int64_t slots() const { return static_cast<int64_t>(ends_.back()) * 4; }
   int64_t chunks() const { return (slots() + 31) / 32; }
-  int64_t column_of(int64_t slot) const {  // -1 for padding
+  int64_t panel_bytes() const { return chunks() * 32 * kRows; }  // of a block's codes
+  int64_t column_of(int64_t slot) const {                        // -1 for padding
     return !order_.empty() ? order_[static_cast<size_t>(slot)] : slot < shape_[1] ? slot : -1;
   }
 

@@ -3,7 +3,7 @@
 namespace bcq {
 namespace {
 
-// Rows or columns side by side, as many as a register holds: 16 rows are 16 / kWide of these.
+// Rows or columns side by side, as many as a register holds.
 #if defined(__AVX512F__)
 constexpr int kWide = 16;
 #elif defined(__AVX2__)
@@ -63,16 +63,16 @@ inline Sums dot(Sums sum, Words codes, Words digits) {
 }
 
 // The codes of quad q, 0..7, of a chunk of 32 columns, a byte each. They are stored in parts of 4, 2 or 1 bits, the
-// largest first: in a part of w bits, words [w, 16] hold 8 / w quads each, quad q at bit q w of every byte of word
-// q w / 8, modulo 8. Bits from kTo on are being put together.
+// largest first: in a part of w bits, words [w, kInt8Panel] hold 8 / w quads each, quad q at bit q w of every byte of
+// word q w / 8, modulo 8. Bits from kTo on are being put together.
 template <int kBits, int kTo = 0>
 inline Words codes_of(const uint32_t* words, int64_t q) {
   constexpr int kPart = kBits >= 4 ? 4 : kBits >= 2 ? 2 : 1;
   const int from = static_cast<int>(q * kPart % 8);
-  Words codes = load<Words>(words + q * kPart / 8 * 16);
+  Words codes = load<Words>(words + q * kPart / 8 * kInt8Panel);
   codes = from >= kTo ? codes >> (from - kTo) : codes << (kTo - from);
   codes &= ((1u << kPart) - 1u) * (0x01010101u << kTo);
-  if constexpr (kBits > kPart) codes |= codes_of<kBits - kPart, kTo + kPart>(words + kPart * 16, q);
+  if constexpr (kBits > kPart) codes |= codes_of<kBits - kPart, kTo + kPart>(words + kPart * kInt8Panel, q);
   return codes;
 }
 
@@ -81,7 +81,7 @@ struct Steps {
   Floats scale;
   Sums zero;
   Steps(const PackedRows& r, int64_t row, int64_t group) {
-    const int64_t i = (row / 16 * r.groups + group) * 16 + row % 16;
+    const int64_t i = (row / kInt8Panel * r.groups + group) * kInt8Panel + row % kInt8Panel;
     scale = r.scale ? load<Floats>(r.scale + i) : to_floats(r.scale16 + i);
     zero = to_sums(r.zero + i);
   }
@@ -95,7 +95,7 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
   Floats total[kVectors] = {};
   for (int64_t k = 0; k < kVectors; ++k) {
     const int64_t row = first + k * kWide;
-    words[k] = r.words + row / 16 * r.chunks * kBits * 16 + row % 16;
+    words[k] = r.words + row / kInt8Panel * r.chunks * kBits * kInt8Panel + row % kInt8Panel;
   }
   for (int64_t g = 0, q = 0; g < r.groups; ++g) {
     Sums sum[kVectors][kTokenDigits] = {};
@@ -105,7 +105,7 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
       for (int p = 0; p < kTokenDigits; ++p) digits[p] = load<uint32_t>(x.digits + p * x.stride + quad * 4) - Words{};
       BCQ_UNROLL
       for (int k = 0; k < kVectors; ++k) {
-        const Words codes = codes_of<kBits>(words[k] + quad / 8 * kBits * 16, of_chunk);
+        const Words codes = codes_of<kBits>(words[k] + quad / 8 * kBits * kInt8Panel, of_chunk);
         BCQ_UNROLL
         for (int p = 0; p < kTokenDigits; ++p) sum[k][p] = dot<kBits>(sum[k][p], codes, digits[p]);
       }
@@ -120,7 +120,7 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
       BCQ_UNROLL
       for (int k = 0; k < kVectors; ++k)
         for (int b = 0; b < kBits; ++b)
-          __builtin_prefetch(reinterpret_cast<const char*>(words[k] + (q / 8 * kBits + b) * 16) + kAhead, 0, 2);
+          __builtin_prefetch(reinterpret_cast<const char*>(words[k] + (q / 8 * kBits + b) * kInt8Panel) + kAhead, 0, 2);
       BCQ_UNROLL
       for (int64_t j = 0; j < 8; ++j) add(q + j, j);
       q += 8;
@@ -143,21 +143,18 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
 
 template <int kBits>
 void product_of(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
-  int64_t row = 0;  // two registers of rows share the digits, and hide how long a dot product takes
-  for (; row + 2 * kWide <= blocks * 16; row += 2 * kWide) product_of_rows<kBits, 2>(r, x, row, y);
-  if (row < blocks * 16) product_of_rows<kBits, 1>(r, x, row, y);
+  // Two registers of rows share the digits, and hide how long a dot product takes.
+  for (int64_t row = 0; row < blocks * kInt8Panel; row += 2 * kWide) product_of_rows<kBits, 2>(r, x, row, y);
 }
 
 template <int kBits>
-void codes_of_block(const PackedRows& r, uint8_t* y, int64_t stride) {
-  for (int64_t c = 0; c < r.chunks; ++c, y += 8 * stride) {
-    BCQ_UNROLL
+void codes_of_block(const PackedRows& r, uint8_t* y) {
+  for (int64_t c = 0; c < r.chunks; ++c)
     for (int64_t q = 0; q < 8; ++q)
-      for (int64_t lane = 0; lane < 16; lane += kWide) {
-        const Words codes = codes_of<kBits>(r.words + c * kBits * 16 + lane, q);
-        std::memcpy(y + q * stride + lane * 4, &codes, sizeof codes);
+      for (int64_t row = 0; row < kInt8Panel; row += kWide, y += sizeof(Words)) {
+        const Words codes = codes_of<kBits>(r.words + c * kBits * kInt8Panel + row, q);
+        std::memcpy(y, &codes, sizeof codes);
       }
-  }
 }
 
 void packed_product(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
@@ -166,16 +163,16 @@ void packed_product(const PackedRows& r, int64_t blocks, const PackedToken& x, f
   of[r.bits - 1](r, blocks, x, y);
 }
 
-void packed_codes(const PackedRows& r, uint8_t* y, int64_t stride) {
+void packed_codes(const PackedRows& r, uint8_t* y) {
   constexpr decltype(&packed_codes) of[] = {codes_of_block<1>, codes_of_block<2>, codes_of_block<3>, codes_of_block<4>,
                                             codes_of_block<5>, codes_of_block<6>, codes_of_block<7>, codes_of_block<8>};
-  of[r.bits - 1](r, y, stride);
+  of[r.bits - 1](r, y);
 }
 
 void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
                  int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
   const int32_t middle = r.bits == 8 ? 128 : 0;
-  for (int64_t row = 0; row < blocks * 16; row += kWide) {
+  for (int64_t row = 0; row < blocks * kInt8Panel; row += kWide) {
     const Steps steps(r, row, group);
     const Sums zero = steps.zero - middle, less = load<Sums>(offset + row);
     for (int64_t t = 0; t < tokens; ++t) {
@@ -216,17 +213,22 @@ int32_t sum_codes(const uint8_t* x, int64_t n, int offset) {
       [](int32_t a, int32_t b) { return a + b; });
 }
 
+// y[0..kWide kVectors): sums that stay in registers.
+template <int kVectors>
+inline void weighted_columns(const float* s, const float* x, int64_t stride, int64_t rows, float* y) {
+  Floats sum[kVectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const Floats weight = s[r] - Floats{};
+    BCQ_UNROLL
+    for (int k = 0; k < kVectors; ++k) sum[k] += weight * load<Floats>(x + r * stride + k * kWide);
+  }
+  std::memcpy(y, sum, sizeof sum);
+}
+
 void weighted_rows(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y) {
   int64_t i = 0;
-  for (; i + 4 * kWide <= n; i += 4 * kWide) {  // four sums stay in registers
-    Floats sum[4] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const Floats weight = s[r] - Floats{};
-      BCQ_UNROLL
-      for (int k = 0; k < 4; ++k) sum[k] += weight * load<Floats>(x + r * stride + i + k * kWide);
-    }
-    std::memcpy(y + i, sum, sizeof sum);
-  }
+  for (; i + 4 * kWide <= n; i += 4 * kWide) weighted_columns<4>(s, x + i, stride, rows, y + i);
+  for (; i + kWide <= n; i += kWide) weighted_columns<1>(s, x + i, stride, rows, y + i);
   for (; i < n; ++i) {
     float sum = 0;
     for (int64_t r = 0; r < rows; ++r) sum += s[r] * x[r * stride + i];

@@ -68,27 +68,22 @@ void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t en
 // The same for tokens [t0, t1) and at most kInt8Columns rows.
 void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end,
                                  const float* bias, float* y) const {
-  constexpr int64_t kPanelBlocks = kInt8Panel / kRows, kWidth = kInt8Columns;
-  const int64_t out = shape_[0], n = std::min(end * kRows, out) - begin * kRows,
-                panels = (n + kInt8Panel - 1) / kInt8Panel;
-  const int64_t quads = chunks() * 8, size = quads * 4 * kInt8Panel;
-  const int planes = tokens.planes, middle = bits_ == 8 ? 128 : 0;  // codes have to be signed
-  const Buffer<uint8_t> codes(panels * size);
-  for (int64_t b = begin; b < begin + panels * kPanelBlocks; ++b)
-    kernels().packed_codes(rows(std::min(b, blocks() - 1)),
-                           codes.data() + (b - begin) / kPanelBlocks * size + (b - begin) % kPanelBlocks * 64,
-                           4 * kInt8Panel);
-  for (int64_t i = 0; middle && i < panels * size; ++i) codes.data()[i] ^= 128;
+  constexpr int64_t kWidth = kInt8Columns;
+  const int64_t out = shape_[0], n = std::min(end * kRows, out) - begin * kRows, panels = end - begin;
+  const int planes = tokens.planes;
+  const Buffer<uint8_t> codes(panels * panel_bytes());
+  for (int64_t p = 0; p < panels; ++p) kernels().packed_codes(rows(begin + p), codes.data() + p * panel_bytes());
+  for (int64_t i = 0; bits_ == 8 && i < panels * panel_bytes(); ++i) codes.data()[i] ^= 128;  // they have to be signed
   const auto panel = [&](int64_t p, int64_t quad) {
-    return reinterpret_cast<const int8_t*>(codes.data() + p * size + quad * 4 * kInt8Panel);
+    return reinterpret_cast<const int8_t*>(codes.data() + p * panel_bytes() + quad * 4 * kRows);
   };
 
   const Buffer<int32_t> offsets(groups() * kWidth);  // 128 times the sum of a group's codes
-  const std::vector<uint8_t> middles(at(quads * 4), 128);
+  const std::vector<uint8_t> middles(at(slots()), 128);
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
     for (int64_t p = 0; p < panels; ++p)
-      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q,
-                          offsets.data() + g * kWidth + p * kInt8Panel, 0);
+      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, offsets.data() + g * kWidth + p * kRows,
+                          0);
 
   const Buffer<int32_t> sums(kInt8Rows * kWidth);
   const Buffer<float> totals(kInt8Rows * kWidth);
@@ -98,8 +93,8 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
     for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)]) {
       for (int64_t p = 0; p < panels; ++p)
         kernels().int8_tile(static_cast<int>(some) * planes, tokens.token(t) + q * 4, tokens.stride, panel(p, q),
-                            ends_[at(g)] - q, sums.data() + p * kInt8Panel, kWidth);
-      kernels().packed_sums(rows(begin), end - begin, g, some, planes, sums.data(), kWidth, offsets.data() + g * kWidth,
+                            ends_[at(g)] - q, sums.data() + p * kRows, kWidth);
+      kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth, offsets.data() + g * kWidth,
                             tokens.sums.data() + (t * groups() + g) * planes, totals.data());
     }
     for (int64_t i = 0; i < some; ++i) {

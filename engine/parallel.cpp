@@ -17,7 +17,7 @@ namespace {
 // reads this when it starts, after constructors of this priority because it is linked statically; LLVM's
 // reads its own variable later. What the user has set stands.
 __attribute__((constructor(101))) void let_idle_threads_sleep() {
-  setenv("GOMP_SPINCOUNT", "1000", 0);
+  setenv("GOMP_SPINCOUNT", "10000", 0);
   setenv("KMP_BLOCKTIME", "0", 0);
 }
 

@@ -382,7 +382,7 @@ TEST_CASE("kernels: digits of 24 and 16 bits are the nearest, of any magnitude")
 }
 
 TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
-  constexpr int64_t kBlocks = 3, kChunks = 5, kQuads = kChunks * 8, kRows = kBlocks * 16, kTokens = 3;
+  constexpr int64_t kBlocks = 2, kChunks = 5, kQuads = kChunks * 8, kRows = kBlocks * kInt8Panel, kTokens = 3;
   const std::vector<std::vector<int32_t>> endings = {{40}, {8, 24, 40}, {1, 2, 5, 16, 17, 19, 36, 39}, {7, 40}};
   std::mt19937 bits(5);
   int count = 0;
@@ -391,8 +391,8 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
     for (const auto& ends : endings)
       for (const bool half : {false, true}) {
         const auto groups = static_cast<int64_t>(ends.size());
-        const auto steps = static_cast<size_t>(kBlocks * groups * 16);
-        std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kChunks * width * 16));
+        const auto steps = static_cast<size_t>(kBlocks * groups * kInt8Panel);
+        std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kChunks * width * kInt8Panel));
         for (uint32_t& w : words) w = static_cast<uint32_t>(bits());
         std::vector<uint16_t> scale16(steps);
         std::vector<uint8_t> zero(steps), digits(kTokens * 3 * kQuads * 4);
@@ -414,12 +414,12 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
         const PackedToken token{0.125f, digits.data(), kQuads * 4, digit_sums.data()};
         struct Results {
           Row product = Row(kRows), sums3 = Row(kTokens * kRows), sums2 = Row(kTokens * kRows);
-          std::vector<uint8_t> codes = std::vector<uint8_t>(kQuads * 70);
+          std::vector<uint8_t> codes = std::vector<uint8_t>(kQuads * 4 * kInt8Panel);
         };
         const auto results = [&](const Kernels& k) {
           Results y;
           k.packed_product(rows, kBlocks, token, y.product.data());
-          k.packed_codes(rows, y.codes.data(), 70);
+          k.packed_codes(rows, y.codes.data());
           k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, offsets.data(), digit_sums.data(),
                         y.sums3.data());
           k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), digit_sums.data(),
