@@ -169,23 +169,32 @@ void packed_codes(const PackedRows& r, uint8_t* y) {
   of[r.bits - 1](r, y);
 }
 
-void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
-                 int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
+template <int kPlanes>
+inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_t tokens, const int32_t* sums,
+                        int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
   const int32_t middle = r.bits == 8 ? 128 : 0;
-  for (int64_t row = 0; row < blocks * kInt8Panel; row += kWide) {
+  const int64_t next = r.groups * kPlanes;
+  for (int64_t row = 0; row < rows; row += kWide) {
     const Steps steps(r, row, group);
     const Sums zero = steps.zero - middle, less = load<Sums>(offset + row);
     for (int64_t t = 0; t < tokens; ++t) {
+      const int32_t* const sum = sums + t * kPlanes * stride + row;
       const auto part = [&](int p) {
-        const Sums sum = load<Sums>(sums + (t * planes + p) * stride + row);
-        return to_floats(sum - less - zero * digit_sums[t * r.groups * planes + p]);
+        return to_floats(load<Sums>(sum + p * stride) - less - zero * digit_sums[t * next + p]);
       };
-      Floats value = planes == 3 ? part(2) * 256.f + part(1) : part(1);
-      value = value * 256.f + part(0);
+      Floats value = part(kPlanes - 1);
+      BCQ_UNROLL
+      for (int p = kPlanes - 2; p >= 0; --p) value = value * 256.f + part(p);
       const Floats total = load<Floats>(y + t * stride + row) + steps.scale * value;
       std::memcpy(y + t * stride + row, &total, sizeof total);
     }
   }
+}
+
+void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
+                 int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
+  const auto of = planes == 3 ? scaled_sums<3> : scaled_sums<2>;
+  of(r, blocks * kInt8Panel, group, tokens, sums, stride, offset, digit_sums, y);
 }
 
 // The exponent of the largest magnitude, and one more where its digits would not fit; x / unit is exact, and adding
@@ -208,9 +217,15 @@ float digits(const float* x, int64_t n, int planes, int offset, uint8_t* y, int6
 }
 
 int32_t sum_codes(const uint8_t* x, int64_t n, int offset) {
-  return fold(
-      n, int32_t{0}, [=](int64_t i) { return static_cast<int32_t>(static_cast<int8_t>(x[i] - offset)); },
-      [](int32_t a, int32_t b) { return a + b; });
+  const uint32_t flip = static_cast<uint32_t>(offset ^ 128);  // to digits + 128, of which pairs fit 16 bits in dot()
+  Sums sums = {};
+  int64_t i = 0;
+  for (; i + 4 * kWide <= n; i += 4 * kWide)
+    sums = dot<7>(sums, load<Words>(x + i) ^ flip * 0x01010101u, 0x01010101u - Words{});
+  int32_t sum = 0;
+  for (int l = 0; l < kWide; ++l) sum += sums[l];
+  for (; i < n; ++i) sum += static_cast<int32_t>(x[i] ^ flip);
+  return sum - 128 * static_cast<int32_t>(n);
 }
 
 // y[0..kWide kVectors): sums that stay in registers.
