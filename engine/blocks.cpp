@@ -4,13 +4,28 @@
 #include <limits>
 
 #include "engine/integer.h"
+#include "engine/ops.h"
+#include "engine/product.h"
 
 namespace bcq {
 namespace {
 
-bool in_one_go(const Context& ctx, const Site& first, const Site& second) {
-  return ctx.precision == Precision::Integer && ctx.observer == nullptr && first.integer && second.integer;
+bool in_one_go(const Context& ctx, Precision precision, const Site& first, const Site& second) {
+  return ctx.precision == precision && ctx.observer == nullptr && ctx.tape == nullptr &&
+         (precision == Precision::Float || (first.integer && second.integer));
 }
+
+// Scores of one query become weights, in place: of query r of head h in sample b. A row is as long as whole registers;
+// what lies beyond its N scores counts as -inf, and exp(-inf) adds 0 to a sum.
+void weigh(const AttentionForm& form, float scale, int64_t b, int64_t h, int64_t r, int64_t N, int64_t padded,
+           float* scores) {
+  if (!form.scales_queries) kernels().scale(scores, scale, scores, N);
+  if (!form.bias.empty()) kernels().add(scores, form.bias.data + (h * N + r) * N, scores, N);
+  if (!form.mask.empty()) kernels().add(scores, form.mask.data + (b % form.mask.dim(0) * N + r) * N, scores, N);
+  std::fill(scores + N, scores + padded, -std::numeric_limits<float>::infinity());
+  kernels().softmax(scores, padded);
+}
+int64_t padded_scores(int64_t N) { return (N + 15) / 16 * 16; }
 
 Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
   Shape shape = x.shape;
@@ -35,9 +50,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
   const int64_t B = qkv.dim(0), N = qkv.dim(1), D = qkv.dim(2) / 3, H = form.heads, d = D / H;
   const Coder &queries = qk.integer->left, &weights = av.integer->left;
   const Broadcast qk_bc(qk.bc, {B, H, N, N}), av_bc(av.bc, {B, H, N, d});
-  const int64_t windows = form.mask.empty() ? 1 : form.mask.dim(0);
-  // Scores that are not there: rows are as long as whole registers, and exp(-inf) adds 0 to a sum.
-  const int64_t padded = (N + 15) / 16 * 16;
+  const int64_t padded = padded_scores(N);
   Tensor y = Tensor::uninitialized({B, N, D});
   parallel_for(B * H, [&](int64_t i) {
     const int64_t b = i / H, h = i % H;
@@ -58,11 +71,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
                  float* scores = row.data();
                  keys.dequantizer(0, N, sum1, sum2, scores);
                  if (!qk.bc.empty()) kernels().add(scores, qk_bc.row(i * N + r), scores, N);
-                 if (!form.scales_queries) kernels().scale(scores, scale, scores, N);
-                 if (!form.bias.empty()) kernels().add(scores, form.bias.data + (h * N + r) * N, scores, N);
-                 if (!form.mask.empty()) kernels().add(scores, form.mask.data + (b % windows * N + r) * N, scores, N);
-                 std::fill(scores + N, scores + padded, -std::numeric_limits<float>::infinity());
-                 kernels().softmax(scores, padded);
+                 weigh(form, scale, b, h, r, N, padded, scores);
                  weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
                });
     int8_block(a.view(), values.right, 0, N, 0, values.right.panels(),
@@ -75,17 +84,44 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
   return y;
 }
 
+Tensor float_attend(const Tensor& qkv, const AttentionForm& form, float scale) {
+  constexpr int64_t kQueries = 5 * kFloatRows;  // at a time: their scores stay in cache
+  const int64_t B = qkv.dim(0), N = qkv.dim(1), D = qkv.dim(2) / 3, H = form.heads, d = D / H;
+  const int64_t padded = padded_scores(N);
+  Tensor y = Tensor::uninitialized({B, N, D});
+  parallel_for(B * H, [&](int64_t i) {
+    const int64_t b = i / H, h = i % H;
+    const Matrix q = row_major(qkv.data + b * N * 3 * D + h * d, 3 * D);
+    const FloatPanels keys(q.at(0, D).transposed(), d, N), values(q.at(0, 2 * D), N, d);
+    const Buffer<float> scaled(kQueries * d), scores(kQueries * padded);
+    for_parts(N, kQueries, [&](int64_t r0, int64_t r1) {
+      Matrix queries = q.at(r0, 0);
+      if (form.scales_queries) {
+        queries = row_major(scaled.data(), d);
+        for (int64_t r = r0; r < r1; ++r) kernels().scale(q.at(r, 0).data, scale, scaled.data() + (r - r0) * d, d);
+      }
+      multiply(queries, r1 - r0, keys, d, N, nullptr, 0, scores.data(), padded);
+      for (int64_t r = r0; r < r1; ++r) weigh(form, scale, b, h, r, N, padded, scores.data() + (r - r0) * padded);
+      multiply(row_major(scores.data(), padded), r1 - r0, values, N, d, nullptr, 0, y.data + (b * N + r0) * D + h * d,
+               D);
+    });
+  });
+  return y;
+}
+
 }  // namespace
 
 Tensor mlp(const Context& ctx, const Site& fc1, const Site& fc2, const Tensor& x) {
-  if (in_one_go(ctx, fc1, fc2)) return integer_mlp(fc1, fc2, x);
+  if (in_one_go(ctx, Precision::Integer, fc1, fc2)) return integer_mlp(fc1, fc2, x);
+  if (in_one_go(ctx, Precision::Float, fc1, fc2)) return perceptron(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias);
   return fc2.run(ctx, gelu_erf(ctx.tape, fc1.run(ctx, x)));
 }
 
 Tensor attend(const Context& ctx, const Site& qk, const Site& av, const Tensor& qkv, const AttentionForm& form) {
   const int64_t H = form.heads;
   const float scale_by = 1.f / std::sqrt(static_cast<float>(qkv.dim(2) / 3 / H));
-  if (in_one_go(ctx, qk, av)) return integer_attend(qk, av, qkv, form, scale_by);
+  if (in_one_go(ctx, Precision::Integer, qk, av)) return integer_attend(qk, av, qkv, form, scale_by);
+  if (in_one_go(ctx, Precision::Float, qk, av)) return float_attend(qkv, form, scale_by);
   Tape* t = ctx.tape;
   const Tensor q = split_heads(t, qkv, H, 0, 3), k = split_heads(t, qkv, H, 1, 3), v = split_heads(t, qkv, H, 2, 3);
   Tensor scores = qk.run(ctx, form.scales_queries ? scale(t, q, scale_by) : q, k);  // [B, H, N, N]

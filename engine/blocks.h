@@ -1,8 +1,8 @@
 // The two chains of sites that blocks of vision transformers are made of.
 //
-// Each is written once, as the papers have it. In Precision::Integer, unless an observer wants to see every product,
-// the same chain runs in one go: what one site computes becomes the codes of the next while it is in cache. The
-// values are those of the sites one by one, bit by bit.
+// Each is written once, as the papers have it. In Precision::Float and ::Integer, unless gradients are wanted or an
+// observer wants to see every product, the same chain runs in one go: what one site computes is used by the next, or
+// becomes its codes, while it is in cache. The values are those of the sites one by one, bit by bit.
 #pragma once
 #include "engine/site.h"
 

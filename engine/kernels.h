@@ -14,6 +14,10 @@ namespace bcq {
 constexpr int kInt8Rows = 14;
 constexpr int64_t kInt8Panel = 32;
 
+// The same of float products (engine/product.h), and the depths after which a sum begins again from 0.
+constexpr int kFloatRows = 14;
+constexpr int64_t kFloatPanel = 32, kFloatRun = 512;
+
 // Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: see engine/packed.h.
 struct PackedRows {
   int bits;                 // 1..8
@@ -72,6 +76,12 @@ struct Kernels {
   // y = scale1 (sum1 - offset) + scale2 sum2 + bias, the second term left out when sum2 is null.
   void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const int32_t* offset, const float* scale1,
                     const float* scale2, const float* bias, float* y, int64_t n);
+
+  // c[r, j] = start[r, j] + sum over k of a[r, k] panel[k, j] for rows of a tile and j in [0, columns), columns <= 32;
+  // the sum by fused multiply-adds in the order of k, kFloatRun of them from 0 at a time. Value (r, k) is
+  // a[r stride + k step]; panel: [depth, 32]; c: rows ldc apart; start: rows start_stride apart, null for zeros, or c.
+  void (*float_tile)(int rows, const float* a, int64_t stride, int64_t step, const float* panel, int64_t depth,
+                     const float* start, int64_t start_stride, int64_t columns, float* c, int64_t ldc);
 
   // Reductions, accumulated in double over fixed lanes.
   double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2

@@ -325,6 +325,8 @@ float dot_float(const float* a, const float* b, int64_t n) {
 }  // namespace bcq
 
 #include "engine/packed_kernels.h"
+// Below the lanes it uses.
+#include "engine/float_tile.h"
 
 namespace bcq {
 namespace {
@@ -346,11 +348,37 @@ void from_bf16(const uint16_t* x, float* y, int64_t n) {
 
 extern constinit const Kernels BCQ_TABLE;
 constinit const Kernels BCQ_TABLE = {
-    BCQ_ISA_NAME, layer_norm,     softmax,           gelu_erf,     gelu_tanh,      relu,
-    add,          scale,          sum_exp,           fake_uniform, fake_twin_gelu, fake_twin_softmax,
-    code_uniform, code_twin_gelu, code_twin_softmax, int8_tile,    from_sums,      weighted_squared_error,
-    dot,          sum_of,         max_abs,           all_finite,   dot_float,      weighted_rows,
-    digits,       sum_codes,      packed_product,    packed_codes, packed_sums,    from_f16,
+    BCQ_ISA_NAME,
+    layer_norm,
+    softmax,
+    gelu_erf,
+    gelu_tanh,
+    relu,
+    add,
+    scale,
+    sum_exp,
+    fake_uniform,
+    fake_twin_gelu,
+    fake_twin_softmax,
+    code_uniform,
+    code_twin_gelu,
+    code_twin_softmax,
+    int8_tile,
+    from_sums,
+    float_tile,
+    weighted_squared_error,
+    dot,
+    sum_of,
+    max_abs,
+    all_finite,
+    dot_float,
+    weighted_rows,
+    digits,
+    sum_codes,
+    packed_product,
+    packed_codes,
+    packed_sums,
+    from_f16,
     from_bf16,
 };
 

@@ -1,7 +1,5 @@
 #include "engine/ops.h"
 
-#include <cblas.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 #include "engine/check.h"
 #include "engine/kernels.h"
 #include "engine/packed.h"
+#include "engine/product.h"
 
 namespace bcq {
 namespace {
@@ -25,34 +24,54 @@ void require_shape(bool ok, const char* op, const Tensor& a, const Tensor& b) {
   require_shape(ok, op, a.shape, b.shape);
 }
 
-int to_int(int64_t n) { return static_cast<int>(n); }
+// How a product is cut into items, by its shape alone: blocks of columns whose panels stay in cache, and of rows so
+// that the number of items is even and at least eight, as far as there are rows.
+struct Cut {
+  int64_t across, down;
 
-// C (+)= op(A) op(B), row-major, leading dimensions given.
-void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-          float beta, float* c, int64_t ldc) {
-  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, to_int(m), to_int(n),
-              to_int(k), 1.f, a, to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+  Cut(int64_t rows, int64_t columns, int64_t depth) {
+    const int64_t width = (depth <= 1024 ? 3 : 2) * kFloatPanel, tiles = (rows + kFloatRows - 1) / kFloatRows;
+    across = (columns + width - 1) / width;
+    down = std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
+  }
+};
+
+// From one row of a left operand to the next: rows that are a multiple of 4096 bytes apart share a few lines of the
+// nearest cache.
+int64_t stride_of(int64_t depth) { return depth % 1024 == 0 ? depth + 16 : depth; }
+
+// The rows of x so far apart: where they are, or copied.
+Matrix apart(const Tensor& x, Buffer<float>& copy) {
+  const int64_t depth = x.dim(-1), stride = stride_of(depth);
+  if (stride == depth) return row_major(x.data, depth);
+  copy = Buffer<float>(x.rows() * stride);
+  for_rows(x, [&](int64_t r) { std::copy_n(x.data + r * depth, depth, copy.data() + r * stride); });
+  return row_major(copy.data(), stride);
 }
 
-// Columns of one product that one call computes: all of them while the product is small, else
-// blocks that give two cores something to share even for a single sample.
-int64_t column_block(int64_t rows, int64_t columns, int64_t depth) {
-  return rows * columns * depth < (1 << 22) ? columns : std::min<int64_t>(columns, 384);
-}
+using Activation = void (*)(const float*, float*, int64_t);
 
-// Y[s] = X[s] Wᵀ for every sample s, or X[s] W; W is shared. bias is copied into Y first.
-void product(const Tensor& x, const Weight& w, bool transpose_w, const Tensor& bias, Tensor& y) {
-  const int64_t depth = x.dim(-1), columns = y.dim(-1), samples = x.dim(0), rows = samples ? x.rows() / samples : 0;
-  const int64_t block = column_block(rows, columns, depth), blocks = (columns + block - 1) / block;
-  parallel_for(samples * blocks, [&](int64_t item) {
-    const int64_t s = item / blocks, c0 = item % blocks * block, n = std::min(block, columns - c0);
-    float* out = y.data + s * rows * columns + c0;
-    if (!bias.empty())
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * columns, bias.data + c0, static_cast<size_t>(n) * 4);
+// y = f(a Wᵀ + bias), or a W, rows of y a stride apart; bias or empty, f applied where values are still in cache, or
+// null.
+void product(const Matrix& a, int64_t rows, const Weight& w, bool transpose_w, const Tensor& bias, Activation f,
+             float* y, int64_t stride) {
+  const int64_t depth = w.dim(transpose_w ? 1 : 0), columns = w.dim(transpose_w ? 0 : 1);
+  const Cut cut(rows, columns, depth);
+  parallel_for(cut.across * cut.down, [&](int64_t item) {
+    const int64_t i = item % cut.down, j = item / cut.down, panels = (columns + kFloatPanel - 1) / kFloatPanel;
+    const int64_t c0 = panels * j / cut.across * kFloatPanel;
+    const int64_t c1 = std::min(columns, panels * (j + 1) / cut.across * kFloatPanel);
     Tensor scratch;
-    const float* right = transpose_w ? w.rows(c0, c0 + n, scratch) : w.rows(0, depth, scratch) + c0;
-    gemm(false, transpose_w, rows, n, depth, x.data + s * rows * depth, depth, right, transpose_w ? depth : columns,
-         bias.empty() ? 0.f : 1.f, out, columns);
+    const FloatPanels right(transpose_w ? row_major(w.rows(c0, c1, scratch), depth).transposed()
+                                        : row_major(w.rows(0, depth, scratch), columns).at(0, c0),
+                            depth, c1 - c0);
+    const int64_t first = rows * i / cut.down, last = rows * (i + 1) / cut.down;
+    for_parts(last - first, kFloatRows, [&](int64_t begin, int64_t end) {
+      float* to = y + (first + begin) * stride + c0;
+      multiply(a.at(first + begin, 0), end - begin, right, depth, c1 - c0, bias.empty() ? nullptr : bias.data + c0, 0,
+               to, stride);
+      for (int64_t r = begin; r < end && f; ++r, to += stride) f(to, to, c1 - c0);
+    });
   });
 }
 
@@ -80,23 +99,51 @@ void few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
 
 }  // namespace
 
-Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias) {
+namespace {
+
+// x [B, ..., K] with the weight [O, K] -> [B, ..., O]
+Shape shape_of(const Tensor& x, const Weight& weight) {
   require_shape(x.dim(-1) == weight.dim(1), "linear", x.shape, weight.shape());
   Shape shape = x.shape;
   shape.back() = weight.dim(0);
-  Tensor y = Tensor::uninitialized(shape);
+  return shape;
+}
+
+bool is_few(const Tensor& x) { return x.rows() <= kFewRows * x.dim(0); }
+
+}  // namespace
+
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  Tensor y = Tensor::uninitialized(shape_of(x, weight));
+  Buffer<float> copy;
   if (weight.packed())
     weight.packed()->multiply(x.data, x.rows(), bias.data, y.data);
-  else if (x.rows() <= kFewRows * x.dim(0))
+  else if (is_few(x))
     few_rows(x, weight, bias, y);
   else
-    product(x, weight, true, bias, y);
+    product(apart(x, copy), x.rows(), weight, true, bias, nullptr, y.data, y.dim(-1));
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {  // y = x Wᵀ  =>  dx = dy W
       Tensor dx = Tensor::uninitialized(x.shape);
-      product(dy, weight.values(), false, Tensor{}, dx);
+      Buffer<float> copy;
+      product(apart(dy, copy), dy.rows(), weight.values(), false, Tensor{}, nullptr, dx.data, dx.dim(-1));
       accumulate(tape->grad(x), dx);
     });
+  return y;
+}
+
+Tensor perceptron(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
+  if (is_few(x) || w1.packed() || w2.packed())
+    return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
+  require_shape(w2.dim(1) == w1.dim(0), "perceptron", w1.shape(), w2.shape());
+  Shape shape = shape_of(x, w1);
+  shape.back() = w2.dim(0);
+  Tensor y = Tensor::uninitialized(shape);
+  const int64_t stride = stride_of(w1.dim(0));
+  const Buffer<float> hidden(x.rows() * stride);
+  Buffer<float> copy;
+  product(apart(x, copy), x.rows(), w1, true, b1, kernels().gelu_erf, hidden.data(), stride);
+  product(row_major(hidden.data(), stride), x.rows(), w2, true, b2, nullptr, y.data, shape.back());
   return y;
 }
 
@@ -107,19 +154,22 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
   Tensor y = Tensor::uninitialized({a.dim(0), a.dim(1), N, M});
   const int64_t heads = a.dim(0) * a.dim(1);
   parallel_for(heads, [&](int64_t h) {
-    gemm(false, transpose_b, N, M, K, a.data + h * N * K, K, b.data + h * M * K, transpose_b ? K : M, 0.f,
-         y.data + h * N * M, M);
+    const float* right = b.data + h * M * K;
+    multiply(row_major(a.data + h * N * K, K), N, transpose_b ? row_major(right, K).transposed() : row_major(right, M),
+             K, M, nullptr, 0, y.data + h * N * M, M);
   });
   if (tape && (a.slot >= 0 || b.slot >= 0))
     tape->record(y, [=](const Tensor& dy) {
       float* da = a.slot >= 0 ? tape->grad(a).data : nullptr;
       float* db = b.slot >= 0 ? tape->grad(b).data : nullptr;
       parallel_for(heads, [&](int64_t h) {
-        const float *g = dy.data + h * N * M, *ah = a.data + h * N * K, *bh = b.data + h * M * K;
+        const Matrix g = row_major(dy.data + h * N * M, M), left = row_major(a.data + h * N * K, K);
+        const Matrix right = row_major(b.data + h * M * K, transpose_b ? K : M);
         // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
-        if (da) gemm(false, !transpose_b, N, K, M, g, M, bh, transpose_b ? K : M, 1.f, da + h * N * K, K);
-        if (db && transpose_b) gemm(true, false, M, K, N, g, M, ah, K, 1.f, db + h * M * K, K);
-        if (db && !transpose_b) gemm(true, false, K, M, N, ah, K, g, M, 1.f, db + h * M * K, M);
+        if (float* to = da + h * N * K; da)
+          multiply(g, N, transpose_b ? right : right.transposed(), M, K, to, K, to, K);
+        if (float* to = db + h * M * K; db && transpose_b) multiply(g.transposed(), M, left, N, K, to, K, to, K);
+        if (float* to = db + h * M * K; db && !transpose_b) multiply(left.transposed(), K, g, N, M, to, M, to, M);
       });
     });
   return y;
@@ -368,27 +418,34 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
   require_shape(q.shape == k.shape && q.shape == v.shape && q.dim(2) % heads == 0, "causal_attention", q, k);
   require(slopes.empty() || static_cast<int64_t>(slopes.size()) == heads, "causal_attention: %zu slopes for %lld heads",
           slopes.size(), static_cast<long long>(heads));
-  constexpr int64_t kQueries = 128;  // queries of one item: its scores stay in cache
+  constexpr int64_t kQueries = 4 * kFloatRows;  // of one item: its scores stay in cache
   const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
+  std::vector<std::unique_ptr<const FloatPanels>> keys(static_cast<size_t>(B * heads)), values(keys.size());
+  parallel_for(B * heads, [&](int64_t i) {
+    const int64_t head = i / heads * T * D + i % heads * d;
+    keys[static_cast<size_t>(i)] = std::make_unique<const FloatPanels>(row_major(k.data + head, D).transposed(), d, T);
+    values[static_cast<size_t>(i)] = std::make_unique<const FloatPanels>(row_major(v.data + head, D), T, d);
+  });
   Tensor y = Tensor::uninitialized(q.shape);
   parallel_for(B * heads * blocks, [&](int64_t item) {
     // The last blocks have the most keys: hand them out first.
-    const int64_t b = item / (heads * blocks), h = item / blocks % heads, t0 = (blocks - 1 - item % blocks) * kQueries;
-    const int64_t n = std::min(kQueries, T - t0), keys = t0 + n, head = b * T * D + h * d;
-    std::vector<float> scaled(static_cast<size_t>(n * d)), scores(static_cast<size_t>(n * keys));
-    for (int64_t i = 0; i < n; ++i)
-      kernels().scale(q.data + head + (t0 + i) * D, scale, &scaled[static_cast<size_t>(i * d)], d);
-    gemm(false, true, n, keys, d, scaled.data(), d, k.data + head, D, 0.f, scores.data(), keys);
-    std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(keys));  // of the last query; others use its end
+    const int64_t i = item % (B * heads), h = i % heads, t0 = (blocks - 1 - item / (B * heads)) * kQueries;
+    const int64_t n = std::min(kQueries, T - t0), seen = t0 + n, head = i / heads * T * D + h * d;
+    std::vector<float> scaled(static_cast<size_t>(n * d)), scores(static_cast<size_t>(n * seen));
+    for (int64_t r = 0; r < n; ++r)
+      kernels().scale(q.data + head + (t0 + r) * D, scale, &scaled[static_cast<size_t>(r * d)], d);
+    multiply(row_major(scaled.data(), d), n, *keys[static_cast<size_t>(i)], d, seen, nullptr, 0, scores.data(), seen);
+    std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(seen));  // of the last query; others use its end
     for (size_t j = 0; j < bias.size(); ++j)
-      bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(keys - 1));
-    for (int64_t i = 0; i < n; ++i) {
-      float* row = scores.data() + i * keys;
-      if (!bias.empty()) kernels().add(row, bias.data() + (n - 1 - i), row, t0 + i + 1);
-      kernels().softmax(row, t0 + i + 1);
-      std::fill(row + t0 + i + 1, row + keys, 0.f);  // the future
+      bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(seen - 1));
+    for (int64_t r = 0; r < n; ++r) {
+      float* row = scores.data() + r * seen;
+      if (!bias.empty()) kernels().add(row, bias.data() + (n - 1 - r), row, t0 + r + 1);
+      kernels().softmax(row, t0 + r + 1);
+      std::fill(row + t0 + r + 1, row + seen, 0.f);  // the future
     }
-    gemm(false, false, n, d, keys, scores.data(), keys, v.data + head, D, 0.f, y.data + head + t0 * D, D);
+    multiply(row_major(scores.data(), seen), n, *values[static_cast<size_t>(i)], seen, d, nullptr, 0,
+             y.data + head + t0 * D, D);
   });
   return y;
 }

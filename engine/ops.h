@@ -1,9 +1,9 @@
 // The operations transformers are made of. Each differentiable op takes the tape
 // first (nullptr: no gradients wanted) and has its backward beside its forward.
 //
-// Matrix products go to OpenBLAS, one call per sample and column block, cut by the
-// shape of one sample alone: a result depends neither on the number of threads nor
-// on what else is in the batch.
+// A result depends neither on the number of threads nor on what else is in the batch
+// nor on the instruction set: every value of a matrix product is a sum of its own
+// (engine/product.h).
 #pragma once
 #include "engine/parallel.h"
 #include "engine/tape.h"
@@ -23,6 +23,8 @@ void for_rows(const Tensor& x, F f) {
 
 // y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
 Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
+// gelu_erf(x W1ᵀ + b1) W2ᵀ + b2: the bits of the three operations one by one, with fewer passes over memory.
+Tensor perceptron(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
 
 // Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
 Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);

@@ -39,6 +39,16 @@ TEST_CASE("vit, deit, swin: the gradient of every site equals autograd's") {
   }
 }
 
+TEST_CASE("vit, deit, swin: chains of sites in one go give the bits of the sites one by one") {
+  for (const std::string& fixture : {kVit, kDeit, kSwin}) {
+    CAPTURE(fixture);
+    const auto model = load_model(fixture);
+    Observer watching;  // every product is computed for it
+    CHECK(same_bits(model->forward(kFloat, pixels_of(fixture)),
+                    model->forward({Precision::Float, nullptr, &watching}, pixels_of(fixture))));
+  }
+}
+
 TEST_CASE("transformers' names and configurations give transformers' logits") {
   for (const char* kind : {"vit_hf", "deit_hf", "swin_hf"}) {
     CAPTURE(kind);
