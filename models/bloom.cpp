@@ -58,6 +58,8 @@ class Bloom : public Model {
     return {&b.query_key_value, &b.dense, &b.dense_h_to_4h, &b.dense_4h_to_h};
   }
 
+  bool is_sum() const override { return !config_.residual_after_norm; }
+
  private:
   Tensor norm(const Norm& n, const Tensor& x) const { return layer_norm(nullptr, x, n.weight, n.bias, config_.eps); }
 

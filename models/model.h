@@ -60,6 +60,8 @@ class Model {
     Tensor* bias_hat;    // used instead in Fake unless empty
   };
   virtual BlockEnd block_end(int i);
+  // Is the output of a block its input plus those of its Proj and of its Fc2?
+  virtual bool is_sum() const { return false; }
   // Compensations of block outputs that cannot be folded; one per block, empty where there is none.  [N, D]
   std::vector<Tensor> block_bc;
 

@@ -76,6 +76,8 @@ class Opt : public Model {
     return {&b.q_proj, &b.k_proj, &b.v_proj, &b.out_proj, &b.fc1, &b.fc2};
   }
 
+  bool is_sum() const override { return config_.pre_norm; }
+
   BlockEnd block_end(int i) override {
     if (config_.pre_norm) return Model::block_end(i);
     Norm& last = blocks_[static_cast<size_t>(i)].final_layer_norm;

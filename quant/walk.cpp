@@ -114,7 +114,11 @@ Tensor mean_output(const Site& site, Precision precision, const Tensor& mean) {
   return y.reshaped(mean.rank() == 1 ? Shape{y.dim(-1)} : Shape{rows, y.dim(-1)});
 }
 
-Tensor difference(const Tensor& a, const Tensor& b) { return add(nullptr, a, scale(nullptr, b, -1)); }
+// Mean error of a site's output, from the mean inputs of the float network and of the quantized one.
+Tensor output_error(const Site& site, const Tensor& real, const Tensor& own) {
+  const Tensor y = mean_output(site, Precision::Fake, own);
+  return add(nullptr, mean_output(site, Precision::Float, real), scale(nullptr, y, -1));
+}
 
 class Walk {
  public:
@@ -153,6 +157,7 @@ class Walk {
         [&](const Site& site) { return solver_ ? is_to_quantize(site, solver_->bits) : is_quantized(site); });
     model_.block({Precision::Fake, nullptr, &found}, i, own_[0]);
     groups_ = found.groups;
+    real_means_.clear();
     const size_t n = groups_.size();
     if (n == 0) return;
     const bool means = bc_ && bc_->linear;
@@ -166,26 +171,31 @@ class Walk {
     }
   }
 
+  // What groups [begin, end) of block i are fed by window j, x; the block's output where the pass goes on to it.
+  Inputs inputs(Precision precision, int i, size_t j, const Tensor& x, size_t begin, size_t end, bool to_output) {
+    Capture capture(groups_, begin, end, to_output);
+    try {
+      outputs_[j] = model_.block({precision, nullptr, &capture}, i, x);
+    } catch (const Capture::Done&) {
+    }
+    return std::move(capture.inputs);
+  }
+
   // Sums of what groups [begin, end) of block i are fed.
   std::vector<GroupSums> observe(int i, size_t begin, size_t end, bool moments, bool means) {
     // Of float inputs alone this is the one float pass there is, and so keeps its outputs.
     const bool to_output = stream_ == BcStream::Float;
-    const auto inputs = [&](Precision precision, size_t j, const Tensor& x) {
-      Capture capture(groups_, begin, end, to_output);
-      try {
-        outputs_[j] = model_.block({precision, nullptr, &capture}, i, x);
-      } catch (const Capture::Done&) {
-      }
-      return capture.inputs;
-    };
     const bool pairs = moments && solver_->float_target;
     const BcShape shape = bc_ ? bc_->shape : BcShape::Channel;
     std::vector<GroupSums> sums;
     for (size_t g = begin; g < end; ++g) sums.push_back({nullptr, nullptr, MeanError(shape), MeanError(shape)});
     for_windows(
         [&](size_t j) {
-          const Inputs real = means || pairs ? inputs(Precision::Float, j, real_[j]) : Inputs{};
-          return std::pair{stream_ == BcStream::Float ? real : inputs(Precision::Fake, j, own_[j]), real};
+          const auto of = [&](Precision precision, const Tensor& x) {
+            return inputs(precision, i, j, x, begin, end, to_output);
+          };
+          const Inputs real = means || pairs ? of(Precision::Float, real_[j]) : Inputs{};
+          return std::pair{stream_ == BcStream::Float ? real : of(Precision::Fake, own_[j]), real};
         },
         [&](size_t j, const std::pair<Inputs, Inputs>& x) {
           for (size_t g = 0; g < sums.size(); ++g) {
@@ -205,10 +215,10 @@ class Walk {
       const GroupSums& sum = sums[g - begin];
       if (sum.moments) quantize(groups_[g], *sum.moments, sum.odd.get());
       const Tensor real = sum.real.mean(), own = sum.own.mean();
+      if (stream_ == BcStream::Float) real_means_.push_back(real);
       for (Site* site : groups_[g]) {
         if (real.empty()) continue;
-        const Tensor b =
-            difference(mean_output(*site, Precision::Float, real), mean_output(*site, Precision::Fake, own));
+        const Tensor b = output_error(*site, real, own);
         compensate(*site, b);
         result_.blocks.back().fitted += b.size();
       }
@@ -255,15 +265,47 @@ class Walk {
 
   // The error of block i's output, its sites compensated, from the block's input to its end.
   void fit_output(int i) {
+    const Tensor b = is_sum_of_known(i) ? error_of_sum(i) : error_of_output(i);
+    compensate_block(model_, i, b);
+    result_.blocks.back().fitted += b.size();
+  }
+
+  Tensor error_of_output(int i) {
     MeanError error(bc_->shape);
     for_windows(
         [&](size_t j) {
           return std::pair{float_output(i, j), model_.block({Precision::Fake}, i, own_[j])};
         },
         [&](size_t, const std::pair<Tensor, Tensor>& y) { error.update(y.first, y.second); });
-    const Tensor b = error.mean();
-    compensate_block(model_, i, b);
-    result_.blocks.back().fitted += b.size();
+    return error.mean();
+  }
+
+  // On one stream the mean error of a sum is that of what attention and the MLP add, and theirs a product of mean
+  // inputs: the last product, a third of the work, need not be computed for every token.
+  Tensor error_of_sum(int i) {
+    std::vector<MeanError> own(groups_.size(), MeanError(bc_->shape));
+    for_windows([&](size_t j) { return inputs(Precision::Fake, i, j, own_[j], 0, groups_.size(), false); },
+                [&](size_t, const Inputs& x) {
+                  for (size_t g = 0; g < x.size(); ++g)
+                    if (ends_branch(groups_[g])) own[g].update(x[g]);
+                });
+    Tensor error;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      if (!ends_branch(groups_[g])) continue;
+      const Tensor one = output_error(*groups_[g].front(), real_means_[g], own[g].mean());
+      error = error.empty() ? one : add(nullptr, error, one);
+    }
+    return error;
+  }
+
+  static bool ends_branch(const Group& group) {
+    return group.front()->role == Role::Proj || group.front()->role == Role::Fc2;
+  }
+
+  bool is_sum_of_known(int i) const {
+    const bool has_bc = !model_.block_bc.empty() && !model_.block_bc[at(i)].empty();
+    return model_.is_sum() && !has_bc && !real_means_.empty() &&
+           std::count_if(groups_.begin(), groups_.end(), ends_branch) == 2;
   }
 
   void advance(int i) {
@@ -304,9 +346,10 @@ class Walk {
   BcStream stream_;
   const Warn& warn_;
   bool warned_ = false;
-  Stream own_, real_;  // what the next block is fed on that stream and, where outputs are compensated, in float
-  Stream outputs_;     // of the present block for real_, as far as they are known
-  std::vector<Group> groups_;
+  Stream own_, real_;          // what the next block is fed on that stream and, where outputs are compensated, in float
+  Stream outputs_;             // of the present block for real_, as far as they are known
+  std::vector<Group> groups_;  // of the present block
+  std::vector<Tensor> real_means_;  // their mean inputs on the float stream, where all were measured
   WalkResult result_;
 };
 
