@@ -73,12 +73,15 @@ void float_tile_part(const float* a, int64_t stride, int64_t step, const float* 
       Floats block[kBeside];
 #pragma GCC unroll 2
       for (int j = 0; j < kBeside; ++j) block[j] = load<Floats>(b + kWide * j);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Floats x = (r < kLow ? low : high)[r % kLow * stride] - Floats{};
+      const auto add = [&](int r, float value) {
+        const Floats x = value - Floats{};
 #pragma GCC unroll 2
         for (int j = 0; j < kBeside; ++j) sum[r][j] = fused(x, block[j], sum[r][j]);
-      }
+      };
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows && r < kLow; ++r) add(r, low[r * stride]);
+#pragma GCC unroll 8
+      for (int r = kLow; r < kRows; ++r) add(r, high[(r - kLow) * stride]);
       low += step, high += step, b += kFloatPanel;
     }
     if (columns == kAcross) {
