@@ -6,30 +6,13 @@
 // them.
 #pragma once
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "engine/buffer.h"
 #include "engine/kernels.h"
 #include "engine/parallel.h"
 
 namespace bcq {
-
-// Uninitialized memory that begins at a cache line.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t n)
-      : data_(static_cast<T*>(::operator new (static_cast<size_t>(n) * sizeof(T), std::align_val_t{64}))) {}
-  T* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 constexpr int64_t kInt8Columns = 4 * kInt8Panel;  // of one item of work: they stay in cache while its rows pass
 constexpr int64_t kInt8MostDepth = 65536;         // 255 * 128 * depth < 2^31
@@ -78,13 +61,6 @@ struct Int8Rows {
 
   const uint8_t* row(int64_t r) const { return codes + r * planes * stride; }
 };
-
-// f(i, begin, end) for n cut into equal parts of at most `most`.
-template <class F>
-void for_parts(int64_t n, int64_t most, F f) {
-  const int64_t parts = (n + most - 1) / most;
-  for (int64_t i = 0; i < parts; ++i) f(n * i / parts, n * (i + 1) / parts);
-}
 
 // Sums of rows [r0, r1) with panels [p0, p1), serially: finish(row, sums of plane 0, of plane 1 or null), the sums of
 // columns 32 p0 ... 32 p1.

@@ -97,10 +97,6 @@ void few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
   });
 }
 
-}  // namespace
-
-namespace {
-
 // x [B, ..., K] with the weight [O, K] -> [B, ..., O]
 Shape shape_of(const Tensor& x, const Weight& weight) {
   require_shape(x.dim(-1) == weight.dim(1), "linear", x.shape, weight.shape());
@@ -166,10 +162,11 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
         const Matrix g = row_major(dy.data + h * N * M, M), left = row_major(a.data + h * N * K, K);
         const Matrix right = row_major(b.data + h * M * K, transpose_b ? K : M);
         // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
-        if (float* to = da + h * N * K; da)
-          multiply(g, N, transpose_b ? right : right.transposed(), M, K, to, K, to, K);
-        if (float* to = db + h * M * K; db && transpose_b) multiply(g.transposed(), M, left, N, K, to, K, to, K);
-        if (float* to = db + h * M * K; db && !transpose_b) multiply(left.transposed(), K, g, N, M, to, M, to, M);
+        const auto add_to = [](float* to, const Matrix& x, int64_t rows, const Matrix& z, int64_t depth,
+                               int64_t columns) { multiply(x, rows, z, depth, columns, to, columns, to, columns); };
+        if (da) add_to(da + h * N * K, g, N, transpose_b ? right : right.transposed(), M, K);
+        if (db && transpose_b) add_to(db + h * M * K, g.transposed(), M, left, N, K);
+        if (db && !transpose_b) add_to(db + h * M * K, left.transposed(), K, g, N, M);
       });
     });
   return y;

@@ -27,4 +27,11 @@ void for_chunks(int64_t n, F f) {
   });
 }
 
+// f(begin, end) for [0, n) cut into equal parts of at most `most`, one after the other.
+template <class F>
+void for_parts(int64_t n, int64_t most, F f) {
+  const int64_t parts = (n + most - 1) / most;
+  for (int64_t i = 0; i < parts; ++i) f(n * i / parts, n * (i + 1) / parts);
+}
+
 }  // namespace bcq

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "engine/parallel.h"
+
 namespace bcq {
 namespace {
 

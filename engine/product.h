@@ -4,7 +4,8 @@
 // stay in cache while the rows pass. Every value is a sum of its own (engine/float_tile.h): no cut into items, samples
 // or tiles changes it, and the instruction sets agree to the last bit.
 #pragma once
-#include "engine/int8.h"
+#include "engine/buffer.h"
+#include "engine/kernels.h"
 
 namespace bcq {
 
