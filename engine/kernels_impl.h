@@ -308,10 +308,6 @@ int32_t max_magnitude_bits(const float* x, int64_t n) {
       [](int32_t a, int32_t b) { return b > a ? b : a; });
 }
 
-double sum_of(const float* x, int64_t n) {
-  return sum(n, [=](int64_t i) { return static_cast<double>(x[i]); });
-}
-
 float max_abs(const float* x, int64_t n) { return as_float(static_cast<uint32_t>(max_magnitude_bits(x, n))); }
 
 bool all_finite(const float* x, int64_t n) { return max_magnitude_bits(x, n) < 0x7f800000; }
@@ -368,7 +364,6 @@ constinit const Kernels BCQ_TABLE = {
     float_tile,
     weighted_squared_error,
     dot,
-    sum_of,
     max_abs,
     all_finite,
     dot_float,

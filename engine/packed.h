@@ -34,6 +34,10 @@ inline int64_t packed_words(int64_t n, int bits) { return (n + 31) / 32 * bits; 
 void pack_codes(const uint8_t* codes, int64_t n, int bits, uint32_t* words);
 void unpack_codes(const uint32_t* words, int64_t n, int bits, uint8_t* codes);
 
+// Bits to which products of more than four tokens at once round an activation: 24, or 16, with two digits instead of
+// three, M = 2^(e+15) and 2^-16 M for the first M of the bound above. Of the process; UsageError for other numbers.
+void set_window_bits(int bits);
+
 class PackedWeight {
  public:
   static constexpr int64_t kRows = kInt8Panel;  // that stand side by side

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/check.h"
 #include "engine/packed.h"
 
 namespace bcq {
@@ -14,7 +15,14 @@ constexpr int64_t kTileTokens = 256;   // pass rows once these are unpacked
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
+int window_digits = kTokenDigits;
+
 }  // namespace
+
+void set_window_bits(int bits) {
+  require_usage(bits == 16 || bits == 24, "activations of windows are rounded to 24 or 16 bits, not %d", bits);
+  window_digits = bits / 8;
+}
 
 // Tokens in digits, column by column as the weight has them; padding is zeros.
 struct PackedWeight::Tokens {
@@ -116,7 +124,7 @@ void PackedWeight::multiply(const float* x, int64_t count, const float* bias, fl
   constexpr int64_t kBlocks = kInt8Columns / kRows;
   for (int64_t first = 0; first < count; first += kManyTokens) {
     const int64_t some = std::min(kManyTokens, count - first), down = (some + kTileTokens - 1) / kTileTokens;
-    const Tokens tokens = in_digits(x + first * in, some, kTokenDigits, 128);
+    const Tokens tokens = in_digits(x + first * in, some, window_digits, 128);
     parallel_for(down * ((blocks() + kBlocks - 1) / kBlocks), [&](int64_t item) {
       const int64_t i = item % down, begin = item / down * kBlocks;
       multiply_tile(tokens, some * i / down, some * (i + 1) / down, begin, std::min(blocks(), begin + kBlocks), bias,

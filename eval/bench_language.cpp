@@ -148,8 +148,8 @@ void blocks(const Model& model, const Context& ctx, const Batch& batch) {
 }
 
 struct Speed {
-  double window, token;  // seconds
-  double memory;         // bytes that loading and a token without others made resident
+  double window, window16, token;  // seconds; of windows whose activations have 16 bits
+  double memory;                   // bytes that loading and a token without others made resident
 };
 
 Speed measure(const fs::path& folder, int repeats) {
@@ -173,7 +173,11 @@ Speed measure(const fs::path& folder, int repeats) {
                 kTokens;
   ctx.cache = nullptr;
   const Batch window = tokens(kWindow);
-  speed.window = median_seconds(repeats, [&] { blocks(*model, ctx, window); });
+  const auto seconds = [&] { return median_seconds(repeats, [&] { blocks(*model, ctx, window); }); };
+  speed.window = seconds();
+  set_window_bits(16);
+  speed.window16 = seconds();
+  set_window_bits(24);
   return speed;
 }
 
@@ -191,11 +195,14 @@ void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, j
       "\nBlocks of language models, random weights; %lld tokens at once, and one after %lld others. Memory is "
       "read at %.1f GB/s.\n\n",
       static_cast<long long>(kWindow), static_cast<long long>(kBefore), bandwidth / 1e9);
-  std::printf("| blocks                | prefill  | over | token  | over  | weights | of    | file   | memory |\n");
-  std::printf("|                       | tokens/s | FP32 | ms     | FP32  | GB/s    | reads | MB     | / file |\n");
-  std::printf("|-----------------------|----------|------|--------|-------|---------|-------|--------|--------|\n");
+  std::printf(
+      "| blocks                | prefill  | over | 16-bit  | token  | over  | weights | of    | file   | memory |\n");
+  std::printf(
+      "|                       | tokens/s | FP32 | prefill | ms     | FP32  | GB/s    | reads | MB     | / file |\n");
+  std::printf(
+      "|-----------------------|----------|------|---------|--------|-------|---------|-------|--------|--------|\n");
   for (const Network& net : {kOpt, Network{"BLOOM-560M", 1024, 24, 16, true}}) {
-    Speed base{NAN, NAN, NAN};  // ratios to what was not run are null
+    Speed base{NAN, NAN, NAN, NAN};  // ratios to what was not run are null
     for (const Weights& weights : all) {
       const std::string work = format("%s blocks, %s", net.name, weights.name);
       if (!wanted(work)) continue;
@@ -206,13 +213,15 @@ void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, j
       fs::remove_all(at);
       if (weights.bits == 0) base = speed;
       const double rate = file / speed.token;
-      std::printf("| %-10s %-10s | %8.1f | %4.2f | %6.3f | %5.2f | %7.1f | %5.2f | %6.1f | %6.2f |\n", net.name,
-                  weights.name, kWindow / speed.window, base.window / speed.window, 1e3 * speed.token,
-                  base.token / speed.token, rate / 1e9, rate / bandwidth, file / 1e6, speed.memory / file);
+      std::printf("| %-10s %-10s | %8.1f | %4.2f | %7.2f | %6.3f | %5.2f | %7.1f | %5.2f | %6.1f | %6.2f |\n", net.name,
+                  weights.name, kWindow / speed.window, base.window / speed.window, base.window / speed.window16,
+                  1e3 * speed.token, base.token / speed.token, rate / 1e9, rate / bandwidth, file / 1e6,
+                  speed.memory / file);
       std::fflush(stdout);
       records.push_back({{"work", work},
                          {"prefill_tokens_per_second", kWindow / speed.window},
                          {"prefill_over_fp32", base.window / speed.window},
+                         {"prefill_16_bit_over_fp32", base.window / speed.window16},
                          {"token_ms", 1e3 * speed.token},
                          {"token_over_fp32", base.token / speed.token},
                          {"read_bytes_per_second", bandwidth},

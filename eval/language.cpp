@@ -271,6 +271,7 @@ json recipe(Model& model, const LanguageRun& run) {
   return {{"method", run.method},
           {"wbits", quantized ? run.weights.bits : 32},
           {"abits", 32},
+          {"prefill_bits", quantized ? json(run.prefill_bits) : json(nullptr)},
           {"groupsize", quantized ? json(run.weights.groupsize) : json(nullptr)},
           {"sym", quantized ? json(run.weights.sym) : json(nullptr)},
           {"scales", quantized ? json(run.weights.half ? "f16" : "f32") : json(nullptr)},

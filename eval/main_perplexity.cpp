@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "engine/check.h"
+#include "engine/packed.h"
 #include "eval/cells.h"
 #include "eval/cli.h"
 #include "eval/language.h"
@@ -89,6 +90,12 @@ void add_options(CLI::App& app, Options& o) {
   app.add_flag("--act-order", r.weights.act_order, "GPTQ: round the columns with the largest inputs first")->group(q);
   app.add_flag("--static-groups", r.weights.static_groups,
                "GPTQ: scales of groups from the float weights; of neighbouring columns with --act-order too")
+      ->group(q);
+  app.add_option("--prefill-bits", r.prefill_bits,
+                 "Bits activations are rounded to where windows meet packed weights: 24 keeps what floats keep, 16 is "
+                 "faster")
+      ->check(CLI::IsMember({24, 16}))
+      ->capture_default_str()
       ->group(q);
   app.add_option("--percdamp", r.weights.percdamp, "GPTQ: damping of the Hessian, share of its mean diagonal")
       ->capture_default_str()
@@ -262,6 +269,7 @@ void run(Options& o) {
   require_usage(r.method != "fp" || !saves, "--save writes a quantized model: give --method rtn or gptq");
   require_usage(saves || !o.resume, "--resume finds its blocks beside the folder of --save");
   if (saves && o.save.is_gptq()) r.weights.half = true;
+  set_window_bits(r.prefill_bits);
   require_usage(r.method != "fp" || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
   const std::vector<TextSource> sources = evaluation_sources(o);
   const TextSource calib_source = calibrates ? calibration_source(o) : TextSource{};

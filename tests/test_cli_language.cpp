@@ -118,6 +118,13 @@ TEST_CASE("cli: a language record says everything, and threads change nothing") 
                           "calib_token_hash"})
     CHECK_MESSAGE(a.contains(key), key);
   CHECK(a["perplexity"] == b["perplexity"]);
+  REQUIRE(run(common + folder / "c.json" + " --prefill-bits 16").code == 0);
+  const json c = read_json(folder / "c.json");
+  CHECK(a["prefill_bits"] == 24);
+  CHECK(c["prefill_bits"] == 16);
+  const double fine = a["perplexity"], coarse = c["perplexity"];
+  CHECK(coarse != fine);
+  CHECK(std::abs(coarse / fine - 1) < 0.01);
   CHECK(a["windows"] == 4);
   CHECK(a["act_order"] == true);
   CHECK(a["mse"] == 2.4);

@@ -86,7 +86,6 @@ const std::vector<Call>& calls() {
       {"squared error",
        [](auto& k, auto& in, int64_t n, float* y) { put(k.weighted_squared_error(in.a, in.b, nullptr, n), y + n); }},
       {"dot", [](auto& k, auto& in, int64_t n, float* y) { put(k.dot(in.a, in.b, n), y + n); }},
-      {"sum", [](auto& k, auto& in, int64_t n, float* y) { put(k.sum(in.a, n), y + n); }},
       {"dot_float", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.dot_float(in.a, in.b, n); }},
       {"weighted_rows", [](auto& k, auto& in, int64_t n,
                            float* y) { k.weighted_rows(in.b, in.a, n / 3, std::min<int64_t>(n, 3), n / 3, y); }},

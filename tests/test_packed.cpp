@@ -192,6 +192,40 @@ TEST_CASE("packed products: windows longer than one pass, tokens that are not fi
   CHECK_THROWS_WITH_AS(PackedWeight(grid, {1, 70000}, Codes(70000)), doctest::Contains("70000 columns"), Error);
 }
 
+TEST_CASE("packed products of windows rounded to 16 bits: nearer to the exact ones than the bound, not as near as 24") {
+  for (const bool scattered : {false, true}) {
+    const auto w = random_weight(67, 256, 4, 64, scattered, 5);
+    const Affine grid = w->grid();
+    const Codes codes = w->codes();
+    const Tensor x = random({1, 24, 256}, 6);
+    const Tensor fine = linear(nullptr, x, w, Tensor{});
+    set_window_bits(16);
+    const Tensor coarse = linear(nullptr, x, w, Tensor{});
+    const Tensor alone = linear(nullptr, Tensor({1, 1, 256}, {x.data, x.data + 256}), w, Tensor{});
+    CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, Tensor{}); }));
+    set_window_bits(24);
+    double worst = 0, worst_of_24 = 0;
+    for (int64_t t = 0; t < 24; ++t)
+      for (int64_t r = 0; r < 67; ++r) {
+        double exact = 0, size = 0, top = 0;
+        for (int64_t k = 0; k < 256; ++k) {
+          const int64_t g = r * w->groups() + grid.group_of(k);
+          const double code = codes[static_cast<size_t>(r * 256 + k)], v = grid.scale[g] * (code - grid.zero[g]);
+          exact += v * x[t * 256 + k], size += std::abs(v),
+              top = std::max(top, std::abs(static_cast<double>(x[t * 256 + k])));
+        }
+        // The first rounding, and those in float, which are 2^-8 of it each.
+        const double bound = std::ldexp(size * 2.01 * top, -16) * (1 + static_cast<double>(w->groups() + 5) / 256);
+        worst = std::max(worst, std::abs(coarse[t * 67 + r] - exact) / bound);
+        worst_of_24 = std::max(worst_of_24, std::abs(fine[t * 67 + r] - exact) / bound);
+      }
+    CHECK(worst < 1);
+    CHECK(worst > 16 * worst_of_24);
+    CHECK(std::memcmp(alone.data, fine.data, 67 * 4) == 0);  // a token alone keeps its 24
+  }
+  CHECK_THROWS_AS(set_window_bits(8), UsageError);
+}
+
 TEST_CASE("a packed weight gives its grid back, and refuses zero points that are no codes") {
   for (const bool scattered : {false, true}) {
     const auto w = random_weight(37, 60, 3, 8, scattered, 1);
