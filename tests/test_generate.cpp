@@ -66,6 +66,18 @@ TEST_CASE("generate: with a cache, token by token and in pieces, logits are thos
   }
 }
 
+TEST_CASE("generate: a cache of more tokens than are multiplied at once") {
+  const auto model = load_model(kBloom);
+  Batch batch;
+  batch.windows = 2;
+  batch.length = 2 * KvCache::kKeys + 13;
+  std::mt19937 bits(7);
+  for (int64_t i = 0; i < batch.windows * batch.length; ++i) batch.ids.push_back(static_cast<int32_t>(bits() % 53));
+  const int64_t k = KvCache::kKeys;
+  CHECK(cached_error(*model, Precision::Float, batch, {0, k - 1, k, k + 1, k + 18, 2 * k - 1, 2 * k + 1, 2 * k + 13}) <
+        kTight);
+}
+
 TEST_CASE("generate: greedily what transformers' generate gives") {
   for (const json& want : read_json("tests/fixtures/generate.json")) {
     const auto name = want["model"].get<std::string>();

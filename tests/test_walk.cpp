@@ -69,8 +69,8 @@ Means mean_outputs(const Model& model, Precision precision, const std::vector<Ba
   return observer.means;
 }
 
-std::unique_ptr<Model> rounded(int bits) {
-  auto model = load_model(kOpt);
+std::unique_ptr<Model> rounded(int bits, const std::string& fixture = kOpt) {
+  auto model = load_model(fixture);
   quantize_rtn(*model, {bits, -1});
   return model;
 }
@@ -101,14 +101,19 @@ WalkOptions joint() {
 }  // namespace
 
 TEST_CASE("on the float stream compensate_blocks finds the biases of compensate") {
-  for (const BcShape shape : {BcShape::Channel, BcShape::Position})
-    for (const bool block : {false, true}) {
-      const std::vector<Batch> data = windows(5, 9);
-      auto expected = rounded(3), model = rounded(3);
-      const int64_t fitted = compensate(*expected, data, bc(shape, block), kSilent);
-      CHECK(compensate_blocks(*model, data, bc(shape, block), BcStream::Float, kSilent).fitted() == fitted);
-      CHECK(relative_error(left_behind(*model), left_behind(*expected)) < 1e-5);
-    }
+  // Blocks that are sums, whose error the walk has from mean inputs, and blocks that are not.
+  for (const char* name : {"opt_tiny", "opt_post_tiny", "bloom_tiny", "bloom_residual_tiny"})
+    for (const BcShape shape : {BcShape::Channel, BcShape::Position})
+      for (const bool block : {false, true}) {
+        CAPTURE(name);
+        const std::string fixture = std::string("tests/fixtures/") + name;
+        const std::vector<Batch> data = windows(5, 9);
+        auto expected = rounded(3, fixture), model = rounded(3, fixture);
+        const int64_t fitted = compensate(*expected, data, bc(shape, block), kSilent);
+        CHECK(compensate_blocks(*model, data, bc(shape, block), BcStream::Float, kSilent).fitted() == fitted);
+        CHECK(relative_error(left_behind(*model), left_behind(*expected)) < 1e-5);
+        CHECK(relative_error(model->forward(kFake, data[0]), expected->forward(kFake, data[0])) < 1e-5);
+      }
 }
 
 TEST_CASE("on the quantized stream no mean error is left at any site, or at any block's end") {
