@@ -36,6 +36,18 @@ void MeanError::update(const Tensor& f, const Tensor& q) {
   for (size_t i = 0; i < sum.size(); ++i) mean_[i] += (sum[i] / shared - mean_[i]) / static_cast<double>(batches_);
 }
 
+void MeanError::add(const MeanError& more) {
+  if (batches_ == 0) {
+    *this = more;
+    return;
+  }
+  require(more.mean_shape_ == mean_shape_, "bias compensation: all batches need outputs of one shape, got %s",
+          to_string(more.mean_shape_).c_str());
+  batches_ += more.batches_;
+  const double part = static_cast<double>(more.batches_), all = static_cast<double>(batches_);
+  for (size_t i = 0; i < mean_.size(); ++i) mean_[i] += (more.mean_[i] - mean_[i]) * part / all;
+}
+
 Tensor MeanError::mean() const {
   if (batches_ == 0) return {};
   return Tensor(mean_shape_, std::vector<float>(mean_.begin(), mean_.end()));

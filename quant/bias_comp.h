@@ -24,11 +24,13 @@ enum class BcShape {
 // Running mean of F - Q over batches, each batch with equal weight as in the official class.
 class MeanError {
  public:
-  explicit MeanError(BcShape shape) : shape_(shape) {}
+  explicit MeanError(BcShape shape = BcShape::Channel) : shape_(shape) {}
 
   // f, q [B, ..., C] -> averages over B, and for Channel over all but C (and the heads of [B, H, N, M]). Without q
   // it is the mean of f.
   void update(const Tensor& f, const Tensor& q = {});
+  // What another has averaged, of the same form: as if its batches had come here.
+  void add(const MeanError& more);
   // The compensation: Position [..., C]; Channel [C], or [H, 1, M] for heads. Empty before any update.
   Tensor mean() const;
 

@@ -100,12 +100,31 @@ class Stopwatch {
 
 using Stream = std::vector<Tensor>;  // what a block is fed, one tensor a window
 using Inputs = std::vector<Tensor>;  // of consecutive groups
+using Means = std::vector<MeanError>;
 
 // What a group is fed, over all windows.
 struct GroupSums {
   std::unique_ptr<Moments> moments, odd;  // on the quantized stream; of every other window for a refit
-  MeanError own, real;                    // means on the quantized and on the float stream
+  MeanError own, real;                    // means on the quantized, if there is one, and on the float stream
 };
+
+// What one window adds to them: inputs where products are wanted, and means.
+struct Observed {
+  Inputs own, real;
+  Means own_means, real_means;
+};
+
+MeanError mean_of_one(BcShape shape, const Tensor& f, const Tensor& q = {}) {
+  MeanError mean(shape);
+  mean.update(f, q);
+  return mean;
+}
+
+Means means_of(BcShape shape, const Inputs& inputs) {
+  Means means;
+  for (const Tensor& x : inputs) means.push_back(mean_of_one(shape, x));
+  return means;
+}
 
 // Mean output of a site whose mean input is mean [in] or, per position, [T, in]; in the same form.
 Tensor mean_output(const Site& site, Precision precision, const Tensor& mean) {
@@ -183,27 +202,32 @@ class Walk {
 
   // Sums of what groups [begin, end) of block i are fed.
   std::vector<GroupSums> observe(int i, size_t begin, size_t end, bool moments, bool means) {
-    // Of float inputs alone this is the one float pass there is, and so keeps its outputs.
-    const bool to_output = stream_ == BcStream::Float;
+    // Of float inputs alone this is the one float pass there is, and so keeps the outputs somebody needs.
+    const bool is_float = stream_ == BcStream::Float;
+    const bool to_output = is_float && (i + 1 < model_.depth() || (bc_->block && !is_known_sum(i)));
     const bool pairs = moments && solver_->float_target;
     const BcShape shape = bc_ ? bc_->shape : BcShape::Channel;
     std::vector<GroupSums> sums;
     for (size_t g = begin; g < end; ++g) sums.push_back({nullptr, nullptr, MeanError(shape), MeanError(shape)});
     for_windows(
         [&](size_t j) {
-          const auto of = [&](Precision precision, const Tensor& x) {
-            return inputs(precision, i, j, x, begin, end, to_output);
+          Observed x;
+          const auto of = [&](Precision precision, const Tensor& from) {
+            return inputs(precision, i, j, from, begin, end, to_output);
           };
-          const Inputs real = means || pairs ? of(Precision::Float, real_[j]) : Inputs{};
-          return std::pair{stream_ == BcStream::Float ? real : of(Precision::Fake, own_[j]), real};
+          if (means || pairs) x.real = of(Precision::Float, real_[j]);
+          if (!is_float) x.own = of(Precision::Fake, own_[j]);
+          if (means) x.own_means = means_of(shape, x.own), x.real_means = means_of(shape, x.real);
+          if (!moments) x.own.clear(), x.real.clear();
+          return x;
         },
-        [&](size_t j, const std::pair<Inputs, Inputs>& x) {
+        [&](size_t j, const Observed& x) {
           for (size_t g = 0; g < sums.size(); ++g) {
-            const Tensor& own = x.first[g];
             std::unique_ptr<Moments>& into = pairs && j % 2 ? sums[g].odd : sums[g].moments;
-            if (moments && !into) into = std::make_unique<Moments>(own.dim(-1));
-            if (moments) into->add(own, pairs ? x.second[g] : Tensor{});
-            if (means) sums[g].own.update(own), sums[g].real.update(x.second[g]);
+            if (moments && !into) into = std::make_unique<Moments>(x.own[g].dim(-1));
+            if (moments) into->add(x.own[g], pairs ? x.real[g] : Tensor{});
+            if (means) sums[g].real.add(x.real_means[g]);
+            if (means && !is_float) sums[g].own.add(x.own_means[g]);
           }
         });
     return sums;
@@ -214,8 +238,8 @@ class Walk {
     for (size_t g = begin; g < end; ++g) {
       const GroupSums& sum = sums[g - begin];
       if (sum.moments) quantize(groups_[g], *sum.moments, sum.odd.get());
-      const Tensor real = sum.real.mean(), own = sum.own.mean();
-      if (stream_ == BcStream::Float) real_means_.push_back(real);
+      const Tensor real = sum.real.mean(), own = stream_ == BcStream::Float ? real : sum.own.mean();
+      real_means_.push_back(real);
       for (Site* site : groups_[g]) {
         if (real.empty()) continue;
         const Tensor b = output_error(*site, real, own);
@@ -265,7 +289,7 @@ class Walk {
 
   // The error of block i's output, its sites compensated, from the block's input to its end.
   void fit_output(int i) {
-    const Tensor b = is_sum_of_known(i) ? error_of_sum(i) : error_of_output(i);
+    const Tensor b = is_known_sum(i) ? error_of_sum(i) : error_of_output(i);
     compensate_block(model_, i, b);
     result_.blocks.back().fitted += b.size();
   }
@@ -274,21 +298,23 @@ class Walk {
     MeanError error(bc_->shape);
     for_windows(
         [&](size_t j) {
-          return std::pair{float_output(i, j), model_.block({Precision::Fake}, i, own_[j])};
+          return mean_of_one(bc_->shape, float_output(i, j), model_.block({Precision::Fake}, i, own_[j]));
         },
-        [&](size_t, const std::pair<Tensor, Tensor>& y) { error.update(y.first, y.second); });
+        [&](size_t, const MeanError& one) { error.add(one); });
     return error.mean();
   }
 
   // On one stream the mean error of a sum is that of what attention and the MLP add, and theirs a product of mean
   // inputs: the last product, a third of the work, need not be computed for every token.
   Tensor error_of_sum(int i) {
-    std::vector<MeanError> own(groups_.size(), MeanError(bc_->shape));
-    for_windows([&](size_t j) { return inputs(Precision::Fake, i, j, own_[j], 0, groups_.size(), false); },
-                [&](size_t, const Inputs& x) {
-                  for (size_t g = 0; g < x.size(); ++g)
-                    if (ends_branch(groups_[g])) own[g].update(x[g]);
-                });
+    Means own(groups_.size(), MeanError(bc_->shape));
+    for_windows(
+        [&](size_t j) {
+          return means_of(bc_->shape, inputs(Precision::Fake, i, j, own_[j], 0, groups_.size(), false));
+        },
+        [&](size_t, const Means& one) {
+          for (size_t g = 0; g < own.size(); ++g) own[g].add(one[g]);
+        });
     Tensor error;
     for (size_t g = 0; g < groups_.size(); ++g) {
       if (!ends_branch(groups_[g])) continue;
@@ -302,9 +328,9 @@ class Walk {
     return group.front()->role == Role::Proj || group.front()->role == Role::Fc2;
   }
 
-  bool is_sum_of_known(int i) const {
+  bool is_known_sum(int i) const {
     const bool has_bc = !model_.block_bc.empty() && !model_.block_bc[at(i)].empty();
-    return model_.is_sum() && !has_bc && !real_means_.empty() &&
+    return model_.is_sum() && !has_bc && stream_ == BcStream::Float && bc_->linear &&
            std::count_if(groups_.begin(), groups_.end(), ends_branch) == 2;
   }
 
@@ -349,7 +375,7 @@ class Walk {
   Stream own_, real_;          // what the next block is fed on that stream and, where outputs are compensated, in float
   Stream outputs_;             // of the present block for real_, as far as they are known
   std::vector<Group> groups_;  // of the present block
-  std::vector<Tensor> real_means_;  // their mean inputs on the float stream, where all were measured
+  std::vector<Tensor> real_means_;  // their mean inputs on the float stream, as far as they were measured
   WalkResult result_;
 };
 
