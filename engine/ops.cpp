@@ -417,21 +417,20 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
           slopes.size(), static_cast<long long>(heads));
   constexpr int64_t kQueries = 4 * kFloatRows;  // of one item: its scores stay in cache
   const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
-  std::vector<std::unique_ptr<const FloatPanels>> keys(static_cast<size_t>(B * heads)), values(keys.size());
+  std::vector<FloatPanels> keys(static_cast<size_t>(B * heads)), values(keys.size());
   parallel_for(B * heads, [&](int64_t i) {
     const int64_t head = i / heads * T * D + i % heads * d;
-    keys[static_cast<size_t>(i)] = std::make_unique<const FloatPanels>(row_major(k.data + head, D).transposed(), d, T);
-    values[static_cast<size_t>(i)] = std::make_unique<const FloatPanels>(row_major(v.data + head, D), T, d);
+    keys[static_cast<size_t>(i)] = FloatPanels(row_major(k.data + head, D).transposed(), d, T);
+    values[static_cast<size_t>(i)] = FloatPanels(row_major(v.data + head, D), T, d);
   });
   Tensor y = Tensor::uninitialized(q.shape);
   parallel_for(B * heads * blocks, [&](int64_t item) {
     // The last blocks have the most keys: hand them out first.
     const int64_t i = item % (B * heads), h = i % heads, t0 = (blocks - 1 - item / (B * heads)) * kQueries;
     const int64_t n = std::min(kQueries, T - t0), seen = t0 + n, head = i / heads * T * D + h * d;
-    std::vector<float> scaled(static_cast<size_t>(n * d)), scores(static_cast<size_t>(n * seen));
-    for (int64_t r = 0; r < n; ++r)
-      kernels().scale(q.data + head + (t0 + r) * D, scale, &scaled[static_cast<size_t>(r * d)], d);
-    multiply(row_major(scaled.data(), d), n, *keys[static_cast<size_t>(i)], d, seen, nullptr, 0, scores.data(), seen);
+    const Buffer<float> scaled(n * d), scores(n * seen);
+    for (int64_t r = 0; r < n; ++r) kernels().scale(q.data + head + (t0 + r) * D, scale, scaled.data() + r * d, d);
+    multiply(row_major(scaled.data(), d), n, keys[static_cast<size_t>(i)], d, seen, nullptr, 0, scores.data(), seen);
     std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(seen));  // of the last query; others use its end
     for (size_t j = 0; j < bias.size(); ++j)
       bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(seen - 1));
@@ -441,7 +440,7 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
       kernels().softmax(row, t0 + r + 1);
       std::fill(row + t0 + r + 1, row + seen, 0.f);  // the future
     }
-    multiply(row_major(scores.data(), seen), n, *values[static_cast<size_t>(i)], seen, d, nullptr, 0,
+    multiply(row_major(scores.data(), seen), n, values[static_cast<size_t>(i)], seen, d, nullptr, 0,
              y.data + head + t0 * D, D);
   });
   return y;

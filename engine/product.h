@@ -24,11 +24,12 @@ inline Matrix row_major(const float* data, int64_t columns) { return {data, colu
 // last.
 class FloatPanels {
  public:
+  FloatPanels() = default;
   FloatPanels(const Matrix& b, int64_t depth, int64_t columns);
   const float* panel(int64_t p) const { return values_.data() + p * depth_ * kFloatPanel; }
 
  private:
-  int64_t depth_;
+  int64_t depth_ = 0;
   Buffer<float> values_;
 };
 
