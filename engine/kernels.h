@@ -86,6 +86,7 @@ struct Kernels {
   // Reductions, accumulated in double over fixed lanes.
   double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2
   double (*dot)(const float* a, const float* b, int64_t n);
+  void (*accumulate)(const float* x, const float* less, double* sum, int64_t n);  // sum += x - less; less may be null
   float (*max_abs)(const float* x, int64_t n);
   bool (*all_finite)(const float* x, int64_t n);
 

@@ -301,6 +301,11 @@ double dot(const float* a, const float* b, int64_t n) {
   return sum(n, [=](int64_t i) { return static_cast<double>(a[i]) * static_cast<double>(b[i]); });
 }
 
+void accumulate(const float* x, const float* less, double* sum, int64_t n) {
+  if (less == nullptr) return each(n, [=](int64_t i) { sum[i] += static_cast<double>(x[i]); });
+  each(n, [=](int64_t i) { sum[i] += static_cast<double>(x[i]) - static_cast<double>(less[i]); });
+}
+
 // As integers, the bits of |x| are ordered like |x|, then infinity, then NaN.
 int32_t max_magnitude_bits(const float* x, int64_t n) {
   return fold(
@@ -364,6 +369,7 @@ constinit const Kernels BCQ_TABLE = {
     float_tile,
     weighted_squared_error,
     dot,
+    accumulate,
     max_abs,
     all_finite,
     dot_float,

@@ -29,7 +29,7 @@ void MeanError::update(const Tensor& f, const Tensor& q) {
     const int64_t h = row / N % H, n = row % N;
     double* into = &sum[static_cast<size_t>((h * kept_rows + (kept_rows == 1 ? 0 : n)) * C)];
     const float *fr = f.data + row * C, *qr = q.empty() ? nullptr : q.data + row * C;
-    for (int64_t c = 0; c < C; ++c) into[c] += static_cast<double>(fr[c]) - (qr ? qr[c] : 0.f);
+    kernels().accumulate(fr, qr, into, C);
   }
   ++batches_;
   const double shared = static_cast<double>(B * N / kept_rows);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/check.h"
+#include "engine/kernels.h"
 #include "engine/parallel.h"
 
 namespace bcq {
@@ -79,10 +80,8 @@ void Moments::add_products(const Tensor& a, const Tensor& b, const std::vector<T
         cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, m, k, 1.f, from_a, ld, 0.f, tile.data(), w);
       else
         cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, m, w, k, 1.f, from_a, ld, from_b, ld, 0.f, tile.data(), w);
-      for (int64_t i = 0; i < height; ++i) {
-        double* row = &into[at((t.row + i) * n_ + t.column)];
-        for (int64_t j = 0; j < width; ++j) row[j] += tile[at(i * width + j)];
-      }
+      for (int64_t i = 0; i < height; ++i)
+        kernels().accumulate(&tile[at(i * width)], nullptr, &into[at((t.row + i) * n_ + t.column)], width);
     }
   });
 }
@@ -91,7 +90,7 @@ void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
   parallel_for((n_ + side_ - 1) / side_, [&](int64_t part) {
     const int64_t begin = part * side_, end = std::min(n_, begin + side_);
     for (int64_t r = 0; r < x.rows(); ++r)
-      for (int64_t c = begin; c < end; ++c) into[at(c)] += x[r * n_ + c];
+      kernels().accumulate(x.data + r * n_ + begin, nullptr, &into[at(begin)], end - begin);
   });
 }
 
@@ -106,6 +105,13 @@ std::vector<double> Moments::scaled(const std::vector<double>& product, const st
       result[at(i * n_ + j)] = 2 / static_cast<double>(samples_) * (product[at(i * n_ + j)] - centre);
     }
   return result;
+}
+
+std::vector<double> Moments::mean() const {
+  require(tokens_ > 0, "the mean of a stream that was never added");
+  std::vector<double> mean = sum_;
+  for (double& m : mean) m /= static_cast<double>(tokens_);
+  return mean;
 }
 
 std::vector<double> Moments::second(bool centred) const { return scaled(second_, sum_, true, centred); }

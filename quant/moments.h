@@ -32,6 +32,7 @@ class Moments {
   // 2 / samples Σ (x - m)(x - m)ᵀ, of which the upper triangle is filled and the rest is 0. Not centred it is
   // GPTQ's Hessian, which the official code keeps as a running mean.
   std::vector<double> second(bool centred = false) const;
+  std::vector<double> mean() const;  // m [n]
   // 2 / samples Σ (other - m')(x - m)ᵀ.
   std::vector<double> cross(bool centred = false) const;
 

@@ -46,6 +46,20 @@ double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<doubl
   return sum;
 }
 
+double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>& x) {
+  const int64_t n = q.dim(-1);
+  require(x.size() == at(n) && v.shape == q.shape, "weights of shapes %s and %s, an input of %zu values",
+          to_string(q.shape).c_str(), to_string(v.shape).c_str(), x.size());
+  double sum = 0;
+  for (int64_t r = 0; r < q.rows(); ++r) {
+    double error = 0;
+    for (int64_t i = 0; i < n; ++i)
+      error += (static_cast<double>(q[r * n + i]) - static_cast<double>(v[r * n + i])) * x[at(i)];
+    sum += error * error;
+  }
+  return sum / static_cast<double>(q.rows());
+}
+
 void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& upper, int sweeps) {
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
   std::vector<double> c = upper;  // both triangles: its rows are what a change adds to the gradient

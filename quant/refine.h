@@ -12,6 +12,10 @@ namespace bcq {
 // layer's bias has been fitted.
 double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c);
 
+// || q x - v x ||² / out for the input x [in]. Of mean inputs it is what fitting the bias takes away from the mean
+// error.
+double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>& x);
+
 // Lowers quadratic_error(q.values, v, c), scales and zero points as they are: column by column each row takes the
 // code that is best given its others, up to `sweeps` times or until none changes. A code changes only where the
 // error falls, so the result is never worse than what it starts from. (Coordinate descent as in COMQ and QuantEase)

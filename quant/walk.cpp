@@ -266,7 +266,7 @@ class Walk {
                  "decides the rest; use more or longer windows",
                  ll(moments.tokens()), ll(moments.columns()), group.front()->name.c_str()));
     }
-    const std::vector<double> hessian = moments.second(solver_->centred), covariance = moments.second(true);
+    const std::vector<double> hessian = moments.second(solver_->centred), means = moments.mean();
     for (size_t i = 0; i < group.size(); ++i) {
       Site& site = *group[i];
       const Tensor& v = weights[i];
@@ -279,9 +279,12 @@ class Walk {
       record.signal = mean * quadratic_error(v, {}, hessian);
       record.rounded = mean * quadratic_error(round_to_nearest(v, options).values, v, hessian);
       record.solved = mean * quadratic_error(q.values, v, hessian);
-      if (solver_->refine > 0) refine(q, v, hessian, solver_->refine);
-      record.refined = mean * quadratic_error(q.values, v, hessian);
-      record.compensated = mean * quadratic_error(q.values, v, covariance);
+      record.refined = record.solved;
+      if (solver_->refine > 0) {
+        refine(q, v, hessian, solver_->refine);
+        record.refined = mean * quadratic_error(q.values, v, hessian);
+      }
+      record.compensated = record.refined - (solver_->centred ? 0 : squared_error(q.values, v, means));
       attach(site, q);
       result_.blocks.back().layers.push_back(record);
     }

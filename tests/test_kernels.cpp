@@ -301,6 +301,21 @@ TEST_CASE("kernels: sums in double, with and without weights") {
   CHECK(plain().dot(a.data(), b.data(), 0) == 0.0);
 }
 
+TEST_CASE("kernels: rows are added to doubles, and less other rows, on every instruction set") {
+  const Row a = random_row(90, 13, 3), b = random_row(90, 14, 3);
+  int count = 0;
+  const Kernels* const* sets = all_kernels(&count);
+  for (int s = 0; s < count; ++s)
+    for (size_t n = 0; n < 80; ++n)
+      for (const bool less : {false, true}) {
+        std::vector<double> sum(n + 1, 0.1), want = sum;
+        for (size_t i = 0; i < n; ++i)
+          want[i] += less ? static_cast<double>(a[i + 3]) - static_cast<double>(b[i]) : static_cast<double>(a[i + 3]);
+        sets[s]->accumulate(a.data() + 3, less ? b.data() : nullptr, sum.data(), static_cast<int64_t>(n));
+        CHECK(sum == want);
+      }
+}
+
 TEST_CASE("kernels: max_abs and all_finite see every position") {
   for (const float special : {INFINITY, -INFINITY, NAN}) {
     for (size_t at = 0; at < 50; ++at) {

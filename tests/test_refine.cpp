@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "engine/check.h"
+#include "quant/moments.h"
 #include "quant/refine.h"
 #include "quant/refit.h"
 #include "tests/gptq_inputs.h"
@@ -55,6 +57,19 @@ TEST_CASE("refine only lowers the error, and stops where no single code can") {
       }
     }
   }
+}
+
+TEST_CASE("an error less that of mean inputs is the error about the mean") {
+  const Tensor v = random({9, 24}, 3), x = correlated(4, 40, 24, 2);
+  Moments moments(24);
+  moments.add(x);
+  const Tensor q = round_to_nearest(v, options(3)).values;
+  const double scale = 4 / (2. * 160 * 9);  // products are 2 / windows of sums
+  const double raw = scale * quadratic_error(q, v, moments.second()), mean = squared_error(q, v, moments.mean());
+  CHECK(mean > 1e-3 * raw);
+  CHECK(scale * quadratic_error(q, v, moments.second(true)) == doctest::Approx(raw - mean).epsilon(1e-11));
+  CHECK_THROWS_AS(squared_error(q, random({9, 23}, 3), moments.mean()), Error);
+  CHECK_THROWS_AS(Moments(24).mean(), Error);
 }
 
 TEST_CASE("refit solves its normal equations, and leaves weights alone without drift") {

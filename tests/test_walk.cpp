@@ -172,7 +172,7 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
     const Site& query = *model->sites(0)[0];
     const Tensor w = query.weight.values(), q = query.weight_hat.values();
     const int64_t n = w.dim(1);
-    double error = 0, tokens = 0;
+    double error = 0, compensated = 0, tokens = 0;
     for (int64_t r = 0; r < w.dim(0); ++r) {
       double sum = 0, squares = 0;
       tokens = 0;
@@ -184,9 +184,12 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
           squares += e * e;
         }
       error += squares / tokens - (centred ? sum / tokens * sum / tokens : 0);
+      compensated += squares / tokens - sum / tokens * sum / tokens;
     }
-    CHECK(result.blocks[0].layers[0].site == query.name);
-    CHECK(std::abs(result.blocks[0].layers[0].refined / (error / static_cast<double>(w.dim(0))) - 1) < 1e-4);
+    const LayerRecord& record = result.blocks[0].layers[0];
+    CHECK(record.site == query.name);
+    CHECK(std::abs(record.refined / (error / static_cast<double>(w.dim(0))) - 1) < 1e-4);
+    CHECK(std::abs(record.compensated / (compensated / static_cast<double>(w.dim(0))) - 1) < 1e-4);
 
     for (const BlockRecord& block : result.blocks)
       for (const LayerRecord& layer : block.layers) {
