@@ -106,9 +106,9 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
                             tokens.sums.data() + (t * groups() + g) * planes, totals.data());
     }
     for (int64_t i = 0; i < some; ++i) {
-      float* const to = y + (t + i) * out + begin * kRows;
-      kernels().scale(totals.data() + i * kWidth, tokens.units[at(t + i)], to, n);
-      if (bias) kernels().add(to, bias + begin * kRows, to, n);
+      float *const total = totals.data() + i * kWidth, *const to = y + (t + i) * out + begin * kRows;
+      kernels().scale(total, tokens.units[at(t + i)], bias ? total : to, n);
+      if (bias) kernels().add(total, bias + begin * kRows, to, n);
     }
   });
 }

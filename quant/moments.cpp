@@ -1,34 +1,53 @@
 #include "quant/moments.h"
 
-#include <cblas.h>
-
 #include <algorithm>
 
 #include "engine/check.h"
 #include "engine/kernels.h"
 #include "engine/parallel.h"
+#include "engine/product.h"
 
 namespace bcq {
 namespace {
 
-// Columns of a tile. With it OpenBLAS comes to 0.95 of its speed on large matrices, with 256 to 0.8; two tiles
-// a side are the fewest that give two threads equal work.
-constexpr int64_t kTile = 768;
+constexpr int64_t kTile = 4 * kFloatPanel;  // columns of a tile: its panels of a run and its sums stay in cache
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
+int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
 }  // namespace
 
+// The tokens of one window in panels, as many at a time as are summed in one run: both operands of its products are
+// read from them.
+class Moments::Panels {
+ public:
+  Panels(const Tensor& x, int64_t window)
+      : tokens_(x.rows() / x.dim(0)), columns_(x.dim(-1)), across_(parts_of(columns_, kFloatPanel)) {
+    const Matrix rows = row_major(x.data + window * tokens_ * columns_, columns_);
+    panels_.resize(at(runs() * across_));
+    parallel_for(runs() * across_, [&](int64_t i) {
+      const int64_t run = i / across_, panel = i % across_;
+      panels_[at(i)] = FloatPanels(rows.at(run * kFloatRun, panel * kFloatPanel), depth(run), width(panel));
+    });
+  }
+  int64_t runs() const { return parts_of(tokens_, kFloatRun); }
+  int64_t depth(int64_t run) const { return std::min(kFloatRun, tokens_ - run * kFloatRun); }
+  int64_t width(int64_t panel) const { return std::min(kFloatPanel, columns_ - panel * kFloatPanel); }
+  const FloatPanels& at_run(int64_t run, int64_t panel) const { return panels_[at(run * across_ + panel)]; }
+
+ private:
+  int64_t tokens_, columns_, across_;
+  std::vector<FloatPanels> panels_;
+};
+
 Moments::Moments(int64_t columns) : n_(columns), second_(at(columns * columns), 0.0), sum_(at(columns), 0.0) {
   require(columns > 0, "moments of %lld columns", static_cast<long long>(columns));
-  const int64_t parts = std::max<int64_t>(2, (n_ + kTile - 1) / kTile);
-  side_ = (n_ + parts - 1) / parts;
-  for (int64_t i = 0; i < n_; i += side_)
-    for (int64_t j = 0; j < n_; j += side_) {
+  for (int64_t i = 0; i < n_; i += kTile)
+    for (int64_t j = 0; j < n_; j += kTile) {
       all_.push_back({i, j});
       if (i < j) upper_.push_back({i, j});
     }
-  for (int64_t i = 0; i < n_; i += side_) upper_.push_back({i, i});  // half the work, so they come last
+  for (int64_t i = 0; i < n_; i += kTile) upper_.push_back({i, i});  // half the work, so they come last
 }
 
 void Moments::add(const Tensor& x, const Tensor& other) {
@@ -37,13 +56,16 @@ void Moments::add(const Tensor& x, const Tensor& other) {
   require(samples_ == 0 || other.empty() == cross_.empty(), "moments: the other stream is missing in some inputs");
   require(other.empty() || other.shape == x.shape, "moments: streams of shapes %s and %s", to_string(x.shape).c_str(),
           to_string(other.shape).c_str());
-  add_products(x, x, upper_, second_);
   add_rows(x, sum_);
   if (!other.empty()) {
     cross_.resize(second_.size());
     other_sum_.resize(sum_.size());
-    add_products(other, x, all_, cross_);
     add_rows(other, other_sum_);
+  }
+  for (int64_t window = 0; window < x.dim(0); ++window) {
+    const Panels panels(x, window);
+    add_products(panels, panels, second_);
+    if (!other.empty()) add_products(Panels(other, window), panels, cross_);
   }
   samples_ += x.dim(0);
   tokens_ += x.rows();
@@ -62,33 +84,33 @@ void Moments::add(const Moments& more) {
   tokens_ += more.tokens_;
 }
 
-// into += Σ a bᵀ, tile by tile and window by window; of the upper tiles the diagonal ones are symmetric, and
-// get their upper triangle only.
-void Moments::add_products(const Tensor& a, const Tensor& b, const std::vector<Tile>& tiles,
-                           std::vector<double>& into) const {
-  const bool symmetric = &tiles == &upper_;
-  const int64_t rows = a.rows() / a.dim(0);
+// into += Σ left rightᵀ, tile by tile; of one's product with itself the upper triangle.
+void Moments::add_products(const Panels& left, const Panels& right, std::vector<double>& into) const {
+  const bool symmetric = &left == &right;
+  const std::vector<Tile>& tiles = symmetric ? upper_ : all_;
   parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item) {
     const Tile t = tiles[at(item)];
-    const int64_t height = std::min(side_, n_ - t.row), width = std::min(side_, n_ - t.column);
-    const int m = static_cast<int>(height), w = static_cast<int>(width), k = static_cast<int>(rows);
-    const int ld = static_cast<int>(n_);
-    std::vector<float> tile(at(height * width));
-    for (int64_t window = 0; window < a.dim(0); ++window) {
-      const float *from_a = a.data + window * rows * n_ + t.row, *from_b = b.data + window * rows * n_ + t.column;
-      if (symmetric && t.row == t.column)
-        cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, m, k, 1.f, from_a, ld, 0.f, tile.data(), w);
-      else
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, m, w, k, 1.f, from_a, ld, from_b, ld, 0.f, tile.data(), w);
-      for (int64_t i = 0; i < height; ++i)
-        kernels().accumulate(&tile[at(i * width)], nullptr, &into[at((t.row + i) * n_ + t.column)], width);
+    const int64_t height = std::min(kTile, n_ - t.row), width = std::min(kTile, n_ - t.column);
+    const bool upper = symmetric && t.row == t.column;
+    const Buffer<float> tile(height * width);
+    for (int64_t run = 0; run < right.runs(); ++run)
+      for (int64_t i = 0; i < height; i += kFloatPanel)
+        for (int64_t j = upper ? i : 0; j < width; j += kFloatPanel) {
+          const int64_t p = (t.row + i) / kFloatPanel, q = (t.column + j) / kFloatPanel;
+          float* c = tile.data() + i * width + j;
+          multiply({left.at_run(run, p).panel(0), 1, kFloatPanel}, left.width(p), right.at_run(run, q),
+                   right.depth(run), right.width(q), run > 0 ? c : nullptr, width, c, width);
+        }
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t j = upper ? i : 0;
+      kernels().accumulate(tile.data() + i * width + j, nullptr, &into[at((t.row + i) * n_ + t.column + j)], width - j);
     }
   });
 }
 
 void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
-  parallel_for((n_ + side_ - 1) / side_, [&](int64_t part) {
-    const int64_t begin = part * side_, end = std::min(n_, begin + side_);
+  parallel_for(parts_of(n_, kTile), [&](int64_t part) {
+    const int64_t begin = part * kTile, end = std::min(n_, begin + kTile);
     for (int64_t r = 0; r < x.rows(); ++r)
       kernels().accumulate(x.data + r * n_ + begin, nullptr, &into[at(begin)], end - begin);
   });

@@ -1,7 +1,7 @@
 // What a linear site is fed, summed up: all that the solvers for its weight and its bias know of the data.
 //
 // Inputs are streamed: a tensor is read when it is added, and not kept. The products of
-// one window are summed in float by OpenBLAS, tile by tile, and windows are added up in
+// one window are summed in float (engine/product.h), and windows are added up in
 // double in the order they come: sums depend neither on the number of threads nor on how
 // windows are batched, and their error does not grow with the number of windows.
 #pragma once
@@ -40,12 +40,13 @@ class Moments {
   struct Tile {
     int64_t row, column;  // where it starts
   };
-  void add_products(const Tensor& a, const Tensor& b, const std::vector<Tile>& tiles, std::vector<double>& into) const;
+  class Panels;
+  void add_products(const Panels& left, const Panels& right, std::vector<double>& into) const;
   void add_rows(const Tensor& x, std::vector<double>& into) const;
   std::vector<double> scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
                              bool centred) const;
 
-  int64_t n_, side_;               // side of a tile
+  int64_t n_;
   std::vector<Tile> upper_, all_;  // of a symmetric and of any product
   int64_t samples_ = 0, tokens_ = 0;
   std::vector<double> second_, sum_, cross_, other_sum_;  // the last two are empty without another stream

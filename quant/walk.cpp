@@ -357,7 +357,7 @@ class Walk {
   // make(j) for every window j, as many at a time as there are threads; use(j, what was made) in order.
   template <class Make, class Use>
   void for_windows(Make make, Use use) {
-    const size_t n = own_.size(), together = at(threads());
+    const size_t n = own_.size(), together = 4 * at(threads());
     for (size_t first = 0; first < n; first += together) {
       std::vector<decltype(make(first))> made(std::min(together, n - first));
       {
