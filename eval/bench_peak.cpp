@@ -1,9 +1,12 @@
 #include "eval/bench_peak.h"
 
 #include <immintrin.h>
+#include <malloc.h>
 
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "engine/kernels.h"
 #include "engine/parallel.h"
@@ -60,5 +63,17 @@ bool runs(const char* isa) { return std::strcmp(kernels().name, isa) == 0; }
 double float_peak() { return runs("avx512") ? rate(float_avx512, 16) : runs("avx2") ? rate(float_avx2, 8) : 0; }
 // AVX2 multiplies 16-bit numbers: 16 products and one addition of their sums an instruction pair.
 double int8_peak() { return runs("avx512") ? rate(int8_avx512, 64) : runs("avx2") ? rate(int8_avx2, 16) : 0; }
+
+void reset_peak_memory() {
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << 5;
+}
+
+double peak_memory_mb() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind("VmHWM:", 0) == 0) return std::stod(line.substr(6)) / 1024;
+  return 0;
+}
 
 }  // namespace bcq

@@ -1,16 +1,16 @@
-// bench: how close the forward passes come to their limits, and integers to a quarter of the time of floats.
+// bench: how close the forward passes come to their limits, and integers to a quarter of the time of floats; and how
+// long whole calibrations take.
 // Weights are random and the shapes those of the networks that are named; results of one run belong together.
 #include <cblas.h>
-#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 
 #include "engine/check.h"
 #include "engine/integer.h"
+#include "eval/bench_calibration.h"
 #include "eval/bench_language.h"
 #include "eval/bench_models.h"
 #include "eval/bench_peak.h"
@@ -27,19 +27,6 @@ struct TemporaryFolder {
   TemporaryFolder() { fs::create_directories(path); }
   ~TemporaryFolder() { fs::remove_all(path); }
 };
-
-// The most memory in use since the last reset, of this process; Linux keeps it. The pages of the float checkpoint, a
-// mapped file, are among it.
-void reset_peak_memory() {
-  malloc_trim(0);
-  std::ofstream("/proc/self/clear_refs") << 5;
-}
-double peak_memory_mb() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.rfind("VmHWM:", 0) == 0) return std::stod(line.substr(6)) / 1024;
-  return 0;
-}
 
 struct Bench {
   int repeats = 5;
@@ -186,7 +173,10 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Speed of the forward passes, in float and in integers, against the limits of this machine.", "bench"};
+  CLI::App app{
+      "Speed of the forward passes, in float and in integers, against the limits of this machine, and of "
+      "calibrations. Takes more than half an hour; parts of it with --only.",
+      "bench"};
   std::string json_path;
   Bench bench;
   app.add_option("--repeats", bench.repeats, "Runs of which the median counts")->capture_default_str()->type_name("N");
@@ -228,6 +218,7 @@ int main(int argc, char** argv) {
     window.ids.assign(2048, 1);
     bench.float_forward("OPT-125M, 2048 tokens", *random_opt_125m(folder.path / "opt"), window, 1);
     bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
+    bench_calibration(folder.path, *vit, bench.wanted, bench.records);
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);
   });
