@@ -1,6 +1,7 @@
 #include "engine/packed.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/check.h"
 #include "engine/half.h"
@@ -99,9 +100,9 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
           scale16_[at(i)] = to_f16(scale);
         else
           scale_[at(i)] = scale;
-        zero_[at(i)] = static_cast<uint8_t>(zero);
-        require(static_cast<float>(zero_[at(i)]) == zero, "the zero point %g of row %lld is no code",
+        require(zero >= 0 && zero <= 255 && std::floor(zero) == zero, "the zero point %g of row %lld is no code",
                 static_cast<double>(zero), static_cast<long long>(r));
+        zero_[at(i)] = static_cast<uint8_t>(zero);
       }
       row_codes(r, codes.data());
       for (int64_t i = 0; i < slots(); ++i)
