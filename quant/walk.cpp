@@ -239,7 +239,7 @@ class Walk {
       const GroupSums& sum = sums[g - begin];
       if (sum.moments) quantize(groups_[g], *sum.moments, sum.odd.get());
       const Tensor real = sum.real.mean(), own = stream_ == BcStream::Float ? real : sum.own.mean();
-      real_means_.push_back(real);
+      if (stream_ == BcStream::Float) real_means_.push_back(real);
       for (Site* site : groups_[g]) {
         if (real.empty()) continue;
         const Tensor b = output_error(*site, real, own);
@@ -354,7 +354,7 @@ class Walk {
     return outputs_[j];
   }
 
-  // make(j) for every window j, as many at a time as there are threads; use(j, what was made) in order.
+  // make(j) for every window j, some for each thread at a time; use(j, what was made) in order.
   template <class Make, class Use>
   void for_windows(Make make, Use use) {
     const size_t n = own_.size(), together = 4 * at(threads());
@@ -378,7 +378,7 @@ class Walk {
   Stream own_, real_;          // what the next block is fed on that stream and, where outputs are compensated, in float
   Stream outputs_;             // of the present block for real_, as far as they are known
   std::vector<Group> groups_;  // of the present block
-  std::vector<Tensor> real_means_;  // their mean inputs on the float stream, as far as they were measured
+  std::vector<Tensor> real_means_;  // their mean inputs, on the float stream
   WalkResult result_;
 };
 

@@ -131,6 +131,23 @@ TEST_CASE("MeanError reproduces the official estimator: batches weigh the same w
   CHECK(same_bits(small.mean(), Tensor({2}, {0.9375f, 0.25f})));
 }
 
+TEST_CASE("MeanError: what several have averaged, added up, weighs as if it had come to one") {
+  for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+    MeanError all(shape), first(shape), rest(shape), sum(shape);
+    for (uint32_t i = 0; i < 5; ++i) {
+      const Tensor f = random({2, 3, 70}, 2 * i + 1), q = random({2, 3, 70}, 2 * i + 2);
+      all.update(f, q);
+      (i < 2 ? first : rest).update(f, q);
+    }
+    sum.add(first);
+    sum.add(rest);
+    const Tensor want = all.mean(), got = sum.mean();
+    REQUIRE(got.shape == want.shape);
+    for (int64_t i = 0; i < want.size(); ++i) CHECK(std::abs(got[i] - want[i]) < 1e-6);
+    CHECK_THROWS_AS(sum.add(MeanError(shape)), Error);
+  }
+}
+
 TEST_CASE("MeanError keeps heads apart and averages over what a bias is shared along") {
   const Tensor f = random({3, 2, 5, 4}, 1), q = random({3, 2, 5, 4}, 2);
   MeanError full(BcShape::Position), small(BcShape::Channel);
