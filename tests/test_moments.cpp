@@ -62,6 +62,18 @@ TEST_CASE("moments: whole numbers are summed exactly, over tiles that do not div
   CHECK(m.cross() == product(x, x, false, false));
 }
 
+TEST_CASE("moments: windows of several runs of sums, the last one shorter") {
+  const int64_t n = 40;
+  Tensor x({2, 1100, n}), other({2, 1100, n});
+  for (int64_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(7919 * i % 101 - 50);  // sums of products below 2^24 are exact
+    other[i] = static_cast<float>(104729 * i % 89 - 40);
+  }
+  const Moments m = moments_of(x, other, false);
+  CHECK(m.second() == product(x, x, true, false));
+  CHECK(m.cross() == product(other, x, false, false));
+}
+
 TEST_CASE("moments: the same bits however windows are batched, and on one and on two threads") {
   const Tensor x = random({4, 96, 900}, 3);
   const std::vector<double> together = moments_of(x, {}, false).second(true);
