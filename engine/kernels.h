@@ -105,7 +105,7 @@ struct Kernels {
   // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
   // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits + 128:
   // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - offset_i - zero_i digit_sums[t, p]). Rows of sums and y are
-  // `stride` apart, digit_sums `planes` times the number of groups.
+  // `stride` apart, digit_sums `planes` times the number of groups; null if the sums are over codes less their zero.
   void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,
                       const int32_t* sums, int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y);
 

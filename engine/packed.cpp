@@ -109,6 +109,7 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
         if (column_of(i) >= 0) put_code(codes[at(column_of(i))], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
     }
   });
+  less_zeros_ = bits_ < 8 && *std::max_element(zero_.begin(), zero_.end()) <= 128;
 }
 
 PackedRows PackedWeight::rows(int64_t block) const {

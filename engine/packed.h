@@ -69,6 +69,7 @@ class PackedWeight {
   void multiply_each(const Tokens& tokens, int64_t begin, int64_t end, const float* bias, float* y) const;
   void multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end, const float* bias,
                      float* y) const;
+  void signed_panel(int64_t block, uint8_t* codes) const;
 
   PackedRows rows(int64_t block) const;
   static float scale_of(const PackedRows& rows, int64_t i);
@@ -84,6 +85,7 @@ class PackedWeight {
   int64_t group_;
   Shape shape_;
   bool scattered_;              // the groups' columns do not follow each other
+  bool less_zeros_;             // differences of codes and zero points fit a signed byte
   std::vector<int32_t> ends_;   // [groups] the quad at which each ends
   std::vector<int32_t> order_;  // [slots] the column there, -1 for padding; empty where slot i is column i
   Buffer<uint32_t> words_;      // [blocks, chunks, bits, kRows]

@@ -169,7 +169,7 @@ void packed_codes(const PackedRows& r, uint8_t* y) {
   of[r.bits - 1](r, y);
 }
 
-template <int kPlanes>
+template <int kPlanes, bool kLessZero>
 inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_t tokens, const int32_t* sums,
                         int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
   const int32_t middle = r.bits == 8 ? 128 : 0;
@@ -180,7 +180,8 @@ inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_
     for (int64_t t = 0; t < tokens; ++t) {
       const int32_t* const sum = sums + t * kPlanes * stride + row;
       const auto part = [&](int p) {
-        return to_floats(load<Sums>(sum + p * stride) - less - zero * digit_sums[t * next + p]);
+        const Sums of_codes = load<Sums>(sum + p * stride) - less;
+        return to_floats(kLessZero ? of_codes : of_codes - zero * digit_sums[t * next + p]);
       };
       Floats value = part(kPlanes - 1);
       BCQ_UNROLL
@@ -193,7 +194,8 @@ inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_
 
 void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
                  int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
-  const auto of = planes == 3 ? scaled_sums<3> : scaled_sums<2>;
+  const auto of = digit_sums ? planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>
+                             : planes == 3 ? scaled_sums<3, true> : scaled_sums<2, true>;
   of(r, blocks * kInt8Panel, group, tokens, sums, stride, offset, digit_sums, y);
 }
 

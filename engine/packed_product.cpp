@@ -73,6 +73,20 @@ void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t en
   }
 }
 
+// The codes of a block, as a panel of signed bytes: less their zero points, which saves a term of every sum, or less 128
+// where they have eight bits.
+void PackedWeight::signed_panel(int64_t block, uint8_t* codes) const {
+  const PackedRows packed = rows(block);
+  kernels().packed_codes(packed, codes);
+  for (int64_t g = 0, q = 0; g < groups(); ++g) {
+    uint8_t from[4 * kRows];
+    for (int64_t i = 0; i < 4 * kRows; ++i)
+      from[i] = less_zeros_ ? packed.zero[g * kRows + i / 4] : bits_ == 8 ? 128 : 0;
+    for (; q < ends_[at(g)]; ++q, codes += 4 * kRows)
+      for (int64_t i = 0; i < 4 * kRows; ++i) codes[i] = static_cast<uint8_t>(codes[i] - from[i]);
+  }
+}
+
 // The same for tokens [t0, t1) and at most kInt8Columns rows.
 void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end,
                                  const float* bias, float* y) const {
@@ -80,13 +94,12 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
   const int64_t out = shape_[0], n = std::min(end * kRows, out) - begin * kRows, panels = end - begin;
   const int planes = tokens.planes;
   const Buffer<uint8_t> codes(panels * panel_bytes());
-  for (int64_t p = 0; p < panels; ++p) kernels().packed_codes(rows(begin + p), codes.data() + p * panel_bytes());
-  for (int64_t i = 0; bits_ == 8 && i < panels * panel_bytes(); ++i) codes.data()[i] ^= 128;  // they have to be signed
+  for (int64_t p = 0; p < panels; ++p) signed_panel(begin + p, codes.data() + p * panel_bytes());
   const auto panel = [&](int64_t p, int64_t quad) {
     return reinterpret_cast<const int8_t*>(codes.data() + p * panel_bytes() + quad * 4 * kRows);
   };
 
-  const Buffer<int32_t> offsets(groups() * kWidth);  // 128 times the sum of a group's codes
+  const Buffer<int32_t> offsets(groups() * kWidth);  // 128 times the sum of a group's signed codes
   const std::vector<uint8_t> middles(at(slots()), 128);
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
     for (int64_t p = 0; p < panels; ++p)
@@ -103,7 +116,7 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
         kernels().int8_tile(static_cast<int>(some) * planes, tokens.token(t) + q * 4, tokens.stride, panel(p, q),
                             ends_[at(g)] - q, sums.data() + p * kRows, kWidth);
       kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth, offsets.data() + g * kWidth,
-                            tokens.sums.data() + (t * groups() + g) * planes, totals.data());
+                            less_zeros_ ? nullptr : tokens.sums.data() + (t * groups() + g) * planes, totals.data());
     }
     for (int64_t i = 0; i < some; ++i) {
       float *const total = totals.data() + i * kWidth, *const to = y + (t + i) * out + begin * kRows;

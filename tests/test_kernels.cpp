@@ -427,7 +427,8 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
                               scale16.data(), zero.data()};
         const PackedToken token{0.125f, digits.data(), kQuads * 4, digit_sums.data()};
         struct Results {
-          Row product = Row(kRows), sums3 = Row(kTokens * kRows), sums2 = Row(kTokens * kRows);
+          Row product = Row(kRows), sums3 = Row(kTokens * kRows), sums2 = Row(kTokens * kRows),
+              less3 = Row(kTokens * kRows), less2 = Row(kTokens * kRows);
           std::vector<uint8_t> codes = std::vector<uint8_t>(kQuads * 4 * kInt8Panel);
         };
         const auto results = [&](const Kernels& k) {
@@ -438,6 +439,10 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
                         y.sums3.data());
           k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), digit_sums.data(),
                         y.sums2.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, offsets.data(), nullptr,
+                        y.less3.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), nullptr,
+                        y.less2.data());
           return y;
         };
         const Results want = results(plain());
@@ -449,6 +454,8 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
           CHECK(std::memcmp(y.product.data(), want.product.data(), y.product.size() * 4) == 0);
           CHECK(std::memcmp(y.sums3.data(), want.sums3.data(), y.sums3.size() * 4) == 0);
           CHECK(std::memcmp(y.sums2.data(), want.sums2.data(), y.sums2.size() * 4) == 0);
+          CHECK(std::memcmp(y.less3.data(), want.less3.data(), y.less3.size() * 4) == 0);
+          CHECK(std::memcmp(y.less2.data(), want.less2.data(), y.less2.size() * 4) == 0);
           CHECK(y.codes == want.codes);
         }
       }

@@ -107,15 +107,16 @@ TEST_CASE("a packed weight has the quantizer's codes and values, bit by bit") {
 
 namespace {
 
-// A random weight of any grid; scattered: the columns of a group do not follow each other.
+// A random weight of any grid; scattered: the columns of a group do not follow each other. Zero points of as many bits
+// as codes, or more.
 std::shared_ptr<const PackedWeight> random_weight(int64_t out, int64_t in, int bits, int64_t group, bool scattered,
-                                                  uint32_t seed) {
+                                                  uint32_t seed, int more = 0) {
   std::mt19937 generator(seed);
   const int64_t wide = group < 0 ? in : group, groups = (in + wide - 1) / wide;
   Affine grid{bits, wide, Tensor({out, groups}), Tensor({out, groups})};
   for (int64_t i = 0; i < grid.scale.size(); ++i) {
     grid.scale[i] = 0.001f * static_cast<float>(1 + generator() % 100);
-    grid.zero[i] = static_cast<float>(generator() >> (32 - bits));
+    grid.zero[i] = static_cast<float>(generator() >> (32 - bits - more));
   }
   for (int64_t c = 0; scattered && c < in; ++c) grid.column_group.push_back(static_cast<int32_t>(c / wide));
   std::shuffle(grid.column_group.begin(), grid.column_group.end(), generator);
@@ -128,18 +129,21 @@ TEST_CASE("products with packed weights stay within their bound of the exact one
   struct Case {
     int64_t out, in, group;
     bool scattered;
+    int zero_bits = 0;
   };
   for (const Case c : {Case{5, 7, -1, false},
                        {16, 96, -1, false},
                        {130, 200, 64, false},
                        {67, 72, 24, true},
                        {33, 130, 7, false},
+                       {40, 90, 32, true, 8},
                        {20, 33, 1, true},
                        {64, 256, 128, true}})
     for (int bits = 2; bits <= 8; ++bits) {
       CAPTURE(bits);
       CAPTURE(c.in);
-      const auto w = random_weight(c.out, c.in, bits, c.group, c.scattered, static_cast<uint32_t>(bits + c.in));
+      const auto w = random_weight(c.out, c.in, bits, c.group, c.scattered, static_cast<uint32_t>(bits + c.in),
+                                   std::max(c.zero_bits - bits, 0));
       const Affine grid = w->grid();
       const std::vector<uint8_t> codes = w->codes();
       const Tensor x = random({2, 20, c.in}, 3), bias = random({c.out}, 4);
