@@ -252,9 +252,34 @@ int32_t code_of(float x, float lo, float hi) {
   return static_cast<int32_t>(as_bits(at_most(x > lo ? x : lo, hi) + kRound)) - kRoundBits;
 }
 
-// As each(), for codes: bytes a compiler handles 64 or 32 at a time, and left to itself the rest one by one.
+// Codes of x / delta.
+struct Step {
+  float delta, lo, hi;
+  float least = lo * delta, most = hi * delta, inverse = 1.f / delta;
+
+  // Whether nothing below underflows for quotients of at least 1 / 4; smaller ones need not be exact.
+  bool is_ordinary() const { return delta > 0x1p-60f && delta < 0x1p60f; }
+  int32_t divided(float x) const { return code_of(x / delta, lo, hi); }
+  // The same without the division, which takes longer than all else. Remainders are exact, and correct a quotient
+  // twice: to within a unit in the last place, and to the rounded one (Markstein, "Computation of elementary functions
+  // on the IBM RISC System/6000 processor", theorem 8.2). To clamp x itself gives the same codes and leaves no
+  // infinities.
+  int32_t code(float x) const {
+    const float a = at_most(x > least ? x : least, most);
+#if defined(__FMA__)
+    const float rough = a * inverse;
+    const float near = __builtin_fmaf(__builtin_fmaf(-rough, delta, a), inverse, rough);
+    const float q = __builtin_fmaf(__builtin_fmaf(-near, delta, a), inverse, near);
+#else
+    const float q = a / delta;
+#endif
+    return static_cast<int32_t>(as_bits(q + kRound)) - kRoundBits;
+  }
+};
+
+// As each(), for bytes: 64 or 32 at a time, which compilers do, and then 16, of which they would make single ones.
 template <class Body>
-inline void each_code(int64_t n, const Body& body) {
+inline void each_byte(int64_t n, const Body& body) {
   int64_t i = n / 32 * 32;
   each(i, body);
   for (; i + kLanes <= n; i += kLanes) {
@@ -264,28 +289,42 @@ inline void each_code(int64_t n, const Body& body) {
   for (; i < n; ++i) body(i);
 }
 
+// body(i, code) for i in [0, n), where code(step, x) is a code.
+template <class Body>
+inline void each_code(int64_t n, bool ordinary, const Body& body) {
+  const auto code = [](const Step& step, float x) { return step.code(x); };
+  const auto divided = [](const Step& step, float x) { return step.divided(x); };
+  if (ordinary)
+    each_byte(n, [=](int64_t i) { body(i, code); });
+  else
+    each_byte(n, [=](int64_t i) { body(i, divided); });
+}
+
 void code_uniform(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset) {
-  each_code(n, [=](int64_t i) { y[i] = static_cast<uint8_t>(code_of(x[i] / delta, lo, hi) + offset); });
+  const Step step{delta, lo, hi};
+  each_code(n, step.is_ordinary(),
+            [=](int64_t i, const auto& code) { y[i] = static_cast<uint8_t>(code(step, x[i]) + offset); });
 }
 
 void code_twin_gelu(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg, float m) {
-  each_code(n, [=](int64_t i) {
-    positive[i] = static_cast<uint8_t>(code_of(x[i] / pos, 0.f, m - 1.f));
-    negative[i] = static_cast<uint8_t>(-code_of(x[i] / neg, -m, 0.f));
+  const Step above{pos, 0.f, m - 1.f}, below{neg, -m, 0.f};
+  each_code(n, above.is_ordinary() && below.is_ordinary(), [=](int64_t i, const auto& code) {
+    positive[i] = static_cast<uint8_t>(code(above, x[i]));
+    negative[i] = static_cast<uint8_t>(-code(below, x[i]));
   });
 }
 
 void code_twin_softmax(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m, bool official) {
-  const float step = split / m;
+  const Step fine{split / m, 0.f, m};  // divided: all else there is to do hides it
   if (official) {
-    each_code(n, [=](int64_t i) {
-      low[i] = static_cast<uint8_t>(code_of(at_most(at_least(x[i], 0.f), split) / step, 0.f, m));
+    each_byte(n, [=](int64_t i) {
+      low[i] = static_cast<uint8_t>(fine.divided(at_most(at_least(x[i], 0.f), split)));
       high[i] = static_cast<uint8_t>(code_of(at_most(at_least(x[i], split), 1.f) * m, 0.f, m));
     });
   } else {
-    each_code(n, [=](int64_t i) {
-      const int32_t fine = code_of(x[i] / step, 0.f, m), coarse = code_of(x[i] * m, 0.f, m);
-      low[i] = static_cast<uint8_t>(x[i] < split ? fine : 0);
+    each_byte(n, [=](int64_t i) {
+      const int32_t steps = fine.divided(x[i]), coarse = code_of(x[i] * m, 0.f, m);
+      low[i] = static_cast<uint8_t>(x[i] < split ? steps : 0);
       high[i] = static_cast<uint8_t>(x[i] < split ? 0 : coarse);
     });
   }

@@ -114,6 +114,48 @@ TEST_CASE("int8: codes are those of the grids, on every instruction set") {
       }
 }
 
+TEST_CASE("int8: codes are those of rounded quotients, for steps of any size and values next to where codes change") {
+  std::mt19937 bits(3);
+  const auto step_of = [&](int i) {  // mantissas at random, all ones and all zeros; exponents from end to end
+    const uint32_t mantissa = i % 8 == 0 ? 0 : i % 8 == 1 ? 0x7fffff : static_cast<uint32_t>(bits()) >> 9;
+    const uint32_t exponent = i % 2 ? 67 + static_cast<uint32_t>(bits()) % 120 : static_cast<uint32_t>(bits()) % 255;
+    const uint32_t word = std::max(exponent << 23 | mantissa, 1u);
+    float step;
+    std::memcpy(&step, &word, sizeof step);
+    return step;
+  };
+  int64_t wrong = 0, wrong_twins = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const float delta = step_of(i), other = step_of(i + 3);
+    std::vector<float> x;
+    for (int code = -130; code < 130; ++code) {
+      float at = (static_cast<float>(code) + 0.5f) * delta;
+      for (int k = 0; k < 3; ++k) at = std::nextafter(at, -INFINITY);
+      for (int k = 0; k < 6; ++k, at = std::nextafter(at, INFINITY)) x.push_back(at);
+    }
+    for (const float far : {0.f, -0.f, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-45f}) x.push_back(far);
+    const auto n = static_cast<int64_t>(x.size());
+    std::vector<uint8_t> want(x.size()), above = want, below = want;
+    for (size_t k = 0; k < x.size(); ++k) {
+      const auto code = [&](float step, float lo, float hi) {
+        return std::nearbyint(std::min(std::max(x[k] / step, lo), hi));
+      };
+      want[k] = static_cast<uint8_t>(code(delta, -128, 127) + 128);
+      above[k] = static_cast<uint8_t>(code(delta, 0, 127));
+      below[k] = static_cast<uint8_t>(-code(other, -128, 0));
+    }
+    for (const Kernels* k : sets()) {
+      std::vector<uint8_t> y(x.size()), z = y;
+      k->code_uniform(x.data(), y.data(), n, delta, -128, 127, 128);
+      wrong += y != want;
+      k->code_twin_gelu(x.data(), y.data(), z.data(), n, delta, other, 128);
+      wrong_twins += y != above || z != below;
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK(wrong_twins == 0);
+}
+
 TEST_CASE("int8: what is not a number becomes the lowest code everywhere") {
   const std::vector<float> x(70, std::nanf(""));
   for (const Kernels* k : sets()) {
