@@ -66,7 +66,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
       }
       queries.rows(x, d, h * queries.units() / H, coded.row(r), coded.stride);
     }
-    int8_block(coded.view(), keys.right, 0, N, 0, keys.right.panels(),
+    int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* scores = row.data();
                  keys.dequantizer(0, N, sum1, sum2, scores);
@@ -74,7 +74,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
                  weigh(form, scale, b, h, r, N, padded, scores);
                  weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
                });
-    int8_block(a.view(), values.right, 0, N, 0, values.right.panels(),
+    int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* out = y.data + (b * N + r) * D + h * d;
                  values.dequantizer(0, d, sum1, sum2, out);

@@ -63,16 +63,17 @@ struct Int8Rows {
 };
 
 // Sums of rows [r0, r1) with panels [p0, p1), serially: finish(row, sums of plane 0, of plane 1 or null), the sums of
-// columns 32 p0 ... 32 p1.
+// columns 32 p0 ... 32 p1. They begin at start, [columns of all panels], or at 0 if it is null.
 template <class Finish>
-void int8_block(const Int8Rows& a, const Int8Panels& b, int64_t r0, int64_t r1, int64_t p0, int64_t p1, Finish finish) {
+void int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, int64_t r0, int64_t r1, int64_t p0,
+                int64_t p1, Finish finish) {
   const int64_t width = (p1 - p0) * kInt8Panel;
   const Buffer<int32_t> sums(kInt8Rows * width);
   for_parts(r1 - r0, kInt8Rows / a.planes, [&](int64_t begin, int64_t end) {
     const int rows = static_cast<int>(end - begin) * a.planes;
     for (int64_t p = p0; p < p1; ++p)
       kernels().int8_tile(rows, a.row(r0 + begin), a.stride, b.panel(p), b.groups(),
-                          sums.data() + (p - p0) * kInt8Panel, width);
+                          start ? start + p * kInt8Panel : nullptr, sums.data() + (p - p0) * kInt8Panel, width);
     for (int64_t r = begin; r < end; ++r) {
       const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;
       finish(r0 + r, of_row, a.planes == 2 ? of_row + width : nullptr);
@@ -82,7 +83,7 @@ void int8_block(const Int8Rows& a, const Int8Panels& b, int64_t r0, int64_t r1, 
 
 // All sums, on all threads: finish(row, first column, columns, sums of plane 0, of plane 1 or null).
 template <class Finish>
-void int8_product(const Int8Rows& a, const Int8Panels& b, Finish finish) {
+void int8_product(const Int8Rows& a, const Int8Panels& b, const int32_t* start, Finish finish) {
   constexpr int64_t kPanels = kInt8Columns / kInt8Panel, kTiles = 4;
   const int64_t tall = kInt8Rows / a.planes, tiles = (a.rows + tall - 1) / tall, down = (tiles + kTiles - 1) / kTiles;
   const int64_t across = (b.panels() + kPanels - 1) / kPanels;
@@ -90,7 +91,7 @@ void int8_product(const Int8Rows& a, const Int8Panels& b, Finish finish) {
     const int64_t p0 = item / down * kPanels, p1 = std::min(b.panels(), p0 + kPanels), i = item % down;
     const int64_t t0 = tiles * i / down, t1 = tiles * (i + 1) / down;
     const int64_t c0 = p0 * kInt8Panel, n = std::min(b.columns(), p1 * kInt8Panel) - c0;
-    int8_block(a, b, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
+    int8_block(a, b, start, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
                [&](int64_t row, const int32_t* sum1, const int32_t* sum2) { finish(row, c0, n, sum1, sum2); });
   });
 }

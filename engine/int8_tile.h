@@ -21,16 +21,20 @@ namespace {
   return word;
 }
 
-// c[r, 0..32) = sum over k of a[r, k] panel[k / 4, ., k % 4] for kRows rows.
+// c[r, 0..32) = start + sum over k of a[r, k] panel[k / 4, ., k % 4] for kRows rows.
 #if defined(__AVX512VNNI__)
 
 constexpr int kMostRows = kInt8Rows;  // 28 sums, two blocks of columns and one row's codes: 31 registers
 
 template <int kRows>
-void tile(const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c, int64_t ldc) {
+void tile(const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, const int32_t* start, int32_t* c,
+          int64_t ldc) {
   __m512i sum[kRows][2];
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+  for (int r = 0; r < kRows; ++r) {
+    sum[r][0] = start ? _mm512_loadu_si512(start) : _mm512_setzero_si512();
+    sum[r][1] = start ? _mm512_loadu_si512(start + 16) : _mm512_setzero_si512();
+  }
   for (int64_t g = 0; g < groups; ++g, a += 4, panel += 4 * kInt8Panel) {
     const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
 #pragma GCC unroll 16
@@ -53,12 +57,17 @@ constexpr int kMostRows = 4;
 
 // vpmaddubsw would saturate: bytes 0 and 2 of every word of four, then bytes 1 and 3, are multiplied as 16-bit numbers.
 template <int kRows>
-void tile(const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c, int64_t ldc) {
+void tile(const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, const int32_t* start, int32_t* c,
+          int64_t ldc) {
   const __m256i low = _mm256_set1_epi16(255);
   for (int half = 0; half < 2; ++half, panel += 64, c += 16) {
     __m256i sum[kRows][2];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int r = 0; r < kRows; ++r)
+      for (int j = 0; j < 2; ++j) {
+        sum[r][j] = _mm256_setzero_si256();
+        if (start) sum[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start + 16 * half + 8 * j));
+      }
     for (int64_t g = 0; g < groups; ++g) {
       __m256i even[2], odd[2];
 #pragma GCC unroll 2
@@ -88,28 +97,30 @@ void tile(const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups,
 constexpr int kMostRows = 1;
 
 template <int kRows>
-void tile(const uint8_t* a, int64_t, const int8_t* panel, int64_t groups, int32_t* c, int64_t) {
-  int32_t sum[kInt8Panel] = {};
+void tile(const uint8_t* a, int64_t, const int8_t* panel, int64_t groups, const int32_t* start, int32_t* c, int64_t) {
+  uint32_t sum[kInt8Panel] = {};  // which wraps around on its way, as vectors do
+  if (start) std::memcpy(sum, start, sizeof sum);
   for (int64_t g = 0; g < groups; ++g, a += 4, panel += 4 * kInt8Panel)
     for (int64_t j = 0; j < kInt8Panel; ++j)
-      for (int k = 0; k < 4; ++k) sum[j] += a[k] * panel[4 * j + k];
+      for (int k = 0; k < 4; ++k) sum[j] += static_cast<uint32_t>(a[k] * panel[4 * j + k]);
   std::memcpy(c, sum, sizeof sum);
 }
 
 #endif
 
 template <int kRows>
-void tile_of(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c, int64_t ldc) {
+void tile_of(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, const int32_t* start,
+             int32_t* c, int64_t ldc) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<kRows - 1>(rows, a, stride, panel, groups, c, ldc);
+    if (rows < kRows) return tile_of<kRows - 1>(rows, a, stride, panel, groups, start, c, ldc);
   }
-  tile<kRows>(a, stride, panel, groups, c, ldc);
+  tile<kRows>(a, stride, panel, groups, start, c, ldc);
 }
 
-void int8_tile(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c,
-               int64_t ldc) {
+void int8_tile(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, const int32_t* start,
+               int32_t* c, int64_t ldc) {
   for (; rows > 0; rows -= kMostRows, a += kMostRows * stride, c += kMostRows * ldc)
-    tile_of<kMostRows>(rows < kMostRows ? rows : kMostRows, a, stride, panel, groups, c, ldc);
+    tile_of<kMostRows>(rows < kMostRows ? rows : kMostRows, a, stride, panel, groups, start, c, ldc);
 }
 
 }  // namespace

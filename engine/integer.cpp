@@ -25,10 +25,7 @@ bool is_along(const Grid& grid, int axis) {
 Dequantizer make_dequantizer(const Coder& left, int64_t left_unit, const Int8Panels& right,
                              const std::function<float(int64_t c)>& right_scale, const Tensor& bias) {
   Dequantizer d;
-  if (left.offset() != 0)
-    d.offset = right.sums(left.offset());
-  else
-    d.offset.assign(static_cast<size_t>(right.columns()), 0);
+  if (left.offset() != 0) d.starts = right.sums(-left.offset());
   for (int64_t c = 0; c < right.columns(); ++c) {
     d.scale1.push_back(left.scale(0, left_unit) * right_scale(c));
     if (left.planes() == 2) d.scale2.push_back(left.scale(1, left_unit) * right_scale(c));
@@ -167,7 +164,7 @@ Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs) {
     const CodedRows a(in.left, N, K);
     for (int64_t r = 0; r < N; ++r)
       in.left.rows(x.data + (i * N + r) * K, K, h * in.left.units() / H, a.row(r), a.stride);
-    int8_block(a.view(), head.right, 0, N, 0, head.right.panels(),
+    int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* out = y.data + (i * N + r) * M;
                  head.dequantizer(0, M, sum1, sum2, out);

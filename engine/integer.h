@@ -32,14 +32,14 @@ class Coder {
   Grid grid_;
 };
 
-// Sums to floats, column by column: Σ_p scale_p (sum_p - offset) + bias.
+// Sums to floats, column by column: Σ_p scale_p sum_p + bias, of sums that begin at start: -z Σ v, or null for z = 0.
 struct Dequantizer {
-  std::vector<int32_t> offset;
+  std::vector<int32_t> starts;
   std::vector<float> scale1, scale2, bias;
 
+  const int32_t* start() const { return starts.empty() ? nullptr : starts.data(); }
   void operator()(int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2, float* y) const {
-    kernels().from_sums(sum1, sum2, offset.data() + c0, scale1.data() + c0, sum2 ? scale2.data() + c0 : nullptr,
-                        bias.data() + c0, y, n);
+    kernels().from_sums(sum1, sum2, scale1.data() + c0, sum2 ? scale2.data() + c0 : nullptr, bias.data() + c0, y, n);
   }
 };
 
@@ -81,12 +81,13 @@ CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
 template <class Place, class Done>
 void integer_linear(const Site& site, const CodedRows& x, const Broadcast& bc, Place place, Done done) {
   const IntegerSite& in = *site.integer;
-  int8_product(x.view(), *in.weight, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
-    float* y = place(r, c0);
-    in.dequantizer(c0, n, sum1, sum2, y);
-    if (!site.bc.empty()) kernels().add(y, bc.row(r) + c0, y, n);
-    done(r, c0, n, y);
-  });
+  int8_product(x.view(), *in.weight, in.dequantizer.start(),
+               [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+                 float* y = place(r, c0);
+                 in.dequantizer(c0, n, sum1, sum2, y);
+                 if (!site.bc.empty()) kernels().add(y, bc.row(r) + c0, y, n);
+                 done(r, c0, n, y);
+               });
 }
 // The same, into a tensor of this shape.
 Tensor integer_linear(const Site& site, const CodedRows& x, const Shape& shape);

@@ -69,13 +69,13 @@ struct Kernels {
   void (*code_twin_softmax)(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m,
                             bool official);
 
-  // c[r, 0..32) = sum over k of a[r, k] b[., k], r in [0, rows), k in [0, 4 groups): exact. a: rows `stride` bytes
-  // apart; panel: [groups, 32, 4] signed codes; c: rows ldc apart.
-  void (*int8_tile)(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups, int32_t* c,
-                    int64_t ldc);
-  // y = scale1 (sum1 - offset) + scale2 sum2 + bias, the second term left out when sum2 is null.
-  void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const int32_t* offset, const float* scale1,
-                    const float* scale2, const float* bias, float* y, int64_t n);
+  // c[r, 0..32) = start + sum over k of a[r, k] b[., k], r in [0, rows), k in [0, 4 groups): exact. a: rows `stride`
+  // bytes apart; panel: [groups, 32, 4] signed codes; start: [32], null for zeros; c: rows ldc apart.
+  void (*int8_tile)(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups,
+                    const int32_t* start, int32_t* c, int64_t ldc);
+  // y = scale1 sum1 + scale2 sum2 + bias, the second term left out when sum2 is null.
+  void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const float* scale1, const float* scale2,
+                    const float* bias, float* y, int64_t n);
 
   // c[r, j] = start[r, j] + sum over k of a[r, k] panel[k, j] for rows of a tile and j in [0, columns), columns <= 32;
   // the sum by fused multiply-adds in the order of k, kFloatRun of them from 0 at a time. Value (r, k) is
@@ -103,11 +103,11 @@ struct Kernels {
   // y [8 chunks, kInt8Panel, 4]: the codes of the first block, as a panel (engine/int8.h).
   void (*packed_codes)(const PackedRows& rows, uint8_t* y);
   // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
-  // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits + 128:
-  // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - offset_i - zero_i digit_sums[t, p]). Rows of sums and y are
-  // `stride` apart, digit_sums `planes` times the number of groups; null if the sums are over codes less their zero.
+  // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits:
+  // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - zero_i digit_sums[t, p]). Rows of sums and y are `stride` apart,
+  // digit_sums `planes` times the number of groups; null if the sums are over codes less their zero points.
   void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,
-                      const int32_t* sums, int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y);
+                      const int32_t* sums, int64_t stride, const int32_t* digit_sums, float* y);
 
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

@@ -294,7 +294,7 @@ template <class Body>
 inline void each_code(int64_t n, bool ordinary, const Body& body) {
   const auto code = [](const Step& step, float x) { return step.code(x); };
   const auto divided = [](const Step& step, float x) { return step.divided(x); };
-  if (ordinary)
+  if (ordinary && n >= 64)  // or the inverse does not pay
     each_byte(n, [=](int64_t i) { body(i, code); });
   else
     each_byte(n, [=](int64_t i) { body(i, divided); });
@@ -330,9 +330,9 @@ void code_twin_softmax(const float* x, uint8_t* low, uint8_t* high, int64_t n, f
   }
 }
 
-void from_sums(const int32_t* sum1, const int32_t* sum2, const int32_t* offset, const float* scale1,
-               const float* scale2, const float* bias, float* y, int64_t n) {
-  const auto first = [=](int64_t i) { return static_cast<float>(sum1[i] - offset[i]) * scale1[i]; };
+void from_sums(const int32_t* sum1, const int32_t* sum2, const float* scale1, const float* scale2, const float* bias,
+               float* y, int64_t n) {
+  const auto first = [=](int64_t i) { return static_cast<float>(sum1[i]) * scale1[i]; };
   if (sum2 == nullptr)
     each(n, [=](int64_t i) { y[i] = first(i) + bias[i]; });
   else

@@ -171,16 +171,16 @@ void packed_codes(const PackedRows& r, uint8_t* y) {
 
 template <int kPlanes, bool kLessZero>
 inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_t tokens, const int32_t* sums,
-                        int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
+                        int64_t stride, const int32_t* digit_sums, float* y) {
   const int32_t middle = r.bits == 8 ? 128 : 0;
   const int64_t next = r.groups * kPlanes;
   for (int64_t row = 0; row < rows; row += kWide) {
     const Steps steps(r, row, group);
-    const Sums zero = steps.zero - middle, less = load<Sums>(offset + row);
+    const Sums zero = steps.zero - middle;
     for (int64_t t = 0; t < tokens; ++t) {
       const int32_t* const sum = sums + t * kPlanes * stride + row;
       const auto part = [&](int p) {
-        const Sums of_codes = load<Sums>(sum + p * stride) - less;
+        const Sums of_codes = load<Sums>(sum + p * stride);
         return to_floats(kLessZero ? of_codes : of_codes - zero * digit_sums[t * next + p]);
       };
       Floats value = part(kPlanes - 1);
@@ -193,10 +193,11 @@ inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_
 }
 
 void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
-                 int64_t stride, const int32_t* offset, const int32_t* digit_sums, float* y) {
-  const auto of = digit_sums ? planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>
-                             : planes == 3 ? scaled_sums<3, true> : scaled_sums<2, true>;
-  of(r, blocks * kInt8Panel, group, tokens, sums, stride, offset, digit_sums, y);
+                 int64_t stride, const int32_t* digit_sums, float* y) {
+  const auto of = digit_sums    ? planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>
+                     : planes == 3 ? scaled_sums<3, true>
+                                : scaled_sums<2, true>;
+  of(r, blocks * kInt8Panel, group, tokens, sums, stride, digit_sums, y);
 }
 
 // The exponent of the largest magnitude, and one more where its digits would not fit; x / unit is exact, and adding

@@ -73,8 +73,8 @@ void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t en
   }
 }
 
-// The codes of a block, as a panel of signed bytes: less their zero points, which saves a term of every sum, or less 128
-// where they have eight bits.
+// The codes of a block, as a panel of signed bytes: less their zero points, which saves a term of every sum, or less
+// 128 where they have eight bits.
 void PackedWeight::signed_panel(int64_t block, uint8_t* codes) const {
   const PackedRows packed = rows(block);
   kernels().packed_codes(packed, codes);
@@ -99,12 +99,13 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
     return reinterpret_cast<const int8_t*>(codes.data() + p * panel_bytes() + quad * 4 * kRows);
   };
 
-  const Buffer<int32_t> offsets(groups() * kWidth);  // 128 times the sum of a group's signed codes
+  const Buffer<int32_t> starts(groups() * kWidth);  // -128 times the sum of a group's signed codes
   const std::vector<uint8_t> middles(at(slots()), 128);
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
     for (int64_t p = 0; p < panels; ++p)
-      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, offsets.data() + g * kWidth + p * kRows,
-                          0);
+      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr,
+                          starts.data() + g * kWidth + p * kRows, 0);
+  for (int64_t i = 0; i < groups() * kWidth; ++i) starts.data()[i] = -starts.data()[i];
 
   const Buffer<int32_t> sums(kInt8Rows * kWidth);
   const Buffer<float> totals(kInt8Rows * kWidth);
@@ -114,8 +115,8 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
     for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)]) {
       for (int64_t p = 0; p < panels; ++p)
         kernels().int8_tile(static_cast<int>(some) * planes, tokens.token(t) + q * 4, tokens.stride, panel(p, q),
-                            ends_[at(g)] - q, sums.data() + p * kRows, kWidth);
-      kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth, offsets.data() + g * kWidth,
+                            ends_[at(g)] - q, starts.data() + g * kWidth + p * kRows, sums.data() + p * kRows, kWidth);
+      kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth,
                             less_zeros_ ? nullptr : tokens.sums.data() + (t * groups() + g) * planes, totals.data());
     }
     for (int64_t i = 0; i < some; ++i) {

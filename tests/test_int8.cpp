@@ -44,18 +44,24 @@ TEST_CASE("int8: a tile of sums is exact on every instruction set") {
   for (const Kernels* k : sets())
     for (const int64_t groups : {1, 2, 3, 17, 64})
       for (int rows = 1; rows <= kRows; ++rows)
-        for (const int64_t shift : {0, 1, 7}) {
+        for (const int64_t shift : {0, 1, 7, 8}) {
+          const bool from_zero = shift == 8;
           const int64_t stride = 4 * groups + 3 * shift, ldc = 32 + shift;
+          std::vector<int32_t> start(static_cast<size_t>(32 + shift));
+          std::mt19937 bits(4);
+          for (int32_t& s : start) s = static_cast<int32_t>(bits() % 2000000) - 1000000;
           const auto a = random_codes<uint8_t>(rows * stride + shift, 1);
           const auto b = random_codes<int8_t>(4 * groups * 32 + shift, 2);
           std::vector<int32_t> c(static_cast<size_t>(rows * ldc + shift + 8), -7), want = c;
           for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < 32; ++j) {
-              int32_t& sum = want[static_cast<size_t>(shift + r * ldc + j)] = 0;
+              int32_t& sum = want[static_cast<size_t>(shift + r * ldc + j)] =
+                  from_zero ? 0 : start[static_cast<size_t>(shift + j)];
               for (int64_t g = 0; g < groups; ++g)
                 sum += sum_of(a.data() + shift + r * stride + 4 * g, b.data() + shift + 4 * (g * 32 + j), 4);
             }
-          k->int8_tile(rows, a.data() + shift, stride, b.data() + shift, groups, c.data() + shift, ldc);
+          k->int8_tile(rows, a.data() + shift, stride, b.data() + shift, groups,
+                       from_zero ? nullptr : start.data() + shift, c.data() + shift, ldc);
           if (c != want) FAIL_CHECK(k->name << ": " << rows << " rows, " << groups << " groups, shift " << shift);
         }
 }
@@ -66,8 +72,11 @@ TEST_CASE("int8: the largest sums of the largest depth are exact") {
   const std::vector<int8_t> b(static_cast<size_t>(kInt8MostDepth * 32), -128);
   for (const Kernels* k : sets()) {
     std::vector<int32_t> c(32);
-    k->int8_tile(1, a.data(), 0, b.data(), groups, c.data(), 32);
+    k->int8_tile(1, a.data(), 0, b.data(), groups, nullptr, c.data(), 32);
     CHECK(c == std::vector<int32_t>(32, -255 * 128 * 65536));
+    const std::vector<int32_t> start(32, 128 * 128 * 65536 - 1);  // a sum of the other sign: they may pass any number
+    k->int8_tile(1, a.data(), 0, b.data(), groups, start.data(), c.data(), 32);
+    CHECK(c == std::vector<int32_t>(32, -127 * 128 * 65536 - 1));
   }
 }
 
@@ -168,19 +177,18 @@ TEST_CASE("int8: what is not a number becomes the lowest code everywhere") {
 TEST_CASE("int8: floats from sums are the same on every instruction set, and those of the formula") {
   for (int64_t n = 1; n <= 67; ++n) {
     std::mt19937 bits(static_cast<uint32_t>(n));
-    std::vector<int32_t> sum1, sum2, offset;
+    std::vector<int32_t> sum1, sum2;
     std::vector<float> scale1, scale2, bias;
     for (int64_t i = 0; i < n; ++i) {
-      for (auto* sums : {&sum1, &sum2, &offset}) sums->push_back(static_cast<int32_t>(bits()) / 4);
+      for (auto* sums : {&sum1, &sum2}) sums->push_back(static_cast<int32_t>(bits()) / 4);
       for (auto* floats : {&scale1, &scale2, &bias}) floats->push_back(static_cast<float>(bits()) * 1e-9f);
     }
     for (const Kernels* k : sets())
       for (const bool twin : {false, true}) {
         std::vector<float> y(static_cast<size_t>(n)), want = y;
-        k->from_sums(sum1.data(), twin ? sum2.data() : nullptr, offset.data(), scale1.data(), scale2.data(),
-                     bias.data(), y.data(), n);
+        k->from_sums(sum1.data(), twin ? sum2.data() : nullptr, scale1.data(), scale2.data(), bias.data(), y.data(), n);
         for (size_t i = 0; i < y.size(); ++i) {
-          volatile float first = static_cast<float>(sum1[i] - offset[i]) * scale1[i];
+          volatile float first = static_cast<float>(sum1[i]) * scale1[i];
           volatile float second = static_cast<float>(sum2[i]) * scale2[i];
           volatile float both = twin ? first + second : first;
           want[i] = both + bias[i];
@@ -214,15 +222,17 @@ TEST_CASE("int8: products of packed codes, by columns and by groups of depths, i
           const auto codes = random_codes<uint8_t>(rows * planes * stride, 6);
           const Int8Rows a{codes.data(), rows, stride, planes};
           std::vector<int32_t> got(static_cast<size_t>(rows * planes * columns)), want = got;
-          int8_product(a, by_column, [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
-            std::copy_n(sum1, n, got.data() + r * planes * columns + c0);
-            CHECK((sum2 != nullptr) == (planes == 2));
-            if (sum2) std::copy_n(sum2, n, got.data() + (r * planes + 1) * columns + c0);
-          });
+          const int32_t* const start = rows == 7 ? nullptr : sums.data();
+          int8_product(a, by_column, start,
+                       [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+                         std::copy_n(sum1, n, got.data() + r * planes * columns + c0);
+                         CHECK((sum2 != nullptr) == (planes == 2));
+                         if (sum2) std::copy_n(sum2, n, got.data() + (r * planes + 1) * columns + c0);
+                       });
           for (int64_t r = 0; r < rows * planes; ++r)
             for (int64_t c = 0; c < columns; ++c)
               want[static_cast<size_t>(r * columns + c)] =
-                  sum_of(codes.data() + r * stride, b.data() + c * depth, depth);
+                  (start ? start[c] : 0) + sum_of(codes.data() + r * stride, b.data() + c * depth, depth);
           CHECK(got == want);
         }
     }

@@ -416,11 +416,9 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
           scale16[i] = static_cast<uint16_t>(bits() % 0x7c00);
           zero[i] = static_cast<uint8_t>(bits());
         }
-        std::vector<int32_t> digit_sums(static_cast<size_t>(kTokens * groups * 3)), sums(kTokens * 3 * kRows),
-            offsets(kRows);
+        std::vector<int32_t> digit_sums(static_cast<size_t>(kTokens * groups * 3)), sums(kTokens * 3 * kRows);
         for (int32_t& sum : digit_sums) sum = static_cast<int32_t>(bits() % 200000) - 100000;
         for (int32_t& sum : sums) sum = static_cast<int32_t>(bits() % 2000000000) - 1000000000;
-        for (int32_t& offset : offsets) offset = static_cast<int32_t>(bits() % 1000000);
         const Row scale = random_row(static_cast<int64_t>(steps), 6, 1);
         const PackedRows rows{width,          kChunks,     words.data(),
                               groups,         ends.data(), half ? nullptr : scale.data(),
@@ -435,14 +433,10 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
           Results y;
           k.packed_product(rows, kBlocks, token, y.product.data());
           k.packed_codes(rows, y.codes.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, offsets.data(), digit_sums.data(),
-                        y.sums3.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), digit_sums.data(),
-                        y.sums2.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, offsets.data(), nullptr,
-                        y.less3.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, offsets.data(), nullptr,
-                        y.less2.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, digit_sums.data(), y.sums3.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, digit_sums.data(), y.sums2.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, nullptr, y.less3.data());
+          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, nullptr, y.less2.data());
           return y;
         };
         const Results want = results(plain());
