@@ -102,10 +102,11 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
   const Buffer<int32_t> starts(groups() * kWidth);  // -128 times the sum of a group's signed codes
   const std::vector<uint8_t> middles(at(slots()), 128);
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
-    for (int64_t p = 0; p < panels; ++p)
-      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr,
-                          starts.data() + g * kWidth + p * kRows, 0);
-  for (int64_t i = 0; i < groups() * kWidth; ++i) starts.data()[i] = -starts.data()[i];
+    for (int64_t p = 0; p < panels; ++p) {
+      int32_t* const start = starts.data() + g * kWidth + p * kRows;
+      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0);
+      for (int64_t i = 0; i < kRows; ++i) start[i] = -start[i];
+    }
 
   const Buffer<int32_t> sums(kInt8Rows * kWidth);
   const Buffer<float> totals(kInt8Rows * kWidth);
