@@ -175,7 +175,7 @@ help:
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make bench          speed against the machine's own limit; its calibrations alone take 25 minutes, see bench --help"
+	@echo "make bench          speed against the machine's own limit; its calibrations alone take 18 to 25 minutes, see bench --help"
 	@echo "make bench-peers    speed against PyTorch, ONNX Runtime, OpenVINO and llama.cpp, in $(PEERS); PEERS_ARGS=..."
 	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"
 	@echo "make parity         comparisons with the reference implementations at real shapes"

@@ -194,9 +194,9 @@ inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_
 
 void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
                  int64_t stride, const int32_t* digit_sums, float* y) {
-  const auto of = digit_sums    ? planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>
-                     : planes == 3 ? scaled_sums<3, true>
-                                : scaled_sums<2, true>;
+  const auto less_zero = planes == 3 ? scaled_sums<3, true> : scaled_sums<2, true>;
+  const auto with_zero = planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>;
+  const auto of = digit_sums ? with_zero : less_zero;
   of(r, blocks * kInt8Panel, group, tokens, sums, stride, digit_sums, y);
 }
 

@@ -175,7 +175,7 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
 int main(int argc, char** argv) {
   CLI::App app{
       "Speed of the forward passes, in float and in integers, against the limits of this machine, and of "
-      "calibrations. These alone take 25 minutes; parts with --only.",
+      "calibrations. These alone take 18 to 25 minutes; parts with --only.",
       "bench"};
   std::string json_path;
   Bench bench;
