@@ -17,6 +17,15 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
       CHECK(same_bits(sample(logits, b), model->forward(kFloat, image)));
     }
     CHECK(same_on_two_threads([&] { return model->forward(kFloat, images); }));
+    Batch many;  // parts of one and of two images, and one that is left over
+    Shape shape = images.pixels.shape;
+    shape[0] = 7;
+    many.pixels = Tensor(shape);
+    const int64_t n = many.pixels.size() / 7;
+    for (int64_t b = 0; b < 7; ++b) std::copy_n(images.pixels.data + b % 2 * n, n, many.pixels.data + b * n);
+    CHECK(same_on_two_threads([&] { return model->forward(kFloat, many); }));
+    const Tensor all = model->forward(kFloat, many);
+    for (int64_t b = 0; b < 7; ++b) CHECK(same_bits(sample(all, b), sample(logits, b % 2)));
   }
   for (const std::string& fixture : {kOpt, kBloom}) {
     const auto model = load_model(fixture);
