@@ -11,18 +11,18 @@ CLANG_FORMAT ?= clang-format
 JPEG     ?= stb
 $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
 
-# Contraction off: the kernels promise equal bits on every instruction set (engine/kernels.h).
+# Contraction off: the kernels promise equal bits on every instruction set (engine/kernels/kernels.h).
 FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8 -lz
 ifeq (,$(findstring clang,$(CXX)))
-LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/parallel.cpp
+LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/core/parallel.cpp
 endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
 PROGRAMS := imagenet perplexity generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
-OTHER_JPEG := $(filter-out data/jpeg_$(JPEG).cpp,$(wildcard data/jpeg_*.cpp))
-LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG),$(wildcard engine/*.cpp models/*.cpp quant/*.cpp data/*.cpp eval/*.cpp))
+OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
+LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp eval/*/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
 SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
@@ -58,9 +58,9 @@ $(BUILD)/.setup: Makefile $(BUILD)/jpeg
 	@touch $@
 
 # --- Build -------------------------------------------------------------------------------------------
-$(BUILD)/obj/engine/kernels_plain.o:  ISA := -O3
-$(BUILD)/obj/engine/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
-$(BUILD)/obj/engine/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
+$(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
+$(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
@@ -148,14 +148,14 @@ parity: all reference-env $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
 # --- Keep --------------------------------------------------------------------------------------------
 # engine <- models <- quant <- eval; engine <- data <- eval. quant knows models by model.h alone.
 layers:
-	@! grep -nE '#include "(models|quant|eval|data)/' engine/*.h engine/*.cpp
+	@! grep -rnE '#include "(models|quant|eval|data)/' engine
 	@! grep -nE '#include "(quant|eval|data)/' models/*.h models/*.cpp
 	@! grep -nE '#include "(eval|data)/' quant/*.h quant/*.cpp
 	@! grep -nE '#include "models/' quant/*.h quant/*.cpp | grep -v '"models/model.h"'
-	@! grep -nE '#include "(models|quant|eval)/' data/*.h data/*.cpp
+	@! grep -rnE '#include "(models|quant|eval)/' data --include=*.h --include=*.cpp
 	@echo "layers: every include points the right way"
 
-FORMATTED = $(wildcard engine/*.[ch]* models/*.[ch]* quant/*.[ch]* eval/*.[ch]* data/*.[ch]* tests/*.[ch]* tests/parity/*.[ch]*)
+FORMATTED = $(shell find engine models quant eval data tests -name '*.h' -o -name '*.cpp')
 format:
 	$(CLANG_FORMAT) -i $(FORMATTED)
 format-check:

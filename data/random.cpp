@@ -7,7 +7,7 @@
 #include <numeric>
 #include <utility>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 namespace {
@@ -70,7 +70,7 @@ uint32_t Mt19937::next() {
 }
 
 std::vector<int64_t> numpy_permutation(uint32_t seed, int64_t n) {
-  require(n >= 0 && n <= (int64_t{1} << 32), "permutation of %lld items", static_cast<long long>(n));
+  require(n >= 0 && n <= (int64_t{1} << 32), "permutation of %d items", n);
   std::vector<int64_t> a(static_cast<size_t>(n));
   std::iota(a.begin(), a.end(), int64_t{0});
   Mt19937 words(seed);
@@ -88,7 +88,7 @@ std::vector<int64_t> numpy_permutation(uint32_t seed, int64_t n) {
 PythonRandom::PythonRandom(int64_t seed) : core_(python_key(seed)) {}
 
 int64_t PythonRandom::randint(int64_t low, int64_t high) {
-  require(low <= high, "randint: empty range %lld..%lld", static_cast<long long>(low), static_cast<long long>(high));
+  require(low <= high, "randint: empty range %d..%d", low, high);
   const uint64_t n = static_cast<uint64_t>(high) - static_cast<uint64_t>(low) + 1;
   require(n != 0, "randint: the range has to hold fewer than 2^64 values");
   const int bits = std::bit_width(n);

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <set>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 namespace {
@@ -17,8 +17,8 @@ std::vector<int64_t> held_out(const ImageFolder& calib, const VisionRun& run, in
   std::vector<int64_t> left = calibration_indices(all, all, run.bc_seed);
   left.erase(left.begin(), left.begin() + run.bc_images);
   std::erase_if(left, [&](int64_t i) { return calibrating.count(i) > 0; });
-  require_usage(!left.empty(), "--bc-search needs images in --calib-data besides the %lld that calibrate or compensate",
-                static_cast<long long>(all));
+  require_usage(!left.empty(), "--bc-search needs images in --calib-data besides the %d that calibrate or compensate",
+                all);
   left.resize(std::min(left.size(), static_cast<size_t>(images)));
   return left;
 }

@@ -9,9 +9,9 @@
 #include <iostream>
 #include <new>
 
-#include "data/jpeg.h"
-#include "engine/kernels.h"
-#include "engine/parallel.h"
+#include "data/image/jpeg.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -26,10 +26,9 @@ void hint_at_slow_blas() {
   const std::string blas = openblas_get_corename(), isa = kernels().name;
   const bool old = blas == "Prescott" || blas == "Core2" || blas == "Penryn" || blas == "Nehalem" || blas == "Unknown";
   if (!old || isa == "plain") return;
-  std::fprintf(
-      stderr,
-      "note: OpenBLAS does not know this processor and runs its slow %s kernels; OPENBLAS_CORETYPE=%s is faster\n",
-      blas.c_str(), isa == "avx512" ? "SkylakeX" : "Haswell");
+  print(stderr,
+        "note: OpenBLAS does not know this processor and runs its slow %s kernels; OPENBLAS_CORETYPE=%s is faster\n",
+        blas, isa == "avx512" ? "SkylakeX" : "Haswell");
 }
 
 std::string full_version() {
@@ -48,7 +47,7 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<void()
   app.get_formatter()->column_width(34);
   const std::string name = app.get_name();
   auto failed = [&](int code, const char* message) {
-    std::fprintf(stderr, "%s: %s\n", name.c_str(), message);
+    print(stderr, "%s: %s\n", name, message);
     return code;
   };
   try {
@@ -94,19 +93,19 @@ void ProgressLine::operator()(const std::string& what, double done, double total
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const bool known = done >= 0.01 * total && done > 0;  // the first per cent says little of the rest
   const double left = known ? elapsed * (total - done) / done : 0;
-  std::fprintf(stderr, "%s%s%s: %.0f%%, %s left%s", terminal ? "\r\x1b[K" : "", prefix_.c_str(), what.c_str(),
-               total > 0 ? 100 * done / total : 0.0, known ? clock_text(left).c_str() : "?", terminal ? "" : "\n");
+  print(stderr, "%s%s%s: %.0f%%, %s left%s", terminal ? "\r\x1b[K" : "", prefix_, what,
+        total > 0 ? 100 * done / total : 0.0, known ? clock_text(left).c_str() : "?", terminal ? "" : "\n");
 }
 
 void ProgressLine::finish() {
-  if (open_ && isatty(2)) std::fprintf(stderr, "\r\x1b[K");
+  if (open_ && isatty(2)) print(stderr, "\r\x1b[K");
   open_ = false;
 }
 
 void ProgressLine::warning(const std::string& message) {
   if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) return;
   finish();
-  std::fprintf(stderr, "%swarning: %s\n", prefix_.c_str(), message.c_str());
+  print(stderr, "%swarning: %s\n", prefix_, message);
   warnings_.push_back(message);
 }
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/json.h"
-#include "engine/progress.h"
-#include "engine/timer.h"
+#include "engine/core/progress.h"
+#include "engine/core/timer.h"
+#include "engine/file/json.h"
 
 namespace bcq {
 

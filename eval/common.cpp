@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 
@@ -48,7 +48,7 @@ const char* op_name(Role role) {
 }
 
 BcOptions bc_options(const std::string& shape, const std::string& sites) {
-  require_usage(shape == "channel" || shape == "position", "--bc %s: not none, channel or position", shape.c_str());
+  require_usage(shape == "channel" || shape == "position", "--bc %s: not none, channel or position", shape);
   BcOptions o;
   o.shape = shape == "channel" ? BcShape::Channel : BcShape::Position;
   const std::pair<const char*, bool*> flags[] = {
@@ -59,7 +59,7 @@ BcOptions bc_options(const std::string& shape, const std::string& sites) {
   std::stringstream names(sites);
   for (std::string name; std::getline(names, name, ',');) {
     const auto found = std::find_if(std::begin(flags), std::end(flags), [&](const auto& f) { return name == f.first; });
-    require_usage(found != std::end(flags), "--bc-sites %s: not a list of %s", sites.c_str(), kBcSites);
+    require_usage(found != std::end(flags), "--bc-sites %s: not a list of %s", sites, kBcSites);
     *found->second = true;
   }
   return o;

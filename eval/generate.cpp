@@ -5,17 +5,16 @@
 #include <filesystem>
 #include <numeric>
 
-#include "engine/check.h"
-#include "engine/json.h"
-#include "engine/kernels.h"
-#include "engine/kv_cache.h"
-#include "engine/timer.h"
+#include "engine/core/check.h"
+#include "engine/core/timer.h"
+#include "engine/file/json.h"
+#include "engine/kernels/kernels.h"
+#include "engine/nn/kv_cache.h"
 
 namespace bcq {
 namespace {
 
 namespace fs = std::filesystem;
-long long ll(int64_t i) { return static_cast<long long>(i); }
 
 Batch window_of(std::vector<int32_t> ids) {
   Batch batch;
@@ -81,8 +80,8 @@ Generated generate(Model& model, const std::vector<int32_t>& prompt, int64_t tok
                    const std::function<void(int32_t)>& each) {
   const int64_t length = static_cast<int64_t>(prompt.size()), longest = longest_text(model);
   require_usage(length > 0, "the prompt is empty, and the tokenizer puts nothing before it");
-  require_usage(length < longest, "the prompt has %lld tokens, but %s has positions for %lld, and those that follow",
-                ll(length), model.info().name.c_str(), ll(longest));
+  require_usage(length < longest, "the prompt has %d tokens, but %s has positions for %d, and those that follow",
+                length, model.info().name, longest);
   const std::vector<int32_t> ends = end_tokens(model);
   KvCache cache(std::min(longest, length + tokens));
   Context ctx;

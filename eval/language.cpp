@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
 #include "eval/common.h"
 
 namespace bcq {
@@ -63,7 +63,7 @@ std::vector<double> token_nll(const Model& model, const Windows& windows, const 
       double* of_window = nll.data() + (w + i) * predictions;
       window_nll(model, x, batch.ids.data(), of_window);
       require(std::all_of(of_window, of_window + predictions, [](double v) { return std::isfinite(v); }),
-              "window %lld: the model's output is not finite", static_cast<long long>(w + i));
+              "window %d: the model's output is not finite", w + i);
     });
   }
   progress("evaluation", static_cast<double>(n), static_cast<double>(n));
@@ -107,7 +107,7 @@ json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
 void check_method(const LanguageRun& run) {
   require_usage(run.method == "fp" || run.method == "rtn" || run.method == "gptq" || run.method == "stored",
-                "--method %s: not fp, rtn or gptq", run.method.c_str());
+                "--method %s: not fp, rtn or gptq", run.method);
 }
 
 bool in_one_walk(const LanguageRun& run) {
@@ -118,10 +118,10 @@ bool in_one_walk(const LanguageRun& run) {
 
 int64_t seqlen_of(const Model& model, const LanguageRun& run) {
   const ModelInfo& info = model.info();
-  require_usage(info.family == Family::Language, "%s is a vision model: use imagenet", info.name.c_str());
+  require_usage(info.family == Family::Language, "%s is a vision model: use imagenet", info.name);
   const int64_t length = run.seqlen > 0 ? run.seqlen : std::min<int64_t>(2048, info.max_length);
-  require_usage(length >= 2 && length <= info.max_length, "--seqlen %lld: %s takes 2 to %lld tokens",
-                static_cast<long long>(length), info.name.c_str(), static_cast<long long>(info.max_length));
+  require_usage(length >= 2 && length <= info.max_length, "--seqlen %d: %s takes 2 to %d tokens", length, info.name,
+                info.max_length);
   return length;
 }
 
@@ -153,11 +153,11 @@ EvaluationText read_evaluation(const Model& model, const TextSource& source, con
 WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
                              const Progress& progress, const Warn& warn, BlockStore* store) {
   check_method(run);
-  require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc.c_str());
+  require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc);
   require_usage(
       run.hessian != "centred" || (run.bc != "none" && bc_options(run.bc, run.bc_sites).linear),
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
-  require_usage(!model.info().packed || run.method == "stored", "%s is quantized already", model.info().name.c_str());
+  require_usage(!model.info().packed || run.method == "stored", "%s is quantized already", model.info().name);
   if (run.method == "fp" || run.method == "stored") return {};
   const SiteBits bits = allocate_bits(model, site_rules(run.layer_bits, run.exclude));
   if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
@@ -233,7 +233,7 @@ std::string describe_weights(Model& model, const LanguageRun& run) {
   const GptqOptions& w = run.weights;
   if (run.method == "fp") return run.method;
   std::string text = run.method + format(" %d bit", w.bits);
-  if (w.groupsize > 0) text += format(" g%lld", static_cast<long long>(w.groupsize));
+  if (w.groupsize > 0) text += format(" g%d", w.groupsize);
   if (w.sym) text += " sym";
   if (w.half) text += " f16 scales";
   if (w.mse > 0) text += format(" mse %g", w.mse);
@@ -249,7 +249,7 @@ std::string describe_weights(Model& model, const LanguageRun& run) {
 void set_stored(Model& model, LanguageRun& run) {
   require_usage(run.method == "fp" && run.bc == "none",
                 "%s is quantized already: it is evaluated as it is stored, without --method and --bc",
-                model.info().name.c_str());
+                model.info().name);
   run.method = "stored";
   std::map<int, int64_t> layers;
   for (const Site* site : model.all_sites()) {

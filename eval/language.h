@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "data/corpus.h"
-#include "data/tokenizer.h"
-#include "engine/json.h"
+#include "data/text/corpus.h"
+#include "data/text/tokenizer.h"
+#include "engine/file/json.h"
 #include "models/model.h"
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/common.h"
 
 namespace bcq {

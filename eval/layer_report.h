@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/json.h"
+#include "engine/file/json.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "quant/walk.h"

@@ -8,12 +8,12 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "engine/check.h"
-#include "engine/integer.h"
-#include "eval/bench_calibration.h"
-#include "eval/bench_language.h"
-#include "eval/bench_models.h"
-#include "eval/bench_peak.h"
+#include "engine/core/check.h"
+#include "engine/nn/integer.h"
+#include "eval/bench/bench_calibration.h"
+#include "eval/bench/bench_language.h"
+#include "eval/bench/bench_models.h"
+#include "eval/bench/bench_peak.h"
 #include "eval/cli.h"
 
 namespace {
@@ -97,8 +97,8 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
     peaks.push_back(2 * float_peak());
   }
   const double whole = median(wholes), ours = median(alone), openblas = median(by_openblas), peak = median(peaks);
-  std::printf("| %-28s | %9.2f | %9.2f | %9.2f | %8.0f | %9.0f |\n", name, 1e3 * whole / items, 1e3 * ours / items,
-              1e3 * openblas / items, flop / ours / 1e9, peak / 1e9);
+  print("| %-28s | %9.2f | %9.2f | %9.2f | %8.0f | %9.0f |\n", name, 1e3 * whole / items, 1e3 * ours / items,
+        1e3 * openblas / items, flop / ours / 1e9, peak / 1e9);
   std::fflush(stdout);
   records.push_back({{"work", name},
                      {"ms", 1e3 * whole / items},
@@ -110,8 +110,8 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
 
 // The linear layers of ViT-B: codes in, sums in cache out; in turns with the peak, which moves with the clock.
 void Bench::int8_products() {
-  std::printf("\n| int8 product of ViT-B   | GOP/s     | peak, GOP/s | share |\n");
-  std::printf("|-------------------------|-----------|-------------|-------|\n");
+  print("\n| int8 product of ViT-B   | GOP/s     | peak, GOP/s | share |\n");
+  print("|-------------------------|-----------|-------------|-------|\n");
   const int64_t shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
   for (const int64_t rows : {197, 8 * 197})
     for (const auto& [depth, columns] : shapes) {
@@ -130,7 +130,7 @@ void Bench::int8_products() {
         peaks.push_back(2e-9 * int8_peak());
         shares.push_back(peaks.back() > 0 ? rates.back() / peaks.back() : 0);
       }
-      std::printf("| %-23s | %9.0f | %11.0f | %5.2f |\n", name.c_str(), median(rates), median(peaks), median(shares));
+      print("| %-23s | %9.0f | %11.0f | %5.2f |\n", name, median(rates), median(peaks), median(shares));
       std::fflush(stdout);
       records.push_back({{"work", "int8 product " + name},
                          {"gops", median(rates)},
@@ -146,14 +146,14 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
     const double items = static_cast<double>(images);
-    std::printf("| %-10s | %5d |", name, static_cast<int>(images));
+    print("| %-10s | %5d |", name, static_cast<int>(images));
     double as_float = 0;
     const auto measure = [&](const char* what, Precision precision) {
       reset_peak_memory();
       const double ms = 1e3 / items * median_seconds(repeats, [&] { model.forward({precision}, batch); });
       if (precision == Precision::Float) as_float = ms;
-      std::printf(" %7.2f |", ms);
-      if (precision != Precision::Float) std::printf(" %5.2f |", as_float / ms);
+      print(" %7.2f |", ms);
+      if (precision != Precision::Float) print(" %5.2f |", as_float / ms);
       std::fflush(stdout);
       records.push_back(
           {{"work", work + what}, {"ms", ms}, {"fp32_over_this", as_float / ms}, {"peak_mb", peak_memory_mb()}});
@@ -165,7 +165,7 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
       model.prepare_integer();
       measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
     }
-    std::printf(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
+    print(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
     model.clear();
   }
 }
@@ -190,22 +190,22 @@ int main(int argc, char** argv) {
     require_usage(bench.repeats >= 1, "--repeats must be at least 1");
     bench.wanted = Wanted(only);
     const json facts = run_facts();
-    std::printf("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
-                facts["isa"].get<std::string>().c_str(), facts["blas"].get<std::string>().c_str(), 2e-9 * float_peak());
+    print("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
+          facts["isa"].get<std::string>(), facts["blas"].get<std::string>(), 2e-9 * float_peak());
     TemporaryFolder folder;
     std::mt19937 random{2};
     bench.int8_products();
 
-    std::printf("\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | MB, FP32/4-bit |\n");
-    std::printf("|------------|-------|---------|---------|-------|---------|-------|----------------|\n");
+    print("\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | MB, FP32/4-bit |\n");
+    print("|------------|-------|---------|---------|-------|---------|-------|----------------|\n");
     const auto vit = random_vit(folder.path / "vit", "vit_base_patch16_224", 768);
     bench.vision("ViT-B/16", *vit, random);
     bench.vision("DeiT-S", *random_vit(folder.path / "deit", "deit_small_patch16_224", 384), random);
     bench.vision("Swin-T", *random_swin_tiny(folder.path / "swin"), random);
 
-    std::printf("\n| float forward                | ms        | products  | the same  | products | peak,     |\n");
-    std::printf("|                              |           | alone, ms | OpenBLAS  | GFLOP/s  | GFLOP/s   |\n");
-    std::printf("|------------------------------|-----------|-----------|-----------|----------|-----------|\n");
+    print("\n| float forward                | ms        | products  | the same  | products | peak,     |\n");
+    print("|                              |           | alone, ms | OpenBLAS  | GFLOP/s  | GFLOP/s   |\n");
+    print("|------------------------------|-----------|-----------|-----------|----------|-----------|\n");
     for (const int64_t b : {1, 8}) {
       Batch batch;
       batch.pixels = random_tensor({b, 3, 224, 224}, 1.f, random);

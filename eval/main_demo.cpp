@@ -3,10 +3,10 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/cli.h"
 #include "eval/language.h"
-#include "eval/vision_table.h"
+#include "eval/tables/vision_table.h"
 
 namespace {
 
@@ -40,13 +40,12 @@ void vision_model(const std::string& root, const std::string& name, json& record
   const ImageFolder data = list_images(root + "/images/val", model->info().outputs);
   const ImageFolder calib = list_images(root + "/images/calib");
   ProgressLine progress(name + ": ");
-  std::printf("\n%s.%s on %zu images (Fashion-MNIST test); top-1 %%, calibrated on %lld images, seed %u\n\n",
-              model->info().name.c_str(), model->info().tag.c_str(), data.items.size(),
-              static_cast<long long>(VisionRun().calib_images), VisionRun().seed);
-  std::printf(
+  print("\n%s.%s on %d images (Fashion-MNIST test); top-1 %%, calibrated on %d images, seed %d\n\n", model->info().name,
+        model->info().tag, data.items.size(), VisionRun().calib_images, VisionRun().seed);
+  print(
       "| W/A   | method                   | top-1          | change vs FP32  | BC values | BC adds                  "
       "|\n");
-  std::printf(
+  print(
       "|-------|--------------------------|----------------|-----------------|-----------|--------------------------|"
       "\n");
   Accuracy fp;
@@ -57,10 +56,9 @@ void vision_model(const std::string& root, const std::string& name, json& record
                   const bool is_fp = run.method == "fp32";
                   if (is_fp) fp = a;
                   const Difference d = paired_difference(a, fp);
-                  std::printf("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s | %24s |\n", cell.width().c_str(),
-                              cell.label().c_str(), a.top1, a.top1_se,
-                              is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se).c_str(), values_text(values).c_str(),
-                              added_text(*model, values).c_str());
+                  print("| %-5s | %-24s | %5.2f +/- %.2f | %15s | %9s | %24s |\n", cell.width(), cell.label(), a.top1,
+                        a.top1_se, is_fp ? "" : format("%+6.2f +/- %.2f", d.mean, d.se), values_text(values),
+                        added_text(*model, values));
                   std::fflush(stdout);
                   keep(records, vision_record(*model, run, a, values, seconds), progress);
                 });
@@ -72,11 +70,10 @@ void language_row(const LanguageRun& run, const char* method, const Perplexity& 
   const WeightGrid& w = run.weights;
   const Ratio r = paired_ratio(p, fp);
   const std::string bits = is_fp             ? "32"
-                           : w.groupsize > 0 ? format("%dg%lld", w.bits, static_cast<long long>(w.groupsize))
+                           : w.groupsize > 0 ? format("%dg%d", w.bits, w.groupsize)
                                              : std::to_string(w.bits);
-  std::printf("| %-5s | %-24s | %8.2f +/- %5.2f | %18s | %9s |\n", bits.c_str(), label(method, run.bc).c_str(),
-              p.perplexity, p.se, is_fp ? "" : format("%+7.2f %% +/- %.2f", r.percent, r.se).c_str(),
-              values_text(values).c_str());
+  print("| %-5s | %-24s | %8.2f +/- %5.2f | %18s | %9s |\n", bits, label(method, run.bc), p.perplexity, p.se,
+        is_fp ? "" : format("%+7.2f %% +/- %.2f", r.percent, r.se), values_text(values));
   std::fflush(stdout);
 }
 
@@ -88,13 +85,10 @@ void language_table(const std::string& root, const std::string& name, json& reco
   const EvaluationText text = read_evaluation(*model, {Definition::Plain, root + "/text/test.txt"}, &tokenizer, run);
   const Calibration calib = read_calibration(*model, {Definition::Plain, root + "/text/calib.txt"}, &tokenizer, run);
   ProgressLine progress(name + ": ");
-  std::printf(
-      "\n%s on %lld tokens of text/test.txt, windows of %lld; perplexity, %lld calibration windows, seed %lld\n\n",
-      model->info().name.c_str(), static_cast<long long>(text.facts.tokens),
-      static_cast<long long>(text.windows.length), static_cast<long long>(run.nsamples),
-      static_cast<long long>(run.seed));
-  std::printf("| bits  | method                   | perplexity         | change vs FP       | BC values |\n");
-  std::printf("|-------|--------------------------|--------------------|--------------------|-----------|\n");
+  print("\n%s on %d tokens of text/test.txt, windows of %d; perplexity, %d calibration windows, seed %d\n\n",
+        model->info().name, text.facts.tokens, text.windows.length, run.nsamples, run.seed);
+  print("| bits  | method                   | perplexity         | change vs FP       | BC values |\n");
+  print("|-------|--------------------------|--------------------|--------------------|-----------|\n");
   Timer timer;
   const std::vector<Perplexity> fp = evaluate_language(*model, text, run, progress.callback());
   progress.finish();
@@ -140,7 +134,7 @@ int main(int argc, char** argv) {
     for (const char* name : {"opt", "bloom"})
       if (std::filesystem::exists(root + "/" + name)) language_table(root, name, records);
     write_record(json_path, records);
-    std::printf(
+    print(
         "\n+/- is one standard error: of top-1 over images, of perplexity over windows, of a change over the same\n"
         "images or windows. BC values: biases fitted; \"channel\" ones are folded into the biases there are, so that "
         "they\n"

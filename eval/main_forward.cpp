@@ -2,9 +2,9 @@
 // it anyone can check the engine against another implementation.
 #include <cstdio>
 
-#include "engine/check.h"
-#include "engine/safetensors.h"
-#include "eval/bench_models.h"
+#include "engine/core/check.h"
+#include "engine/file/safetensors.h"
+#include "eval/bench/bench_models.h"
 #include "eval/cli.h"
 #include "models/model.h"
 
@@ -18,19 +18,19 @@ Batch read_batch(const Model& model, const SafeTensors& file) {
   if (model.info().family == Family::Vision) {
     batch.pixels = file.get("pixel_values");
     require_input(batch.pixels.rank() == 4 && batch.pixels.dim(0) > 0,
-                  "%s: pixel_values must have shape [B, 3, H, W], found %s", file.path().c_str(),
-                  to_string(batch.pixels.shape).c_str());
+                  "%s: pixel_values must have shape [B, 3, H, W], found %s", file.path(),
+                  to_string(batch.pixels.shape));
     return batch;
   }
   Shape shape;
   const std::vector<int64_t> ids = file.get_ints("input_ids", &shape);
-  require_input(shape.size() == 2 && numel(shape) > 0, "%s: input_ids must have shape [B, T], found %s",
-                file.path().c_str(), to_string(shape).c_str());
+  require_input(shape.size() == 2 && numel(shape) > 0, "%s: input_ids must have shape [B, T], found %s", file.path(),
+                to_string(shape));
   batch.windows = shape[0];
   batch.length = shape[1];
   for (const int64_t id : ids) {
-    require_input(id >= 0 && id < model.info().outputs, "%s: input_ids holds %lld, the vocabulary has %lld entries",
-                  file.path().c_str(), static_cast<long long>(id), static_cast<long long>(model.info().outputs));
+    require_input(id >= 0 && id < model.info().outputs, "%s: input_ids holds %d, the vocabulary has %d entries",
+                  file.path(), id, model.info().outputs);
     batch.ids.push_back(static_cast<int32_t>(id));
   }
   return batch;
@@ -79,9 +79,9 @@ int main(int argc, char** argv) {
     else
       pass();
     write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});
-    std::printf("%s: logits %s\n", output.c_str(), to_string(logits.shape).c_str());
+    print("%s: logits %s\n", output, to_string(logits.shape));
     if (repeats == 0) return;
-    std::printf("%.2f ms, the median of %d\n", ms, repeats);
+    print("%.2f ms, the median of %d\n", ms, repeats);
     json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}, {"integer_bits", bits}};
     record.update(run_facts());
     write_record(json_path, record);

@@ -3,8 +3,8 @@
 
 #include <cstdio>
 
-#include "data/tokenizer.h"
-#include "engine/check.h"
+#include "data/text/tokenizer.h"
+#include "engine/core/check.h"
 #include "eval/cli.h"
 #include "eval/common.h"
 #include "eval/generate.h"
@@ -53,7 +53,7 @@ void run(const Options& o) {
   check(o.sampling);
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
-                model->info().name.c_str());
+                model->info().name);
   const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
   malloc_trim(0);  // what reading the files took
 
@@ -70,19 +70,19 @@ void run(const Options& o) {
   if (prints) std::fputs(o.prompt.c_str(), stdout);
   const Generated result = generate(*model, prompt, o.tokens, o.sampling, [&](int32_t id) { show(stream.next(id)); });
   show(stream.finish());
-  if (prints) std::printf("\n");
+  if (prints) print("\n");
 
   const size_t decoded = result.ids.size() - (result.ids.empty() || std::string(result.finish) == "eos" ? 0 : 1);
   const double prefill = per_second(prompt.size(), result.prefill_seconds);
   const double decode = per_second(decoded, result.decode_seconds), bits = bits_per_weight(*model);
   json record = run_facts();
-  std::fprintf(stderr,
-               "%s: %.2f bits per weight of the blocks; prompt of %zu tokens, %.1f tokens/s; %zu new tokens, %.1f "
-               "tokens/s after the first; %.0f MB at most\n",
-               model->info().name.c_str(), bits, prompt.size(), prefill, result.ids.size(), decode,
-               record["peak_rss_mb"].get<double>());
+  print(stderr,
+        "%s: %.2f bits per weight of the blocks; prompt of %d tokens, %.1f tokens/s; %d new tokens, %.1f "
+        "tokens/s after the first; %.0f MB at most\n",
+        model->info().name, bits, prompt.size(), prefill, result.ids.size(), decode,
+        record["peak_rss_mb"].get<double>());
   if (std::string(result.finish) == "positions")
-    std::fprintf(stderr, "note: it ends because %s has no positions left\n", model->info().name.c_str());
+    print(stderr, "note: it ends because %s has no positions left\n", model->info().name);
   record.update({{"model", model->info().name},
                  {"bits_per_weight", bits},
                  {"prompt", o.prompt},

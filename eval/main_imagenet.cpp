@@ -1,7 +1,7 @@
 // imagenet: top-1 and top-5 of a vision transformer, in float or quantized and compensated.
 #include <cstdio>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/common.h"
@@ -91,29 +91,29 @@ void add_options(CLI::App& app, Options& o) {
       "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded");
 }
 
-void print(const std::vector<BcRanking>& ranking) {
-  std::printf("\n| KL divergence, nats   | logit MSE | values   | compensated (the first is used)\n");
-  std::printf("|-----------------------|-----------|----------|--------------------------------\n");
+void print_ranking(const std::vector<BcRanking>& ranking) {
+  print("\n| KL divergence, nats   | logit MSE | values   | compensated (the first is used)\n");
+  print("|-----------------------|-----------|----------|--------------------------------\n");
   for (const BcRanking& r : ranking)
-    std::printf("| %.6f +/- %.6f | %9.3g | %8lld | %s\n", r.kl, r.se, r.logit_mse, static_cast<long long>(r.values),
-                r.sites.empty() ? "nothing" : r.sites.c_str());
+    print("| %.6f +/- %.6f | %9.3g | %8d | %s\n", r.kl, r.se, r.logit_mse, r.values,
+          r.sites.empty() ? "nothing" : r.sites);
 }
 
 void print_runtime(const json& r) {
-  std::printf("   integer: %d products from 8-bit codes, their weights %.1f MB", r["integer_products"].get<int>(),
-              r["integer_weight_bytes"].get<double>() / (1 << 20));
+  print("   integer: %d products from 8-bit codes, their weights %.1f MB", r["integer_products"].get<int>(),
+        r["integer_weight_bytes"].get<double>() / (1 << 20));
   const char* before = "; simulated: ";
   for (const json& name : r["simulated_products"]) {
-    std::printf("%s%s", before, name.get<std::string>().c_str());
+    print("%s%s", before, name.get<std::string>());
     before = ", ";
   }
-  std::printf("\n");
+  print("\n");
 }
 
 void run(Options& o) {
   VisionRun& r = o.run;
-  require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method.c_str());
-  require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs a --method that quantizes", r.bc.c_str());
+  require_usage(r.method == "fp32" || !o.calib.empty(), "--method %s needs --calib-data", r.method);
+  require_usage(r.method != "fp32" || r.bc == "none", "--bc %s needs a --method that quantizes", r.bc);
   require_usage(r.method != "fp32" || r.runtime == "simulate", "--runtime integer needs a --method that quantizes");
   require_usage(!o.bc_search || r.bc != "none", "--bc-search needs --bc channel or position");
   require_usage(o.report_path.empty() || r.method != "fp32", "--layer-report needs a --method that quantizes");
@@ -121,8 +121,7 @@ void run(Options& o) {
   Timer timer;
   ProgressLine progress;
   const auto model = load_model(o.model);
-  require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity",
-                model->info().name.c_str());
+  require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
   warn_of_tag(*model, progress.warn());
   const ImageFolder data = list_images(o.data, model->info().outputs, o.labels, o.cache, progress.callback());
   int64_t bc_parameters = 0;
@@ -158,20 +157,19 @@ void run(Options& o) {
   if (r.method != "fp32") record["calibration"] = to_json(cost);
   if (o.bc_search) record["bc_search"] = to_json(ranking);
   if (o.json_path != "-") {
-    std::printf("%s%s%s  %s", model->info().name.c_str(), model->info().tag.empty() ? "" : ".",
-                model->info().tag.c_str(), r.method.c_str());
-    if (r.method != "fp32") std::printf(" W%dA%d", r.wbits, r.abits);
-    if (r.bc != "none") std::printf(" + BC (%s; %s)", r.bc.c_str(), bc_text(*model, bc_parameters).c_str());
-    std::printf("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%zu images, %.1f s)\n", accuracy.top1, accuracy.top1_se,
-                accuracy.top5, accuracy.hit.size(), timer.seconds());
-    if (r.method != "fp32") std::printf("   calibration %s\n", cost_text(cost).c_str());
+    print("%s%s%s  %s", model->info().name, model->info().tag.empty() ? "" : ".", model->info().tag, r.method);
+    if (r.method != "fp32") print(" W%dA%d", r.wbits, r.abits);
+    if (r.bc != "none") print(" + BC (%s; %s)", r.bc, bc_text(*model, bc_parameters));
+    print("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%d images, %.1f s)\n", accuracy.top1, accuracy.top1_se, accuracy.top5,
+          accuracy.hit.size(), timer.seconds());
+    if (r.method != "fp32") print("   calibration %s\n", cost_text(cost));
     if (!runtime.empty()) print_runtime(runtime);
-    if (o.bc_search) print(ranking);
+    if (o.bc_search) print_ranking(ranking);
   }
   write_record(o.json_path, record);
-  for (const std::string& message : accuracy.unreadable) std::fprintf(stderr, "unreadable: %s\n", message.c_str());
+  for (const std::string& message : accuracy.unreadable) print(stderr, "unreadable: %s\n", message);
   if (!accuracy.unreadable.empty())
-    throw Incomplete(format("%zu of %zu images could not be read and count nowhere", accuracy.unreadable.size(),
+    throw Incomplete(format("%d of %d images could not be read and count nowhere", accuracy.unreadable.size(),
                             accuracy.unreadable.size() + accuracy.hit.size()));
 }
 

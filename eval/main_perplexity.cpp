@@ -2,14 +2,14 @@
 #include <cstdio>
 #include <optional>
 
-#include "engine/check.h"
-#include "engine/packed.h"
-#include "eval/cells.h"
+#include "engine/core/check.h"
+#include "engine/gemm/packed.h"
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/layer_report.h"
 #include "eval/resume.h"
 #include "eval/save.h"
+#include "eval/tables/cells.h"
 
 namespace {
 
@@ -194,15 +194,15 @@ std::vector<TextSource> evaluation_sources(const Options& o) {
 
 TextSource calibration_source(const Options& o) {
   require_usage(o.calib.empty() || o.calib_tokens.empty(), "--calib-text and --calib-tokens exclude each other");
-  require_usage(!o.calib.empty() || !o.calib_tokens.empty(), "--method %s%s needs --calib-text", o.run.method.c_str(),
+  require_usage(!o.calib.empty() || !o.calib_tokens.empty(), "--method %s%s needs --calib-text", o.run.method,
                 o.run.bc != "none" ? (" --bc " + o.run.bc).c_str() : "");
   if (!o.calib_tokens.empty()) return {Definition::Tokens, o.calib_tokens};
   return text_source(o.calib, o.corpora, Split::Calibration);
 }
 
 std::string facts_text(const TokenFacts& facts) {
-  return format("%lld tokens (%s), hash %s", static_cast<long long>(facts.tokens),
-                facts.bos < 0 ? "no BOS" : format("BOS %d", facts.bos).c_str(), facts.hash.c_str());
+  return format("%d tokens (%s), hash %s", facts.tokens, facts.bos < 0 ? "no BOS" : format("BOS %d", facts.bos),
+                facts.hash);
 }
 
 // What the walks over the blocks took: windows through blocks, Hessians and means, solving.
@@ -247,23 +247,22 @@ void check_saving(Model& model, const LanguageRun& r, const SaveOptions& save) {
 
 void print_text(const EvaluationText& text, const std::vector<Perplexity>& results,
                 const std::vector<Perplexity>& floats, double seconds) {
-  std::printf("%s, %s: %s\n", text.source.path.c_str(), name_of(text.source.definition),
-              facts_text(text.facts).c_str());
+  print("%s, %s: %s\n", text.source.path, name_of(text.source.definition), facts_text(text.facts));
   for (size_t i = 0; i < results.size(); ++i) {
     const Perplexity& p = results[i];
-    std::printf("perplexity %.4f +/- %.4f  (%s, %lld windows of %lld tokens, %.1f s)\n", p.perplexity, p.se,
-                p.definition.c_str(), static_cast<long long>(p.windows), static_cast<long long>(p.length), seconds);
+    print("perplexity %.4f +/- %.4f  (%s, %d windows of %d tokens, %.1f s)\n", p.perplexity, p.se, p.definition,
+          p.windows, p.length, seconds);
     if (floats.empty()) continue;
     const Ratio change = paired_ratio(p, floats[i]);
-    std::printf("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.percent,
-                change.se);
+    print("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.percent,
+          change.se);
   }
 }
 
 void run(Options& o) {
   LanguageRun& r = o.run;
   const bool calibrates = r.method == "gptq" || r.bc != "none";
-  require_usage(r.method != "fp" || r.bc == "none", "--bc %s needs --method rtn or gptq", r.bc.c_str());
+  require_usage(r.method != "fp" || r.bc == "none", "--bc %s needs --method rtn or gptq", r.bc);
   require_usage(r.method == "gptq" || o.report_path.empty(), "--layer-report tells of --method gptq");
   const bool saves = !o.save.directory.empty();
   require_usage(r.method != "fp" || !saves, "--save writes a quantized model: give --method rtn or gptq");
@@ -316,23 +315,22 @@ void run(Options& o) {
 
   const bool prints = o.json_path != "-";
   if (prints) {
-    std::printf("%s  %s", model->info().name.c_str(), describe_weights(*model, r).c_str());
+    print("%s  %s", model->info().name, describe_weights(*model, r));
     if (r.bc != "none")
-      std::printf(" + BC (%s, %lld values, %lld bytes added: %.2f %% of the parameters)", r.bc.c_str(),
-                  static_cast<long long>(bc_parameters), static_cast<long long>(4 * added_values(*model)),
-                  100.0 * static_cast<double>(added_values(*model)) / static_cast<double>(model->info().parameters));
-    std::printf("\n");
+      print(" + BC (%s, %d values, %d bytes added: %.2f %% of the parameters)", r.bc, bc_parameters,
+            4 * added_values(*model),
+            100.0 * static_cast<double>(added_values(*model)) / static_cast<double>(model->info().parameters));
+    print("\n");
     if (calibrates)
-      std::printf("calibrated on %s, %s, seed %lld: %s\n", calib.source.path.c_str(), name_of(calib.source.definition),
-                  static_cast<long long>(r.seed), facts_text(calib.facts).c_str());
+      print("calibrated on %s, %s, seed %d: %s\n", calib.source.path, name_of(calib.source.definition), r.seed,
+            facts_text(calib.facts));
     for (const auto& [name, s] : {std::pair{"quantization", solved.seconds}, {"compensation", compensated.seconds}})
       if (s.passes > 0)
-        std::printf("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.moments,
-                    s.solve);
+        print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.moments, s.solve);
     if (saved)
-      std::printf("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory.c_str(),
-                  o.save.format.c_str(), static_cast<double>(saved->bytes) / 1e6,
-                  static_cast<double>(saved->bytes_before) / 1e6, saved->bits_per_weight);
+      print("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory, o.save.format,
+            static_cast<double>(saved->bytes) / 1e6, static_cast<double>(saved->bytes_before) / 1e6,
+            saved->bits_per_weight);
   }
   json records = json::array();
   for (size_t i = 0; i < texts.size(); ++i) {

@@ -1,8 +1,8 @@
 // table: the paper's tables, every cell measured on the checkpoints and data that are there.
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/cli.h"
-#include "eval/language_table.h"
-#include "eval/vision_table.h"
+#include "eval/tables/language_table.h"
+#include "eval/tables/vision_table.h"
 
 using namespace bcq;
 

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/check.h"
-#include "engine/packed_file.h"
+#include "engine/core/check.h"
+#include "engine/file/packed_file.h"
 #include "eval/save.h"
 
 namespace bcq {
@@ -54,16 +54,16 @@ BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume)
   const std::string run = folder_ + "/run.json";
   if (fs::exists(folder_)) {
     require_usage(resume, "%s holds the blocks of an interrupted run: continue it with --resume, or remove the folder",
-                  folder_.c_str());
+                  folder_);
     const json found = fs::exists(run) ? read_json(run) : json::object();
     for (const auto& [key, value] : fingerprint.items())
       require_usage(found.contains(key) && found[key] == value,
-                    "%s holds the blocks of another run, with %s %s instead of %s: remove it to start anew",
-                    folder_.c_str(), key.c_str(), found.value(key, json()).dump().c_str(), value.dump().c_str());
+                    "%s holds the blocks of another run, with %s %s instead of %s: remove it to start anew", folder_,
+                    key, found.value(key, json()).dump(), value.dump());
     return;
   }
   std::error_code error;
-  require(fs::create_directory(folder_, error), "%s: cannot be created: %s", folder_.c_str(), error.message().c_str());
+  require(fs::create_directory(folder_, error), "%s: cannot be created: %s", folder_, error.message());
   write_file(run, fingerprint.dump(2) + "\n");
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <string>
 
-#include "engine/json.h"
+#include "engine/file/json.h"
 #include "quant/block_store.h"
 
 namespace bcq {

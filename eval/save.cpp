@@ -8,7 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/cli.h"
 
 namespace bcq {
@@ -17,8 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 using Kind = PackedFormat::Kind;
 using Tensors = std::map<std::string, TensorInfo>;
-
-long long ll(int64_t i) { return static_cast<long long>(i); }
 
 // "layers.3" of "layers.3.self_attn.q_proj"
 std::string block_name(Model& model, int i) {
@@ -48,7 +46,7 @@ std::string prefix_of(Model& model, const SafeTensors& source) {
     if (name.ends_with(wanted) && (name.size() == wanted.size() || name[name.size() - wanted.size() - 1] == '.'))
       return name.substr(0, name.size() - wanted.size());
   }
-  throw InputError(format("%s: no tensor is called %s", source.path().c_str(), quoted(wanted).c_str()));
+  throw InputError(format("%s: no tensor is called %s", source.path(), quoted(wanted)));
 }
 
 // ---- GPTQ's conventions -------------------------------------------------------------------------
@@ -157,7 +155,7 @@ void sync(const fs::path& path) {
   const bool ok = fd >= 0 && ::fsync(fd) == 0;
   const int error = errno;
   if (fd >= 0) ::close(fd);
-  require(ok, "%s: cannot be written: %s", path.c_str(), std::strerror(error));
+  require(ok, "%s: cannot be written: %s", path, std::strerror(error));
 }
 
 // A folder that is filled under another name and then takes the place of `final_path`, or vanishes.
@@ -166,7 +164,7 @@ class NewFolder {
   explicit NewFolder(const fs::path& final_path)
       : final_(final_path), path_(final_path.string() + format(".tmp-%d", static_cast<int>(::getpid()))) {
     std::error_code error;
-    require(fs::create_directory(path_, error), "%s: cannot be created: %s", path_.c_str(), error.message().c_str());
+    require(fs::create_directory(path_, error), "%s: cannot be created: %s", path_, error.message());
   }
   NewFolder(const NewFolder&) = delete;
   ~NewFolder() {
@@ -181,7 +179,7 @@ class NewFolder {
     std::error_code error;
     if (fs::exists(final_)) fs::rename(final_, old, error);
     if (!error) fs::rename(path_, final_, error);
-    require(!error, "%s: cannot be written: %s", final_.c_str(), error.message().c_str());
+    require(!error, "%s: cannot be written: %s", final_, error.message());
     sync(final_.parent_path());
     fs::remove_all(old, error);
   }
@@ -233,16 +231,15 @@ std::string partial_folder(const SaveOptions& save) { return target_of(save).str
 
 void check_target(const SaveOptions& save, const std::string& source) {
   const fs::path target = target_of(save);
-  require_usage(fs::is_directory(target.parent_path()), "--save %s: %s is not a folder", save.directory.c_str(),
-                target.parent_path().c_str());
+  require_usage(fs::is_directory(target.parent_path()), "--save %s: %s is not a folder", save.directory,
+                target.parent_path());
   if (!fs::exists(target)) return;
-  require_usage(fs::is_directory(target), "--save %s: exists and is not a folder", save.directory.c_str());
+  require_usage(fs::is_directory(target), "--save %s: exists and is not a folder", save.directory);
   const fs::path from = fs::weakly_canonical(source);
   for (fs::path p = from; p.has_relative_path(); p = p.parent_path())
-    require_usage(p != fs::weakly_canonical(target), "--save %s: the model itself is in this folder",
-                  save.directory.c_str());
+    require_usage(p != fs::weakly_canonical(target), "--save %s: the model itself is in this folder", save.directory);
   require_usage(fs::is_empty(target) || is_ours(target) || save.force,
-                "--save %s: exists and was not written by this program; --force replaces it", save.directory.c_str());
+                "--save %s: exists and was not written by this program; --force replaces it", save.directory);
 }
 
 void check_format(const SaveOptions& save, Model& model, const std::function<int(const Site&)>& bits, int64_t groupsize,
@@ -253,21 +250,19 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
                 remedy);
   constexpr int64_t kGroups[] = {-1, 16, 32, 64, 128, 256, 512, 1024};  // that its readers have kernels for
   require_usage(std::find(std::begin(kGroups), std::end(kGroups), groupsize) != std::end(kGroups),
-                "--format gptq cannot hold --groupsize %lld: its readers take -1 and powers of two from 16 to 1024; %s",
-                ll(groupsize), remedy);
+                "--format gptq cannot hold --groupsize %d: its readers take -1 and powers of two from 16 to 1024; %s",
+                groupsize, remedy);
   for (const Site* site : model.all_sites()) {
     const int b = bits(*site);
     if (b == 0) continue;
     const int64_t out = site->weight.dim(0), in = site->weight.dim(1);
     require_usage(b == 2 || b == 3 || b == 4 || b == 8,
-                  "--format gptq cannot hold the %d bits of %s: it has 2, 3, 4 and 8; %s", b, site->name.c_str(),
-                  remedy);
+                  "--format gptq cannot hold the %d bits of %s: it has 2, 3, 4 and 8; %s", b, site->name, remedy);
     require_usage(out % 32 == 0 && in % 32 == 0 && (groupsize < 0 || in % groupsize == 0),
-                  "--format gptq cannot hold %s of %lld inputs and %lld outputs with --groupsize %lld: both must be "
+                  "--format gptq cannot hold %s of %d inputs and %d outputs with --groupsize %d: both must be "
                   "multiples of 32, and the inputs of the group; %s",
-                  site->name.c_str(), ll(in), ll(out), ll(groupsize), remedy);
-    require_usage(!site->bias.empty(), "--format gptq cannot add a bias to %s, which has none; %s", site->name.c_str(),
-                  remedy);
+                  site->name, in, out, groupsize, remedy);
+    require_usage(!site->bias.empty(), "--format gptq cannot add a bias to %s, which has none; %s", site->name, remedy);
   }
 }
 

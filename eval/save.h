@@ -1,11 +1,11 @@
 // A quantized language model written as a folder that can be loaded in its place: weights as packed codes, the rest
-// as in the model it was made from. See engine/packed_file.h for the two formats.
+// as in the model it was made from. See engine/file/packed_file.h for the two formats.
 #pragma once
 #include <map>
 #include <string>
 
-#include "engine/json.h"
-#include "engine/packed_file.h"
+#include "engine/file/json.h"
+#include "engine/file/packed_file.h"
 #include "models/model.h"
 
 namespace bcq {

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "data/cache.h"
-#include "data/jpeg.h"
-#include "engine/check.h"
-#include "engine/integer.h"
+#include "data/image/cache.h"
+#include "data/image/jpeg.h"
+#include "engine/core/check.h"
+#include "engine/nn/integer.h"
 #include "eval/common.h"
 #include "models/timm.h"
 
@@ -66,7 +66,7 @@ void add_bc_options(CLI::App& app, VisionRun& r) {
 PtqOptions options_of(const VisionRun& run) {
   const bool base = run.method == "base-ptq", easy = run.method == "easyquant";
   require_usage(base || easy || run.method == "ptq4vit", "--method %s: not fp32, base-ptq, easyquant or ptq4vit",
-                run.method.c_str());
+                run.method);
   PtqOptions o = base   ? base_ptq(run.wbits, run.abits)
                  : easy ? easy_quant(run.wbits, run.abits)
                         : ptq4vit(run.wbits, run.abits);
@@ -79,8 +79,7 @@ void warn_of_tag(const Model& model, const Warn& warn) {
   const ModelInfo& info = model.info();
   const std::string paper = tag_of_paper(info.name);
   if (!paper.empty() && paper != info.tag && info.outputs == 1000)  // of other classes is another model
-    warn(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"", info.name.c_str(),
-                info.tag.c_str(), paper.c_str()));
+    warn(format("%s has the tag \"%s\"; the paper's row is of the checkpoint \"%s\"", info.name, info.tag, paper));
 }
 
 PtqCost quantize_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress,
@@ -111,7 +110,7 @@ BcOptions bc_options_of(const VisionRun& run, const std::string& sites) {
 
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress) {
   if (run.bc == "none") return 0;
-  require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method", run.bc.c_str());
+  require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method", run.bc);
   return compensate(model, bc_batches(model, calib, run), bc_options_of(run, run.bc_sites), progress);
 }
 
@@ -158,7 +157,7 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
       const auto& item = data.items[static_cast<size_t>(indices[i])];
       const float* z = logits.data + static_cast<int64_t>(i) * logits.dim(1);
       require(std::all_of(z, z + logits.dim(1), [](float v) { return std::isfinite(v); }),
-              "%s: the model's output is not finite", item.path.c_str());
+              "%s: the model's output is not finite", item.path);
       hash = checksum({reinterpret_cast<const char*>(z), static_cast<size_t>(4 * logits.dim(1))}, hash);
       // Rank of the right class; of equal outputs the lower index comes first, as argmax has it.
       const float right = z[item.label];
@@ -170,14 +169,13 @@ Accuracy evaluate_vision(const Model& model, const ImageFolder& data, const Visi
   }
   progress("evaluation", static_cast<double>(n), static_cast<double>(n));
   if (result.hit.empty())
-    throw InputError(
-        format("%s: none of the images can be read; the first: %s", data.root.c_str(), result.unreadable[0].c_str()));
+    throw InputError(format("%s: none of the images can be read; the first: %s", data.root, result.unreadable[0]));
   const double read = static_cast<double>(result.hit.size());
   const double p = static_cast<double>(std::count(result.hit.begin(), result.hit.end(), 1)) / read;
   result.top1 = 100 * p;
   result.top1_se = 100 * std::sqrt(p * (1 - p) / read);
   result.top5 = 100 * static_cast<double>(top5) / read;
-  result.outputs_hash = format("%016llx", static_cast<unsigned long long>(hash));
+  result.outputs_hash = format("%016x", hash);
   return result;
 }
 
@@ -199,7 +197,7 @@ std::string cost_text(const PtqCost& cost) {
   double searched = 0;
   const json ops = to_json(cost)["ops"];
   for (const auto& [op, of] : ops.items()) {
-    text += format(", %s %.1f s", op.c_str(), of["seconds"].get<double>());
+    text += format(", %s %.1f s", op, of["seconds"].get<double>());
     searched += of["seconds"].get<double>();
   }
   return format("%.1f s: network and gradients %.1f s", cost.total, cost.total - searched) + text;
@@ -220,8 +218,7 @@ json to_json(const PtqCost& cost) {
 
 std::string bc_text(Model& model, int64_t values) {
   const int64_t added = added_values(model);
-  return format("%lld values, %lld parameters and %lld bytes added: %.2f %% of the model's",
-                static_cast<long long>(values), static_cast<long long>(added), static_cast<long long>(4 * added),
+  return format("%d values, %d parameters and %d bytes added: %.2f %% of the model's", values, added, 4 * added,
                 100.0 * static_cast<double>(added) / static_cast<double>(model.info().parameters));
 }
 

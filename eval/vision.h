@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "data/image_folder.h"
-#include "engine/json.h"
+#include "data/image/image_folder.h"
+#include "engine/file/json.h"
 #include "eval/vision_options.h"
 #include "models/model.h"
 #include "quant/bias_comp.h"

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 namespace {
@@ -13,7 +13,7 @@ PtqChoice one_of(std::string name, std::vector<std::string> values, T PtqOptions
   return {name, values, std::move(help),
           [=](PtqOptions& o, const std::string& value) {
             const auto found = std::find(values.begin(), values.end(), value);
-            require_usage(found != values.end(), "--%s %s: no such choice", name.c_str(), value.c_str());
+            require_usage(found != values.end(), "--%s %s: no such choice", name, value);
             o.*member = static_cast<T>(found - values.begin());
           },
           [=](const PtqOptions& o) { return json(values[static_cast<size_t>(o.*member)]); }};
@@ -25,8 +25,7 @@ PtqChoice number(std::string name, T PtqOptions::*member, std::string help) {
           {},
           std::move(help),
           [=](PtqOptions& o, const std::string& text) {
-            require_usage(CLI::detail::lexical_cast(text, o.*member), "--%s %s: not a number", name.c_str(),
-                          text.c_str());
+            require_usage(CLI::detail::lexical_cast(text, o.*member), "--%s %s: not a number", name, text);
           },
           [=](const PtqOptions& o) { return json(o.*member); }};
 }
@@ -102,7 +101,7 @@ void apply(const PtqOverrides& overrides, PtqOptions& options) {
   for (const auto& [name, value] : overrides) {
     const auto& all = ptq_choices();
     const auto found = std::find_if(all.begin(), all.end(), [&n = name](const PtqChoice& c) { return c.name == n; });
-    require_usage(found != all.end(), "--%s: no such option", name.c_str());
+    require_usage(found != all.end(), "--%s: no such option", name);
     found->set(options, value);
   }
 }

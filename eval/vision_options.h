@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/json.h"
+#include "engine/file/json.h"
 #include "quant/ptq4vit.h"
 
 namespace bcq {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "engine/ops.h"
+#include "engine/nn/ops.h"
 #include "models/language.h"
 #include "models/layers.h"
 

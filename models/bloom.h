@@ -3,8 +3,8 @@
 // Reads names with and without "transformer.", the tied embedding under either name, and old and new keys of
 // the config.
 #pragma once
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "models/model.h"
 
 namespace bcq {

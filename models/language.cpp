@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/check.h"
-#include "engine/kv_cache.h"
-#include "engine/ops.h"
+#include "engine/core/check.h"
+#include "engine/nn/kv_cache.h"
+#include "engine/nn/ops.h"
 
 namespace bcq {
 
@@ -16,8 +16,7 @@ std::string find_prefix(const SafeTensors& file, std::initializer_list<const cha
     if (file.has(prefix + name)) return prefix;
     tried += (tried.empty() ? "neither " : " nor ") + (prefix + name);
   }
-  throw InputError(format("%s: %s is there: not a %s checkpoint in Hugging Face's names", file.path().c_str(),
-                          tried.c_str(), family));
+  throw InputError(format("%s: %s is there: not a %s checkpoint in Hugging Face's names", file.path(), tried, family));
 }
 
 Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape) {
@@ -28,8 +27,7 @@ Weight load_tied_embedding(const Loader& file, const std::string& name, const Sh
       const TensorInfo &a = tensors.at(name), &b = tensors.at(head);
       const size_t bytes = static_cast<size_t>(numel(a.shape)) * bytes_of(a.dtype);
       require_input(a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.bytes, b.bytes, bytes) == 0,
-                    "%s: lm_head.weight differs from %s: this engine runs models that tie them", b.path.c_str(),
-                    name.c_str());
+                    "%s: lm_head.weight differs from %s: this engine runs models that tie them", b.path, name);
       file.ignore(head);
     }
     return file.get_weight(name, shape);
@@ -44,14 +42,12 @@ Weight load_tied_embedding(const Loader& file, const std::string& name, const Sh
 
 Tensor look_up(const Weight& embedding, const Batch& batch, const std::string& model) {
   require(static_cast<int64_t>(batch.ids.size()) == batch.windows * batch.length && batch.length > 0,
-          "%zu ids are not %lld windows of %lld", batch.ids.size(), static_cast<long long>(batch.windows),
-          static_cast<long long>(batch.length));
+          "%d ids are not %d windows of %d", batch.ids.size(), batch.windows, batch.length);
   const int64_t V = embedding.dim(0), E = embedding.dim(1);
   Tensor x = Tensor::uninitialized({batch.windows, batch.length, E}), scratch;
   for (size_t i = 0; i < batch.ids.size(); ++i) {
     const int32_t id = batch.ids[i];
-    require_input(id >= 0 && id < V, "token id %d is not in the vocabulary of %s (%lld entries)", id, model.c_str(),
-                  static_cast<long long>(V));
+    require_input(id >= 0 && id < V, "token id %d is not in the vocabulary of %s (%d entries)", id, model, V);
     std::memcpy(x.data + static_cast<int64_t>(i) * E, embedding.rows(id, id + 1, scratch),
                 static_cast<size_t>(E) * sizeof(float));
   }
@@ -69,25 +65,25 @@ Activation activation(const std::string& name, const std::string& where) {
   if (name == "gelu") return [](const Tensor& x) { return gelu_erf(nullptr, x); };
   require_input(name == "gelu_new" || name == "gelu_fast" || name == "gelu_pytorch_tanh",
                 "%s: activation_function \"%s\" is not supported (relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh)",
-                where.c_str(), name.c_str());
+                where, name);
   return gelu_tanh;
 }
 
 void require_tied(const json& config, const std::string& where) {
   require_input(get_or(config, "tie_word_embeddings", true, where),
-                "%s: tie_word_embeddings = false is not supported: the head is the embedding here", where.c_str());
+                "%s: tie_word_embeddings = false is not supported: the head is the embedding here", where);
 }
 
 void require_heads(int64_t hidden, int64_t heads, const std::string& where) {
-  require_input(hidden % heads == 0, "%s: a hidden size of %lld is not a multiple of num_attention_heads = %lld",
-                where.c_str(), static_cast<long long>(hidden), static_cast<long long>(heads));
+  require_input(hidden % heads == 0, "%s: a hidden size of %d is not a multiple of num_attention_heads = %d", where,
+                hidden, heads);
 }
 
 int64_t get_size(const json& config, std::initializer_list<const char*> keys, const std::string& where) {
   const auto found = std::find_if(keys.begin(), keys.end(), [&](const char* key) { return config.contains(key); });
   const char* key = found == keys.end() ? *keys.begin() : *found;
   const auto size = get<int64_t>(config, key, where);
-  require_input(size > 0, "%s: %s is %lld, but must be positive", where.c_str(), key, static_cast<long long>(size));
+  require_input(size > 0, "%s: %s is %d, but must be positive", where, key, size);
   return size;
 }
 

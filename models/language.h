@@ -2,8 +2,8 @@
 #pragma once
 #include <string>
 
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "models/model.h"
 
 namespace bcq {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <string>
 
-#include "engine/check.h"
-#include "engine/packed_file.h"
-#include "engine/site.h"
+#include "engine/core/check.h"
+#include "engine/file/packed_file.h"
+#include "engine/nn/site.h"
 
 namespace bcq {
 
@@ -73,7 +73,7 @@ inline int64_t count_parameters(const Loader& file, const std::vector<std::strin
   for (const std::string& unused : file.unused())
     require_input(is_ignored(unused),
                   "%s: tensor %s is not part of %s: this checkpoint needs a forward pass that is not here",
-                  file.file().path().c_str(), unused.c_str(), model.c_str());
+                  file.file().path(), unused, model);
   return file.values();
 }
 

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "engine/json.h"
-#include "engine/kv_cache.h"
-#include "engine/ops.h"
-#include "engine/packed_file.h"
-#include "engine/parallel.h"
+#include "engine/core/parallel.h"
+#include "engine/file/json.h"
+#include "engine/file/packed_file.h"
+#include "engine/nn/kv_cache.h"
+#include "engine/nn/ops.h"
 #include "models/bloom.h"
 #include "models/opt.h"
 #include "models/swin.h"
@@ -27,9 +27,8 @@ void Model::require_pixels(const Batch& batch) const {
   const Tensor& pixels = batch.pixels;
   require_input(pixels.rank() == 4 && pixels.dim(1) == 3 && pixels.dim(2) == info_.image.height &&
                     pixels.dim(3) == info_.image.width,
-                "%s takes pixels of shape [B, 3, %lld, %lld], got %s", info_.name.c_str(),
-                static_cast<long long>(info_.image.height), static_cast<long long>(info_.image.width),
-                to_string(pixels.shape).c_str());
+                "%s takes pixels of shape [B, 3, %d, %d], got %s", info_.name, info_.image.height, info_.image.width,
+                to_string(pixels.shape));
 }
 
 namespace {
@@ -125,9 +124,9 @@ std::string weights_of(const std::string& directory) {
     if (extension == ".safetensors") found.push_back(entry.path().string());
     pickle |= extension == ".bin" || extension == ".pth" || extension == ".pt";
   }
-  require_input(found.size() <= 1, "%s: %zu .safetensors files and no index: give --model the one to read",
-                directory.c_str(), found.size());
-  require_input(!found.empty(), "%s: no model.safetensors%s", directory.c_str(),
+  require_input(found.size() <= 1, "%s: %d .safetensors files and no index: give --model the one to read", directory,
+                found.size());
+  require_input(!found.empty(), "%s: no model.safetensors%s", directory,
                 pickle ? " (there is a PyTorch pickle: convert it with safetensors.torch.save_file, or download the "
                          "safetensors revision of the repository)"
                        : "");
@@ -137,12 +136,11 @@ std::string weights_of(const std::string& directory) {
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path) {
-  require_input(fs::exists(path), "%s: no such file or folder", path.c_str());
+  require_input(fs::exists(path), "%s: no such file or folder", path);
   const bool is_folder = fs::is_directory(path);
   const fs::path folder = is_folder ? fs::path(path) : fs::absolute(path).parent_path();
   const std::string config_path = (folder / "config.json").string();
-  require_input(fs::exists(config_path), "%s: config.json is missing: it belongs beside the weights",
-                folder.string().c_str());
+  require_input(fs::exists(config_path), "%s: config.json is missing: it belongs beside the weights", folder.string());
   const json config = read_json(config_path);
   SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
 
@@ -165,7 +163,7 @@ std::unique_ptr<Model> load_model(const std::string& path) {
                   "%s: model_type \"%s\" is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
                   "\"swin\", and "
                   "timm's models (a config.json with \"architecture\")",
-                  config_path.c_str(), type.c_str());
+                  config_path, type);
   const auto architecture = get<std::string>(source.config, "architecture", config_path);
   return architecture.rfind("swin_", 0) == 0 ? load_swin(source, file, info) : load_vit(source, file, info);
 }

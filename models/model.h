@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/site.h"
-#include "engine/tensor.h"
+#include "engine/core/tensor.h"
+#include "engine/nn/site.h"
 
 namespace bcq {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/kernels.h"
-#include "engine/kv_cache.h"
-#include "engine/ops.h"
+#include "engine/kernels/kernels.h"
+#include "engine/nn/kv_cache.h"
+#include "engine/nn/ops.h"
 #include "models/language.h"
 #include "models/layers.h"
 
@@ -38,8 +38,8 @@ class Opt : public Model {
   // ids [B, T] -> [B, T, D]
   Tensor embed(const Context& ctx, const Batch& batch) const override {
     const int64_t T = batch.length, D = config_.hidden, first = ctx.cache ? ctx.cache->length : 0;
-    require_input(first + T <= config_.positions, "a window of %lld tokens, but %s has %lld positions",
-                  static_cast<long long>(first + T), info_.name.c_str(), static_cast<long long>(config_.positions));
+    require_input(first + T <= config_.positions, "a window of %d tokens, but %s has %d positions", first + T,
+                  info_.name, config_.positions);
     Tensor x = look_up(embed_tokens_, batch, info_.name);
     if (!project_in_.empty()) x = linear(nullptr, x, project_in_, Tensor{});
     for (int64_t i = 0; i < batch.windows * T; ++i)

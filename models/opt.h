@@ -3,8 +3,8 @@
 // an embedding narrower than the blocks where the config has one, logits through the embedding.
 // Reads names with and without "model.", and the tied embedding under either name.
 #pragma once
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "models/model.h"
 
 namespace bcq {

@@ -3,8 +3,8 @@
 #include <numeric>
 #include <regex>
 
-#include "engine/blocks.h"
-#include "engine/ops.h"
+#include "engine/nn/blocks.h"
+#include "engine/nn/ops.h"
 #include "models/layers.h"
 
 namespace bcq {
@@ -231,8 +231,8 @@ SwinConfig preset_of(const std::string& architecture, const std::string& where) 
   std::smatch part;
   require_input(
       std::regex_match(architecture, part, form),
-      "%s: architecture \"%s\" is not one this engine knows: swin_{tiny,small,base,large}_patch4_window<W>_<R>",
-      where.c_str(), architecture.c_str());
+      "%s: architecture \"%s\" is not one this engine knows: swin_{tiny,small,base,large}_patch4_window<W>_<R>", where,
+      architecture);
   const Preset* p = kPresets;
   while (part[1] != p->size) ++p;
   return {std::stoll(part[4]), std::stoll(part[2]), std::stoll(part[3]), p->dim, p->depths, p->heads};
@@ -247,10 +247,9 @@ void check(const SwinConfig& c, const std::string& where) {
            (s + 1 == c.depths.size() || R % 2 == 0);
   }
   require_input(fits,
-                "%s: dim %lld, patch %lld, window %lld, image %lld and the depths and heads given do not make a Swin "
+                "%s: dim %d, patch %d, window %d, image %d and the depths and heads given do not make a Swin "
                 "whose grids divide into windows",
-                where.c_str(), static_cast<long long>(c.dim), static_cast<long long>(c.patch),
-                static_cast<long long>(c.window), static_cast<long long>(c.side));
+                where, c.dim, c.patch, c.window, c.side);
 }
 
 // Names of today's layout -> the one before timm 0.8, then through `next` if there is one.
@@ -286,7 +285,7 @@ std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& 
   }
   c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
   const auto pool = get_or<std::string>(config, "global_pool", "avg", where);
-  require_input(pool == "avg", "%s: global_pool \"%s\" is not supported (only \"avg\")", where.c_str(), pool.c_str());
+  require_input(pool == "avg", "%s: global_pool \"%s\" is not supported (only \"avg\")", where, pool);
   check(c, where);
   read_info(source, c.side, info);
   const NameMap names = file.has("head.fc.weight") ? source.names : from_old_layout(source.names);

@@ -9,26 +9,24 @@ namespace {
 
 void read_floats(const json& from, const char* key, float out[3], const std::string& where) {
   const auto values = get_or(from, key, std::vector<float>{out[0], out[1], out[2]}, where);
-  require_input(values.size() == 3, "%s: \"%s\" needs 3 numbers, has %zu", where.c_str(), key, values.size());
+  require_input(values.size() == 3, "%s: \"%s\" needs 3 numbers, has %d", where, key, values.size());
   std::copy(values.begin(), values.end(), out);
 }
 
 ImageConfig image_config(const json& pretrained, int64_t side, const std::string& where) {
   ImageConfig image;
   const auto size = get_or(pretrained, "input_size", std::vector<int64_t>{3, side, side}, where);
-  require_input(size.size() == 3 && size[0] == 3, "%s: input_size must be [3, height, width]", where.c_str());
+  require_input(size.size() == 3 && size[0] == 3, "%s: input_size must be [3, height, width]", where);
   image.height = size[1];
   image.width = size[2];
   require_input(image.height == side && image.width == side,
-                "%s: input_size %s does not match the %lld pixels of the architecture", where.c_str(),
-                to_string(size).c_str(), static_cast<long long>(side));
+                "%s: input_size %s does not match the %d pixels of the architecture", where, to_string(size), side);
   image.crop_pct = get_or(pretrained, "crop_pct", 0.9, where);
-  require_input(image.crop_pct > 0 && image.crop_pct <= 1, "%s: crop_pct must be in (0, 1]", where.c_str());
+  require_input(image.crop_pct > 0 && image.crop_pct <= 1, "%s: crop_pct must be in (0, 1]", where);
   image.interpolation = get_or<std::string>(pretrained, "interpolation", "bicubic", where);
   image.crop_mode = get_or<std::string>(pretrained, "crop_mode", "center", where);
   require_input(image.crop_mode == "center" || image.crop_mode == "squash",
-                "%s: crop_mode \"%s\" is not supported (only \"center\" and \"squash\")", where.c_str(),
-                image.crop_mode.c_str());
+                "%s: crop_mode \"%s\" is not supported (only \"center\" and \"squash\")", where, image.crop_mode);
   read_floats(pretrained, "mean", image.mean, where);
   read_floats(pretrained, "std", image.std, where);
   return image;
@@ -75,17 +73,17 @@ json preprocessing(const std::string& folder, int64_t side) {
     const json size = processor.contains(key) ? processor[key] : json(side);
     if (size.is_number_integer()) return size.get<int64_t>();
     const int64_t height = get<int64_t>(size, "height", path), width = get<int64_t>(size, "width", path);
-    require_input(height == width, "%s: %s is not square", path.c_str(), key);
+    require_input(height == width, "%s: %s is not square", path, key);
     return height;
   };
   const bool crops = get_or(processor, "do_center_crop", false, path);
   const int64_t resized = edge("size"), kept = crops ? edge("crop_size") : resized;
-  require_input(kept == side && resized >= side, "%s: makes images of %lld pixels, the network takes %lld",
-                path.c_str(), static_cast<long long>(kept), static_cast<long long>(side));
+  require_input(kept == side && resized >= side, "%s: makes images of %d pixels, the network takes %d", path, kept,
+                side);
   out["crop_pct"] = static_cast<double>(side) / (static_cast<double>(resized) + 0.5);  // floor() meets `resized`
   const int resample = get_or(processor, "resample", 2, path);
-  require_input(resample == 2 || resample == 3, "%s: resample %d is not supported (2 bilinear, 3 bicubic)",
-                path.c_str(), resample);
+  require_input(resample == 2 || resample == 3, "%s: resample %d is not supported (2 bilinear, 3 bicubic)", path,
+                resample);
   out["interpolation"] = resample == 2 ? "bilinear" : "bicubic";
   out["mean"] = processor.value("image_mean", json{0.5, 0.5, 0.5});
   out["std"] = processor.value("image_std", json{0.5, 0.5, 0.5});
@@ -98,17 +96,16 @@ VisionSource from_transformers(const json& config, const std::string& where, con
                                const SafeTensors& file) {
   const auto type = get<std::string>(config, "model_type", where);
   const auto activation = get_or<std::string>(config, "hidden_act", "gelu", where);
-  require_input(activation == "gelu", "%s: hidden_act \"%s\" is not supported (only \"gelu\")", where.c_str(),
-                activation.c_str());
-  require_input(get_or(config, "qkv_bias", true, where), "%s: qkv_bias false is not supported", where.c_str());
-  require_input(get_or(config, "num_channels", 3, where) == 3, "%s: num_channels must be 3", where.c_str());
+  require_input(activation == "gelu", "%s: hidden_act \"%s\" is not supported (only \"gelu\")", where, activation);
+  require_input(get_or(config, "qkv_bias", true, where), "%s: qkv_bias false is not supported", where);
+  require_input(get_or(config, "num_channels", 3, where) == 3, "%s: num_channels must be 3", where);
   const int64_t side = get_or<int64_t>(config, "image_size", 224, where);
   json args = {{"img_size", side}};
   std::string architecture;
   bool teacher = false;
   if (type == "swin") {
     require_input(!get_or(config, "use_absolute_embeddings", false, where),
-                  "%s: use_absolute_embeddings is not supported", where.c_str());
+                  "%s: use_absolute_embeddings is not supported", where);
     architecture = "swin_tiny_patch4_window7_224";
     args["patch_size"] = get_or<int64_t>(config, "patch_size", 4, where);
     args["embed_dim"] = get<int64_t>(config, "embed_dim", where);
@@ -147,9 +144,9 @@ void check_model_args(const json& args, const std::set<std::string>& known, cons
                       const std::string& where) {
   for (const auto& [key, value] : args.items()) {
     if (known.count(key)) continue;
-    require_input(fixed.contains(key), "%s: model_args.%s is not supported", where.c_str(), key.c_str());
-    require_input(fixed.at(key) == value, "%s: model_args.%s = %s is not supported (only %s)", where.c_str(),
-                  key.c_str(), value.dump().c_str(), fixed.at(key).dump().c_str());
+    require_input(fixed.contains(key), "%s: model_args.%s is not supported", where, key);
+    require_input(fixed.at(key) == value, "%s: model_args.%s = %s is not supported (only %s)", where, key, value.dump(),
+                  fixed.at(key).dump());
   }
 }
 
@@ -162,7 +159,7 @@ void read_info(const VisionSource& source, int64_t side, ModelInfo& info) {
   info.tag = get_or<std::string>(pretrained, "tag", "", source.where);
   info.outputs =
       get_or(config, "num_classes", get_or<int64_t>(pretrained, "num_classes", 1000, source.where), source.where);
-  require_input(info.outputs > 0, "%s: num_classes must be positive", source.where.c_str());
+  require_input(info.outputs > 0, "%s: num_classes must be positive", source.where);
   info.image = image_config(pretrained, side, source.where);
 }
 

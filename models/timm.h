@@ -4,8 +4,8 @@
 #include <set>
 #include <string>
 
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "models/model.h"
 
 namespace bcq {

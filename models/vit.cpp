@@ -3,8 +3,8 @@
 #include <regex>
 #include <set>
 
-#include "engine/blocks.h"
-#include "engine/ops.h"
+#include "engine/nn/blocks.h"
+#include "engine/nn/ops.h"
 #include "models/layers.h"
 
 namespace bcq {
@@ -135,7 +135,7 @@ VitConfig preset_of(const std::string& architecture, const std::string& where) {
   require_input(std::regex_match(architecture, part, form) && (part[1] == "deit" || !part[3].matched),
                 "%s: architecture \"%s\" is not one this engine knows: vit_{tiny,small,base,large}_patch<P>_<R>, "
                 "deit_..., deit_..._distilled_..., test_vit, swin_...",
-                where.c_str(), architecture.c_str());
+                where, architecture);
   const Preset* p = kPresets;
   while (part[2] != p->size) ++p;
   return {std::stoll(part[4]), p->dim, p->depth, p->heads, 4 * p->dim, std::stoll(part[5]), 1e-6f, part[3].matched};
@@ -160,13 +160,11 @@ std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& f
   }
   c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
   const auto pool = get_or<std::string>(config, "global_pool", "token", where);
-  require_input(pool == "token", "%s: global_pool \"%s\" is not supported (only \"token\")", where.c_str(),
-                pool.c_str());
+  require_input(pool == "token", "%s: global_pool \"%s\" is not supported (only \"token\")", where, pool);
   require_input(c.patch > 0 && c.dim > 0 && c.depth > 0 && c.mlp > 0 && c.heads > 0 && c.dim % c.heads == 0 &&
                     c.side > 0 && c.side % c.patch == 0,
-                "%s: dim %lld, depth %lld, heads %lld, patch %lld, image %lld do not make a ViT", where.c_str(),
-                static_cast<long long>(c.dim), static_cast<long long>(c.depth), static_cast<long long>(c.heads),
-                static_cast<long long>(c.patch), static_cast<long long>(c.side));
+                "%s: dim %d, depth %d, heads %d, patch %d, image %d do not make a ViT", where, c.dim, c.depth, c.heads,
+                c.patch, c.side);
   read_info(source, c.side, info);
   return std::make_unique<Vit>(c, Loader(file, source.names), info);
 }

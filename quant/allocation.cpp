@@ -2,7 +2,7 @@
 
 #include <regex>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 namespace {
@@ -11,7 +11,7 @@ std::regex regex_of(const std::string& pattern) {
   try {
     return std::regex(pattern);
   } catch (const std::regex_error& e) {
-    throw UsageError(format("\"%s\" is not a regular expression: %s", pattern.c_str(), e.what()));
+    throw UsageError(format("\"%s\" is not a regular expression: %s", pattern, e.what()));
   }
 }
 
@@ -23,7 +23,7 @@ std::vector<SiteRule> site_rules(const std::vector<std::string>& layer_bits, con
     const size_t equals = rule.rfind('=');
     const std::string k = equals == std::string::npos ? "" : rule.substr(equals + 1);
     require_usage(k.size() == 1 && k[0] >= '2' && k[0] <= '8' && equals > 0,
-                  "--layer-bits %s: not REGEX=K with K of 2 to 8 bits", rule.c_str());
+                  "--layer-bits %s: not REGEX=K with K of 2 to 8 bits", rule);
     rules.push_back({rule.substr(0, equals), k[0] - '0'});
   }
   for (const std::string& pattern : exclude) rules.push_back({pattern, 0});
@@ -44,8 +44,8 @@ SiteBits allocate_bits(Model& model, const std::vector<SiteRule>& rules) {
         allocated[site] = rule.bits;
         fits = true;
       }
-    require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", rule.pattern.c_str(),
-                  model.info().name.c_str(), example.c_str());
+    require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", rule.pattern,
+                  model.info().name, example);
   }
   return allocated;
 }

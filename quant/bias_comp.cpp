@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <functional>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
+#include "engine/core/check.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 
 void MeanError::update(const Tensor& f, const Tensor& q) {
-  require((q.empty() || f.shape == q.shape) && f.rank() >= 2, "bias compensation: shapes %s and %s",
-          to_string(f.shape).c_str(), to_string(q.shape).c_str());
+  require((q.empty() || f.shape == q.shape) && f.rank() >= 2, "bias compensation: shapes %s and %s", to_string(f.shape),
+          to_string(q.shape));
   // Seen as [B, H, N, C]: only heads keep an axis of their own when positions are shared.
   const int64_t C = f.dim(-1), H = f.rank() == 4 ? f.dim(1) : 1, B = f.dim(0), N = f.size() / (B * H * C);
   const int64_t kept_rows = shape_ == BcShape::Position ? N : 1;
@@ -21,8 +21,7 @@ void MeanError::update(const Tensor& f, const Tensor& q) {
     mean_shape_ = kept;
     mean_.assign(static_cast<size_t>(numel(kept)), 0.0);
   }
-  require(kept == mean_shape_, "bias compensation: all batches need outputs of one shape, got %s",
-          to_string(f.shape).c_str());
+  require(kept == mean_shape_, "bias compensation: all batches need outputs of one shape, got %s", to_string(f.shape));
 
   std::vector<double> sum(mean_.size(), 0.0);
   for (int64_t row = 0; row < B * H * N; ++row) {
@@ -42,7 +41,7 @@ void MeanError::add(const MeanError& more) {
     return;
   }
   require(more.mean_shape_ == mean_shape_, "bias compensation: all batches need outputs of one shape, got %s",
-          to_string(more.mean_shape_).c_str());
+          to_string(more.mean_shape_));
   batches_ += more.batches_;
   const double part = static_cast<double>(more.batches_), all = static_cast<double>(batches_);
   for (size_t i = 0; i < mean_.size(); ++i) mean_[i] += (more.mean_[i] - mean_[i]) * part / all;
@@ -58,7 +57,7 @@ namespace {
 // a + b, where an empty tensor is zero.
 Tensor sum(const Tensor& a, const Tensor& b) {
   require(a.empty() || a.shape == b.shape, "bias compensation: a bias of shape %s on top of one of shape %s",
-          to_string(b.shape).c_str(), to_string(a.shape).c_str());
+          to_string(b.shape), to_string(a.shape));
   Tensor y = b.clone();
   if (!a.empty()) kernels().add(a.data, b.data, y.data, y.size());
   return y;
@@ -180,9 +179,9 @@ int64_t compensate(Model& model, const std::vector<Batch>& batches, const BcOpti
   const int depth = model.depth();
   const bool staged = has_merges(model);
   require_usage(staged || !(o.downsample || o.stage), "%s has no stages: downsample and stage are outputs of a Swin",
-                model.info().name.c_str());
+                model.info().name);
   require_usage(!o.model || !model.sites(depth).empty(), "the output of %s is not quantized: model cannot be chosen",
-                model.info().name.c_str());
+                model.info().name);
   require_usage(o.masked_attention || !o.attention || !o.quantized_stream,
                 "attention is measured without its mask on the float stream only, as in the official scripts");
   int64_t values = 0;

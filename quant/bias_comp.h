@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/progress.h"
+#include "engine/core/progress.h"
 #include "models/model.h"
 
 namespace bcq {

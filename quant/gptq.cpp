@@ -13,10 +13,10 @@
 #include <limits>
 #include <numeric>
 
-#include "engine/check.h"
-#include "engine/half.h"
-#include "engine/kernels.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/half.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
 #include "quant/linalg.h"
 
 namespace bcq {
@@ -25,7 +25,6 @@ namespace {
 constexpr int64_t kRows = 64;  // rows of one item: they and their errors stay in cache
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
-long long ll(int64_t i) { return static_cast<long long>(i); }
 
 // ---- Grids --------------------------------------------------------------------------------------
 
@@ -85,16 +84,15 @@ Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
 
 void require_grid(const WeightGrid& g) {
   require_usage(g.bits >= 2 && g.bits <= 8, "weights are quantized to 2..8 bits, not %d", g.bits);
-  require_usage(g.groupsize == -1 || g.groupsize >= 1, "the group size is a number of columns or -1, not %lld",
-                ll(g.groupsize));
+  require_usage(g.groupsize == -1 || g.groupsize >= 1, "the group size is a number of columns or -1, not %d",
+                g.groupsize);
   require_usage(g.mse >= 0 && std::isfinite(g.mse), "the norm of a clipping error is a number > 0, not %g", g.mse);
 }
 
 // A quantized weight whose codes, values, scales and zero points are still to be found: [out, in], one group
 // of `groupsize` columns after the other, the last one possibly shorter.
 QuantizedWeight unfilled(const Tensor& w, const WeightGrid& grid) {
-  require(w.rank() == 2 && w.dim(1) > 0, "a weight to quantize has shape %s, not [out, in]",
-          to_string(w.shape).c_str());
+  require(w.rank() == 2 && w.dim(1) > 0, "a weight to quantize has shape %s, not [out, in]", to_string(w.shape));
   QuantizedWeight q;
   q.grid.bits = grid.bits;
   q.grid.group = grid.groupsize < 0 ? w.dim(1) : grid.groupsize;
@@ -163,13 +161,13 @@ std::vector<float> factor(const std::vector<double>& h, int64_t n, double percda
     ok = factor_damped(h, n, floor, share, u);
   }
   if (!ok) {
-    warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ",
-                name.c_str(), share));
+    warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ", name,
+                share));
     return {};
   }
   if (share != percdamp || floor != kNoFloor)
-    warn(format("%s: its Hessian is not positive definite with damping %g: damping %g%s was used", name.c_str(),
-                percdamp, share, floor != kNoFloor ? " and a floor under its diagonal" : ""));
+    warn(format("%s: its Hessian is not positive definite with damping %g: damping %g%s was used", name, percdamp,
+                share, floor != kNoFloor ? " and a floor under its diagonal" : ""));
   *damp = share;
   return std::vector<float>(u.begin(), u.end());
 }
@@ -204,8 +202,7 @@ struct Solver {
     for (int64_t i1 = 0; i1 < n; i1 += options.blocksize) {
       const int64_t i2 = std::min(i1 + options.blocksize, n), count = i2 - i1;
       for (int64_t r = 0; r < rows; ++r) solve_block(r0 + r, w + r * n, i1, i2, block.data(), &errors[at(r * count)]);
-      require(kernels().all_finite(errors.data(), rows * count), "%s: GPTQ met a number that is not finite",
-              name.c_str());
+      require(kernels().all_finite(errors.data(), rows * count), "%s: GPTQ met a number that is not finite", name);
       if (i2 < n)  // the lazy update of all columns still to come
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n - i2),
                     static_cast<int>(count), -1.f, errors.data(), static_cast<int>(count), &u[at(i1 * n + i2)],
@@ -246,7 +243,7 @@ struct Solver {
 void require_options(const GptqOptions& o) {
   require_grid(o);
   require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
-  require_usage(o.blocksize >= 1, "the block size is a number of columns, not %lld", ll(o.blocksize));
+  require_usage(o.blocksize >= 1, "the block size is a number of columns, not %d", o.blocksize);
 }
 
 QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid) {
@@ -272,10 +269,9 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
   require_options(options);
   QuantizedWeight q = unfilled(w, options);
   const int64_t n = w.dim(1), group = q.grid.group;
-  require(hessian.size() == at(n * n), "%s: a Hessian of %zu values for %lld columns", name.c_str(), hessian.size(),
-          ll(n));
-  require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name.c_str());
-  require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name.c_str());
+  require(hessian.size() == at(n * n), "%s: a Hessian of %d values for %d columns", name, hessian.size(), n);
+  require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name);
+  require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name);
 
   const bool grouped = options.groupsize > 0, fresh_groups = grouped && !options.static_groups;
   if (!grouped) find_steps(w, options, q.grid);  // from the whole row, before dead columns are emptied

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/grid.h"
-#include "engine/progress.h"
+#include "engine/core/progress.h"
+#include "engine/grid/grid.h"
 
 namespace bcq {
 

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <limits>
 
-#include "engine/check.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
 
 // Fortran: matrices are column-major, every argument is a pointer, and the length of each
 // string follows the other arguments.
@@ -24,8 +24,7 @@ namespace bcq {
 // J a J is the memory of `a` read backwards, and row-major lower is LAPACK's column-major "U".
 bool factor_inverse(std::vector<double>& h, int64_t n) {
   const size_t size = static_cast<size_t>(n);
-  require(n >= 0 && h.size() == size * size, "factor_inverse: %zu values are not %lld squared", h.size(),
-          static_cast<long long>(n));
+  require(n >= 0 && h.size() == size * size, "factor_inverse: %d values are not %d squared", h.size(), n);
   if (n == 0) return true;
   threads();  // OpenBLAS is made single-threaded by the first use of engine/parallel
   std::reverse(h.begin(), h.end());
@@ -54,8 +53,8 @@ bool factor_inverse(std::vector<double>& h, int64_t n) {
 // A row is a right-hand side of h z = row, which column-major memory has as a column.
 bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
   const size_t size = static_cast<size_t>(n);
-  require(n > 0 && h.size() == size * size && rows.size() % size == 0, "solve_rows: %zu and %zu values for order %lld",
-          h.size(), rows.size(), static_cast<long long>(n));
+  require(n > 0 && h.size() == size * size && rows.size() % size == 0, "solve_rows: %d and %d values for order %d",
+          h.size(), rows.size(), n);
   threads();
   const int order = static_cast<int>(n), count = static_cast<int>(rows.size() / size);
   int info = 0;

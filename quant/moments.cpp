@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
-#include "engine/parallel.h"
-#include "engine/product.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/gemm/product.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -41,7 +41,7 @@ class Moments::Panels {
 };
 
 Moments::Moments(int64_t columns) : n_(columns), second_(at(columns * columns), 0.0), sum_(at(columns), 0.0) {
-  require(columns > 0, "moments of %lld columns", static_cast<long long>(columns));
+  require(columns > 0, "moments of %d columns", columns);
   for (int64_t i = 0; i < n_; i += kTile)
     for (int64_t j = 0; j < n_; j += kTile) {
       all_.push_back({i, j});
@@ -51,11 +51,10 @@ Moments::Moments(int64_t columns) : n_(columns), second_(at(columns * columns), 
 }
 
 void Moments::add(const Tensor& x, const Tensor& other) {
-  require(x.rank() >= 2 && x.dim(-1) == n_, "moments of %lld columns: an input of shape %s", static_cast<long long>(n_),
-          to_string(x.shape).c_str());
+  require(x.rank() >= 2 && x.dim(-1) == n_, "moments of %d columns: an input of shape %s", n_, to_string(x.shape));
   require(samples_ == 0 || other.empty() == cross_.empty(), "moments: the other stream is missing in some inputs");
-  require(other.empty() || other.shape == x.shape, "moments: streams of shapes %s and %s", to_string(x.shape).c_str(),
-          to_string(other.shape).c_str());
+  require(other.empty() || other.shape == x.shape, "moments: streams of shapes %s and %s", to_string(x.shape),
+          to_string(other.shape));
   add_rows(x, sum_);
   if (!other.empty()) {
     cross_.resize(second_.size());

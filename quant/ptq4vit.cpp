@@ -8,9 +8,9 @@
 #include <optional>
 #include <random>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
-#include "engine/timer.h"
+#include "engine/core/check.h"
+#include "engine/core/timer.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -132,7 +132,7 @@ void check(const Site& site, const SiteData& data) {
     require(!t->empty() && t->size() > 0, "%s: calibration needs operands and outputs", name);
   require(site.is_linear() || !data.b.empty(), "%s: calibration needs both operands", name);
   require(data.g2.empty() || data.g2.size() == data.y.size(), "%s: weights of shape %s for an output of shape %s", name,
-          to_string(data.g2.shape).c_str(), to_string(data.y.shape).c_str());
+          to_string(data.g2.shape), to_string(data.y.shape));
   for (const Tensor* t : {&data.a, &data.b, &data.y})
     require(t->empty() || kernels().all_finite(t->data, t->size()), "%s: its %s are not finite in the float network",
             name, t == &data.y ? "outputs" : "inputs");
@@ -266,8 +266,8 @@ struct Survey : Observer {
 
   void site(const Site& site, const Tensor& a, const Tensor&, const Tensor& y) override {
     for (const Tensor* t : {&a, &y})
-      require(kernels().all_finite(t->data, t->size()), "%s: its %s are not finite in the float network",
-              site.name.c_str(), t == &a ? "inputs" : "outputs");
+      require(kernels().all_finite(t->data, t->size()), "%s: its %s are not finite in the float network", site.name,
+              t == &a ? "inputs" : "outputs");
     const double n = static_cast<double>(y.size()) * static_cast<double>(a.dim(-1));
     products[&site] += n;
     total += n;
@@ -314,7 +314,7 @@ class Capture : public Observer {
   }
   SiteData take(const Site* site) {
     const auto found = sites_.find(site);
-    require(found != sites_.end(), "%s was never run", site->name.c_str());
+    require(found != sites_.end(), "%s was never run", site->name);
     SiteData data = std::move(found->second.data);
     sites_.erase(found);
     return data;
@@ -416,7 +416,7 @@ PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& optio
   const Timer watch;
   PtqCost cost;
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
-                model.info().name.c_str());
+                model.info().name);
   require_usage(images.rank() == 4 && images.dim(0) >= 1, "calibration needs at least one image");
   model.clear();
   const auto report = [&](const std::string& what, double done, double total) {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <map>
 
-#include "engine/progress.h"
+#include "engine/core/progress.h"
 #include "models/model.h"
 #include "quant/search.h"
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
 
 namespace bcq {
 namespace {
@@ -20,8 +20,7 @@ template <class F>
 void for_row_chunks(const Tensor& q, const Tensor& v, const std::vector<double>& c, F f) {
   const int64_t n = q.dim(-1), rows = q.rows();
   require(c.size() == at(n * n) && (v.empty() || v.shape == q.shape),
-          "weights of shapes %s and %s, products of %zu values", to_string(q.shape).c_str(), to_string(v.shape).c_str(),
-          c.size());
+          "weights of shapes %s and %s, products of %d values", to_string(q.shape), to_string(v.shape), c.size());
   parallel_for((rows + kRows - 1) / kRows, [&](int64_t item) {
     const int64_t r0 = item * kRows, count = std::min(kRows, rows - r0);
     std::vector<double> e(at(count * n));
@@ -55,8 +54,8 @@ double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<doubl
 
 double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>& x) {
   const int64_t n = q.dim(-1);
-  require(x.size() == at(n) && v.shape == q.shape, "weights of shapes %s and %s, an input of %zu values",
-          to_string(q.shape).c_str(), to_string(v.shape).c_str(), x.size());
+  require(x.size() == at(n) && v.shape == q.shape, "weights of shapes %s and %s, an input of %d values",
+          to_string(q.shape), to_string(v.shape), x.size());
   double sum = 0;
   for (int64_t r = 0; r < q.rows(); ++r) {
     double error = 0;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "engine/check.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
 #include "quant/linalg.h"
 
 namespace bcq {

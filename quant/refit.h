@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "engine/tensor.h"
+#include "engine/core/tensor.h"
 #include "quant/moments.h"
 
 namespace bcq {

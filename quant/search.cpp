@@ -6,9 +6,9 @@
 #include <limits>
 #include <optional>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
-#include "engine/parallel.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -30,7 +30,7 @@ struct Layout {
 Layout layout_of(const Site& site, const Tensor& y, int64_t units) {
   Layout l;
   l.samples = y.dim(0);
-  require(l.samples >= 1 && y.size() > 0, "%s: no outputs to compare", site.name.c_str());
+  require(l.samples >= 1 && y.size() > 0, "%s: no outputs to compare", site.name);
   if (!site.is_linear()) {
     l.heads = y.dim(1), l.rows = y.dim(2), l.columns = y.dim(3);
     return l;
@@ -339,8 +339,7 @@ class Race {
 // Part `unit` of x along an axis that the units share: [..., n, ...] -> [..., n / units, ...].
 Tensor part_of(const Tensor& x, int axis, int64_t unit, int64_t units) {
   if (x.empty()) return x;
-  require(x.dim(axis) % units == 0, "%lld units for dimension %d of %s", static_cast<long long>(units), axis,
-          to_string(x.shape).c_str());
+  require(x.dim(axis) % units == 0, "%d units for dimension %d of %s", units, axis, to_string(x.shape));
   Shape shape = x.shape;
   shape[static_cast<size_t>(axis)] /= units;
   Tensor y = Tensor::uninitialized(shape);
@@ -364,13 +363,13 @@ Grid grid_of(const Grid& grid, int64_t unit) {
 std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
                         const Candidates& candidates) {
   const int64_t units = candidates.units;
-  require(!candidates.multipliers.empty() && units >= 1, "%s: nothing to search", site.name.c_str());
+  require(!candidates.multipliers.empty() && units >= 1, "%s: nothing to search", site.name);
   if (units == 1 || (site.is_linear() && units == site.weight.dim(0)))
     return Race(make_problem(site, data, metric, side, other, units), candidates).run();
 
   // Nothing but its own part of the output depends on a unit, so each is a search of its own, which orders samples
   // and gives up candidates by that part alone: on ViT-B's query, key and value two thirds of the time of all at once.
-  require(!site.is_linear() || side == Side::Right, "%s: its input has one unit", site.name.c_str());
+  require(!site.is_linear() || side == Side::Right, "%s: its input has one unit", site.name);
   std::vector<int> best;
   for (int64_t unit = 0; unit < units; ++unit) {
     const auto part = [&](const Tensor& x, int axis) { return part_of(x, axis, unit, units); };

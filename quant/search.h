@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "engine/site.h"
+#include "engine/nn/site.h"
 
 namespace bcq {
 

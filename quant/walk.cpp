@@ -5,11 +5,11 @@
 #include <limits>
 #include <memory>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
-#include "engine/ops.h"
-#include "engine/parallel.h"
-#include "engine/timer.h"
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/core/timer.h"
+#include "engine/kernels/kernels.h"
+#include "engine/nn/ops.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
 #include "quant/refit.h"
@@ -18,12 +18,10 @@ namespace bcq {
 namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
-long long ll(int64_t i) { return static_cast<long long>(i); }
 
 void attach(Site& site, const QuantizedWeight& q) {
   for (const Tensor& w : {site.weight.values(), q.values})  // a weight that is NaN would round to code 0
-    require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)",
-            site.name.c_str());
+    require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", site.name);
   site.set_packed(PackedWeight(q.grid, q.values.shape, q.codes));
 }
 
@@ -58,7 +56,7 @@ class Capture : public Observer {
   void input(const Site& site, const Tensor& x) override {
     const size_t next = begin_ + inputs.size();
     if (next == end_ || &site != groups_[next].front()) return;
-    require(kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)", site.name.c_str());
+    require(kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)", site.name);
     inputs.push_back(x);
     if (next + 1 == end_ && !to_output_) throw Done{};
   }
@@ -262,9 +260,9 @@ class Walk {
     if (!warned_ && moments.tokens() < moments.columns()) {
       warned_ = true;
       warn_(
-          format("%lld calibration tokens are fewer than the %lld columns of %s: its Hessian is singular, damping "
+          format("%d calibration tokens are fewer than the %d columns of %s: its Hessian is singular, damping "
                  "decides the rest; use more or longer windows",
-                 ll(moments.tokens()), ll(moments.columns()), group.front()->name.c_str()));
+                 moments.tokens(), moments.columns(), group.front()->name));
     }
     const std::vector<double> hessian = moments.second(solver_->centred), means = moments.mean();
     for (size_t i = 0; i < group.size(); ++i) {

@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "engine/progress.h"
+#include "engine/core/progress.h"
 #include "models/model.h"
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"

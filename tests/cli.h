@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 
 namespace bcq::cli {
 

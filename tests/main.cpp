@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
   if (has_run) {
     const unsigned failed = total.numTestCasesFailed;
     std::fflush(stdout);
-    std::printf("%u passed, %u failed\n", total.numTestCasesPassingFilters - failed, failed);
+    print("%u passed, %u failed\n", total.numTestCasesPassingFilters - failed, failed);
   }
   return code;
 }

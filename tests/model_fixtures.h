@@ -2,8 +2,8 @@
 #pragma once
 #include <doctest/doctest.h>
 
-#include "engine/check.h"
-#include "engine/json.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "models/model.h"
 #include "tests/support.h"
 

@@ -14,10 +14,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/ops.h"
-#include "engine/parallel.h"
-#include "engine/safetensors.h"
-#include "engine/tensor.h"
+#include "engine/core/parallel.h"
+#include "engine/core/tensor.h"
+#include "engine/file/safetensors.h"
+#include "engine/nn/ops.h"
 
 namespace bcq::test {
 

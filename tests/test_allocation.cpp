@@ -1,7 +1,7 @@
 // Bits by the names of layers.
 #include <doctest/doctest.h>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/allocation.h"
 #include "tests/support.h"
 

@@ -5,9 +5,9 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/json.h"
-#include "engine/ops.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
+#include "engine/nn/ops.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/support.h"

@@ -3,8 +3,8 @@
 
 #include <filesystem>
 
-#include "data/cache.h"
-#include "engine/check.h"
+#include "data/image/cache.h"
+#include "engine/core/check.h"
 #include "tests/support.h"
 
 namespace bcq {

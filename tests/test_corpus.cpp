@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "data/corpus.h"
-#include "engine/check.h"
-#include "engine/json.h"
+#include "data/text/corpus.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "tests/support.h"
 
 namespace bcq {

@@ -2,8 +2,8 @@
 // generates, draws are distributed as they should be, and characters come out whole.
 #include <cmath>
 
-#include "data/tokenizer.h"
-#include "engine/kv_cache.h"
+#include "data/text/tokenizer.h"
+#include "engine/nn/kv_cache.h"
 #include "eval/generate.h"
 #include "quant/walk.h"
 #include "tests/model_fixtures.h"

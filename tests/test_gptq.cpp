@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "engine/check.h"
-#include "engine/json.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "quant/gptq.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/walk.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/grid.h"
+#include "engine/core/check.h"
+#include "engine/grid/grid.h"
 #include "tests/support.h"
 
 using namespace bcq;

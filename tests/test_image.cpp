@@ -6,10 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "data/image.h"
-#include "data/jpeg.h"
-#include "engine/check.h"
-#include "engine/json.h"
+#include "data/image/image.h"
+#include "data/image/jpeg.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "tests/support.h"
 
 namespace bcq {
@@ -22,9 +22,7 @@ uint64_t fnv(const void* data, size_t n) {
   for (size_t i = 0; i < n; ++i) h = (h ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3u;
   return h;
 }
-std::string hash(const void* data, size_t n) {
-  return format("%016llx", static_cast<unsigned long long>(fnv(data, n)));
-}
+std::string hash(const void* data, size_t n) { return format("%016x", fnv(data, n)); }
 
 const json& record() {
   static const json r = read_json(kDir + "image.json");

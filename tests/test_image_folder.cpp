@@ -6,10 +6,10 @@
 #include <filesystem>
 #include <thread>
 
-#include "data/image.h"
-#include "data/image_folder.h"
+#include "data/image/image.h"
+#include "data/image/image_folder.h"
 #include "data/random.h"
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "tests/support.h"
 
 namespace bcq {

@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "engine/grid.h"
-#include "engine/int8.h"
+#include "engine/gemm/int8.h"
+#include "engine/grid/grid.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -2,9 +2,9 @@
 // whole networks against both.
 #include <doctest/doctest.h>
 
-#include "engine/blocks.h"
-#include "engine/check.h"
-#include "engine/integer.h"
+#include "engine/core/check.h"
+#include "engine/nn/blocks.h"
+#include "engine/nn/integer.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"

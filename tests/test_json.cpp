@@ -5,7 +5,7 @@
 #include <csignal>
 #include <filesystem>
 
-#include "engine/json.h"
+#include "engine/file/json.h"
 #include "tests/support.h"
 
 using namespace bcq;

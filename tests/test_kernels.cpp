@@ -12,8 +12,8 @@
 #include <limits>
 #include <random>
 
-#include "engine/check.h"
-#include "engine/kernels.h"
+#include "engine/core/check.h"
+#include "engine/kernels/kernels.h"
 #include "tests/support.h"
 
 using namespace bcq;

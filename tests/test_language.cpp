@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "eval/language.h"
 #include "tests/support.h"
 

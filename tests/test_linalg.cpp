@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/linalg.h"
 #include "tests/support.h"
 

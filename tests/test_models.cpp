@@ -1,5 +1,5 @@
 // All networks alike: what loading reads and refuses, batches, threads and compensation of blocks.
-#include "engine/kernels.h"
+#include "engine/kernels/kernels.h"
 #include "quant/bias_comp.h"
 #include "tests/model_fixtures.h"
 

@@ -1,7 +1,7 @@
 // Sums over the inputs of a site against their definition in double.
 #include <doctest/doctest.h>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/moments.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"

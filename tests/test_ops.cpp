@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/ops.h"
+#include "engine/core/check.h"
+#include "engine/nn/ops.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <random>
 
-#include "engine/check.h"
-#include "engine/packed.h"
+#include "engine/core/check.h"
+#include "engine/gemm/packed.h"
 #include "quant/gptq.h"
 #include "tests/support.h"
 

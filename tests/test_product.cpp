@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/product.h"
+#include "engine/core/check.h"
+#include "engine/gemm/product.h"
 #include "tests/support.h"
 
 using namespace bcq;

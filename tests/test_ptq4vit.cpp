@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/json.h"
-#include "engine/kernels.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
+#include "engine/kernels/kernels.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/support.h"

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "data/random.h"
-#include "engine/check.h"
+#include "engine/core/check.h"
 
 namespace bcq {
 namespace {

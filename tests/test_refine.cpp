@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
 #include "quant/refit.h"

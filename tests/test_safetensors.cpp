@@ -7,9 +7,9 @@
 #include <cstring>
 #include <random>
 
-#include "engine/check.h"
-#include "engine/json.h"
-#include "engine/safetensors.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <filesystem>
 
-#include "engine/check.h"
-#include "engine/half.h"
-#include "engine/kernels.h"
+#include "engine/core/check.h"
+#include "engine/core/half.h"
+#include "engine/kernels/kernels.h"
 #include "eval/resume.h"
 #include "eval/save.h"
 #include "quant/allocation.h"

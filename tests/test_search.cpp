@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/ops.h"
+#include "engine/core/check.h"
+#include "engine/nn/ops.h"
 #include "quant/search.h"
 #include "tests/support.h"
 

@@ -2,9 +2,9 @@
 // compensation changes Fake alone, folded or not.
 #include <doctest/doctest.h>
 
-#include "engine/check.h"
-#include "engine/ops.h"
-#include "engine/site.h"
+#include "engine/core/check.h"
+#include "engine/nn/ops.h"
+#include "engine/nn/site.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "engine/check.h"
-#include "engine/ops.h"
-#include "engine/tape.h"
+#include "engine/core/check.h"
+#include "engine/nn/ops.h"
+#include "engine/nn/tape.h"
 #include "tests/support.h"
 
 using namespace bcq;

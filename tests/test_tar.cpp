@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <map>
 
-#include "data/tar.h"
-#include "engine/check.h"
+#include "data/image/tar.h"
+#include "engine/core/check.h"
 #include "tests/support.h"
 
 namespace bcq {

@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "data/corpus.h"
-#include "data/tokenizer.h"
-#include "engine/check.h"
+#include "data/text/corpus.h"
+#include "data/text/tokenizer.h"
+#include "engine/core/check.h"
 #include "tests/support.h"
 
 namespace bcq {

@@ -1,6 +1,6 @@
 // ViT, DeiT and Swin against timm and transformers: outputs, every site and every gradient of small fixtures, and
 // what loading refuses. Real shapes: make parity.
-#include "engine/ops.h"
+#include "engine/nn/ops.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "engine/check.h"
+#include "engine/core/check.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
 #include "quant/walk.h"

@@ -3,8 +3,8 @@
 
 #include <atomic>
 
-#include "engine/check.h"
-#include "engine/site.h"
+#include "engine/core/check.h"
+#include "engine/nn/site.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <fstream>
 
-#include "data/corpus.h"
-#include "engine/check.h"
+#include "data/text/corpus.h"
+#include "engine/core/check.h"
 
 int main(int argc, char** argv) {
   using namespace bcq;

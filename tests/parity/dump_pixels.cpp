@@ -7,9 +7,9 @@
 #include <fstream>
 #include <string>
 
-#include "data/image.h"
-#include "data/jpeg.h"
-#include "engine/check.h"
+#include "data/image/image.h"
+#include "data/image/jpeg.h"
+#include "engine/core/check.h"
 
 namespace {
 

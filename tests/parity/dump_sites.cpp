@@ -6,8 +6,8 @@
 #include <map>
 #include <string>
 
-#include "engine/check.h"
-#include "engine/safetensors.h"
+#include "engine/core/check.h"
+#include "engine/file/safetensors.h"
 #include "models/model.h"
 
 namespace {

@@ -1,0 +1,316 @@
+// Decoding through stb_image (JPEG: or libjpeg-turbo) with the checks it leaves out, and Pillow's resampling; see
+// image.h. stb fills in what a truncated JPEG lacks and does not look at PNG checksums, so
+// both containers are walked here first.
+#include "data/image/image.h"
+
+#include <stb/stb_image.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string_view>
+
+#include "data/image/jpeg.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
+
+namespace bcq {
+namespace {
+
+constexpr size_t kMaxBytes = size_t{512} << 20;
+constexpr int64_t kMaxPixels = 178956970;
+constexpr std::string_view kPngSignature("\x89PNG\r\n\x1a\n", 8);
+
+uint32_t byte_at(const std::string& s, size_t i) { return static_cast<uint8_t>(s[i]); }
+uint32_t big16(const std::string& s, size_t i) { return byte_at(s, i) << 8 | byte_at(s, i + 1); }
+uint32_t big32(const std::string& s, size_t i) { return big16(s, i) << 16 | big16(s, i + 2); }
+
+// First position at or after `i` of a marker inside entropy-coded data: an 0xff that is
+// neither a stuffed byte, a restart marker nor fill.
+size_t end_of_scan(const std::string& s, size_t i) {
+  for (; i + 1 < s.size(); ++i) {
+    const uint32_t next = byte_at(s, i + 1);
+    if (byte_at(s, i) == 0xff && next != 0 && next != 0xff && (next < 0xd0 || next > 0xd7)) return i;
+  }
+  return s.size();
+}
+
+// Follow the markers to the end-of-image marker: a file that stops before it is truncated. False for four components
+// without the Adobe marker that says how its inks are stored.
+bool check_jpeg(const std::string& s, const std::string& where) {
+  uint32_t components = 0;
+  bool adobe = false;
+  size_t i = 2;
+  while (true) {
+    while (i + 1 < s.size() && (byte_at(s, i) != 0xff || byte_at(s, i + 1) == 0xff)) ++i;
+    require_input(i + 1 < s.size(), "%s: truncated JPEG: no end-of-image marker in %d bytes", where, s.size());
+    const uint32_t marker = byte_at(s, i + 1);
+    i += 2;
+    if (marker == 0xd9) break;
+    if (marker == 0x00 || marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) continue;
+    const bool whole = i + 2 <= s.size() && big16(s, i) >= 2 && i + big16(s, i) <= s.size();
+    require_input(whole, "%s: truncated JPEG: segment 0x%02x at byte %d does not end", where, marker, i - 2);
+    const uint32_t length = big16(s, i);
+    const bool frame = marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc;
+    if (frame && length >= 8) components = byte_at(s, i + 7);
+    if (marker == 0xee && length >= 7 && s.compare(i + 2, 5, "Adobe") == 0) adobe = true;
+    i += length;
+    if (marker == 0xda) i = end_of_scan(s, i);
+  }
+  return components != 4 || adobe;
+}
+
+// The checksum of a PNG chunk (CRC-32, PNG specification annex D).
+uint32_t crc32(const std::string& s, size_t begin, size_t end) {
+  static const std::array<uint32_t, 256> table = [] {
+    std::array<uint32_t, 256> t;
+    for (uint32_t n = 0; n < 256; ++n) {
+      t[n] = n;
+      for (int k = 0; k < 8; ++k) t[n] = (t[n] & 1u) ? 0xedb88320u ^ (t[n] >> 1) : t[n] >> 1;
+    }
+    return t;
+  }();
+  uint32_t crc = 0xffffffffu;
+  for (size_t i = begin; i < end; ++i) crc = table[(crc ^ byte_at(s, i)) & 0xff] ^ (crc >> 8);
+  return ~crc;
+}
+
+// Check every chunk up to IEND. Returns the bytes to decode: the file itself, except that a
+// short palette is filled up to 256 black entries, because stb would look indices beyond it
+// up in memory it never wrote.
+std::string checked_png(const std::string& s, const std::string& where) {
+  size_t i = kPngSignature.size(), palette = 0;
+  while (true) {
+    require_input(i + 12 <= s.size(), "%s: truncated PNG: no IEND chunk in %d bytes", where, s.size());
+    const size_t length = big32(s, i), end = i + 12 + length;
+    require_input(end <= s.size(), "%s: truncated PNG: the chunk at byte %d does not end", where, i);
+    require_input(crc32(s, i + 4, end - 4) == big32(s, end - 4), "%s: damaged PNG: checksum of the chunk at byte %d",
+                  where, i);
+    if (s.compare(i + 4, 4, "PLTE") == 0 && palette == 0) palette = i;
+    if (s.compare(i + 4, 4, "IEND") == 0) break;
+    i = end;
+  }
+  if (palette == 0 || big32(s, palette) >= 768 || big32(s, palette) % 3 != 0) return s;
+  const size_t length = big32(s, palette);
+  std::string filled = s.substr(0, palette + 8 + length) + std::string(768 - length, '\0');
+  filled += s.substr(palette + 8 + length);
+  filled[palette + 2] = 3;  // 768, big endian
+  filled[palette + 3] = 0;
+  return filled;
+}
+
+// Fixed-point weights of one axis: output begin + u is the sum of weights[u * taps + k]
+// times input first[u] + k, over 2^22.
+struct Axis {
+  int taps = 0;
+  std::vector<int> first, count;
+  std::vector<int32_t> weights;
+};
+
+double bicubic_kernel(double x) {
+  constexpr double a = -0.5;
+  x = std::fabs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0;
+  if (x < 2.0) return (((x - 5.0) * x + 8.0) * x - 4.0) * a;
+  return 0.0;
+}
+
+double bilinear_kernel(double x) { return std::max(0.0, 1.0 - std::fabs(x)); }
+
+constexpr int kBits = 22;  // 32 - 8 - 2: room for a byte and for weights that overshoot one
+
+// n input pixels to m output pixels, of which [begin, begin + size) are wanted.
+Axis make_axis(int n, int m, int begin, int size, const std::string& interpolation) {
+  const bool cubic = interpolation == "bicubic";
+  require_input(cubic || interpolation == "bilinear", "interpolation \"%s\" is not supported (bicubic, bilinear)",
+                interpolation);
+  const double scale = static_cast<double>(n) / m;
+  const double stretch = std::max(scale, 1.0);  // the antialiasing: a wider kernel when shrinking
+  const double support = (cubic ? 2.0 : 1.0) * stretch;
+  Axis axis;
+  axis.taps = static_cast<int>(std::ceil(support)) * 2 + 1;
+  axis.weights.assign(static_cast<size_t>(size) * static_cast<size_t>(axis.taps), 0);
+  std::vector<double> w(static_cast<size_t>(axis.taps));
+  for (int u = 0; u < size; ++u) {
+    const double center = (begin + u + 0.5) * scale;
+    const int low = std::max(0, static_cast<int>(center - support + 0.5));
+    const int high = std::min(n, static_cast<int>(center + support + 0.5));
+    double sum = 0.0;
+    for (int k = 0; k < high - low; ++k) {
+      const double x = (k + low - center + 0.5) * (1.0 / stretch);
+      w[static_cast<size_t>(k)] = cubic ? bicubic_kernel(x) : bilinear_kernel(x);
+      sum += w[static_cast<size_t>(k)];
+    }
+    int32_t* out = &axis.weights[static_cast<size_t>(u) * static_cast<size_t>(axis.taps)];
+    for (int k = 0; k < high - low; ++k) {
+      const double v = (sum != 0.0 ? w[static_cast<size_t>(k)] / sum : w[static_cast<size_t>(k)]) * (1 << kBits);
+      out[k] = static_cast<int32_t>(v < 0.0 ? v - 0.5 : v + 0.5);
+    }
+    axis.first.push_back(low);
+    axis.count.push_back(high - low);
+  }
+  return axis;
+}
+
+uint8_t to_byte(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kBits, 0, 255)); }
+
+// Rows [row0, row0 + rows) of `in`, each resampled along its width.
+Image resample_rows(const Image& in, const Axis& axis, int row0, int rows) {
+  const int width = static_cast<int>(axis.first.size());
+  Image out{rows, width, std::vector<uint8_t>(static_cast<size_t>(rows) * static_cast<size_t>(width) * 3)};
+  uint8_t* to = out.rgb.data();
+  for (int y = 0; y < rows; ++y) {
+    const uint8_t* row = in.rgb.data() + static_cast<size_t>(row0 + y) * static_cast<size_t>(in.width) * 3;
+    for (int u = 0; u < width; ++u, to += 3) {
+      const int32_t* w = &axis.weights[static_cast<size_t>(u) * static_cast<size_t>(axis.taps)];
+      const uint8_t* from = row + static_cast<size_t>(axis.first[static_cast<size_t>(u)]) * 3;
+      int32_t r = 1 << (kBits - 1), g = r, b = r;
+      for (int k = 0; k < axis.count[static_cast<size_t>(u)]; ++k, from += 3) {
+        r += w[k] * from[0];
+        g += w[k] * from[1];
+        b += w[k] * from[2];
+      }
+      to[0] = to_byte(r);
+      to[1] = to_byte(g);
+      to[2] = to_byte(b);
+    }
+  }
+  return out;
+}
+
+// Columns resampled along the height; row 0 of `in` is row `row0` of what the axis counts in.
+Image resample_columns(const Image& in, const Axis& axis, int row0) {
+  const int height = static_cast<int>(axis.first.size());
+  const size_t stride = static_cast<size_t>(in.width) * 3;
+  Image out{height, in.width, std::vector<uint8_t>(static_cast<size_t>(height) * stride)};
+  std::vector<int32_t> sum(stride);
+  for (int v = 0; v < height; ++v) {
+    const int32_t* w = &axis.weights[static_cast<size_t>(v) * static_cast<size_t>(axis.taps)];
+    std::fill(sum.begin(), sum.end(), 1 << (kBits - 1));
+    for (int k = 0; k < axis.count[static_cast<size_t>(v)]; ++k) {
+      const uint8_t* row = in.rgb.data() + static_cast<size_t>(axis.first[static_cast<size_t>(v)] + k - row0) * stride;
+      for (size_t x = 0; x < stride; ++x) sum[x] += w[k] * row[x];
+    }
+    uint8_t* to = out.rgb.data() + static_cast<size_t>(v) * stride;
+    for (size_t x = 0; x < stride; ++x) to[x] = to_byte(sum[x]);
+  }
+  return out;
+}
+
+Image cut(const Image& in, const Region& w) {
+  Image out{w.height, w.width, std::vector<uint8_t>(static_cast<size_t>(w.height) * static_cast<size_t>(w.width) * 3)};
+  const size_t bytes = static_cast<size_t>(w.width) * 3;
+  for (int y = 0; y < w.height; ++y) {
+    const size_t from =
+        (static_cast<size_t>(w.top + y) * static_cast<size_t>(in.width) + static_cast<size_t>(w.left)) * 3;
+    std::copy_n(in.rgb.data() + from, bytes, out.rgb.data() + static_cast<size_t>(y) * bytes);
+  }
+  return out;
+}
+
+}  // namespace
+
+void require_size(int64_t width, int64_t height, const std::string& where) {
+  require_input(width > 0 && height > 0 && width <= kMaxPixels / height,
+                "%s: image of %d x %d pixels is empty or too large", where, width, height);
+}
+
+Image decode_with_stb(const std::string& bytes, const std::string& where) {
+  const auto* data = reinterpret_cast<const stbi_uc*>(bytes.data());
+  const int size = static_cast<int>(bytes.size());
+  int width = 0, height = 0, channels = 0;
+  const bool known = stbi_info_from_memory(data, size, &width, &height, &channels) != 0;
+  require_input(known, "%s: cannot read the image header: %s", where, stbi_failure_reason());
+  require_size(width, height, where);
+  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
+      stbi_load_from_memory(data, size, &width, &height, &channels, 3), stbi_image_free);
+  require_input(pixels != nullptr, "%s: cannot decode the image: %s", where, stbi_failure_reason());
+  const size_t count = static_cast<size_t>(width) * static_cast<size_t>(height) * 3;
+  return {height, width, std::vector<uint8_t>(pixels.get(), pixels.get() + count)};
+}
+
+Image decode_image(const std::string& bytes, const std::string& where) {
+  require_input(bytes.size() <= kMaxBytes, "%s: image file of %d bytes is too large", where, bytes.size());
+  if (bytes.compare(0, kPngSignature.size(), kPngSignature) == 0)
+    return decode_with_stb(checked_png(bytes, where), where);
+  require_input(bytes.compare(0, 3, "\xff\xd8\xff") == 0, "%s: neither a JPEG nor a PNG image", where);
+  const bool inks_known = check_jpeg(bytes, where);
+  return decode_jpeg(bytes, where, inks_known);
+}
+
+Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
+
+Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window) {
+  require(image.height > 0 && image.width > 0 && height > 0 && width > 0, "resize from %d x %d to %d x %d pixels",
+          image.width, image.height, width, height);
+  if (window.height == 0 && window.width == 0) window = {0, 0, height, width};
+  require(window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
+              window.top <= height - window.height && window.left <= width - window.width,
+          "resize: window %d+%d, %d+%d is outside %d x %d", window.top, window.height, window.left, window.width,
+          height, width);
+  const Axis across = make_axis(image.width, width, window.left, window.width, interpolation);
+  const Axis down = make_axis(image.height, height, window.top, window.height, interpolation);
+  const bool resample_x = image.width != width, resample_y = image.height != height;
+  // Rows of the input that the second pass will read. A pass along an unchanged side is
+  // skipped, as in Pillow.
+  const int row0 = resample_y ? down.first.front() : window.top;
+  const int row1 = resample_y ? down.first.back() + down.count.back() : window.top + window.height;
+  const Region band{row0, window.left, row1 - row0, window.width};
+  const Image strip = resample_x ? resample_rows(image, across, row0, row1 - row0) : cut(image, band);
+  return resample_y ? resample_columns(strip, down, row0) : strip;
+}
+
+Image resize_and_crop(const Image& image, const ImageConfig& config) {
+  require_input(config.height == config.width && config.height > 0 && config.height <= 8192,
+                "image size %d x %d is not supported: square, up to 8192", config.height, config.width);
+  require_input(config.crop_pct > 0.0 && config.crop_pct <= 4.0, "crop_pct %g is not in (0, 4]", config.crop_pct);
+  const int size = static_cast<int>(config.height);
+  const double target = std::floor(size / config.crop_pct);
+  require_input(target >= 1.0 && target <= 65535.0, "crop_pct %g makes images of %g pixels", config.crop_pct, target);
+  const bool wide = image.width > image.height;
+  const int side = static_cast<int>(target), shortest = wide ? image.height : image.width;
+  const double longest = target * (wide ? image.width : image.height) / shortest;
+  require_input(longest < 2147483647.0, "an image of %d x %d pixels is too narrow", image.width, image.height);
+  const bool squash = config.crop_mode == "squash";
+  const int height = wide || squash ? side : static_cast<int>(longest);
+  const int width = wide && !squash ? static_cast<int>(longest) : side;
+
+  // Offsets of the crop in the picture; negative when the picture is the smaller one. There
+  // torchvision pads floor(missing / 2) before and the rest after.
+  const auto offset = [size](int have) {
+    return have >= size ? static_cast<int>(std::nearbyint((have - size) / 2.0)) : -((size - have) / 2);
+  };
+  const int top = offset(height), left = offset(width);
+  const Region window{std::max(top, 0), std::max(left, 0), std::min(height, size), std::min(width, size)};
+  Image part = resize(image, height, width, config.interpolation, window);
+  if (part.height == size && part.width == size) return part;
+  Image out{size, size, std::vector<uint8_t>(static_cast<size_t>(size) * static_cast<size_t>(size) * 3, 0)};
+  for (int y = 0; y < part.height; ++y) {
+    const size_t row = static_cast<size_t>(y + std::max(-top, 0)) * static_cast<size_t>(size);
+    const size_t bytes = static_cast<size_t>(part.width) * 3;
+    std::copy_n(part.rgb.data() + static_cast<size_t>(y) * bytes, bytes,
+                out.rgb.data() + (row + static_cast<size_t>(std::max(-left, 0))) * 3);
+  }
+  return out;
+}
+
+Tensor normalise(const Image& crop, const ImageConfig& config) {
+  Tensor out = Tensor::uninitialized({3, crop.height, crop.width});
+  const size_t plane = static_cast<size_t>(crop.height) * static_cast<size_t>(crop.width);
+  for (size_t c = 0; c < 3; ++c) {
+    require_input(config.std[c] > 0.0f, "image std %g is not positive", static_cast<double>(config.std[c]));
+    std::array<float, 256> value;
+    for (size_t v = 0; v < 256; ++v) value[v] = (static_cast<float>(v) / 255.0f - config.mean[c]) / config.std[c];
+    float* to = out.data + c * plane;
+    for (size_t i = 0; i < plane; ++i) to[i] = value[crop.rgb[i * 3 + c]];
+  }
+  return out;
+}
+
+Tensor preprocess(const Image& image, const ImageConfig& config) {
+  return normalise(resize_and_crop(image, config), config);
+}
+
+}  // namespace bcq

@@ -1,0 +1,52 @@
+// Images: decoding, and the evaluation transform of the vision models.
+//
+// Resampling is Pillow's, bit for bit: separable, antialiased, 22-bit fixed point,
+// horizontal then vertical, rounded to bytes after each pass. Accuracies published for
+// these models were measured through it, and a float resampler moves pixels by a level.
+// The order of the passes is that of Pillow before 13.0, which those measurements used; newer
+// versions start with the height when it shrinks more than the width.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/core/tensor.h"
+
+namespace bcq {
+
+struct Image {
+  int height = 0, width = 0;
+  std::vector<uint8_t> rgb;  // [height, width, 3]
+};
+
+// JPEG (see data/image/jpeg.h) or PNG bytes to RGB, recognised by content. Gray is replicated, a palette looked up,
+// alpha dropped without blending, 16-bit samples keep their high byte, EXIF orientation is
+// not applied. InputError, naming `where`: another format, a damaged or truncated file,
+// more than 178,956,970 pixels (Pillow's own limit).
+Image decode_image(const std::string& bytes, const std::string& where);
+Image load_image(const std::string& path);
+
+// Part of an image on the pixel grid it would have after a resize.
+struct Region {
+  int top = 0, left = 0, height = 0, width = 0;
+};
+
+// Pillow's Image.resize((width, height), interpolation), and only the pixels of `window`
+// of it (the whole result when the window is empty). interpolation: "bicubic" or
+// "bilinear", else InputError. A window that sticks out is an Error.
+Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window = {});
+
+// Steps 1-4 of the evaluation transform: the short side becomes floor(size / crop_pct), the
+// long side follows (truncated), and the centre size x size is kept: offsets round half to
+// even, and a picture smaller than the crop is padded with zeros, as torchvision does.
+// Only square targets exist; InputError for others and for a crop_pct that is not in (0, 4].
+Image resize_and_crop(const Image& image, const ImageConfig& config);
+
+// The rest of it: [3, H, W] float32, (x / 255 - mean) / std in float arithmetic, equal
+// to torchvision's ToTensor and Normalize. InputError when a std is not positive.
+Tensor normalise(const Image& crop, const ImageConfig& config);
+
+// The whole transform.
+Tensor preprocess(const Image& image, const ImageConfig& config);
+
+}  // namespace bcq

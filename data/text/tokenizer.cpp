@@ -1,0 +1,131 @@
+// Encoding and decoding; see tokenizer.h. Reading the files is in tokenizer_files.cpp.
+#include "data/text/tokenizer.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "engine/core/check.h"
+
+namespace bcq {
+namespace {
+
+// Pieces repeat (Zipf's law), so their ids are kept for the length of one encode(). Long
+// pieces are rarely seen twice, and the number is bounded for texts that never repeat.
+class PieceCache {
+ public:
+  explicit PieceCache(const Bpe& bpe) : bpe_(bpe) {}
+
+  void append(std::string_view piece, std::vector<int32_t>& ids) {
+    if (piece.size() > kLongest) return bpe_.encode(piece, ids);
+    auto it = known_.find(piece);
+    if (it == known_.end()) {
+      std::vector<int32_t> fresh;
+      bpe_.encode(piece, fresh);
+      if (known_.size() >= kMost) known_.clear();
+      it = known_.emplace(std::string(piece), std::move(fresh)).first;
+    }
+    ids.insert(ids.end(), it->second.begin(), it->second.end());
+  }
+
+ private:
+  static constexpr size_t kLongest = 128, kMost = size_t{1} << 17;
+  struct Hash {
+    using is_transparent = void;
+    size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
+  };
+  const Bpe& bpe_;
+  std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>> known_;
+};
+
+}  // namespace
+
+// Leftmost-longest search for the added tokens of one kind: their ids go to `ids`, the text
+// between them to `rest`, in order. A match that single_word rejects is passed over as a whole.
+void Tokenizer::cut_at_added(std::string_view text, bool normalized, const Emit& rest,
+                             std::vector<int32_t>& ids) const {
+  size_t done = 0;
+  const bool* starts = starts_[normalized ? 1 : 0];
+  for (size_t i = 0; i < text.size();) {
+    const AddedToken* token = nullptr;
+    if (starts[static_cast<uint8_t>(text[i])]) {
+      for (const AddedToken& t : added_) {
+        if (t.normalized == normalized && text.compare(i, t.content.size(), t.content) == 0) {
+          token = &t;
+          break;
+        }
+      }
+    }
+    if (!token) {
+      ++i;
+      continue;
+    }
+    size_t begin = i, end = i + token->content.size();
+    i = end;
+    if (token->single_word && (word_before(text, begin) || word_after(text, end))) continue;
+    if (token->lstrip) begin = std::max(spaces_before(text, begin), done);
+    if (token->rstrip) end = spaces_after(text, end);
+    if (begin > done) rest(text.substr(done, begin - done));
+    ids.push_back(token->id);
+    done = end;
+  }
+  if (done < text.size()) rest(text.substr(done));
+}
+
+void Tokenizer::split(std::string_view text, size_t step, const Emit& piece) const {
+  if (step == steps_.size()) return piece(text);
+  steps_[step].split(text, [&](std::string_view part) { split(part, step + 1, piece); });
+}
+
+std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special) const {
+  require_input(utf8.size() <= 0x7fffffff, "a text of %d bytes is too long to tokenize", utf8.size());
+  const int64_t bad = invalid_utf8(utf8);
+  require_input(bad < 0, "text is not valid UTF-8 at byte %d", bad);
+  std::vector<int32_t> ids;
+  if (add_special) ids = prefix_;
+  PieceCache cache(bpe_);
+  const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
+  const Emit stretch = [&](std::string_view part) {
+    if (!add_prefix_space_ || part.front() == ' ') return split(part, 0, piece);
+    std::string prefixed(1, ' ');
+    prefixed += part;
+    split(prefixed, 0, piece);
+  };
+  cut_at_added(
+      utf8, false, [&](std::string_view part) { cut_at_added(part, true, stretch, ids); }, ids);
+  if (add_special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  return ids;
+}
+
+std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
+  std::string text;
+  for (const int32_t id : ids) {
+    const std::string token = bytes(id);
+    require(!token.empty(), "decode: token id %d is not in a vocabulary of %d", id, vocab_size());
+    text += token;
+  }
+  return text;
+}
+
+std::string TextStream::next(int32_t id) {
+  held_ += tokenizer_->bytes(id);
+  return take(false);
+}
+
+std::string TextStream::finish() { return take(true); }
+
+std::string TextStream::take(bool all) {
+  std::string text;
+  for (;;) {
+    const int64_t bad = invalid_utf8(held_);
+    const size_t good = bad < 0 ? held_.size() : static_cast<size_t>(bad);
+    text += held_.substr(0, good);
+    held_.erase(0, good);
+    if (held_.empty()) return text;
+    const size_t run = character_start(held_);
+    if (run == held_.size() && !all) return text;  // may yet become a character
+    text += "\xef\xbf\xbd";
+    held_.erase(0, std::max<size_t>(1, run));
+  }
+}
+
+}  // namespace bcq

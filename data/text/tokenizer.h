@@ -1,0 +1,96 @@
+// Byte-level BPE tokenizers (GPT-2, OPT, BLOOM) from the files a model ships with: text to
+// token ids, equal to the Hugging Face tokenizers library, and back.
+//
+// Two layouts are read: tokenizer.json, or vocab.json with merges.txt. Every part of
+// tokenizer.json that would change an id is either obeyed or refused by name.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "data/text/bpe.h"
+#include "data/text/split.h"
+#include "engine/file/json.h"
+
+namespace bcq {
+
+// A token that is found in the text before it is split, with the flags of the file.
+struct AddedToken {
+  std::string content;
+  int32_t id = 0;
+  bool single_word = false;  // only where no word character touches it
+  bool lstrip = false;       // swallows the white space before it
+  bool rstrip = false;       // ... and after it
+  bool normalized = false;   // searched in what the others left over
+};
+
+class Tokenizer {
+ public:
+  // From a model directory. InputError, naming file and key, when neither layout is there,
+  // a file is malformed, or asks for something that is not implemented.
+  //
+  // Beginning-of-text policy. tokenizer.json: what its post-processor inserts;
+  // "add_bos_token": true beside one that inserts nothing is a contradiction and refused.
+  // vocab.json: add_bos_token of tokenizer_config.json, without that key true exactly when
+  // config.json says the model is OPT. Truncation and padding settings are ignored.
+  static Tokenizer load(const std::string& dir);
+
+  // Ids of a text; add_special: with the tokens the post-processor puts around it. An added
+  // token written in the text becomes its id either way. InputError with the byte offset when
+  // the text is not valid UTF-8 (nothing is replaced: a damaged corpus is not a result), or
+  // longer than 2^31 - 1 bytes. Linear in the length of the text.
+  std::vector<int32_t> encode(const std::string& utf8, bool add_special = true) const;
+
+  // The bytes the tokens spell; raw, so a cut character stays as it is. Error on unknown ids.
+  std::string decode(const std::vector<int32_t>& ids) const;
+
+  // The bytes of one token; empty when the id has none.
+  std::string bytes(int32_t id) const {
+    return id >= 0 && id < vocab_size() ? bytes_[static_cast<size_t>(id)] : std::string();
+  }
+
+  int32_t bos() const { return prefix_.empty() ? -1 : prefix_.front(); }      // what encode puts first; -1: nothing
+  int64_t vocab_size() const { return static_cast<int64_t>(bytes_.size()); }  // largest id + 1
+  const std::vector<AddedToken>& added_tokens() const { return added_; }
+
+ private:
+  explicit Tokenizer(Bpe bpe) : bpe_(std::move(bpe)) {}
+  static Tokenizer from_json(const std::string& dir);
+  static Tokenizer from_vocab(const std::string& dir);
+  void read_added(const json& list, const std::string& where);
+  void read_pre_tokenizer(const json& node, const std::string& where);
+  void read_post_processor(const json& node, const std::string& where);
+  void add(const AddedToken& token, const std::string& where);
+  void finish(const std::string& where);
+
+  using Emit = std::function<void(std::string_view)>;
+  void cut_at_added(std::string_view text, bool normalized, const Emit& rest, std::vector<int32_t>& ids) const;
+  void split(std::string_view text, size_t step, const Emit& piece) const;
+
+  Bpe bpe_;
+  std::vector<Splitter> steps_;    // applied one after another, each to every piece of the last
+  bool add_prefix_space_ = false;  // to each stretch of text that does not start with a space
+  std::vector<AddedToken> added_;  // longest first
+  bool starts_[2][256] = {};       // [normalized][byte]: an added token begins with that byte
+  std::vector<int32_t> prefix_, suffix_;
+  std::vector<std::string> bytes_;  // per id; empty when the id has no token
+};
+
+// Text from tokens that come one at a time. A character is given when it is whole; bytes that cannot become one are
+// U+FFFD, one for each run that a character could have begun with, as in transformers. An id without a token (models
+// have more rows than their tokenizers) is no text.
+class TextStream {
+ public:
+  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+  std::string next(int32_t id);
+  std::string finish();  // what was held back
+
+ private:
+  std::string take(bool all);
+  const Tokenizer* tokenizer_;
+  std::string held_;
+};
+
+}  // namespace bcq

@@ -1,0 +1,231 @@
+#include "engine/file/packed_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/core/check.h"
+
+namespace bcq {
+namespace {
+
+using Kind = PackedFormat::Kind;
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// GPTQ's words are those of a row from top to bottom: [words, rows] where we have [rows, words].
+template <class T>
+std::vector<T> transposed(const std::vector<T>& x, int64_t rows) {
+  const int64_t cols = static_cast<int64_t>(x.size()) / rows;
+  std::vector<T> y(x.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) y[at(c * rows + r)] = x[at(r * cols + c)];
+  return y;
+}
+
+Tensor transposed(const Tensor& x) {
+  Tensor y = Tensor::uninitialized({x.dim(1), x.dim(0)});
+  for (int64_t r = 0; r < x.dim(0); ++r)
+    for (int64_t c = 0; c < x.dim(1); ++c) y[c * x.dim(0) + r] = x[r * x.dim(1) + c];
+  return y;
+}
+
+// The widths GPTQ checkpoints have (GPTQModel's planar layouts of others are another format).
+bool is_gptq_width(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+
+// 32-bit integers where the file has them.
+struct Words {
+  const TensorInfo& info;
+  const Shape& shape;
+
+  Words(const Loader& from, const std::string& child) : info(from.raw(child)), shape(info.shape) {
+    require_input(info.dtype == DType::I32 || info.dtype == DType::U32, "%s: is %s, but words of 32 bits are needed",
+                  from.describe(child), name(info.dtype));
+  }
+  uint32_t operator[](int64_t i) const {
+    uint32_t word;
+    std::memcpy(&word, info.bytes + i * 4, sizeof word);
+    return word;
+  }
+};
+
+void require_shape(const Loader& from, const char* child, const Shape& found, const Shape& expected) {
+  require_input(found == expected, "%s: has shape %s, but the layer needs %s", from.describe(child), to_string(found),
+                to_string(expected));
+}
+
+// The group of every column as the file has it; empty when columns are in order.
+std::vector<int32_t> get_groups(const Loader& from, int64_t in, int64_t groups) {
+  if (!from.has("g_idx")) return {};
+  Shape shape;
+  const std::vector<int64_t> values = from.get_ints("g_idx", &shape);
+  require_shape(from, "g_idx", shape, {in});
+  for (int64_t c = 0; c < in; ++c)
+    require_input(values[at(c)] >= 0 && values[at(c)] < groups, "%s: column %d is in group %d, but there are %d",
+                  from.describe("g_idx"), c, values[at(c)], groups);
+  return std::vector<int32_t>(values.begin(), values.end());
+}
+
+// Zero points [out, groups] from words [groups, words of out].
+Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, Kind kind) {
+  const Words words(from, "qzeros");
+  const int64_t row = packed_words(out, bits);
+  require_shape(from, "qzeros", words.shape, {groups, row});
+  const int top = (1 << bits) - 1;
+  Tensor zeros = Tensor::uninitialized({out, groups});
+  std::vector<uint8_t> codes(at(out));
+  std::vector<uint32_t> stream(at(row));
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[g * row + k];
+    unpack_codes(stream.data(), out, bits, codes.data());
+    for (int64_t r = 0; r < out; ++r) {
+      int zero = codes[at(r)];
+      if (kind == Kind::GptqV1) {
+        // A zero point of 0 becomes -1 in v1 and runs over the neighbours in its word: those are lost.
+        require_input(zero < top,
+                      "%s: an asymmetric zero point overflowed when this GPTQ v1 file was written; the checkpoint "
+                      "is only good in v2 (checkpoint_format \"gptq_v2\")",
+                      from.describe("qzeros"));
+        ++zero;
+      }
+      zeros[r * groups + g] = static_cast<float>(zero);
+    }
+  }
+  return zeros;
+}
+
+}  // namespace
+
+std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const std::string& where,
+                                                       const std::string& folder, const SafeTensors& file) {
+  PackedFormat f;
+  f.where = where;
+  json q = config.is_object() ? config.value("quantization_config", json()) : json();
+  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+    const std::string path = (std::filesystem::path(folder) / name).string();
+    if (!q.is_null() || !std::filesystem::exists(path)) continue;
+    q = read_json(path);
+    f.where = path;
+  }
+  const auto packed = std::find_if(file.tensors().begin(), file.tensors().end(),
+                                   [](const auto& entry) { return entry.first.ends_with(".qweight"); });
+  const bool is_packed = packed != file.tensors().end();
+  require_input(
+      !q.is_null() || !is_packed,
+      "%s: tensor %s is packed, but neither quantization_config in config.json nor quantize_config.json says how",
+      file.path(), is_packed ? quoted(packed->first).c_str() : "");
+  require_input(q.is_null() || is_packed, "%s: no tensor is packed, but %s has a quantization_config", file.path(),
+                f.where);
+  if (q.is_null()) return nullptr;
+  require_input(q.is_object(), "%s: the quantization's configuration is not an object", f.where);
+
+  const auto text = [&](const char* key, const char* other, const std::string& fallback) {
+    return get_or<std::string>(q, key, get_or<std::string>(q, other, fallback, f.where), f.where);
+  };
+  const std::string method = text("quant_method", "method", "gptq");
+  if (method == "bcq") {
+    const auto version = get<int64_t>(q, "format_version", f.where);
+    require_input(version == 1, "%s: format_version %d is newer than this program", f.where, version);
+    f.positions = get_or<int64_t>(q, "bc_positions", 0, f.where);
+    require_input(f.positions >= 0, "%s: bc_positions is %d", f.where, f.positions);
+  } else {
+    const std::string format =
+        get_or(q, "is_marlin_format", false, f.where) ? "marlin" : text("checkpoint_format", "format", "gptq");
+    require_input(method == "gptq" && (format == "gptq" || format == "gptq_v2") &&
+                      text("pack_dtype", "pack_dtype", "int32") == "int32",
+                  "%s: this checkpoint is quantized as %s (%s), which is not read here; GPTQ's gptq and gptq_v2 with "
+                  "int32 words are",
+                  f.where, quoted(method), quoted(format));
+    f.kind = format == "gptq" ? Kind::GptqV1 : Kind::GptqV2;
+  }
+  f.by_layer = q.contains("dynamic") && !q["dynamic"].empty();
+  f.bits = static_cast<int>(get<int64_t>(q, "bits", f.where));
+  f.group = get_or<int64_t>(q, "group_size", -1, f.where);
+  const bool fits = f.kind == Kind::Own ? f.bits >= 2 && f.bits <= 8 : is_gptq_width(f.bits);
+  require_input(fits && (f.group == -1 || f.group >= 1), "%s: bits %d with group_size %d is not a quantization",
+                f.where, f.bits, f.group);
+  return std::make_shared<const PackedFormat>(f);
+}
+
+bool has_packed(const Loader& at) { return at.file().packed && !at.has("weight"); }
+
+PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
+  const PackedFormat& f = *from.file().packed;
+  const bool own = f.kind == Kind::Own;
+  const Words words(from, "qweight");
+  require_input(words.shape.size() == 2 && words.shape[own ? 0 : 1] == out,
+                "%s: has shape %s, but the layer has %d outputs", from.describe("qweight"), to_string(words.shape),
+                out);
+  const int64_t blocks = (in + 31) / 32, row = words.shape[own ? 1 : 0], bits = row / blocks;
+  require_input(row % blocks == 0 && (own ? bits >= 2 && bits <= 8 : is_gptq_width(bits) && in % 32 == 0),
+                "%s: shape %s is not that of packed codes for %d inputs", from.describe("qweight"),
+                to_string(words.shape), in);
+  require_input(f.by_layer || bits == f.bits, "%s: has %d bits by its shape %s, but %s says bits %d",
+                from.describe("qweight"), bits, to_string(words.shape), f.where, f.bits);
+
+  Affine grid{static_cast<int>(bits), f.group < 0 ? in : std::min(f.group, in), {}, {}};
+  int64_t groups = (in + grid.group - 1) / grid.group;
+  if (f.by_layer && from.has("scales")) {  // only the tensors know
+    groups = from.shape("scales")[own ? 1 : 0];
+    require_input(groups >= 1 && groups <= in, "%s: %d groups for %d inputs", from.describe("scales"), groups, in);
+    if ((in + grid.group - 1) / grid.group != groups) grid.group = (in + groups - 1) / groups;
+  }
+  grid.scale = own ? from.get("scales", {out, groups}) : transposed(from.get("scales", {groups, out}));
+  grid.zero = get_zeros(from, out, groups, grid.bits, f.kind);
+  grid.column_group = get_groups(from, in, groups);
+  bool in_order = true;
+  for (int64_t c = 0; c < in && in_order && !grid.column_group.empty(); ++c)
+    in_order = grid.column_group[at(c)] == c / grid.group;
+  if (in_order) grid.column_group.clear();
+  from.count(out * in - grid.scale.size());  // parameters are weights, not scales
+  PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
+    std::vector<uint32_t> stream(at(row));
+    for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[own ? r * row + k : k * out + r];
+    unpack_codes(stream.data(), in, grid.bits, codes);
+  });
+  for (const char* name : {"qweight", "qzeros", "scales"}) forget(from.raw(name));  // they are here now
+  return w;
+}
+
+Tensor get_bc(const Loader& at, int64_t width) {
+  if (!at.file().packed || !at.has("bc")) return {};
+  const Tensor bc = at.get("bc", {at.file().packed->positions, width});
+  at.count(-bc.size());  // nor compensations
+  return bc;
+}
+
+void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::map<std::string, TensorInfo>& tensors) {
+  const bool own = kind == Kind::Own;
+  const Affine grid = w.grid();
+  const int64_t out = w.shape()[0], in = w.shape()[1], groups = w.groups(), bits = grid.bits;
+  require(own || (is_gptq_width(bits) && in % 32 == 0 && out % 32 == 0 && scale_bits(grid) == 16),
+          "%s: %d bits in shape %s cannot be written in GPTQ's format", name, bits, to_string(w.shape()));
+  const int64_t row = packed_words(in, grid.bits), zero_row = packed_words(out, grid.bits);
+  const auto ints = [](const std::vector<uint32_t>& words) { return std::vector<int32_t>(words.begin(), words.end()); };
+  std::vector<uint32_t> words(at(out * row));
+  const std::vector<uint8_t> all = w.codes();
+  for (int64_t r = 0; r < out; ++r) pack_codes(all.data() + r * in, in, grid.bits, words.data() + r * row);
+  tensors[name + ".qweight"] = own ? store({out, row}, ints(words)) : store({row, out}, ints(transposed(words, out)));
+
+  std::vector<uint32_t> zeros(at(groups * zero_row));
+  std::vector<uint8_t> codes(at(out));
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t r = 0; r < out; ++r) {
+      const int zero = static_cast<int>(grid.zero[r * groups + g]) - (kind == Kind::GptqV1 ? 1 : 0);
+      require(zero >= 0 && zero < 1 << bits, "%s: the zero point %g cannot be stored", name,
+              static_cast<double>(grid.zero[r * groups + g]));
+      codes[at(r)] = static_cast<uint8_t>(zero);
+    }
+    pack_codes(codes.data(), out, grid.bits, zeros.data() + g * zero_row);
+  }
+  tensors[name + ".qzeros"] = store({groups, zero_row}, ints(zeros));
+  tensors[name + ".scales"] = store(own ? grid.scale : transposed(grid.scale),
+                                    scale_bits(grid) == 16 ? DType::F16 : DType::F32, name + ".scales");
+
+  std::vector<int32_t> g_idx = grid.column_group;
+  for (int64_t c = 0; !own && grid.column_group.empty() && c < in; ++c)
+    g_idx.push_back(static_cast<int32_t>(grid.group_of(c)));
+  if (!g_idx.empty()) tensors[name + ".g_idx"] = store({in}, std::move(g_idx));
+}
+
+}  // namespace bcq

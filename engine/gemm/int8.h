@@ -1,0 +1,99 @@
+// Exact matrix products of 8-bit integers, u8 x s8 -> s32: what every forward pass in integers is made of.
+//
+// The left operand is rows of u8 codes in one or two planes, each row's planes one after the other; both planes of a
+// row meet the same columns in one pass (a twin-uniform operand is the sum of two grids). The right operand is s8 codes
+// packed once into panels of 32 columns. Sums are integers, so no order, no blocking and no instruction set shows in
+// them.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "engine/core/buffer.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
+
+namespace bcq {
+
+constexpr int64_t kInt8Columns = 4 * kInt8Panel;  // of one item of work: they stay in cache while its rows pass
+constexpr int64_t kInt8MostDepth = 65536;         // 255 * 128 * depth < 2^31
+
+// Bytes from one row of u8 codes to the next: whole cache lines, and no power of two that sends all rows of a tile to
+// the same few sets of the cache.
+inline int64_t int8_stride(int64_t depth) {
+  const int64_t lines = (depth + 63) / 64;
+  return 64 * (lines % 4 == 0 ? lines + 1 : lines);
+}
+
+// The right operand of a product: [columns, depth] codes.
+class Int8Panels {
+ public:
+  Int8Panels() = default;
+  Int8Panels(int64_t columns, int64_t depth);  // zeros; depth <= kInt8MostDepth
+
+  // The codes of column c. Different columns may be set by different threads.
+  void set_column(int64_t c, const int8_t* codes);
+  // Codes at depths [4 group, 4 group + n) of all columns, n <= 4: codes [n, columns], `stride` apart.
+  void set_group(int64_t group, int64_t n, const int8_t* codes, int64_t stride);
+  // The sum of each column's codes, times `factor`; of the columns of all panels.
+  std::vector<int32_t> sums(int32_t factor) const;
+  int8_t code(int64_t c, int64_t k) const { return codes_.data()[at(c, k)]; }
+
+  int64_t columns() const { return columns_; }
+  int64_t depth() const { return depth_; }
+  int64_t groups() const { return (depth_ + 3) / 4; }  // of four depths, padded with zeros
+  int64_t panels() const { return (columns_ + kInt8Panel - 1) / kInt8Panel; }
+  int64_t bytes() const { return panels() * groups() * 4 * kInt8Panel; }
+  const int8_t* panel(int64_t p) const { return codes_.data() + p * groups() * 4 * kInt8Panel; }
+
+ private:
+  int64_t at(int64_t c, int64_t k) const {
+    return ((c / kInt8Panel * groups() + k / 4) * kInt8Panel + c % kInt8Panel) * 4 + k % 4;
+  }
+  int64_t columns_ = 0, depth_ = 0;
+  Buffer<int8_t> codes_;
+};
+
+// The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart.
+struct Int8Rows {
+  const uint8_t* codes;
+  int64_t rows, stride;
+  int planes;  // 1 or 2
+
+  const uint8_t* row(int64_t r) const { return codes + r * planes * stride; }
+};
+
+// Sums of rows [r0, r1) with panels [p0, p1), serially: finish(row, sums of plane 0, of plane 1 or null), the sums of
+// columns 32 p0 ... 32 p1. They begin at start, [columns of all panels], or at 0 if it is null.
+template <class Finish>
+void int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, int64_t r0, int64_t r1, int64_t p0,
+                int64_t p1, Finish finish) {
+  const int64_t width = (p1 - p0) * kInt8Panel;
+  const Buffer<int32_t> sums(kInt8Rows * width);
+  for_parts(r1 - r0, kInt8Rows / a.planes, [&](int64_t begin, int64_t end) {
+    const int rows = static_cast<int>(end - begin) * a.planes;
+    for (int64_t p = p0; p < p1; ++p)
+      kernels().int8_tile(rows, a.row(r0 + begin), a.stride, b.panel(p), b.groups(),
+                          start ? start + p * kInt8Panel : nullptr, sums.data() + (p - p0) * kInt8Panel, width);
+    for (int64_t r = begin; r < end; ++r) {
+      const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;
+      finish(r0 + r, of_row, a.planes == 2 ? of_row + width : nullptr);
+    }
+  });
+}
+
+// All sums, on all threads: finish(row, first column, columns, sums of plane 0, of plane 1 or null).
+template <class Finish>
+void int8_product(const Int8Rows& a, const Int8Panels& b, const int32_t* start, Finish finish) {
+  constexpr int64_t kPanels = kInt8Columns / kInt8Panel, kTiles = 4;
+  const int64_t tall = kInt8Rows / a.planes, tiles = (a.rows + tall - 1) / tall, down = (tiles + kTiles - 1) / kTiles;
+  const int64_t across = (b.panels() + kPanels - 1) / kPanels;
+  parallel_for(down * across, [&](int64_t item) {
+    const int64_t p0 = item / down * kPanels, p1 = std::min(b.panels(), p0 + kPanels), i = item % down;
+    const int64_t t0 = tiles * i / down, t1 = tiles * (i + 1) / down;
+    const int64_t c0 = p0 * kInt8Panel, n = std::min(b.columns(), p1 * kInt8Panel) - c0;
+    int8_block(a, b, start, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
+               [&](int64_t row, const int32_t* sum1, const int32_t* sum2) { finish(row, c0, n, sum1, sum2); });
+  });
+}
+
+}  // namespace bcq

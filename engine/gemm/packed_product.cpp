@@ -1,0 +1,151 @@
+// Products with packed weights. A few tokens meet the codes as they are stored, one token after the other. Many meet
+// panels (engine/gemm/int8.h) that are unpacked for 128 rows at a time, all planes of four tokens in one tile.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/core/check.h"
+#include "engine/gemm/packed.h"
+
+namespace bcq {
+namespace {
+
+constexpr int64_t kFewTokens = 4;      // that read the codes from memory again
+constexpr int64_t kManyTokens = 1024;  // that are digits at a time, and
+constexpr int64_t kTileTokens = 256;   // pass rows once these are unpacked
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+int window_digits = kTokenDigits;
+
+}  // namespace
+
+void set_window_bits(int bits) {
+  require_usage(bits == 16 || bits == 24, "activations of windows are rounded to 24 or 16 bits, not %d", bits);
+  window_digits = bits / 8;
+}
+
+// Tokens in digits, column by column as the weight has them; padding is zeros.
+struct PackedWeight::Tokens {
+  int planes, offset;  // of Kernels::digits
+  int64_t count, stride;
+  Buffer<uint8_t> digits;     // [count, planes, stride]
+  std::vector<float> units;   // [count]
+  std::vector<int32_t> sums;  // [count, groups, planes]
+
+  const uint8_t* token(int64_t t) const { return digits.data() + t * planes * stride; }
+};
+
+PackedWeight::Tokens PackedWeight::in_digits(const float* x, int64_t count, int planes, int offset) const {
+  const int64_t in = shape_[1], stride = int8_stride(slots());
+  Tokens tokens{planes, offset, count, stride, Buffer<uint8_t>(count * planes * stride), {}, {}};
+  tokens.units.resize(at(count));
+  tokens.sums.resize(at(count * groups() * planes));
+  const bool gather = !order_.empty() || in < slots();
+  parallel_for((count + 15) / 16, [&](int64_t item) {
+    Tensor ordered = gather ? Tensor({slots()}) : Tensor{};
+    for (int64_t t = item * 16; t < std::min(count, item * 16 + 16); ++t) {
+      const float* from = x + t * in;
+      for (int64_t i = 0; gather && i < slots(); ++i)
+        if (column_of(i) >= 0) ordered[i] = from[column_of(i)];
+      uint8_t* to = tokens.digits.data() + t * planes * stride;
+      tokens.units[at(t)] = kernels().digits(gather ? ordered.data : from, slots(), planes, offset, to, stride);
+      for (int64_t g = 0, begin = 0; g < groups(); begin = ends_[at(g++)] * 4)
+        for (int p = 0; p < planes; ++p)
+          tokens.sums[at((t * groups() + g) * planes + p)] =
+              kernels().sum_codes(to + p * stride + begin, ends_[at(g)] * 4 - begin, offset);
+    }
+  });
+  return tokens;
+}
+
+// y[t, 0..out) for rows of blocks [begin, end) and all tokens.
+void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t end, const float* bias, float* y) const {
+  const int64_t out = shape_[0], whole = std::min(end, out / kRows), left = std::min(end * kRows, out) - whole * kRows;
+  for (int64_t t = 0; t < tokens.count; ++t, y += out) {
+    const PackedToken token{tokens.units[at(t)], tokens.token(t), tokens.stride,
+                            tokens.sums.data() + t * groups() * kTokenDigits};
+    kernels().packed_product(rows(begin), whole - begin, token, y + begin * kRows);
+    float last[kRows];
+    if (left > 0) kernels().packed_product(rows(whole), 1, token, last);
+    std::copy_n(last, left, y + whole * kRows);
+    float* part = y + begin * kRows;
+    if (bias) kernels().add(part, bias + begin * kRows, part, whole * kRows + left - begin * kRows);
+  }
+}
+
+// The codes of a block, as a panel of signed bytes: less their zero points, which saves a term of every sum, or less
+// 128 where they have eight bits.
+void PackedWeight::signed_panel(int64_t block, uint8_t* codes) const {
+  const PackedRows packed = rows(block);
+  kernels().packed_codes(packed, codes);
+  for (int64_t g = 0, q = 0; g < groups(); ++g) {
+    uint8_t from[4 * kRows];
+    for (int64_t i = 0; i < 4 * kRows; ++i)
+      from[i] = less_zeros_ ? packed.zero[g * kRows + i / 4] : bits_ == 8 ? 128 : 0;
+    for (; q < ends_[at(g)]; ++q, codes += 4 * kRows)
+      for (int64_t i = 0; i < 4 * kRows; ++i) codes[i] = static_cast<uint8_t>(codes[i] - from[i]);
+  }
+}
+
+// The same for tokens [t0, t1) and at most kInt8Columns rows.
+void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end,
+                                 const float* bias, float* y) const {
+  constexpr int64_t kWidth = kInt8Columns;
+  const int64_t out = shape_[0], n = std::min(end * kRows, out) - begin * kRows, panels = end - begin;
+  const int planes = tokens.planes;
+  const Buffer<uint8_t> codes(panels * panel_bytes());
+  for (int64_t p = 0; p < panels; ++p) signed_panel(begin + p, codes.data() + p * panel_bytes());
+  const auto panel = [&](int64_t p, int64_t quad) {
+    return reinterpret_cast<const int8_t*>(codes.data() + p * panel_bytes() + quad * 4 * kRows);
+  };
+
+  const Buffer<int32_t> starts(groups() * kWidth);  // -128 times the sum of a group's signed codes
+  const std::vector<uint8_t> middles(at(slots()), 128);
+  for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
+    for (int64_t p = 0; p < panels; ++p) {
+      int32_t* const start = starts.data() + g * kWidth + p * kRows;
+      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0);
+      for (int64_t i = 0; i < kRows; ++i) start[i] = -start[i];
+    }
+
+  const Buffer<int32_t> sums(kInt8Rows * kWidth);
+  const Buffer<float> totals(kInt8Rows * kWidth);
+  for_parts(t1 - t0, kInt8Rows / planes, [&](int64_t first, int64_t stop) {
+    const int64_t t = t0 + first, some = stop - first;
+    std::fill_n(totals.data(), some * kWidth, 0.f);
+    for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)]) {
+      for (int64_t p = 0; p < panels; ++p)
+        kernels().int8_tile(static_cast<int>(some) * planes, tokens.token(t) + q * 4, tokens.stride, panel(p, q),
+                            ends_[at(g)] - q, starts.data() + g * kWidth + p * kRows, sums.data() + p * kRows, kWidth);
+      kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth,
+                            less_zeros_ ? nullptr : tokens.sums.data() + (t * groups() + g) * planes, totals.data());
+    }
+    for (int64_t i = 0; i < some; ++i) {
+      float *const total = totals.data() + i * kWidth, *const to = y + (t + i) * out + begin * kRows;
+      kernels().scale(total, tokens.units[at(t + i)], bias ? total : to, n);
+      if (bias) kernels().add(total, bias + begin * kRows, to, n);
+    }
+  });
+}
+
+void PackedWeight::multiply(const float* x, int64_t count, const float* bias, float* y) const {
+  const int64_t in = shape_[1], out = shape_[0];
+  if (count <= kFewTokens) {  // each thread makes digits of its own, which to fetch from another costs more
+    const int64_t items = std::min<int64_t>(blocks(), threads());
+    return parallel_for(items, [&](int64_t i) {
+      multiply_each(in_digits(x, count, kTokenDigits, 0), blocks() * i / items, blocks() * (i + 1) / items, bias, y);
+    });
+  }
+  constexpr int64_t kBlocks = kInt8Columns / kRows;
+  for (int64_t first = 0; first < count; first += kManyTokens) {
+    const int64_t some = std::min(kManyTokens, count - first), down = (some + kTileTokens - 1) / kTileTokens;
+    const Tokens tokens = in_digits(x + first * in, some, window_digits, 128);
+    parallel_for(down * ((blocks() + kBlocks - 1) / kBlocks), [&](int64_t item) {
+      const int64_t i = item % down, begin = item / down * kBlocks;
+      multiply_tile(tokens, some * i / down, some * (i + 1) / down, begin, std::min(blocks(), begin + kBlocks), bias,
+                    y + first * out);
+    });
+  }
+}
+
+}  // namespace bcq

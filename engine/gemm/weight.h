@@ -1,0 +1,49 @@
+// The constant operand of a linear site: a matrix [out, in] read as float32, whatever it is stored as.
+//
+// Floats in memory or in a mapped file are used where they are. Anything else, 16-bit floats of a checkpoint
+// or packed codes, is a function that decodes rows. A product asks for the few hundred rows it works on
+// and drops them, so that no float copy of a block ever exists, let alone of a network; for a window of 2048
+// tokens decoding costs about a hundredth of the product. Packed codes are multiplied as they are
+// (engine/gemm/packed.h). A new form of storage is one constructor call:
+//   site.weight = Weight(shape, [stored](int64_t begin, int64_t end, float* y) { widen(stored, begin, end, y); });
+// Quantizers, which need the matrix as a whole, take values() and let go of it.
+#pragma once
+#include <functional>
+#include <memory>
+
+#include "engine/core/tensor.h"
+
+namespace bcq {
+
+class PackedWeight;
+
+class Weight {
+ public:
+  // Writes rows [begin, end) to y. Called from several threads; gives the same values each time; owns what it reads.
+  using Decode = std::function<void(int64_t begin, int64_t end, float* y)>;
+
+  Weight() = default;
+  Weight(Tensor floats) : shape_(floats.shape), floats_(std::move(floats)) {}  // NOLINT: a Tensor is a Weight
+  Weight(Shape shape, Decode decode) : shape_(std::move(shape)), decode_(std::move(decode)) {}
+
+  Weight(std::shared_ptr<const PackedWeight> packed);  // NOLINT: as is one that is packed
+
+  bool empty() const { return floats_.empty() && !decode_; }
+  const Shape& shape() const { return shape_; }
+  int64_t dim(int i) const { return shape_[static_cast<size_t>(i)]; }
+  int64_t size() const { return numel(shape_); }
+
+  // Rows [begin, end): in place where they are floats, else decoded into scratch, which is given room for them.
+  const float* rows(int64_t begin, int64_t end, Tensor& scratch) const;
+  const PackedWeight* packed() const { return packed_.get(); }  // null unless it is
+  // All of it: the floats themselves, shared and not to be written to, else decoded into memory of its own.
+  Tensor values() const;
+
+ private:
+  Shape shape_;
+  Tensor floats_;
+  Decode decode_;
+  std::shared_ptr<const PackedWeight> packed_;
+};
+
+}  // namespace bcq

@@ -1,0 +1,123 @@
+// The vectorised loops of the engine, chosen once at run time.
+//
+// Each loop is written once, in kernels_impl.h, as plain C++ over fixed lanes, and
+// compiled three times: for the baseline, for AVX2 and for AVX-512. Lanes and the
+// order of sums are part of the definition and FP contraction is off, so the three
+// give the same bits; tests assert it. Only POD types cross this header: code
+// compiled with -mavx512f must not share inline functions with the rest.
+#pragma once
+#include <cstdint>
+
+namespace bcq {
+
+// The shape integer products are cut into (engine/gemm/int8.h): rows of a tile of sums, columns of a panel.
+constexpr int kInt8Rows = 14;
+constexpr int64_t kInt8Panel = 32;
+
+// The same of float products (engine/gemm/product.h), and the depths after which a sum begins again from 0.
+constexpr int kFloatRows = 14;
+constexpr int64_t kFloatPanel = 32, kFloatRun = 512;
+
+// Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: see engine/gemm/packed.h.
+struct PackedRows {
+  int bits;                 // 1..8
+  int64_t chunks;           // of 32 columns
+  const uint32_t* words;    // [blocks, chunks, bits, kInt8Panel]
+  int64_t groups;           // that share a scale and a zero point
+  const int32_t* ends;      // [groups] quads at which they end
+  const float* scale;       // [blocks, groups, kInt8Panel], or null:
+  const uint16_t* scale16;  // the same as 16-bit floats
+  const uint8_t* zero;      // [blocks, groups, kInt8Panel]
+};
+constexpr int kTokenDigits = 3;
+struct PackedToken {
+  float unit;             // 2^e
+  const uint8_t* digits;  // kTokenDigits planes of int8_t, the lowest digit first
+  int64_t stride;         // from plane to plane
+  const int32_t* sums;    // [groups, kTokenDigits] of each group's digits
+};
+
+struct Kernels {
+  const char* name;  // "plain", "avx2", "avx512"
+
+  // Float rows.
+  void (*layer_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
+  void (*softmax)(float* x, int64_t n);                    // in place, max subtracted
+  void (*gelu_erf)(const float* x, float* y, int64_t n);   // 0.5 x (1 + erf(x / sqrt 2))
+  void (*gelu_tanh)(const float* x, float* y, int64_t n);  // 0.5 x (1 + tanh(0.79788456 x (1 + 0.044715 x^2)))
+  void (*relu)(const float* x, float* y, int64_t n);
+  void (*add)(const float* a, const float* b, float* y, int64_t n);  // y may be a or b
+  void (*scale)(const float* x, float s, float* y, int64_t n);
+  double (*sum_exp)(const float* x, float max, int64_t n);  // sum of exp(x - max)
+
+  // Fake quantization; rounding is half to even everywhere.
+  // y = delta * clamp(round(x / delta), lo, hi)
+  void (*fake_uniform)(const float* x, float* y, int64_t n, float delta, float lo, float hi);
+  // y = pos * clamp(round(x / pos), 0, m-1) + neg * clamp(round(x / neg), -m, 0)   (PTQ4ViT, post-GELU)
+  void (*fake_twin_gelu)(const float* x, float* y, int64_t n, float pos, float neg, float m);
+  // official: round(clip(x,t,1) M) / M + (t / M) round(clip(x,0,t) M / t)
+  // clean:    x < t ? (t / M) clamp(round(x M / t), 0, M) : round(x M) / M         (PTQ4ViT, softmax)
+  void (*fake_twin_softmax)(const float* x, float* y, int64_t n, float split, float m, bool official);
+
+  // The same roundings as integer codes of 8 bits, for integer products (engine/gemm/int8.h). NaN becomes the lowest
+  // code. y = offset + clamp(round(x / delta), lo, hi); with an offset of 0 the bytes are those of an int8_t.
+  void (*code_uniform)(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset);
+  // Magnitudes of both terms of fake_twin_gelu; the second is subtracted.
+  void (*code_twin_gelu)(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg,
+                         float m);
+  // Both terms of fake_twin_softmax, in steps of split / m and of 1 / m.
+  void (*code_twin_softmax)(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m,
+                            bool official);
+
+  // c[r, 0..32) = start + sum over k of a[r, k] b[., k], r in [0, rows), k in [0, 4 groups): exact. a: rows `stride`
+  // bytes apart; panel: [groups, 32, 4] signed codes; start: [32], null for zeros; c: rows ldc apart.
+  void (*int8_tile)(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups,
+                    const int32_t* start, int32_t* c, int64_t ldc);
+  // y = scale1 sum1 + scale2 sum2 + bias, the second term left out when sum2 is null.
+  void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const float* scale1, const float* scale2,
+                    const float* bias, float* y, int64_t n);
+
+  // c[r, j] = start[r, j] + sum over k of a[r, k] panel[k, j] for rows of a tile and j in [0, columns), columns <= 32;
+  // the sum by fused multiply-adds in the order of k, kFloatRun of them from 0 at a time. Value (r, k) is
+  // a[r stride + k step]; panel: [depth, 32]; c: rows ldc apart; start: rows start_stride apart, null for zeros, or c.
+  void (*float_tile)(int rows, const float* a, int64_t stride, int64_t step, const float* panel, int64_t depth,
+                     const float* start, int64_t start_stride, int64_t columns, float* c, int64_t ldc);
+
+  // Reductions, accumulated in double over fixed lanes.
+  double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2
+  double (*dot)(const float* a, const float* b, int64_t n);
+  void (*accumulate)(const float* x, const float* less, double* sum, int64_t n);  // sum += x - less; less may be null
+  float (*max_abs)(const float* x, int64_t n);
+  bool (*all_finite)(const float* x, int64_t n);
+
+  // Products with one token, in float over fixed lanes.
+  float (*dot_float)(const float* a, const float* b, int64_t n);
+  // y = sum over rows r of s[r] times row r, [rows, n] with a stride, in the order of rows
+  void (*weighted_rows)(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y);
+  // The digits of x / 2^e in `planes` (2 or 3) planes, `stride` bytes apart, the lowest first, each plus `offset`: 128,
+  // or 0 for bytes that are those of an int8_t. Returns 2^e, for values that are not all finite NaN.
+  float (*digits)(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride);
+  int32_t (*sum_codes)(const uint8_t* x, int64_t n, int offset);  // of such bytes, less the offset
+  // y [blocks, kInt8Panel]: products of rows with a token.
+  void (*packed_product)(const PackedRows& rows, int64_t blocks, const PackedToken& x, float* y);
+  // y [8 chunks, kInt8Panel, 4]: the codes of the first block, as a panel (engine/gemm/int8.h).
+  void (*packed_codes)(const PackedRows& rows, uint8_t* y);
+  // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
+  // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits:
+  // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - zero_i digit_sums[t, p]). Rows of sums and y are `stride` apart,
+  // digit_sums `planes` times the number of groups; null if the sums are over codes less their zero points.
+  void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,
+                      const int32_t* sums, int64_t stride, const int32_t* digit_sums, float* y);
+
+  // File types to float.
+  void (*from_f16)(const uint16_t* x, float* y, int64_t n);
+  void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
+};
+
+// The best set this machine runs (cpuid and the OS's register state are both asked), or the one
+// the environment variable BCQ_ISA names ("plain", "avx2", "avx512"; UsageError when it cannot run).
+const Kernels& kernels();
+// Every set this machine can run, "plain" first. For tests.
+const Kernels* const* all_kernels(int* count);
+
+}  // namespace bcq

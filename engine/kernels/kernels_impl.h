@@ -1,0 +1,436 @@
+// The definition of every kernel, as plain loops. Included once by each of
+// kernels_plain.cpp, kernels_avx2.cpp and kernels_avx512.cpp, which name the table
+// (BCQ_TABLE, BCQ_ISA_NAME) and differ only in compiler flags.
+//
+// The bits must not depend on which of the three runs, so: sums go into a fixed number
+// of lanes that are added up in a fixed order; nothing calls libm; a product is rounded
+// before it is added (-ffp-contract=off). For the same reason nothing here may have
+// external linkage: the linker could pick the AVX-512 copy for the whole program.
+// NaN inputs give NaN outputs, of no particular sign; to find them is the caller's (all_finite).
+#include <cstdint>
+#include <cstring>
+
+#include "engine/kernels/int8_tile.h"
+#include "engine/kernels/kernels.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__FAST_MATH__)
+#error "the kernels need IEEE arithmetic: build without -ffast-math"
+#endif
+
+namespace bcq {
+namespace {
+
+constexpr int kLanes = 16;  // two AVX-512 registers of doubles, one of floats
+
+float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// Clamps that keep NaN. Both are one instruction where they vectorise.
+float at_least(float x, float lo) { return x < lo ? lo : x; }
+float at_most(float x, float hi) { return x > hi ? hi : x; }
+
+// body(i) for i in [0, n). The pragma says that iterations are independent, which holds
+// when an output is an input as well; without it that case would run scalar.
+#if defined(__clang__)
+#define BCQ_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define BCQ_LANES _Pragma("clang loop vectorize(assume_safety) unroll(disable)")
+#else
+#define BCQ_INDEPENDENT _Pragma("GCC ivdep")
+#define BCQ_LANES
+#endif
+#if !defined(__AVX2__)  // registers hold one lane of four: nothing is won
+#define BCQ_UNROLL
+#elif defined(__clang__)
+#define BCQ_UNROLL _Pragma("unroll")
+#else
+#define BCQ_UNROLL _Pragma("GCC unroll 8")
+#endif
+template <class Body>
+inline void each(int64_t n, const Body& body) {
+  BCQ_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) body(i);
+}
+
+// Fold term(0), ..., term(n-1) with combine: element i goes to lane i mod kLanes, the
+// lanes are folded in halves. Lanes start from `start`. (BCQ_LANES keeps clang from unrolling
+// the loop over lanes before it vectorises, which would leave it with 128-bit pairs.)
+template <class T, class Term, class Combine>
+inline T fold(int64_t n, T start, const Term& term, const Combine& combine) {
+  T lane[kLanes];
+  for (int l = 0; l < kLanes; ++l) lane[l] = start;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    BCQ_LANES
+    for (int l = 0; l < kLanes; ++l) lane[l] = combine(lane[l], term(i + l));
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] = combine(lane[l], term(i + l));
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lane[l] = combine(lane[l], lane[l + half]);
+  return lane[0];
+}
+
+template <class Term>
+inline double sum(int64_t n, const Term& term) {
+  return fold(n, 0.0, term, [](double a, double b) { return a + b; });
+}
+
+// ---- Scalars the loops below are made of; every one is free of branches -----------------------
+
+// For |x| < 2^22: adding 1.5 * 2^23 leaves no bits behind the point, so the addition
+// rounds to an integer, half to even, and the subtraction is exact.
+constexpr float kRound = 12582912.f;
+
+// round(clamp(x, lo, hi)), which for integers lo and hi equals clamp(round(x), lo, hi) but
+// keeps x in the range above. The sign of x survives on zero, as in torch: -0.3 gives -0.
+float round_clamp(float x, float lo, float hi) {
+  x = at_most(at_least(x, lo), hi);
+  return as_float(as_bits((x + kRound) - kRound) | (as_bits(x) & 0x80000000u));
+}
+
+// exp(x + dx) for x >= kExpLow and |dx| < 0.06. x = n ln 2 + r with ln 2 in two parts, the first
+// short enough for n * kLn2High to be exact; exp(r) = 1 + r + r^2 P(r). P is minimax for the
+// relative error of exp on |r| <= 0.402 (Lawson's iteration, 40-digit references): 1.1e-8 with
+// these rounded coefficients. Measured for dx = 0: 1.01 ulp at most.
+// From -86.99 down, where 2^(n-1) would be denormal, the result is 0; above 88.72 it is infinite.
+constexpr float kExpLow = -87.5f;
+constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+constexpr int32_t kRoundBits = 0x4b400000;  // those of kRound
+
+float exp_above_low(float x, float dx) {
+  // The lowest bits of shifted are n. n <= 128 is enforced there, on integers: a second clamp of
+  // floats in a row makes g++ split the loop into paths that it then fails to vectorise.
+  const int32_t bits = static_cast<int32_t>(as_bits(x * kLog2E + kRound));
+  const int32_t shifted = bits < kRoundBits + 128 ? bits : kRoundBits + 128;
+  const float n = as_float(static_cast<uint32_t>(shifted)) - kRound;
+  const float r = ((x - n * kLn2High) - n * kLn2Low) + dx;
+  const float p = 0.49999985f + r * (0.16666403f + r * (0.041669767f + r * (0.008380883f + r * 0.0013789505f)));
+  const float e = 1.f + (r + (r * r) * p);
+  // 2^(n-1), and 0 for n = -126; 2^n itself would overflow for n = 128.
+  const float half_scale = as_float((static_cast<uint32_t>(shifted) << 23) + (126u << 23));
+  return (e + e) * half_scale;
+}
+float exp_of(float x) { return exp_above_low(at_least(x, kExpLow), 0.f); }
+
+// x Phi(x), Phi the normal distribution function. With t = |x| and the tail q = Phi(-t),
+// that is max(x, 0) - t q for either sign, which cancels nothing near 0 and keeps the
+// relative accuracy of q in the negative tail.
+//   q = exp(-t^2 / 2) (1 - v) P(v),  v = t / (t + 2.5)
+// P is minimax for the relative error over 0 <= t <= 13.25 with P(0) = 1/2 (Lawson's iteration in
+// a Chebyshev basis, references by 40-digit erfc): 2.1e-8 with these rounded coefficients. t^2 is
+// taken apart into hi^2, exact, and the rest, or exp would amplify its rounding error by t^2 / 2.
+// Measured against double: relative error at most 2.0e-7 for x > 0, 2.7e-7 on [-1, 0], 5.5e-7 on
+// [-13, 0]; absolute 7.5e-8 for |x| <= 1. Below -13.2 the result is 0.
+float gelu_erf_of(float x) {
+  const float t = at_most(as_float(as_bits(x) & 0x7fffffffu), 13.2f);  // q is 0 from there on
+  const float hi = as_float(as_bits(t) & 0xfffff000u);
+  const float e = exp_above_low(-0.5f * (hi * hi), -0.5f * ((t + hi) * (t - hi)));
+  const float v = t / (t + 2.5f);
+  float p = 0.11035637f + v * -0.031495966f;
+  p = -0.12304139f + v * p;
+  p = 0.053354226f + v * p;
+  p = -0.05904662f + v * p;
+  p = 0.022186793f + v * p;
+  p = 0.11678014f + v * p;
+  p = 0.06784053f + v * p;
+  p = -0.49735683f + v * p;
+  p = 0.5f + v * p;
+  return at_least(x, 0.f) - t * (e * ((1.f - v) * p));
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)): the same function without the cancellation.
+// Measured against double: relative error at most 1.5e-7 for x > 0, 2.8e-7 on [-1, 0], 3.3e-6 on
+// [-5, 0] (the rounding error of 2 u, amplified); absolute 1.1e-7 for |x| <= 1.
+float gelu_tanh_of(float x) {
+  const float u2 = 1.59576912f * (x * (1.f + 0.044715f * (x * x)));
+  return x / (1.f + exp_of(-u2));
+}
+
+// Exact, denormals, infinities and NaN included: the exponent is moved as an integer; a denormal
+// gets its leading one by a float subtraction.
+float half_to_float(uint16_t h) {
+  const uint32_t shifted = static_cast<uint32_t>(h & 0x7fff) << 13;
+  const uint32_t exponent = shifted & 0x0f800000u;
+  const uint32_t normal = shifted + (112u << 23);
+  const uint32_t special = shifted + (224u << 23);
+  const uint32_t denormal = as_bits(as_float(shifted + (113u << 23)) - as_float(113u << 23));
+  const uint32_t magnitude = exponent == 0 ? denormal : exponent == 0x0f800000u ? special : normal;
+  return as_float(magnitude | static_cast<uint32_t>(h & 0x8000) << 16);
+}
+
+// ---- The table's functions --------------------------------------------------------------------
+
+// Mean and variance in double, two passes; biased variance, as in every LayerNorm.
+void layer_norm(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y) {
+  const double mean = sum(n, [=](int64_t i) { return static_cast<double>(x[i]); }) / static_cast<double>(n);
+  const double square = sum(n, [=](int64_t i) {
+    const double d = static_cast<double>(x[i]) - mean;
+    return d * d;
+  });
+  const double variance = square / static_cast<double>(n);
+  const float shift = static_cast<float>(mean);
+  const float scale = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
+  each(n, [=](int64_t i) { y[i] = ((x[i] - shift) * scale) * gamma[i] + beta[i]; });
+}
+
+float max_of(const float* x, int64_t n) {
+  return fold(
+      n, -__builtin_inff(), [=](int64_t i) { return x[i]; }, [](float a, float b) { return b > a ? b : a; });
+}
+
+void softmax(float* x, int64_t n) {
+  const float max = max_of(x, n);
+  each(n, [=](int64_t i) { x[i] = exp_of(x[i] - max); });
+  const float total = static_cast<float>(sum(n, [=](int64_t i) { return static_cast<double>(x[i]); }));
+  each(n, [=](int64_t i) { x[i] = x[i] / total; });
+}
+
+double sum_exp(const float* x, float max, int64_t n) {
+  return sum(n, [=](int64_t i) { return static_cast<double>(exp_of(x[i] - max)); });
+}
+
+void gelu_erf(const float* x, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = gelu_erf_of(x[i]); });
+}
+
+void gelu_tanh(const float* x, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = gelu_tanh_of(x[i]); });
+}
+
+void relu(const float* x, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = at_least(x[i], 0.f); });
+}
+
+void add(const float* a, const float* b, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = a[i] + b[i]; });
+}
+
+void scale(const float* x, float s, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = x[i] * s; });
+}
+
+// Division, not multiplication by 1 / delta: the reference implementations divide, and a
+// value near a rounding boundary would land on the other side.
+void fake_uniform(const float* x, float* y, int64_t n, float delta, float lo, float hi) {
+  each(n, [=](int64_t i) { y[i] = round_clamp(x[i] / delta, lo, hi) * delta; });
+}
+
+void fake_twin_gelu(const float* x, float* y, int64_t n, float pos, float neg, float m) {
+  each(n,
+       [=](int64_t i) { y[i] = round_clamp(x[i] / pos, 0.f, m - 1.f) * pos + round_clamp(x[i] / neg, -m, 0.f) * neg; });
+}
+
+void fake_twin_softmax(const float* x, float* y, int64_t n, float split, float m, bool official) {
+  const float step = split / m;
+  if (official) {
+    each(n, [=](int64_t i) {
+      const float low = at_most(at_least(x[i], 0.f), split);
+      const float high = at_most(at_least(x[i], split), 1.f);
+      y[i] = round_clamp(high * m, 0.f, m) / m + round_clamp(low / step, 0.f, m) * step;
+    });
+  } else {
+    each(n, [=](int64_t i) {
+      const float low = round_clamp(x[i] / step, 0.f, m) * step;
+      const float high = round_clamp(x[i] * m, 0.f, m) / m;
+      y[i] = x[i] < split ? low : high;
+    });
+  }
+}
+
+// round_clamp(x, lo, hi) as an integer: the lowest bits of x + kRound. NaN is lo.
+int32_t code_of(float x, float lo, float hi) {
+  return static_cast<int32_t>(as_bits(at_most(x > lo ? x : lo, hi) + kRound)) - kRoundBits;
+}
+
+// Codes of x / delta.
+struct Step {
+  float delta, lo, hi;
+  float least = lo * delta, most = hi * delta, inverse = 1.f / delta;
+
+  // Whether nothing below underflows for quotients of at least 1 / 4; smaller ones need not be exact.
+  bool is_ordinary() const { return delta > 0x1p-60f && delta < 0x1p60f; }
+  int32_t divided(float x) const { return code_of(x / delta, lo, hi); }
+  // The same without the division, which takes longer than all else: the remainder of a product with the inverse is
+  // exact, and corrects it (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor").
+  // The code is that of the rounded quotient: tried for every mantissa of delta and all floats within 3 units in the
+  // last place of where one of 128 codes changes. To clamp x itself gives the same codes and leaves no infinities.
+  int32_t code(float x) const {
+    const float a = at_most(x > least ? x : least, most);
+#if defined(__FMA__)
+    const float near = a * inverse;
+    const float q = __builtin_fmaf(__builtin_fmaf(-near, delta, a), inverse, near);
+#else
+    const float q = a / delta;
+#endif
+    return static_cast<int32_t>(as_bits(q + kRound)) - kRoundBits;
+  }
+};
+
+// As each(), for bytes: 64 or 32 at a time, which compilers do, and then 16, of which they would make single ones.
+template <class Body>
+inline void each_byte(int64_t n, const Body& body) {
+  int64_t i = n / 32 * 32;
+  each(i, body);
+  for (; i + kLanes <= n; i += kLanes) {
+    BCQ_INDEPENDENT
+    for (int l = 0; l < kLanes; ++l) body(i + l);
+  }
+  for (; i < n; ++i) body(i);
+}
+
+// body(i, code) for i in [0, n), where code(step, x) is a code.
+template <class Body>
+inline void each_code(int64_t n, bool ordinary, const Body& body) {
+  const auto code = [](const Step& step, float x) { return step.code(x); };
+  const auto divided = [](const Step& step, float x) { return step.divided(x); };
+  if (ordinary && n >= 64)  // or the inverse does not pay
+    each_byte(n, [=](int64_t i) { body(i, code); });
+  else
+    each_byte(n, [=](int64_t i) { body(i, divided); });
+}
+
+void code_uniform(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset) {
+  const Step step{delta, lo, hi};
+  each_code(n, step.is_ordinary(),
+            [=](int64_t i, const auto& code) { y[i] = static_cast<uint8_t>(code(step, x[i]) + offset); });
+}
+
+void code_twin_gelu(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg, float m) {
+  const Step above{pos, 0.f, m - 1.f}, below{neg, -m, 0.f};
+  each_code(n, above.is_ordinary() && below.is_ordinary(), [=](int64_t i, const auto& code) {
+    positive[i] = static_cast<uint8_t>(code(above, x[i]));
+    negative[i] = static_cast<uint8_t>(-code(below, x[i]));
+  });
+}
+
+void code_twin_softmax(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m, bool official) {
+  const Step fine{split / m, 0.f, m};  // divided: all else there is to do hides it
+  if (official) {
+    each_byte(n, [=](int64_t i) {
+      low[i] = static_cast<uint8_t>(fine.divided(at_most(at_least(x[i], 0.f), split)));
+      high[i] = static_cast<uint8_t>(code_of(at_most(at_least(x[i], split), 1.f) * m, 0.f, m));
+    });
+  } else {
+    each_byte(n, [=](int64_t i) {
+      const int32_t steps = fine.divided(x[i]), coarse = code_of(x[i] * m, 0.f, m);
+      low[i] = static_cast<uint8_t>(x[i] < split ? steps : 0);
+      high[i] = static_cast<uint8_t>(x[i] < split ? 0 : coarse);
+    });
+  }
+}
+
+void from_sums(const int32_t* sum1, const int32_t* sum2, const float* scale1, const float* scale2, const float* bias,
+               float* y, int64_t n) {
+  const auto first = [=](int64_t i) { return static_cast<float>(sum1[i]) * scale1[i]; };
+  if (sum2 == nullptr)
+    each(n, [=](int64_t i) { y[i] = first(i) + bias[i]; });
+  else
+    each(n, [=](int64_t i) { y[i] = (first(i) + static_cast<float>(sum2[i]) * scale2[i]) + bias[i]; });
+}
+
+double weighted_squared_error(const float* a, const float* b, const float* w, int64_t n) {
+  const auto squared = [=](int64_t i) {
+    const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+    return d * d;
+  };
+  if (w == nullptr) return sum(n, squared);
+  return sum(n, [=](int64_t i) { return static_cast<double>(w[i]) * squared(i); });
+}
+
+double dot(const float* a, const float* b, int64_t n) {
+  return sum(n, [=](int64_t i) { return static_cast<double>(a[i]) * static_cast<double>(b[i]); });
+}
+
+void accumulate(const float* x, const float* less, double* sum, int64_t n) {
+  if (less == nullptr) return each(n, [=](int64_t i) { sum[i] += static_cast<double>(x[i]); });
+  each(n, [=](int64_t i) { sum[i] += static_cast<double>(x[i]) - static_cast<double>(less[i]); });
+}
+
+// As integers, the bits of |x| are ordered like |x|, then infinity, then NaN.
+int32_t max_magnitude_bits(const float* x, int64_t n) {
+  return fold(
+      n, int32_t{0}, [=](int64_t i) { return static_cast<int32_t>(as_bits(x[i]) & 0x7fffffffu); },
+      [](int32_t a, int32_t b) { return b > a ? b : a; });
+}
+
+float max_abs(const float* x, int64_t n) { return as_float(static_cast<uint32_t>(max_magnitude_bits(x, n))); }
+
+bool all_finite(const float* x, int64_t n) { return max_magnitude_bits(x, n) < 0x7f800000; }
+
+float dot_float(const float* a, const float* b, int64_t n) {
+  return fold(
+      n, 0.f, [=](int64_t i) { return a[i] * b[i]; }, [](float x, float y) { return x + y; });
+}
+
+}  // namespace
+}  // namespace bcq
+
+#include "engine/kernels/packed_kernels.h"
+// Below the lanes it uses.
+#include "engine/kernels/float_tile.h"
+
+namespace bcq {
+namespace {
+
+void from_f16(const uint16_t* x, float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWide <= n; i += kWide) {
+    const Floats floats = to_floats(x + i);
+    std::memcpy(y + i, &floats, sizeof floats);
+  }
+  for (; i < n; ++i) y[i] = half_to_float(x[i]);
+}
+
+void from_bf16(const uint16_t* x, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = as_float(static_cast<uint32_t>(x[i]) << 16); });
+}
+
+}  // namespace
+
+extern constinit const Kernels BCQ_TABLE;
+constinit const Kernels BCQ_TABLE = {
+    BCQ_ISA_NAME,
+    layer_norm,
+    softmax,
+    gelu_erf,
+    gelu_tanh,
+    relu,
+    add,
+    scale,
+    sum_exp,
+    fake_uniform,
+    fake_twin_gelu,
+    fake_twin_softmax,
+    code_uniform,
+    code_twin_gelu,
+    code_twin_softmax,
+    int8_tile,
+    from_sums,
+    float_tile,
+    weighted_squared_error,
+    dot,
+    accumulate,
+    max_abs,
+    all_finite,
+    dot_float,
+    weighted_rows,
+    digits,
+    sum_codes,
+    packed_product,
+    packed_codes,
+    packed_sums,
+    from_f16,
+    from_bf16,
+};
+
+}  // namespace bcq

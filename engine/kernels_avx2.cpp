@@ -1,4 +1,0 @@
-// The kernels compiled for AVX2 + FMA + F16C. Runs on machines cpu.cpp finds to have them.
-#define BCQ_TABLE kernels_avx2
-#define BCQ_ISA_NAME "avx2"
-#include "engine/kernels_impl.h"

@@ -1,0 +1,490 @@
+#include "engine/nn/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/core/check.h"
+#include "engine/gemm/packed.h"
+#include "engine/gemm/product.h"
+#include "engine/kernels/kernels.h"
+
+namespace bcq {
+namespace {
+
+void accumulate(Tensor& into, const Tensor& g) {
+  for_chunks(into.size(),
+             [&](int64_t b, int64_t e) { kernels().add(into.data + b, g.data + b, into.data + b, e - b); });
+}
+
+void require_shape(bool ok, const char* op, const Shape& a, const Shape& b) {
+  require(ok, "%s: shapes %s and %s do not fit", op, to_string(a), to_string(b));
+}
+void require_shape(bool ok, const char* op, const Tensor& a, const Tensor& b) {
+  require_shape(ok, op, a.shape, b.shape);
+}
+
+// How a product is cut into items, by its shape alone: blocks of columns whose panels stay in cache, and of rows so
+// that the number of items is even and at least eight, as far as there are rows.
+struct Cut {
+  int64_t across, down;
+
+  Cut(int64_t rows, int64_t columns, int64_t depth) {
+    const int64_t width = (depth <= 1024 ? 3 : 2) * kFloatPanel, tiles = (rows + kFloatRows - 1) / kFloatRows;
+    across = (columns + width - 1) / width;
+    down = std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
+  }
+};
+
+// From one row of a left operand to the next: rows that are a multiple of 4096 bytes apart share a few lines of the
+// nearest cache.
+int64_t stride_of(int64_t depth) { return depth % 1024 == 0 ? depth + 16 : depth; }
+
+// The rows of x so far apart: where they are, or copied.
+Matrix apart(const Tensor& x, Buffer<float>& copy) {
+  const int64_t depth = x.dim(-1), stride = stride_of(depth);
+  if (stride == depth) return row_major(x.data, depth);
+  copy = Buffer<float>(x.rows() * stride);
+  for_rows(x, [&](int64_t r) { std::copy_n(x.data + r * depth, depth, copy.data() + r * stride); });
+  return row_major(copy.data(), stride);
+}
+
+using Activation = void (*)(const float*, float*, int64_t);
+
+// y = f(a Wᵀ + bias), or a W, rows of y a stride apart; bias or empty, f applied where values are still in cache, or
+// null.
+void product(const Matrix& a, int64_t rows, const Weight& w, bool transpose_w, const Tensor& bias, Activation f,
+             float* y, int64_t stride) {
+  const int64_t depth = w.dim(transpose_w ? 1 : 0), columns = w.dim(transpose_w ? 0 : 1);
+  const Cut cut(rows, columns, depth);
+  parallel_for(cut.across * cut.down, [&](int64_t item) {
+    const int64_t i = item % cut.down, j = item / cut.down, panels = (columns + kFloatPanel - 1) / kFloatPanel;
+    const int64_t c0 = panels * j / cut.across * kFloatPanel;
+    const int64_t c1 = std::min(columns, panels * (j + 1) / cut.across * kFloatPanel);
+    Tensor scratch;
+    const FloatPanels right(transpose_w ? row_major(w.rows(c0, c1, scratch), depth).transposed()
+                                        : row_major(w.rows(0, depth, scratch), columns).at(0, c0),
+                            depth, c1 - c0);
+    const int64_t first = rows * i / cut.down, last = rows * (i + 1) / cut.down;
+    for_parts(last - first, kFloatRows, [&](int64_t begin, int64_t end) {
+      float* to = y + (first + begin) * stride + c0;
+      multiply(a.at(first + begin, 0), end - begin, right, depth, c1 - c0, bias.empty() ? nullptr : bias.data + c0, 0,
+               to, stride);
+      for (int64_t r = begin; r < end && f; ++r, to += stride) f(to, to, c1 - c0);
+    });
+  });
+}
+
+// Samples of so few rows are multiplied row by row: the weight is read once, and no part of it copied.
+constexpr int64_t kFewRows = 4;
+
+void few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
+  const int64_t tokens = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
+  parallel_for((columns + 63) / 64, [&](int64_t item) {
+    const int64_t begin = item * 64, end = std::min(columns, begin + 64);
+    Tensor scratch;
+    const int64_t step = std::max<int64_t>(1, 4096 / depth);  // decoded rows stay in the nearest cache
+    for (int64_t c = begin; c < end; c += step) {
+      const int64_t stop = std::min(end, c + step);
+      const float* row = w.rows(c, stop, scratch);
+      for (int64_t i = c; i < stop; ++i, row += depth)
+        for (int64_t t = 0; t < tokens; ++t) y[t * columns + i] = kernels().dot_float(x.data + t * depth, row, depth);
+    }
+    for (int64_t t = 0; t < tokens && !bias.empty(); ++t) {
+      float* out = y.data + t * columns + begin;
+      kernels().add(out, bias.data + begin, out, end - begin);
+    }
+  });
+}
+
+// x [B, ..., K] with the weight [O, K] -> [B, ..., O]
+Shape shape_of(const Tensor& x, const Weight& weight) {
+  require_shape(x.dim(-1) == weight.dim(1), "linear", x.shape, weight.shape());
+  Shape shape = x.shape;
+  shape.back() = weight.dim(0);
+  return shape;
+}
+
+bool is_few(const Tensor& x) { return x.rows() <= kFewRows * x.dim(0); }
+
+}  // namespace
+
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias) {
+  Tensor y = Tensor::uninitialized(shape_of(x, weight));
+  Buffer<float> copy;
+  if (weight.packed())
+    weight.packed()->multiply(x.data, x.rows(), bias.data, y.data);
+  else if (is_few(x))
+    few_rows(x, weight, bias, y);
+  else
+    product(apart(x, copy), x.rows(), weight, true, bias, nullptr, y.data, y.dim(-1));
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // y = x Wᵀ  =>  dx = dy W
+      Tensor dx = Tensor::uninitialized(x.shape);
+      Buffer<float> copy;
+      product(apart(dy, copy), dy.rows(), weight.values(), false, Tensor{}, nullptr, dx.data, dx.dim(-1));
+      accumulate(tape->grad(x), dx);
+    });
+  return y;
+}
+
+Tensor perceptron(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
+  if (is_few(x) || w1.packed() || w2.packed())
+    return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
+  require_shape(w2.dim(1) == w1.dim(0), "perceptron", w1.shape(), w2.shape());
+  Shape shape = shape_of(x, w1);
+  shape.back() = w2.dim(0);
+  Tensor y = Tensor::uninitialized(shape);
+  const int64_t stride = stride_of(w1.dim(0));
+  const Buffer<float> hidden(x.rows() * stride);
+  Buffer<float> copy;
+  product(apart(x, copy), x.rows(), w1, true, b1, kernels().gelu_erf, hidden.data(), stride);
+  product(row_major(hidden.data(), stride), x.rows(), w2, true, b2, nullptr, y.data, shape.back());
+  return y;
+}
+
+Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
+  const int64_t N = a.dim(2), K = a.dim(3), M = transpose_b ? b.dim(2) : b.dim(3);
+  require_shape(a.dim(0) == b.dim(0) && a.dim(1) == b.dim(1) && K == (transpose_b ? b.dim(3) : b.dim(2)), "matmul", a,
+                b);
+  Tensor y = Tensor::uninitialized({a.dim(0), a.dim(1), N, M});
+  const int64_t heads = a.dim(0) * a.dim(1);
+  parallel_for(heads, [&](int64_t h) {
+    const float* right = b.data + h * M * K;
+    multiply(row_major(a.data + h * N * K, K), N, transpose_b ? row_major(right, K).transposed() : row_major(right, M),
+             K, M, nullptr, 0, y.data + h * N * M, M);
+  });
+  if (tape && (a.slot >= 0 || b.slot >= 0))
+    tape->record(y, [=](const Tensor& dy) {
+      float* da = a.slot >= 0 ? tape->grad(a).data : nullptr;
+      float* db = b.slot >= 0 ? tape->grad(b).data : nullptr;
+      parallel_for(heads, [&](int64_t h) {
+        const Matrix g = row_major(dy.data + h * N * M, M), left = row_major(a.data + h * N * K, K);
+        const Matrix right = row_major(b.data + h * M * K, transpose_b ? K : M);
+        // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
+        const auto add_to = [](float* to, const Matrix& x, int64_t rows, const Matrix& z, int64_t depth,
+                               int64_t columns) { multiply(x, rows, z, depth, columns, to, columns, to, columns); };
+        if (da) add_to(da + h * N * K, g, N, transpose_b ? right : right.transposed(), M, K);
+        if (db && transpose_b) add_to(db + h * M * K, g.transposed(), M, left, N, K);
+        if (db && !transpose_b) add_to(db + h * M * K, left.transposed(), K, g, N, M);
+      });
+    });
+  return y;
+}
+
+Tensor add(Tape* tape, const Tensor& a, const Tensor& b) {
+  require_shape(a.shape == b.shape, "add", a, b);
+  Tensor y = Tensor::uninitialized(a.shape);
+  for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().add(a.data + i, b.data + i, y.data + i, e - i); });
+  if (tape)
+    tape->record(y, [=](const Tensor& dy) {
+      if (a.slot >= 0) accumulate(tape->grad(a), dy);
+      if (b.slot >= 0) accumulate(tape->grad(b), dy);
+    });
+  return y;
+}
+
+Tensor scale(Tape* tape, const Tensor& x, float s) {
+  Tensor y = Tensor::uninitialized(x.shape);
+  for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().scale(x.data + i, s, y.data + i, e - i); });
+  if (tape && x.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(x), scale(nullptr, dy, s)); });
+  return y;
+}
+
+Tensor softmax(Tape* tape, const Tensor& x) {
+  Tensor y = x.clone();
+  const int64_t n = x.dim(-1);
+  for_rows(y, [&](int64_t r) { kernels().softmax(y.data + r * n, n); });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // dx = y (dy - sum(dy y))
+      Tensor& dx = tape->grad(x);
+      for_rows(y, [&](int64_t r) {
+        const float *p = y.data + r * n, *g = dy.data + r * n;
+        const float mean = static_cast<float>(kernels().dot(p, g, n));
+        for (int64_t i = 0; i < n; ++i) dx[r * n + i] += p[i] * (g[i] - mean);
+      });
+    });
+  return y;
+}
+
+namespace {
+
+Tensor map(void (*kernel)(const float*, float*, int64_t), const Tensor& x) {
+  Tensor y = Tensor::uninitialized(x.shape);
+  for_chunks(y.size(), [&](int64_t b, int64_t e) { kernel(x.data + b, y.data + b, e - b); });
+  return y;
+}
+
+}  // namespace
+
+Tensor gelu_erf(Tape* tape, const Tensor& x) {
+  Tensor y = map(kernels().gelu_erf, x);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {  // gelu' = Phi(x) + x phi(x)
+      Tensor& dx = tape->grad(x);
+      for_chunks(x.size(), [&](int64_t b, int64_t e) {
+        for (int64_t i = b; i < e; ++i) {
+          const double v = x[i], cdf = 0.5 * (1 + std::erf(v * M_SQRT1_2));
+          const double pdf = std::exp(-0.5 * v * v) * (0.5 * M_2_SQRTPI * M_SQRT1_2);
+          dx[i] += dy[i] * static_cast<float>(cdf + v * pdf);
+        }
+      });
+    });
+  return y;
+}
+
+Tensor gelu_tanh(const Tensor& x) { return map(kernels().gelu_tanh, x); }
+Tensor relu(const Tensor& x) { return map(kernels().relu, x); }
+
+Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps) {
+  require_shape(x.dim(-1) == gamma.size() && x.dim(-1) == beta.size(), "layer_norm", x, gamma);
+  Tensor y = Tensor::uninitialized(x.shape);
+  const int64_t n = x.dim(-1);
+  for_rows(x, [&](int64_t r) { kernels().layer_norm(x.data + r * n, gamma.data, beta.data, eps, n, y.data + r * n); });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      // With g = gamma dy and u = (x - mean) / sigma:  dx = (g - mean(g) - u mean(g u)) / sigma
+      Tensor& dx = tape->grad(x);
+      for_rows(x, [&](int64_t r) {
+        const float *xr = x.data + r * n, *dr = dy.data + r * n;
+        double mean = 0, var = 0, mean_g = 0, mean_gu = 0;
+        for (int64_t i = 0; i < n; ++i) mean += xr[i];
+        mean /= static_cast<double>(n);
+        for (int64_t i = 0; i < n; ++i) var += (xr[i] - mean) * (xr[i] - mean);
+        const double inv = 1 / std::sqrt(var / static_cast<double>(n) + eps);
+        for (int64_t i = 0; i < n; ++i) {
+          const double g = static_cast<double>(gamma[i]) * dr[i];
+          mean_g += g;
+          mean_gu += g * (xr[i] - mean) * inv;
+        }
+        mean_g /= static_cast<double>(n);
+        mean_gu /= static_cast<double>(n);
+        for (int64_t i = 0; i < n; ++i)
+          dx[r * n + i] += static_cast<float>(
+              inv * (static_cast<double>(gamma[i]) * dr[i] - mean_g - (xr[i] - mean) * inv * mean_gu));
+      });
+    });
+  return y;
+}
+
+namespace {
+
+// Copy between a fused projection [B, N, parts*D] and heads [B, H, N, d]; `gather` reads the former.
+void move_heads(const Tensor& fused, const Tensor& heads, int64_t part, int64_t parts, bool gather) {
+  const int64_t H = heads.dim(1), N = heads.dim(2), d = heads.dim(3), D = H * d;
+  parallel_for(heads.dim(0) * H, [&](int64_t i) {
+    const int64_t b = i / H, h = i % H;
+    for (int64_t n = 0; n < N; ++n) {
+      float* at_fused = fused.data + (b * N + n) * parts * D + part * D + h * d;
+      float* at_head = heads.data + (i * N + n) * d;
+      if (gather)
+        std::memcpy(at_head, at_fused, static_cast<size_t>(d) * 4);
+      else
+        kernels().add(at_fused, at_head, at_fused, d);
+    }
+  });
+}
+
+}  // namespace
+
+Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
+  Tensor y = Tensor::uninitialized({x.dim(0), heads, x.dim(1), x.dim(2) / parts / heads});
+  move_heads(x, y, part, parts, true);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) { move_heads(tape->grad(x), dy, part, parts, false); });
+  return y;
+}
+
+Tensor merge_heads(Tape* tape, const Tensor& x) {
+  Tensor y({x.dim(0), x.dim(2), x.dim(1) * x.dim(3)});
+  move_heads(y, x, 0, 1, false);  // adds into zeros
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor dx = Tensor::uninitialized(x.shape);
+      move_heads(dy, dx, 0, 1, true);
+      accumulate(tape->grad(x), dx);
+    });
+  return y;
+}
+
+Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2), K = tokens.dim(0);
+  require_shape(tokens.dim(-1) == D && positions.size() == (K + N) * D, "prepend_tokens", x, positions);
+  Tensor y = Tensor::uninitialized({B, K + N, D});
+  for (int64_t b = 0; b < B; ++b) {
+    float* out = y.data + b * (K + N) * D;
+    kernels().add(tokens.data, positions.data, out, K * D);
+    kernels().add(x.data + b * N * D, positions.data + K * D, out + K * D, N * D);
+  }
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b)
+        kernels().add(dx.data + b * N * D, dy.data + (b * (K + N) + K) * D, dx.data + b * N * D, N * D);
+    });
+  return y;
+}
+
+Tensor select_token(Tape* tape, const Tensor& x, int64_t index) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  Tensor y = Tensor::uninitialized({B, D});
+  for (int64_t b = 0; b < B; ++b) std::memcpy(y.data + b * D, x.data + (b * N + index) * D, static_cast<size_t>(D) * 4);
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b) {
+        float* out = dx.data + (b * N + index) * D;
+        kernels().add(out, dy.data + b * D, out, D);
+      }
+    });
+  return y;
+}
+
+Tensor mean_tokens(Tape* tape, const Tensor& x) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  Tensor y({B, D});
+  for (int64_t b = 0; b < B; ++b) {
+    float* out = y.data + b * D;
+    for (int64_t n = 0; n < N; ++n) kernels().add(out, x.data + (b * N + n) * D, out, D);
+  }
+  y = scale(nullptr, y, 1.f / static_cast<float>(N));
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      const Tensor share = scale(nullptr, dy, 1.f / static_cast<float>(N));
+      for (int64_t r = 0; r < B * N; ++r) kernels().add(dx.data + r * D, share.data + r / N * D, dx.data + r * D, D);
+    });
+  return y;
+}
+
+Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
+  require(static_cast<int64_t>(index.size()) == N && numel(shape) == x.size(),
+          "permute_rows: %d indices and shape %s for %s", index.size(), to_string(shape), to_string(x.shape));
+  Tensor y = Tensor::uninitialized(shape);
+  parallel_for(B, [&](int64_t b) {
+    for (int64_t n = 0; n < N; ++n)
+      std::memcpy(y.data + (b * N + n) * D, x.data + (b * N + index[static_cast<size_t>(n)]) * D,
+                  static_cast<size_t>(D) * 4);
+  });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) {
+      Tensor& dx = tape->grad(x);
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t n = 0; n < N; ++n) {
+          float* into = dx.data + (b * N + index[static_cast<size_t>(n)]) * D;
+          kernels().add(into, dy.data + (b * N + n) * D, into, D);
+        }
+    });
+  return y;
+}
+
+Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask) {
+  const int64_t H = scores.dim(1), NN = scores.dim(2) * scores.dim(3), W = mask.empty() ? 1 : mask.dim(0);
+  require_shape(bias.size() == H * NN && scores.dim(0) % W == 0, "add_window_bias", scores, bias);
+  Tensor y = Tensor::uninitialized(scores.shape);
+  parallel_for(scores.dim(0) * H, [&](int64_t i) {
+    float* out = y.data + i * NN;
+    kernels().add(scores.data + i * NN, bias.data + i % H * NN, out, NN);
+    if (!mask.empty()) kernels().add(out, mask.data + i / H % W * NN, out, NN);
+  });
+  if (tape && scores.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(scores), dy); });
+  return y;
+}
+
+Tensor unfold_patches(const Tensor& pixels, int64_t P) {
+  const int64_t B = pixels.dim(0), C = pixels.dim(1), rows = pixels.dim(2) / P, cols = pixels.dim(3) / P;
+  const int64_t width = pixels.dim(3), plane = pixels.dim(2) * width;
+  Tensor y = Tensor::uninitialized({B, rows * cols, C * P * P});
+  parallel_for(B * rows, [&](int64_t item) {
+    const int64_t b = item / rows, r = item % rows;
+    for (int64_t c = 0; c < cols; ++c) {
+      float* out = y.data + (item * cols + c) * C * P * P;
+      for (int64_t ch = 0; ch < C; ++ch)
+        for (int64_t p = 0; p < P; ++p, out += P)
+          std::memcpy(out, pixels.data + (b * C + ch) * plane + (r * P + p) * width + c * P,
+                      static_cast<size_t>(P) * 4);
+    }
+  });
+  return y;
+}
+
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
+                        const std::vector<float>& slopes) {
+  require_shape(q.shape == k.shape && q.shape == v.shape && q.dim(2) % heads == 0, "causal_attention", q, k);
+  require(slopes.empty() || static_cast<int64_t>(slopes.size()) == heads, "causal_attention: %d slopes for %d heads",
+          slopes.size(), heads);
+  constexpr int64_t kQueries = 4 * kFloatRows;  // of one item: its scores stay in cache
+  const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
+  std::vector<FloatPanels> keys(static_cast<size_t>(B * heads)), values(keys.size());
+  parallel_for(B * heads, [&](int64_t i) {
+    const int64_t head = i / heads * T * D + i % heads * d;
+    keys[static_cast<size_t>(i)] = FloatPanels(row_major(k.data + head, D).transposed(), d, T);
+    values[static_cast<size_t>(i)] = FloatPanels(row_major(v.data + head, D), T, d);
+  });
+  Tensor y = Tensor::uninitialized(q.shape);
+  parallel_for(B * heads * blocks, [&](int64_t item) {
+    // The last blocks have the most keys: hand them out first.
+    const int64_t i = item % (B * heads), h = i % heads, t0 = (blocks - 1 - item / (B * heads)) * kQueries;
+    const int64_t n = std::min(kQueries, T - t0), seen = t0 + n, head = i / heads * T * D + h * d;
+    const Buffer<float> scaled(n * d), scores(n * seen);
+    for (int64_t r = 0; r < n; ++r) kernels().scale(q.data + head + (t0 + r) * D, scale, scaled.data() + r * d, d);
+    multiply(row_major(scaled.data(), d), n, keys[static_cast<size_t>(i)], d, seen, nullptr, 0, scores.data(), seen);
+    std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(seen));  // of the last query; others use its end
+    for (size_t j = 0; j < bias.size(); ++j)
+      bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(seen - 1));
+    for (int64_t r = 0; r < n; ++r) {
+      float* row = scores.data() + r * seen;
+      if (!bias.empty()) kernels().add(row, bias.data() + (n - 1 - r), row, t0 + r + 1);
+      kernels().softmax(row, t0 + r + 1);
+      std::fill(row + t0 + r + 1, row + seen, 0.f);  // the future
+    }
+    multiply(row_major(scores.data(), seen), n, values[static_cast<size_t>(i)], seen, d, nullptr, 0,
+             y.data + head + t0 * D, D);
+  });
+  return y;
+}
+
+Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
+  const int64_t d = x.dim(2) / heads / parts;
+  Tensor y = Tensor::uninitialized({x.dim(0), x.dim(1), heads * d});
+  for_rows(y, [&](int64_t r) {
+    for (int64_t h = 0; h < heads; ++h)
+      std::memcpy(y.data + (r * heads + h) * d, x.data + ((r * heads + h) * parts + part) * d,
+                  static_cast<size_t>(d) * 4);
+  });
+  return y;
+}
+
+Broadcast::Broadcast(const Tensor& c, const Shape& y) : c_(c), y_(y) {
+  if (c.empty()) return;
+  require(c.shape.size() + 1 == y.size(), "a bias of shape %s does not fit an output of shape %s", to_string(c.shape),
+          to_string(y));
+  for (size_t i = 0; i < c.shape.size(); ++i)
+    require(c.shape[i] == 1 || c.shape[i] >= y[i + 1],
+            "a bias of shape %s was fitted for fewer positions than the output %s has: use --bc channel, or no more "
+            "positions than it was fitted for",
+            to_string(c.shape), to_string(y));
+  require(c.dim(-1) == y.back(), "a bias of shape %s does not fit an output of shape %s", to_string(c.shape),
+          to_string(y));
+}
+
+const float* Broadcast::row(int64_t r) const {
+  int64_t offset = 0, stride = c_.dim(-1);  // walk the dimensions of the row from the last to the first
+  for (int i = c_.rank() - 2; i >= 0; --i) {
+    const int64_t n = y_[static_cast<size_t>(i + 1)];
+    if (c_.dim(i) != 1) offset += r % n * stride;
+    r /= n;
+    stride *= c_.dim(i);
+  }
+  return c_.data + offset;
+}
+
+void add_broadcast(Tensor& y, const Tensor& c, int64_t first) {
+  const bool cut = first > 0 && c.dim(0) > 1;
+  const Broadcast rows(cut ? c.slice(std::min(first, c.dim(0)), c.dim(0)) : c, y.shape);
+  const int64_t n = y.dim(-1);
+  for_rows(y, [&](int64_t r) { kernels().add(y.data + r * n, rows.row(r), y.data + r * n, n); });
+}
+
+}  // namespace bcq
