@@ -5,6 +5,8 @@
 
 #include <cstdio>
 
+#include "engine/core/format.h"
+
 namespace {
 
 doctest::TestRunStats total;
@@ -38,7 +40,7 @@ int main(int argc, char** argv) {
   if (has_run) {
     const unsigned failed = total.numTestCasesFailed;
     std::fflush(stdout);
-    print("%u passed, %u failed\n", total.numTestCasesPassingFilters - failed, failed);
+    bcq::print("%d passed, %d failed\n", total.numTestCasesPassingFilters - failed, failed);
   }
   return code;
 }
