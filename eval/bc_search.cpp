@@ -55,9 +55,9 @@ void score(const Tensor& f, const Tensor& q, BcRanking& result) {
   result.logit_mse = error / (n * static_cast<double>(classes));
 }
 
-bool has_stages(const Model& model) {
+bool has_stages(Model& model) {
   for (int i = 0; i < model.depth(); ++i)
-    if (model.is_merge(i)) return true;
+    if (model.kind(i) == Part::Kind::Merge) return true;
   return false;
 }
 
@@ -90,10 +90,12 @@ std::vector<BcRanking> search_compensations(Model& model, const ImageFolder& cal
       if (choice >> i & 1) candidate.sites += (candidate.sites.empty() ? "" : ",") + switches[i];
     model.clear_compensation();
     if (choice > 0)
-      candidate.values = compensate(
-          model, batches, bc_options_of(run, candidate.sites), [&](const std::string&, double done, double total) {
-            progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
-          });
+      candidate.values =
+          compensate(model, batches, bc_options_of(run, candidate.sites),
+                     [&](const std::string&, double done, double total) {
+                       progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
+                     })
+              .fitted();
     score(exact, logits(Precision::Fake), candidate);
     progress("searching outputs to compensate", choice + 1, kChoices);
     ranking.push_back(candidate);

@@ -9,10 +9,11 @@ namespace bcq {
 
 double bits_per_weight(Model& model) {
   double bits = 0, weights = 0;
-  for (const Site* site : model.all_sites())
-    if (site->is_linear()) {
-      bits += storage_bits(site->packed ? site->packed->grid() : site->b, site->weight.shape());
-      weights += static_cast<double>(site->weight.size());
+  for (const Layer* layer : model.all_layers())
+    if (layer->is_linear()) {
+      const Grid grid = layer->packed() ? layer->packed()->grid() : layer->quantized ? layer->quantized->right : Grid{};
+      bits += storage_bits(grid, layer->weight.shape());
+      weights += static_cast<double>(layer->weight.size());
     }
   return bits / weights;
 }

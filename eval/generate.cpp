@@ -71,8 +71,8 @@ int64_t longest_text(Model& model) {
   const auto fitted = [&](const Tensor& bc) {
     if (!bc.empty() && bc.dim(0) > 1) longest = std::min(longest, bc.dim(0));
   };
-  for (const Site* site : model.all_sites()) fitted(site->bc);
-  for (const Tensor& bc : model.block_bc) fitted(bc);
+  for (const Point& point : model.all_points())
+    for (const Tensor* added : point.added) fitted(*added);
   return longest;
 }
 

@@ -150,8 +150,8 @@ EvaluationText read_evaluation(const Model& model, const TextSource& source, con
   return text;
 }
 
-WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                             const Progress& progress, const Warn& warn, BlockStore* store) {
+CalibrationResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                                    const Progress& progress, const Warn& warn, PartStore* store) {
   check_method(run);
   require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc);
   require_usage(
@@ -159,20 +159,22 @@ WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, cons
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
   require_usage(!model.info().packed || run.method == "stored", "%s is quantized already", model.info().name);
   if (run.method == "fp" || run.method == "stored") return {};
-  const SiteBits bits = allocate_bits(model, site_rules(run.layer_bits, run.exclude));
+  const LayerBits bits = allocate_bits(model, layer_rules(run.layer_bits, run.exclude));
   if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
   if (run.method == "rtn") return {};
-  WalkOptions options{run.weights,           bits,      run.true_sequential, run.hessian == "centred",
-                      run.target == "float", run.refine};
-  if (in_one_walk(run)) options.bc = bc_options(run.bc, run.bc_sites);
-  return quantize_gptq(model, calib, options, progress, warn, store);
+  GptqMethodOptions options{run.weights,           bits,      run.true_sequential, run.hessian == "centred",
+                            run.target == "float", run.refine};
+  if (!in_one_walk(run)) return quantize_gptq(model, calib, options, progress, warn, store);
+  const BcOptions bc = bc_options(run.bc, run.bc_sites);
+  return quantize_gptq(model, calib, options, progress, warn, store, &bc);
 }
 
-WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                               const Progress& progress, BlockStore* store) {
+CalibrationResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                                      const Progress& progress, PartStore* store) {
   if (run.bc == "none" || in_one_walk(run)) return {};
-  return compensate_blocks(model, calib, bc_options(run.bc, run.bc_sites),
-                           run.bc_stream == "quantized" ? BcStream::Quantized : BcStream::Float, progress, store);
+  BcOptions options = bc_options(run.bc, run.bc_sites);
+  options.stream = run.bc_stream == "quantized" ? Stream::Quantized : Stream::Float;
+  return compensate(model, calib, options, progress, store);
 }
 
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
@@ -219,10 +221,10 @@ namespace {
 json layer_bits(Model& model, int bits) {
   json exceptions = json::object();
   for (int i = 0; i < model.depth(); ++i)
-    for (const Site* site : model.sites(i)) {
-      if (!site->is_linear()) continue;
-      const int own = site->packed ? site->packed->bits() : 32;
-      if (own != bits) exceptions[site->name] = own;
+    for (const Layer* layer : model.layers(i)) {
+      if (!layer->is_linear()) continue;
+      const int own = layer->packed() ? layer->packed()->bits() : 32;
+      if (own != bits) exceptions[layer->name] = own;
     }
   return exceptions;
 }
@@ -252,9 +254,9 @@ void set_stored(Model& model, LanguageRun& run) {
                 model.info().name);
   run.method = "stored";
   std::map<int, int64_t> layers;
-  for (const Site* site : model.all_sites()) {
-    if (!site->packed) continue;
-    const Affine grid = site->packed->grid();
+  for (const Layer* layer : model.all_layers()) {
+    if (!layer->packed()) continue;
+    const Affine grid = layer->packed()->grid();
     ++layers[grid.bits];
     run.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
     run.weights.sym = is_symmetric(grid);

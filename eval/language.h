@@ -9,7 +9,7 @@
 #include "models/model.h"
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"
-#include "quant/walk.h"
+#include "quant/weight_methods.h"
 
 namespace bcq {
 
@@ -20,7 +20,7 @@ struct LanguageRun {
   int64_t nsamples = 128;                        // calibration windows
   int64_t seqlen = 0;                            // tokens of a window; 0: the model's longest, at most 2048
   int64_t seed = 0;
-  bool true_sequential = false;  // WalkOptions::sequential
+  bool true_sequential = false;  // GptqMethodOptions::sequential
   std::string hessian = "raw";   // raw, centred
   std::string target = "own";    // own, float
   int refine = 0;                // sweeps
@@ -65,11 +65,11 @@ EvaluationText read_evaluation(const Model& model, const TextSource& source, con
                                const LanguageRun& run);
 
 // What the walk did, for gptq. `store` (may be null) keeps finished blocks and has those of an interrupted run.
-WalkResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                             const Progress& progress, const Warn& warn, BlockStore* store = nullptr);
+CalibrationResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                                    const Progress& progress, const Warn& warn, PartStore* store = nullptr);
 // What quantize_language() has left to do.
-WalkResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                               const Progress& progress, BlockStore* store = nullptr);
+CalibrationResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
+                                      const Progress& progress, PartStore* store = nullptr);
 
 // Perplexity: exp(Σ nll / Σ weight) over units that are taken as independent.
 //   gptq      unit: a window; nll: the mean over its L-1 predictions; weight 1. (GPTQ's opt_eval)

@@ -73,11 +73,11 @@ void write_layer_report(const std::string& path, const std::vector<OutputError>&
                 {"a", nullptr},
                 {"b", nullptr},
                 {"search_seconds", nullptr}};
-    if (const Site* site = row_before.site) {
-      row["op"] = op_name(site->role);
-      row["a"] = describe(site->a);
-      row["b"] = describe(site->b);
-      const auto searched = cost.search.find(site);
+    if (const Layer* layer = row_before.layer) {
+      row["op"] = op_name(layer->role);
+      row["a"] = describe(layer->left_grid());
+      row["b"] = describe(layer->quantized ? layer->quantized->right : Grid{});
+      const auto searched = cost.search.find(layer);
       if (searched != cost.search.end()) row["search_seconds"] = searched->second;
     }
     rows.push_back(row);
@@ -85,11 +85,11 @@ void write_layer_report(const std::string& path, const std::vector<OutputError>&
   write_rows(path, columns, rows);
 }
 
-void write_layer_report(const std::string& path, const WalkResult& result) {
+void write_layer_report(const std::string& path, const CalibrationResult& result) {
   json rows = json::array();
-  for (const BlockRecord& block : result.blocks)
-    for (const LayerRecord& layer : block.layers)
-      rows.push_back({{"site", layer.site},
+  for (const PartRecord& part : result.parts)
+    for (const LayerRecord& layer : part.layers)
+      rows.push_back({{"site", layer.layer},
                       {"bits", layer.bits},
                       {"group", layer.group},
                       {"damp", layer.damp},

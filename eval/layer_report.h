@@ -5,8 +5,8 @@
 
 #include "engine/file/json.h"
 #include "quant/bias_comp.h"
+#include "quant/calibrate.h"
 #include "quant/ptq4vit.h"
-#include "quant/walk.h"
 
 namespace bcq {
 
@@ -21,6 +21,6 @@ void write_layer_report(const std::string& path, const std::vector<OutputError>&
                         const std::vector<OutputError>& after, const PtqCost& cost);
 
 // The same of GPTQ's layers: the mean squared output errors of a LayerRecord, each with a name that says of what.
-void write_layer_report(const std::string& path, const WalkResult& result);
+void write_layer_report(const std::string& path, const CalibrationResult& result);
 
 }  // namespace bcq

@@ -9,7 +9,7 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
-#include "engine/nn/integer.h"
+#include "engine/nn/int8_layer.h"
 #include "eval/bench/bench_calibration.h"
 #include "eval/bench/bench_language.h"
 #include "eval/bench/bench_models.h"
@@ -41,18 +41,18 @@ struct Bench {
 // Keeps the operands of every product, to run the products again without what lies between.
 struct Operands : Observer {
   struct Product {
-    const Site* site;
+    const Layer* layer;
     Tensor a, b;
   };
   std::vector<Product> products;
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor&) override {
-    products.push_back({&site, a, b});
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
+    products.push_back({&layer, a, b});
   }
 };
 
 // The same product by OpenBLAS, which runs on one thread: columns are cut, or heads are.
 void multiply_by_openblas(const Operands::Product& p, const Tensor& weight, Tensor& y) {
-  const bool linear = p.site->is_linear(), transposed = linear || p.site->role == Role::QK;
+  const bool linear = p.layer->is_linear(), transposed = linear || p.layer->role == Role::QK;
   const Tensor& b = linear ? weight : p.b;
   const int64_t heads = linear ? 1 : p.a.dim(0) * p.a.dim(1), parts = linear ? threads() : 1;
   const int64_t rows = p.a.rows() / heads, depth = p.a.dim(-1), columns = b.size() / heads / depth;
@@ -74,10 +74,10 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
   int64_t most = 0;
   std::vector<Tensor> weights;
   for (const auto& p : operands.products) {
-    const int64_t columns = p.site->is_linear() ? p.site->weight.dim(0) : p.b.dim(p.site->role == Role::QK ? 2 : 3);
+    const int64_t columns = p.layer->is_linear() ? p.layer->weight.dim(0) : p.b.dim(p.layer->role == Role::QK ? 2 : 3);
     flop += 2 * static_cast<double>(p.a.size()) * static_cast<double>(columns);
     most = std::max(most, p.a.rows() * columns);
-    weights.push_back(p.site->is_linear() ? p.site->weight.values() : Tensor{});
+    weights.push_back(p.layer->is_linear() ? p.layer->weight.values() : Tensor{});
   }
   const auto seconds_of = [](const auto& work) {
     const Timer timer;
@@ -89,7 +89,7 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
   for (int i = 0; i <= repeats; ++i) {
     wholes.push_back(seconds_of([&] { model.forward({}, batch); }));
     alone.push_back(seconds_of([&] {
-      for (const auto& p : operands.products) p.site->product(Precision::Float, nullptr, p.a, p.b);
+      for (const auto& p : operands.products) p.layer->product({Precision::Float}, p.a, p.b);
     }));
     by_openblas.push_back(seconds_of([&] {
       for (size_t j = 0; j < weights.size(); ++j) multiply_by_openblas(operands.products[j], weights[j], y);

@@ -206,9 +206,9 @@ std::string facts_text(const TokenFacts& facts) {
 }
 
 // What the walks over the blocks took: windows through blocks, Hessians and means, solving.
-json walk_seconds(const WalkResult& quantization, const WalkResult& compensation) {
-  const auto parts = [](const WalkSeconds& s) {
-    return json{{"passes", s.passes}, {"moments", s.moments}, {"solve", s.solve}};
+json walk_seconds(const CalibrationResult& quantization, const CalibrationResult& compensation) {
+  const auto parts = [](const CalibrationSeconds& s) {
+    return json{{"passes", s.passes}, {"moments", s.sums}, {"solve", s.solve}};
   };
   return {{"quantization", parts(quantization.seconds)}, {"compensation", parts(compensation.seconds)}};
 }
@@ -237,10 +237,10 @@ json settings_of(Model& model, const LanguageRun& r, const Calibration& calib, c
 // UsageError unless what the run makes of the model can be saved as asked.
 void check_saving(Model& model, const LanguageRun& r, const SaveOptions& save) {
   check_target(save, model.info().weights);
-  const SiteBits of_site = allocate_bits(model, site_rules(r.layer_bits, r.exclude));
-  const auto bits = [&](const Site& site) {
-    const auto found = of_site.find(&site);
-    return found == of_site.end() ? r.weights.bits : found->second;
+  const LayerBits of_layer = allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
+  const auto bits = [&](const Layer& layer) {
+    const auto found = of_layer.find(&layer);
+    return found == of_layer.end() ? r.weights.bits : found->second;
   };
   check_format(save, model, bits, r.weights.groupsize, r.bc == "position");
 }
@@ -299,9 +299,10 @@ void run(Options& o) {
   std::optional<BlockFiles> blocks;
   if (saves && r.method == "gptq")
     blocks.emplace(partial_folder(o.save), settings_of(*model, r, calib, o.save), o.resume);
-  BlockStore* const store = blocks ? &*blocks : nullptr;
-  const WalkResult solved = quantize_language(*model, calib.batches, r, progress.callback(), progress.warn(), store);
-  const WalkResult compensated = compensate_language(*model, calib.batches, r, progress.callback(), store);
+  PartStore* const store = blocks ? &*blocks : nullptr;
+  const CalibrationResult solved =
+      quantize_language(*model, calib.batches, r, progress.callback(), progress.warn(), store);
+  const CalibrationResult compensated = compensate_language(*model, calib.batches, r, progress.callback(), store);
   const int64_t bc_parameters = solved.fitted() + compensated.fitted();
   if (!o.report_path.empty()) write_layer_report(o.report_path, solved);
   std::optional<Saved> saved;  // before it is measured: what is stored is what is measured
@@ -326,7 +327,7 @@ void run(Options& o) {
             facts_text(calib.facts));
     for (const auto& [name, s] : {std::pair{"quantization", solved.seconds}, {"compensation", compensated.seconds}})
       if (s.passes > 0)
-        print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.moments, s.solve);
+        print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.sums, s.solve);
     if (saved)
       print("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory, o.save.format,
             static_cast<double>(saved->bytes) / 1e6, static_cast<double>(saved->bytes_before) / 1e6,

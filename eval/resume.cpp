@@ -23,21 +23,21 @@ constexpr std::pair<const char*, double LayerRecord::*> kNumbers[] = {{"damp", &
                                                                       {"refined", &LayerRecord::refined},
                                                                       {"compensated", &LayerRecord::compensated}};
 
-json to_json(const BlockRecord& record) {
+json to_json(const PartRecord& record) {
   json layers = json::array();
   for (const LayerRecord& r : record.layers) {
-    json layer = {{"site", r.site}, {"bits", r.bits}, {"group", r.group}};
+    json layer = {{"site", r.layer}, {"bits", r.bits}, {"group", r.group}};
     for (const auto& [key, number] : kNumbers) layer[key] = format("%a", r.*number);
     layers.push_back(layer);
   }
   return {{"layers", layers}, {"fitted", record.fitted}};
 }
 
-BlockRecord from_json(const json& object, const std::string& where) {
-  BlockRecord record;
+PartRecord from_json(const json& object, const std::string& where) {
+  PartRecord record;
   for (const json& layer : get<json>(object, "layers", where)) {
     LayerRecord r;
-    r.site = get<std::string>(layer, "site", where);
+    r.layer = get<std::string>(layer, "site", where);
     r.bits = get<int>(layer, "bits", where);
     r.group = get<int64_t>(layer, "group", where);
     for (const auto& [key, number] : kNumbers)
@@ -74,7 +74,7 @@ std::string BlockFiles::path(const std::string& walk, int i) const {
   return folder_ + "/" + name + format("-%04d.safetensors", i);
 }
 
-bool BlockFiles::load(const std::string& walk, Model& model, int i, BlockRecord& record) {
+bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& record) {
   const std::string where = path(walk, i);
   if (!fs::exists(where)) return false;
   SafeTensors file = SafeTensors::open(where);
@@ -90,14 +90,14 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, BlockRecord&
   return true;
 }
 
-void BlockFiles::done(const std::string& walk, Model& model, int i, const BlockRecord& record) {
+void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRecord& record) {
   std::map<std::string, TensorInfo> tensors;
   put_block(model, i, PackedFormat::Kind::Own, tensors);
   json about = to_json(record);
   about["group"] = -1;
   about["positions"] = 0;
-  for (const Site* site : model.sites(i))
-    if (site->packed && site->packed->groups() > 1) about["group"] = site->packed->group();
+  for (const Layer* layer : model.layers(i))
+    if (layer->packed() && layer->packed()->groups() > 1) about["group"] = layer->packed()->group();
   for (const auto& [name, tensor] : tensors)
     if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
   write_safetensors(path(walk, i), tensors, {{"block", about.dump()}});

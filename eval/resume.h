@@ -3,20 +3,20 @@
 #include <string>
 
 #include "engine/file/json.h"
-#include "quant/block_store.h"
+#include "quant/calibrate.h"
 
 namespace bcq {
 
 // A folder with one file for each finished block, and one that says what run they belong to.
-class BlockFiles : public BlockStore {
+class BlockFiles : public PartStore {
  public:
   // `fingerprint` tells runs apart: an object of all that decides about the result. With `resume`, blocks that are
   // there are used; UsageError, naming what differs, when they are another run's. Without, UsageError when the folder
   // exists, so that hours of work are not lost by leaving out an option.
   BlockFiles(std::string folder, const json& fingerprint, bool resume);
 
-  bool load(const std::string& walk, Model& model, int i, BlockRecord& record) override;
-  void done(const std::string& walk, Model& model, int i, const BlockRecord& record) override;
+  bool load(const std::string& walk, Model& model, int i, PartRecord& record) override;
+  void done(const std::string& walk, Model& model, int i, const PartRecord& record) override;
   void remove();  // the folder: the run is complete
 
  private:

@@ -18,29 +18,25 @@ namespace fs = std::filesystem;
 using Kind = PackedFormat::Kind;
 using Tensors = std::map<std::string, TensorInfo>;
 
-// "layers.3" of "layers.3.self_attn.q_proj"
-std::string block_name(Model& model, int i) {
-  const std::string& site = model.sites(i).front()->name;
-  return site.substr(0, site.find('.', site.find('.') + 1));
+bool is_packed(const Layer& layer) { return layer.packed() != nullptr; }
+
+// Where a block ends in a norm, the shift of which takes the compensation of its output.
+Bias* last_norm(const Part& part) {
+  return part.output.tensor == part.layers().back()->name + ".bias" ? nullptr : part.output.folds_into.at(0);
 }
-
-bool is_packed(const Site& site) { return site.packed != nullptr; }
-
-// A block ends in the bias of its last layer, or of a norm.
-bool ends_in_norm(Model& model, int i) { return model.block_end(i).bias_hat != &model.sites(i).back()->bias_hat; }
 
 Kind kind_of(Model& model, const SaveOptions& save) {
   if (!save.is_gptq()) return Kind::Own;
   // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights.
-  const std::vector<Site*> sites = model.all_sites();
-  const bool symmetric = std::all_of(sites.begin(), sites.end(),
-                                     [](Site* s) { return !is_packed(*s) || is_symmetric(s->packed->grid()); });
+  const std::vector<Layer*> layers = model.all_layers();
+  const bool symmetric = std::all_of(layers.begin(), layers.end(),
+                                     [](Layer* l) { return !is_packed(*l) || is_symmetric(l->packed()->grid()); });
   return symmetric ? Kind::GptqV1 : Kind::GptqV2;
 }
 
-// What precedes the names of sites in a file: "model.decoder." of "model.decoder.layers.0.fc1.weight".
+// What precedes the names of layers in a file: "model.decoder." of "model.decoder.layers.0.fc1.weight".
 std::string prefix_of(Model& model, const SafeTensors& source) {
-  const std::string wanted = model.sites(0).front()->name + ".weight";
+  const std::string wanted = model.layers(0).front()->name + ".weight";
   for (const auto& entry : source.tensors()) {
     const std::string& name = entry.first;
     if (name.ends_with(wanted) && (name.size() == wanted.size() || name[name.size() - wanted.size() - 1] == '.'))
@@ -74,15 +70,17 @@ void to_full_names(const FullNames& full, Tensors& tensors) {
 
 // GPTQ's format keeps a layer's bias in 16 bits, other tensors as the source has them.
 void round_to_format(Model& model, const SafeTensors& source, const std::string& prefix) {
-  for (Site* site : model.all_sites()) {
-    const Tensor& bias = site->bias_hat.empty() ? site->bias : site->bias_hat;
-    const std::string name = site->name + ".bias";
-    if (is_packed(*site) && !bias.empty()) site->bias_hat = load(store(bias, DType::F16, name), name);
+  for (Layer* layer : model.all_layers()) {
+    const Tensor& bias = layer->bias.in(Precision::Fake);
+    const std::string name = layer->name + ".bias";
+    if (is_packed(*layer) && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
   }
   for (int i = 0; i < model.depth(); ++i) {
-    const Model::BlockEnd end = model.block_end(i);
-    if (ends_in_norm(model, i) && !end.bias_hat->empty())
-      *end.bias_hat = load(store(*end.bias_hat, source.tensors().at(prefix + end.name).dtype, end.name), end.name);
+    const Part part = model.part(i);
+    Bias* norm = last_norm(part);
+    const std::string& name = part.output.tensor;
+    if (norm && !norm->compensated.empty())
+      norm->compensated = load(store(norm->compensated, source.tensors().at(prefix + name).dtype, name), name);
   }
 }
 
@@ -94,7 +92,7 @@ std::string escaped(const std::string& name) {
   return pattern;
 }
 
-// "quantization_config". `name` makes the full name of a site.
+// "quantization_config". `name` makes the full name of a layer.
 json quantization_config(Model& model, Kind kind, const std::function<std::string(const std::string&)>& name,
                          const json& facts) {
   const bool own = kind == Kind::Own;
@@ -102,20 +100,20 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
   json dynamic = json::object();
   bool scattered = false, symmetric = true;
   int64_t positions = 0;
-  for (const Site* site : model.all_sites()) {
-    const std::string pattern = "^" + escaped(name(site->name)) + "$";
-    if (!is_packed(*site)) {
+  for (const Layer* layer : model.all_layers()) {
+    const std::string pattern = "^" + escaped(name(layer->name)) + "$";
+    if (!is_packed(*layer)) {
       dynamic["-:" + pattern] = json::object();
       continue;
     }
-    const Affine grid = site->packed->grid();
+    const Affine grid = layer->packed()->grid();
     if (grid.bits != bits) dynamic["+:" + pattern] = {{"bits", grid.bits}};
     scattered |= !grid.column_group.empty();
     symmetric &= is_symmetric(grid);
-    if (!site->bc.empty()) positions = site->bc.dim(0);
   }
-  for (const Tensor& b : model.block_bc)
-    if (!b.empty()) positions = b.dim(0);
+  for (const Point& point : model.all_points())
+    for (const Tensor* added : point.added)
+      if (!added->empty()) positions = added->dim(0);
 
   json config = {{"quant_method", own ? "bcq" : "gptq"},
                  {"bits", bits},
@@ -197,34 +195,34 @@ fs::path target_of(const SaveOptions& save) {
 
 void put_block(Model& model, int i, Kind kind, Tensors& tensors) {
   const DType bias_type = kind == Kind::Own ? DType::F32 : DType::F16;
-  for (const Site* site : model.sites(i)) {
-    if (is_packed(*site)) put_packed(site->name, *site->packed, kind, tensors);
-    if (!site->bias_hat.empty()) tensors[site->name + ".bias"] = store(site->bias_hat, bias_type, site->name + ".bias");
-    if (!site->bc.empty()) tensors[site->name + ".bc"] = store(site->bc, DType::F32, site->name + ".bc");
+  const Part part = model.part(i);
+  for (const Layer* layer : part.layers()) {
+    const std::string& name = layer->name;
+    if (is_packed(*layer)) put_packed(name, *layer->packed(), kind, tensors);
+    if (!layer->bias.compensated.empty())
+      tensors[name + ".bias"] = store(layer->bias.compensated, bias_type, name + ".bias");
+    if (!layer->added.empty()) tensors[name + ".bc"] = store(layer->added, DType::F32, name + ".bc");
   }
-  const Model::BlockEnd end = model.block_end(i);
-  if (!end.bias_hat->empty() && !tensors.count(end.name))
-    tensors[end.name] = store(*end.bias_hat, DType::F32, end.name);
-  const size_t block = static_cast<size_t>(i);
-  if (block < model.block_bc.size() && !model.block_bc[block].empty())
-    tensors[block_name(model, i) + ".bc"] = store(model.block_bc[block], DType::F32, block_name(model, i) + ".bc");
+  const Bias* norm = last_norm(part);
+  if (norm && !norm->compensated.empty())
+    tensors[part.output.tensor] = store(norm->compensated, DType::F32, part.output.tensor);
+  const Tensor& added = *part.output.added.at(0);
+  if (!added.empty()) tensors[part.name + ".bc"] = store(added, DType::F32, part.name + ".bc");
 }
 
 void get_block(Model& model, int i, const Loader& from) {
-  for (Site* site : model.sites(i)) {
-    const Loader at = from.sub(site->name);
-    const int64_t out = site->weight.dim(0);
-    if (has_packed(at)) site->set_packed(get_packed(at, out, site->weight.dim(1)));
-    if (at.has("bias")) site->bias_hat = at.get("bias", {out});
-    site->bc = get_bc(at, out);
+  const Part part = model.part(i);
+  for (Layer* layer : part.layers()) {
+    const Loader at = from.sub(layer->name);
+    const int64_t out = layer->weight.dim(0);
+    if (has_packed(at)) layer->quantize(get_packed(at, out, layer->weight.dim(1)));
+    if (at.has("bias")) layer->bias.compensated = at.get("bias", {out});
+    layer->added = get_bc(at, out);
   }
-  const int64_t D = model.sites(i).back()->weight.dim(0);
-  const Model::BlockEnd end = model.block_end(i);
-  if (ends_in_norm(model, i) && from.has(end.name)) *end.bias_hat = from.get(end.name, {D});
-  const Tensor bc = get_bc(from.sub(block_name(model, i)), D);
-  if (bc.empty()) return;
-  model.block_bc.resize(static_cast<size_t>(model.depth()));
-  model.block_bc[static_cast<size_t>(i)] = bc;
+  const int64_t D = part.layers().back()->weight.dim(0);
+  Bias* norm = last_norm(part);
+  if (norm && from.has(part.output.tensor)) norm->compensated = from.get(part.output.tensor, {D});
+  *part.output.added.at(0) = get_bc(from.sub(part.name), D);
 }
 
 std::string partial_folder(const SaveOptions& save) { return target_of(save).string() + ".partial"; }
@@ -242,8 +240,8 @@ void check_target(const SaveOptions& save, const std::string& source) {
                 "--save %s: exists and was not written by this program; --force replaces it", save.directory);
 }
 
-void check_format(const SaveOptions& save, Model& model, const std::function<int(const Site&)>& bits, int64_t groupsize,
-                  bool per_position) {
+void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
+                  int64_t groupsize, bool per_position) {
   if (!save.is_gptq()) return;
   const char* const remedy = "--format bcq can";
   require_usage(!per_position, "--format gptq cannot hold a bias per position; --bc channel can be folded, and %s",
@@ -252,17 +250,18 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
   require_usage(std::find(std::begin(kGroups), std::end(kGroups), groupsize) != std::end(kGroups),
                 "--format gptq cannot hold --groupsize %d: its readers take -1 and powers of two from 16 to 1024; %s",
                 groupsize, remedy);
-  for (const Site* site : model.all_sites()) {
-    const int b = bits(*site);
+  for (const Layer* layer : model.all_layers()) {
+    const int b = bits(*layer);
     if (b == 0) continue;
-    const int64_t out = site->weight.dim(0), in = site->weight.dim(1);
+    const int64_t out = layer->weight.dim(0), in = layer->weight.dim(1);
     require_usage(b == 2 || b == 3 || b == 4 || b == 8,
-                  "--format gptq cannot hold the %d bits of %s: it has 2, 3, 4 and 8; %s", b, site->name, remedy);
+                  "--format gptq cannot hold the %d bits of %s: it has 2, 3, 4 and 8; %s", b, layer->name, remedy);
     require_usage(out % 32 == 0 && in % 32 == 0 && (groupsize < 0 || in % groupsize == 0),
                   "--format gptq cannot hold %s of %d inputs and %d outputs with --groupsize %d: both must be "
                   "multiples of 32, and the inputs of the group; %s",
-                  site->name, in, out, groupsize, remedy);
-    require_usage(!site->bias.empty(), "--format gptq cannot add a bias to %s, which has none; %s", site->name, remedy);
+                  layer->name, in, out, groupsize, remedy);
+    require_usage(!layer->bias.loaded.empty(), "--format gptq cannot add a bias to %s, which has none; %s", layer->name,
+                  remedy);
   }
 }
 
@@ -278,10 +277,10 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
   Tensors tensors = source.tensors();
   for (const auto& [name, t] : tensors) saved.bytes_before += static_cast<int64_t>(t.size());
   double weights = 0, bits = 0;
-  for (const Site* site : model.all_sites()) {
-    if (!is_packed(*site)) continue;
-    tensors.erase(prefix + site->name + ".weight");
-    weights += static_cast<double>(site->weight.size());
+  for (const Layer* layer : model.all_layers()) {
+    if (!is_packed(*layer)) continue;
+    tensors.erase(prefix + layer->name + ".weight");
+    weights += static_cast<double>(layer->weight.size());
   }
   for (auto& [name, t] : made) {
     const bool is_bias = name.ends_with(".bias");

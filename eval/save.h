@@ -18,7 +18,7 @@ struct SaveOptions {
   bool is_gptq() const { return format == "gptq"; }
 };
 
-// The tensors that hold what quantization made of block i, by the names of its sites and Model::block_end: packed
+// The tensors that hold what quantization made of block i, by the names of its layers and points: packed
 // weights, biases that are not those of the float model, compensations per position. Biases are F32 in the own
 // format; in GPTQ's a layer's are F16 and must be that already, see round_to_format.
 void put_block(Model& model, int i, PackedFormat::Kind kind, std::map<std::string, TensorInfo>& tensors);
@@ -33,8 +33,8 @@ std::string partial_folder(const SaveOptions& save);
 void check_target(const SaveOptions& save, const std::string& source);
 // UsageError unless the format can hold the model once it is quantized to these bits (0: stays float) with this group
 // size and, `per_position`, compensated so.
-void check_format(const SaveOptions& save, Model& model, const std::function<int(const Site&)>& bits, int64_t groupsize,
-                  bool per_position);
+void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
+                  int64_t groupsize, bool per_position);
 
 struct Saved {
   int64_t bytes_before = 0, bytes = 0;  // of all tensors

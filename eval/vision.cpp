@@ -6,7 +6,7 @@
 #include "data/image/cache.h"
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
-#include "engine/nn/integer.h"
+#include "engine/nn/int8_layer.h"
 #include "eval/common.h"
 #include "models/timm.h"
 
@@ -103,7 +103,7 @@ std::vector<Batch> bc_batches(const Model& model, const ImageFolder& calib, cons
 
 BcOptions bc_options_of(const VisionRun& run, const std::string& sites) {
   BcOptions options = bc_options(run.bc, sites);
-  options.quantized_stream = run.bc_stream == "quantized";
+  options.stream = run.bc_stream == "quantized" ? Stream::Quantized : Stream::Float;
   options.masked_attention = run.swin_mask == "applied";
   return options;
 }
@@ -111,20 +111,20 @@ BcOptions bc_options_of(const VisionRun& run, const std::string& sites) {
 int64_t compensate_vision(Model& model, const ImageFolder& calib, const VisionRun& run, const Progress& progress) {
   if (run.bc == "none") return 0;
   require_usage(run.method != "fp32", "--bc %s needs a quantized model: give --method", run.bc);
-  return compensate(model, bc_batches(model, calib, run), bc_options_of(run, run.bc_sites), progress);
+  return compensate(model, bc_batches(model, calib, run), bc_options_of(run, run.bc_sites), progress).fitted();
 }
 
 json prepare_runtime(Model& model, const VisionRun& run) {
   if (run.runtime != "integer") return json::object();
   require_usage(run.method != "fp32", "--runtime integer needs a --method that quantizes");
-  const std::vector<std::string> simulated = model.prepare_integer();
-  const std::vector<Site*> sites = model.all_sites();
+  const std::vector<std::string> simulated = model.prepare_int8();
+  const std::vector<Layer*> sites = model.all_layers();
   require_usage(simulated.size() < sites.size(),
                 "--runtime integer: no product has an integer form at --wbits %d --abits %d (both must be 8 or less)",
                 run.wbits, run.abits);
   int64_t bytes = 0;
-  for (const Site* site : sites)
-    if (site->integer) bytes += site->integer->weight ? site->integer->weight->bytes() : 0;
+  for (const Layer* layer : sites)
+    if (layer->int8() && layer->int8()->weight) bytes += layer->int8()->weight->bytes();
   return {{"integer_products", sites.size() - simulated.size()},
           {"simulated_products", simulated},
           {"integer_weight_bytes", bytes}};

@@ -19,8 +19,17 @@ struct BloomConfig {
 
 struct Block {
   Norm input_layernorm, post_attention_layernorm;
-  Site query_key_value, dense, dense_h_to_4h, dense_4h_to_h;
+  Layer query_key_value, dense, dense_h_to_4h, dense_4h_to_h;
 };
+
+// The rows of a projection fused head by head, [H * 3 * d, in], that are values: what attention mixes, channel by
+// channel.
+FoldSource values_of_heads(Layer& qkv, int64_t heads) {
+  FoldSource source{nullptr, &qkv, {}};
+  const int64_t d = qkv.weight.dim(0) / 3 / heads;
+  for (int64_t c = 0; c < heads * d; ++c) source.rows.push_back(c / d * 3 * d + 2 * d + c % d);
+  return source;
+}
 
 class Bloom : public Model {
  public:
@@ -52,16 +61,25 @@ class Bloom : public Model {
     return linear(nullptr, norm(ln_f_, x), word_embeddings_, Tensor{});
   }
 
-  std::vector<Site*> sites(int i) override {
-    if (i < 0 || i >= depth()) return {};
+  Part part(int i) override {
+    if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
     Block& b = blocks_[static_cast<size_t>(i)];
-    return {&b.query_key_value, &b.dense, &b.dense_h_to_4h, &b.dense_4h_to_h};
+    Part part{Part::Kind::Block, "h." + std::to_string(i)};
+    part.groups = {{{&b.query_key_value}, {&b.input_layernorm}},
+                   {{&b.dense}, values_of_heads(b.query_key_value, config_.heads)},
+                   {{&b.dense_h_to_4h}, {&b.post_attention_layernorm}},
+                   {{&b.dense_4h_to_h}}};
+    if (config_.residual_after_norm)  // what the norms give goes on beside these layers
+      for (LayerGroup& group : part.groups) group.source.norm = nullptr;
+    part.output = block_point(i, part.name, &b.dense_4h_to_h.bias, b.dense_4h_to_h.name + ".bias");
+    part.is_sum = !config_.residual_after_norm;
+    return part;
   }
 
-  bool is_sum() const override { return !config_.residual_after_norm; }
-
  private:
-  Tensor norm(const Norm& n, const Tensor& x) const { return layer_norm(nullptr, x, n.weight, n.bias, config_.eps); }
+  Tensor norm(const Norm& n, const Tensor& x) const {
+    return layer_norm(nullptr, x, n.weight, n.bias.loaded, config_.eps);
+  }
 
   BloomConfig config_;
   std::vector<float> slopes_;
@@ -86,7 +104,7 @@ Bloom::Bloom(const BloomConfig& c, const Loader& file, const Weight& embedding, 
     b.dense_h_to_4h = load_linear(mlp, Role::Fc1, name + "mlp.dense_h_to_4h", 4 * D, D);
     b.dense_4h_to_h = load_linear(mlp, Role::Fc2, name + "mlp.dense_4h_to_h", D, 4 * D);
     blocks_.push_back(b);
-    load_block_bc(at, i, D, block_bc);
+    block_added_.push_back(get_bc(at, D));
   }
   ln_f_ = load_norm(file.sub("ln_f"), D);
   info_.parameters = count_parameters(file, {"scale_mask_softmax.causal_mask"}, info_.name);  // of older files

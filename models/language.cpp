@@ -56,6 +56,7 @@ Tensor look_up(const Weight& embedding, const Batch& batch, const std::string& m
 
 Tensor attention(const Context& ctx, int i, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                  float scale, const std::vector<float>& slopes) {
+  if (ctx.is_done()) return Tensor(q.shape);
   return ctx.cache ? cached_attention(*ctx.cache, i, q, k, v, heads, scale, slopes)
                    : causal_attention(q, k, v, heads, scale, slopes);
 }

@@ -5,62 +5,97 @@
 
 #include "engine/core/check.h"
 #include "engine/file/packed_file.h"
-#include "engine/nn/site.h"
+#include "models/model.h"
 
 namespace bcq {
 
+// A layer norm: its scale and shift, [D]. A block that ends in one folds the compensation of its output into the shift.
 struct Norm {
-  Tensor weight, bias;  // [D]
-  Tensor bias_hat;      // bias with the compensation of a block that ends in this norm; as Site::bias_hat
+  Tensor weight;
+  Bias bias;
 };
 
-inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), at.get("bias", {D}), {}}; }
+inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), {at.get("bias", {D}), {}}}; }
 
-// A linear site named as the checkpoint names it: weight [out, in], bias [out]. One that is packed is quantized as
+// A layer without parameters yet: as such a product of two activations.
+inline Layer make_layer(Role role, const std::string& name) {
+  Layer layer;
+  layer.name = name;
+  layer.role = role;
+  return layer;
+}
+
+// A linear layer named as the checkpoint names it: weight [out, in], bias [out]. One that is packed is quantized as
 // loaded: its float weight is what its codes stand for.
-inline Site load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
-                        bool has_bias = true) {
-  Site site;
-  site.name = name;
-  site.role = role;
+inline Layer load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
+                         bool has_bias = true) {
+  Layer layer = make_layer(role, name);
   const Loader inner = at.sub(name.substr(name.rfind('.') + 1));
   const bool packed = has_packed(inner);
   if (packed) {
-    site.set_packed(get_packed(inner, out, in));
-    site.weight = site.weight_hat;
-    site.bc = get_bc(inner, out);
+    layer.quantize(get_packed(inner, out, in));
+    layer.weight = layer.quantized->weight;
+    layer.added = get_bc(inner, out);
   } else {
-    site.weight = inner.get_weight("weight", {out, in});
+    layer.weight = inner.get_weight("weight", {out, in});
   }
-  if (has_bias || (packed && inner.has("bias"))) site.bias = inner.get("bias", {out});
-  return site;
-}
-
-// The compensation per position that a packed file keeps of the block at this place, into block_bc[i].
-inline void load_block_bc(const Loader& at, int64_t i, int64_t D, std::vector<Tensor>& block_bc) {
-  const Tensor bc = get_bc(at, D);
-  if (bc.empty()) return;
-  block_bc.resize(std::max(block_bc.size(), static_cast<size_t>(i) + 1));
-  block_bc[static_cast<size_t>(i)] = bc;
-}
-
-// A product of two activations.
-inline Site product_site(Role role, const std::string& name) {
-  Site site;
-  site.name = name;
-  site.role = role;
-  return site;
+  if (has_bias || (packed && inner.has("bias"))) layer.bias.loaded = inner.get("bias", {out});
+  return layer;
 }
 
 // A convolution of stride P is a linear layer on patches: [D, 3*P*P].
-inline Site load_patch_embed(const Loader& file, int64_t D, int64_t P) {
-  Site site;
-  site.name = "patch_embed.proj";
-  site.role = Role::Patch;
+inline Layer load_patch_embed(const Loader& file, int64_t D, int64_t P) {
+  Layer layer = make_layer(Role::Patch, "patch_embed.proj");
   const Loader at = file.sub("patch_embed").sub("proj");
-  site.weight = at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
-  site.bias = at.get("bias", {D});
-  return site;
+  layer.weight = at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
+  layer.bias.loaded = at.get("bias", {D});
+  return layer;
+}
+
+// The values of a fused projection of query, key and value, [3D, in], are what attention mixes, channel by channel.
+inline FoldSource values_of(Layer& qkv) {
+  FoldSource source{nullptr, &qkv, {}};
+  for (int64_t row = qkv.weight.dim(0) / 3 * 2; row < qkv.weight.dim(0); ++row) source.rows.push_back(row);
+  return source;
+}
+
+// A pre-norm block of a vision transformer, whose layers are the same in ViT and Swin.
+struct VisionBlock {
+  Norm norm1, norm2;
+  Layer qkv, matmul1, matmul2, proj, fc1, fc2;
+};
+
+inline VisionBlock load_vision_block(const Loader& at, const std::string& name, int64_t D, int64_t hidden) {
+  const Loader attn = at.sub("attn"), mlp = at.sub("mlp");
+  return {load_norm(at.sub("norm1"), D),
+          load_norm(at.sub("norm2"), D),
+          load_linear(attn, Role::QKV, name + ".attn.qkv", 3 * D, D),
+          make_layer(Role::QK, name + ".attn.matmul1"),
+          make_layer(Role::AV, name + ".attn.matmul2"),
+          load_linear(attn, Role::Proj, name + ".attn.proj", D, D),
+          load_linear(mlp, Role::Fc1, name + ".mlp.fc1", hidden, D),
+          load_linear(mlp, Role::Fc2, name + ".mlp.fc2", D, hidden)};
+}
+
+inline Point branch_point(Point::Kind kind, Layer& last) {
+  Point point = Model::point_of(last);
+  point.kind = kind;
+  point.name = last.name.substr(0, last.name.rfind('.'));
+  return point;
+}
+
+inline Part vision_part(VisionBlock& b, const std::string& name, const Point& output) {
+  return {Part::Kind::Block,
+          name,
+          {{{&b.qkv}, {&b.norm1}},
+           {{&b.matmul1}},
+           {{&b.matmul2}},
+           {{&b.proj}, values_of(b.qkv)},
+           {{&b.fc1}, {&b.norm2}},
+           {{&b.fc2}}},
+          {branch_point(Point::Kind::Attention, b.proj), branch_point(Point::Kind::Mlp, b.fc2)},
+          output,
+          true};
 }
 
 // Values of all tensors that were read. InputError when the file has others: a network with more than this

@@ -16,11 +16,20 @@
 namespace bcq {
 namespace fs = std::filesystem;
 
+std::vector<Layer*> Part::layers() const {
+  std::vector<Layer*> all;
+  for (const LayerGroup& group : groups) all.insert(all.end(), group.layers.begin(), group.layers.end());
+  return all;
+}
+
 Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
   Tensor y = block_body(ctx, i, x);
-  const Tensor* bc = i < static_cast<int>(block_bc.size()) ? &block_bc[static_cast<size_t>(i)] : nullptr;
-  if (ctx.precision != Precision::Float && bc && !bc->empty()) add_broadcast(y, *bc, ctx.cache ? ctx.cache->length : 0);
+  if (!block_added_.empty()) add_compensation(ctx, block_added_[static_cast<size_t>(i)], y);
   return y;
+}
+
+Tensor Model::run(const Context& ctx, int i, const Batch& batch, const Tensor& x) const {
+  return i < 0 ? embed(ctx, batch) : i < depth() ? block(ctx, i, x) : head(ctx, x);
 }
 
 void Model::require_pixels(const Batch& batch) const {
@@ -81,34 +90,60 @@ Tensor Model::next_logits(const Context& ctx, const Batch& batch) const {
   return head(ctx, last.reshaped({batch.windows, 1, last.dim(1)})).reshaped({batch.windows, info_.outputs});
 }
 
-std::vector<Site*> Model::all_sites() {
-  std::vector<Site*> all;
+std::vector<Layer*> Model::all_layers() {
+  std::vector<Layer*> all;
   for (int i = -1; i <= depth(); ++i)
-    for (Site* site : sites(i)) all.push_back(site);
+    for (Layer* layer : layers(i)) all.push_back(layer);
   return all;
 }
 
-Model::BlockEnd Model::block_end(int i) {
-  Site& last = *sites(i).back();
-  return {last.name + ".bias", &last.bias, &last.bias_hat};
+Point Model::point_of(Layer& layer) {
+  const Point::Kind kind = layer.role == Role::Patch ? Point::Kind::Conv
+                           : layer.is_linear()       ? Point::Kind::Linear
+                                                     : Point::Kind::Matmul;
+  Point point{kind, layer.name, &layer, {}, {&layer.added}, layer.name + ".bias"};
+  if (layer.is_linear()) point.folds_into = {&layer.bias};
+  return point;
 }
 
-std::vector<std::string> Model::prepare_integer() {
+Point Model::block_point(int i, const std::string& name, Bias* bias, const std::string& tensor) {
+  block_added_.resize(static_cast<size_t>(depth()));
+  return {Point::Kind::Block, name, nullptr, {bias}, {&block_added_[static_cast<size_t>(i)]}, tensor};
+}
+
+Point Model::model_point() {
+  Point point{Point::Kind::Model, "model", nullptr, {}, {}, ""};
+  for (Layer* head : layers(depth())) {
+    point.folds_into.push_back(&head->bias);
+    point.added.push_back(&head->added);
+  }
+  return point;
+}
+
+std::vector<Point> Model::all_points() {
+  std::vector<Point> points;
+  for (int i = -1; i <= depth(); ++i) {
+    const Part p = part(i);
+    for (Layer* layer : p.layers()) points.push_back(point_of(*layer));
+    if (!p.output.added.empty()) points.push_back(p.output);
+  }
+  return points;
+}
+
+std::vector<std::string> Model::prepare_int8() {
   std::vector<std::string> simulated;
-  for (Site* site : all_sites())
-    if (!site->prepare_integer()) simulated.push_back(site->name);
+  for (Layer* layer : all_layers())
+    if (!layer->prepare_int8()) simulated.push_back(layer->name);
   return simulated;
 }
 
 void Model::clear() {
-  for (Site* site : all_sites()) site->clear();
+  for (Layer* layer : all_layers()) layer->quantized = nullptr;
   clear_compensation();
 }
 
 void Model::clear_compensation() {
-  for (Site* site : all_sites()) site->bias_hat = site->bc = Tensor{};
-  for (int i = 0; i < depth(); ++i) *block_end(i).bias_hat = Tensor{};
-  block_bc.clear();
+  for (const Point& point : all_points()) point.clear();
 }
 
 namespace {

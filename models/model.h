@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
-#include "engine/nn/site.h"
+#include "engine/nn/layer.h"
 
 namespace bcq {
 
@@ -27,6 +27,37 @@ struct ModelInfo {
   int64_t parameters = 0;  // values of all tensors the network uses
 };
 
+struct Norm;  // models/layers.h
+
+// The per-channel scale and shift a tensor comes with: they can be changed here, and undone in the layers it is fed to,
+// without changing the network.
+struct FoldSource {
+  Norm* norm = nullptr;            // makes the tensor
+  Layer* layer = nullptr;          // or makes it, through operations that leave channels apart (attention, ReLU)
+  std::vector<int64_t> rows = {};  // of that layer: which of its outputs is channel c; empty: output c
+};
+
+// Layers that are fed one tensor, in the order they run; a product of two activations is a group of its own.
+struct LayerGroup {
+  std::vector<Layer*> layers;
+  FoldSource source = {};  // empty where nothing can be folded
+};
+
+// A part of a network: what runs between two streams of hidden states.
+struct Part {
+  enum class Kind { Embedding, Block, Merge, Head };  // Merge: of patches, between two stages of a Swin
+  Kind kind = Kind::Block;
+  std::string name = {};                // what the names of its layers begin with: "blocks.0"
+  std::vector<LayerGroup> groups = {};  // in the order they run
+  std::vector<Point> branches = {};     // attention and MLP, where they run as residual branches
+  Point output = {};                    // of a block or merge
+  // Whether its output is its input plus the outputs of its Proj and of its Fc2.
+  bool is_sum = false;
+  bool ends_stage = false;  // of a network that has several
+
+  std::vector<Layer*> layers() const;
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -36,46 +67,42 @@ class Model {
 
   // Vision: pixels -> [B, N, D].  Language: token ids -> [B, T, D].
   virtual Tensor embed(const Context& ctx, const Batch& batch) const = 0;
-  // Block i, with its compensation when the context is Fake.  [B, N, D] -> [B, N, D]
+  // Block i, compensated unless the context is Float.  [B, N, D] -> [B, N, D]; a merge [B, N, C] -> [B, N/4, 2C].
   Tensor block(const Context& ctx, int i, const Tensor& x) const;
   // Vision: [B, N, D] -> [B, classes].  Language: [B, T, D] -> [B, T, V].
   virtual Tensor head(const Context& ctx, const Tensor& x) const = 0;
+  // Part -1: the embedding of `batch`. Part i: block i of x. Part depth(): the head of x.
+  Tensor run(const Context& ctx, int i, const Batch& batch, const Tensor& x) const;
   Tensor forward(const Context& ctx, const Batch& batch) const;
   // Language: the logits after the last token of each window, [B, V]. The tokens follow those in ctx.cache and join
   // them.
   Tensor next_logits(const Context& ctx, const Batch& batch) const;
 
-  // Whether block i only merges patches, between two stages of a Swin: [B, N, C] -> [B, N/4, 2C].
-  virtual bool is_merge(int) const { return false; }
+  // What part i is made of, -1 ... depth(). Of a language model's embedding and head nothing can be quantized.
+  virtual Part part(int i) = 0;
+  std::vector<Layer*> layers(int i) { return part(i).layers(); }
+  std::vector<Layer*> all_layers();
+  Part::Kind kind(int i) { return part(i).kind; }
 
-  // The sites of block i in the order they run; -1: of the embedding, depth(): of the head.
-  virtual std::vector<Site*> sites(int i) = 0;
-  std::vector<Site*> all_sites();
+  // Where a compensation of a layer's output goes.
+  static Point point_of(Layer& layer);
+  Point model_point();              // of the logits; without a place where the head is not quantized
+  std::vector<Point> all_points();  // of all layers and blocks
 
-  // The vector [D] whose addition ends block i, into which a per-channel compensation of its output is folded:
-  // the bias of its last site, or of the norm after it where a block ends in one.
-  struct BlockEnd {
-    std::string name;    // of the tensor, without what precedes the blocks: "layers.0.fc2.bias"
-    const Tensor* bias;  // as loaded; may be empty
-    Tensor* bias_hat;    // used instead in Fake unless empty
-  };
-  virtual BlockEnd block_end(int i);
-  // Is the output of a block its input plus those of its Proj and of its Fc2?
-  virtual bool is_sum() const { return false; }
-  // Compensations of block outputs that cannot be folded; one per block, empty where there is none.  [N, D]
-  std::vector<Tensor> block_bc;
+  // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
+  std::vector<std::string> prepare_int8();
 
-  // Make Precision::Integer ready, once grids and compensations stand. Returns the names of sites it will simulate.
-  std::vector<std::string> prepare_integer();
-
-  void clear();               // every site and block as loaded
+  void clear();               // everything as loaded
   void clear_compensation();  // keep the grids, forget the biases
 
  protected:
   virtual Tensor block_body(const Context& ctx, int i, const Tensor& x) const = 0;
+  // The output of block i as a point that folds into `bias`, by the name it has in checkpoints.
+  Point block_point(int i, const std::string& name, Bias* bias, const std::string& tensor);
   // InputError unless the batch has pixels [B, 3, height, width] as info() says.
   void require_pixels(const Batch& batch) const;
   ModelInfo info_;
+  std::vector<Tensor> block_added_;  // of each block: a compensation that is not folded, [N, D]; or empty
 };
 
 // Load a network from a folder (config.json beside model.safetensors, its sharded index, or the one

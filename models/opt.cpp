@@ -26,7 +26,7 @@ struct OptConfig {
 
 struct Block {
   Norm self_attn_layer_norm, final_layer_norm;
-  Site q_proj, k_proj, v_proj, out_proj, fc1, fc2;
+  Layer q_proj, k_proj, v_proj, out_proj, fc1, fc2;
 };
 
 class Opt : public Model {
@@ -70,24 +70,27 @@ class Opt : public Model {
     return linear(nullptr, y, embed_tokens_, Tensor{});
   }
 
-  std::vector<Site*> sites(int i) override {
-    if (i < 0 || i >= depth()) return {};
+  Part part(int i) override {
+    if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
     Block& b = blocks_[static_cast<size_t>(i)];
-    return {&b.q_proj, &b.k_proj, &b.v_proj, &b.out_proj, &b.fc1, &b.fc2};
-  }
-
-  bool is_sum() const override { return config_.pre_norm; }
-
-  BlockEnd block_end(int i) override {
-    if (config_.pre_norm) return Model::block_end(i);
-    Norm& last = blocks_[static_cast<size_t>(i)].final_layer_norm;
-    return {"layers." + std::to_string(i) + ".final_layer_norm.bias", &last.bias, &last.bias_hat};
+    Part part{Part::Kind::Block, "layers." + std::to_string(i)};
+    // After the norms of post-norm blocks the residual branches off: nothing can be folded into them.
+    Norm *ln_a = config_.pre_norm ? &b.self_attn_layer_norm : nullptr,
+         *ln_b = config_.pre_norm ? &b.final_layer_norm : nullptr;
+    part.groups = {{{&b.q_proj, &b.k_proj, &b.v_proj}, {ln_a}},
+                   {{&b.out_proj}, {nullptr, &b.v_proj, {}}},
+                   {{&b.fc1}, {ln_b}},
+                   {{&b.fc2}, {nullptr, config_.activation == Activation(relu) ? &b.fc1 : nullptr, {}}}};
+    part.is_sum = config_.pre_norm;
+    part.output = config_.pre_norm
+                      ? block_point(i, part.name, &b.fc2.bias, b.fc2.name + ".bias")
+                      : block_point(i, part.name, &b.final_layer_norm.bias, part.name + ".final_layer_norm.bias");
+    return part;
   }
 
  private:
   static Tensor norm(const Context& ctx, const Norm& n, const Tensor& x) {
-    const bool compensated = ctx.precision != Precision::Float && !n.bias_hat.empty();
-    return layer_norm(nullptr, x, n.weight, compensated ? n.bias_hat : n.bias, kEps);
+    return layer_norm(nullptr, x, n.weight, n.bias.in(ctx.precision), kEps);
   }
   Norm read_norm(const Loader& at) const;
 
@@ -102,7 +105,7 @@ class Opt : public Model {
 Norm Opt::read_norm(const Loader& at) const {
   const int64_t D = config_.hidden;
   if (config_.affine_norm) return load_norm(at, D);
-  Norm plain{Tensor({D}), Tensor({D}), {}};
+  Norm plain{Tensor({D}), {Tensor({D}), {}}};
   std::fill_n(plain.weight.data, D, 1.f);
   return plain;
 }
@@ -129,7 +132,7 @@ Opt::Opt(const OptConfig& c, const Loader& decoder, const Weight& embedding, con
     b.fc1 = load_linear(at, Role::Fc1, name + "fc1", c.ffn, D, c.has_bias);
     b.fc2 = load_linear(at, Role::Fc2, name + "fc2", D, c.ffn, c.has_bias);
     blocks_.push_back(b);
-    load_block_bc(at, i, D, block_bc);
+    block_added_.push_back(get_bc(at, D));
   }
   if (c.final_norm) final_layer_norm_ = read_norm(decoder.sub("final_layer_norm"));
   // "version" is fairseq's; a final norm that the config removes is left over from an older conversion.

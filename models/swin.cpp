@@ -24,25 +24,24 @@ struct Windows {
   Tensor mask;                    // [count, tokens, tokens]: -100 between parts that only the shift brought together
 };
 
-struct Block {
+struct Block : VisionBlock {
   int64_t heads;
   const Windows* windows;
   Tensor position_bias;  // [H, tokens, tokens]
-  Norm norm1, norm2;
-  Site qkv, matmul1, matmul2, proj, fc1, fc2;
 };
 
 struct Merge {
   std::vector<int64_t> index;  // of the rows, so that the four of a merged patch follow each other
   Norm norm;                   // [4C]
-  Site reduction;              // [2C, 4C], no bias
+  Layer reduction;             // [2C, 4C], no bias
 };
 
-// A part is one block or the merge before a stage.
-struct Part {
+// One block, or the merge before a stage.
+struct Step {
+  std::string name;
   bool is_merge;
-  Block block;
-  Merge merge;
+  Block block = {};
+  Merge merge = {};
 };
 
 // Which of three bands a row (or column) of the shifted grid belongs to: only equal bands were neighbours.
@@ -95,46 +94,50 @@ class Swin : public Model {
  public:
   Swin(const SwinConfig& config, const Loader& file, const ModelInfo& info);
 
-  int depth() const override { return static_cast<int>(parts_.size()); }
-  bool is_merge(int i) const override { return parts_[static_cast<size_t>(i)].is_merge; }
+  int depth() const override { return static_cast<int>(steps_.size()); }
 
   // pixels [B, 3, R, S] -> [B, N, C]
   Tensor embed(const Context& ctx, const Batch& batch) const override {
     require_pixels(batch);
     const Tensor x = patch_embed_.run(ctx, unfold_patches(batch.pixels, config_.patch));
-    return layer_norm(ctx.tape, x, patch_norm_.weight, patch_norm_.bias, config_.eps);
+    return layer_norm(ctx.tape, x, patch_norm_.weight, patch_norm_.bias.loaded, config_.eps);
   }
 
-  // x [B, N, C] -> the same, or [B, N/4, 2C] when the part is a merge
+  // x [B, N, C] -> the same, or [B, N/4, 2C] when the step is a merge
   Tensor block_body(const Context& ctx, int i, const Tensor& x) const override {
-    const Part& part = parts_[static_cast<size_t>(i)];
-    return part.is_merge ? merge(ctx, part.merge, x) : block(ctx, part.block, x);
+    const Step& step = steps_[static_cast<size_t>(i)];
+    return step.is_merge ? merge(ctx, step.merge, x) : block(ctx, step.block, x);
   }
 
   Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, C] -> [B, classes]
-    return head_.run(ctx, mean_tokens(ctx.tape, layer_norm(ctx.tape, x, norm_.weight, norm_.bias, config_.eps)));
+    return head_.run(ctx, mean_tokens(ctx.tape, layer_norm(ctx.tape, x, norm_.weight, norm_.bias.loaded, config_.eps)));
   }
 
-  std::vector<Site*> sites(int i) override {
-    if (i < 0) return {&patch_embed_};
-    if (i >= depth()) return {&head_};
-    Part& part = parts_[static_cast<size_t>(i)];
-    if (part.is_merge) return {&part.merge.reduction};
-    Block& b = part.block;
-    return {&b.qkv, &b.matmul1, &b.matmul2, &b.proj, &b.fc1, &b.fc2};
+  Part part(int i) override {
+    if (i < 0) return {Part::Kind::Embedding, "patch_embed", {{{&patch_embed_}}}};
+    if (i >= depth()) return {Part::Kind::Head, "head", {{{&head_}, {&norm_}}}};
+    Step& step = steps_[static_cast<size_t>(i)];
+    Layer& last = step.is_merge ? step.merge.reduction : step.block.fc2;
+    Part part = step.is_merge ? Part{Part::Kind::Merge, step.name, {{{&last}, {&step.merge.norm}}}}
+                              : vision_part(step.block, step.name, {});
+    part.output = block_point(i, step.name, &last.bias, last.name + ".bias");
+    if (step.is_merge) part.output.kind = Point::Kind::Downsample;
+    part.ends_stage = step.is_merge || i + 1 == depth();
+    return part;
   }
 
  private:
   Tensor block(const Context& ctx, const Block& b, const Tensor& x0) const {
     Tape* t = ctx.tape;
     const Windows& w = *b.windows;
-    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias, config_.eps);
+    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias.loaded, config_.eps);
     const Tensor cut = permute_rows(t, u, w.to, {u.dim(0) * w.count, w.tokens, u.dim(2)});
-    const Tensor z = run_chain(ctx, b.proj, cut, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
+    const Tensor z =
+        run_branch(ctx, b.proj, cut, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
     const Tensor x1 = add(t, x0, permute_rows(t, z.reshaped(x0.shape), w.back, x0.shape));
-    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
+    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias.loaded, config_.eps);
     return add(t, x1,
-               run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
+               run_branch(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
   }
 
   // u [B*windows, tokens, C] -> the same
@@ -146,34 +149,22 @@ class Swin : public Model {
 
   Tensor merge(const Context& ctx, const Merge& m, const Tensor& x) const {
     const Tensor four = permute_rows(ctx.tape, x, m.index, {x.dim(0), x.dim(1) / 4, 4 * x.dim(2)});
-    return m.reduction.run(ctx, layer_norm(ctx.tape, four, m.norm.weight, m.norm.bias, config_.eps));
+    return m.reduction.run(ctx, layer_norm(ctx.tape, four, m.norm.weight, m.norm.bias.loaded, config_.eps));
   }
 
   SwinConfig config_;
-  Site patch_embed_;
+  Layer patch_embed_;
   Norm patch_norm_;
   std::vector<std::unique_ptr<Windows>> windows_;  // two a stage: unshifted and shifted
-  std::vector<Part> parts_;
+  std::vector<Step> steps_;
   Norm norm_;
-  Site head_;
+  Layer head_;
 };
 
 Block load_block(const Loader& at, const std::string& name, int64_t C, int64_t heads, int64_t mlp, int64_t w,
                  const Windows* windows) {
-  const Loader attn = at.sub("attn"), perceptron = at.sub("mlp");
-  Block b;
-  b.heads = heads;
-  b.windows = windows;
-  b.position_bias = position_bias(attn.get("relative_position_bias_table", {(2 * w - 1) * (2 * w - 1), heads}), w);
-  b.norm1 = load_norm(at.sub("norm1"), C);
-  b.qkv = load_linear(attn, Role::QKV, name + "attn.qkv", 3 * C, C);
-  b.matmul1 = product_site(Role::QK, name + "attn.matmul1");
-  b.matmul2 = product_site(Role::AV, name + "attn.matmul2");
-  b.proj = load_linear(attn, Role::Proj, name + "attn.proj", C, C);
-  b.norm2 = load_norm(at.sub("norm2"), C);
-  b.fc1 = load_linear(perceptron, Role::Fc1, name + "mlp.fc1", mlp, C);
-  b.fc2 = load_linear(perceptron, Role::Fc2, name + "mlp.fc2", C, mlp);
-  return b;
+  const Tensor table = at.sub("attn").get("relative_position_bias_table", {(2 * w - 1) * (2 * w - 1), heads});
+  return {load_vision_block(at, name, C, mlp), heads, windows, position_bias(table, w)};
 }
 
 Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : config_(c) {
@@ -185,10 +176,11 @@ Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : con
     const Loader stage = file.sub("layers").sub(static_cast<int64_t>(s));
     const std::string name = "layers." + std::to_string(s) + ".";
     if (s > 0) {
-      Part part{true, {}, {merge_index(R), load_norm(stage.sub("downsample").sub("norm"), 4 * C), {}}};
-      part.merge.reduction =
-          load_linear(stage.sub("downsample"), Role::Reduction, name + "downsample.reduction", 2 * C, 4 * C, false);
-      parts_.push_back(part);
+      const Loader at = stage.sub("downsample");
+      Step step{name + "downsample", true};
+      step.merge = {merge_index(R), load_norm(at.sub("norm"), 4 * C),
+                    load_linear(at, Role::Reduction, step.name + ".reduction", 2 * C, 4 * C, false)};
+      steps_.push_back(step);
       C *= 2;
       R /= 2;
     }
@@ -196,12 +188,13 @@ Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : con
     const int64_t w = std::min(R, c.window), shift = R > c.window ? w / 2 : 0;
     windows_.push_back(std::make_unique<Windows>(make_windows(R, w, 0)));
     windows_.push_back(std::make_unique<Windows>(make_windows(R, w, shift)));
-    for (int64_t j = 0; j < c.depths[s]; ++j)
-      parts_.push_back({false,
-                        load_block(stage.sub("blocks").sub(j), name + "blocks." + std::to_string(j) + ".", C,
-                                   c.heads[s], static_cast<int64_t>(static_cast<double>(C) * c.mlp_ratio), w,
-                                   windows_[2 * s + static_cast<size_t>(j % 2)].get()),
-                        {}});
+    for (int64_t j = 0; j < c.depths[s]; ++j) {
+      const std::string block = name + "blocks." + std::to_string(j);
+      const int64_t hidden = static_cast<int64_t>(static_cast<double>(C) * c.mlp_ratio);
+      const Windows* windows = windows_[2 * s + static_cast<size_t>(j % 2)].get();
+      steps_.push_back(
+          {block, false, load_block(stage.sub("blocks").sub(j), block, C, c.heads[s], hidden, w, windows)});
+    }
   }
   norm_ = load_norm(file.sub("norm"), C);
   head_ = load_linear(file.sub("head"), Role::Head, "head.fc", info.outputs, C);

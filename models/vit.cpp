@@ -16,11 +16,6 @@ struct VitConfig {
   bool distilled = false;  // DeiT's second token
 };
 
-struct Block {
-  Norm norm1, norm2;
-  Site qkv, matmul1, matmul2, proj, fc1, fc2;
-};
-
 class Vit : public Model {
  public:
   Vit(const VitConfig& config, const Loader& file, const ModelInfo& info);
@@ -36,46 +31,48 @@ class Vit : public Model {
 
   // x [B, N, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
-    const Block& b = blocks_[static_cast<size_t>(i)];
+    const VisionBlock& b = blocks_[static_cast<size_t>(i)];
     Tape* t = ctx.tape;
-    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias, config_.eps);
+    const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias.loaded, config_.eps);
     const Tensor x1 =
-        add(t, x0, run_chain(ctx, b.proj, u, [&](const Context& c, const Tensor& v) { return attention(c, b, v); }));
-    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias, config_.eps);
+        add(t, x0, run_branch(ctx, b.proj, u, [&](const Context& c, const Tensor& v) { return attention(c, b, v); }));
+    const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias.loaded, config_.eps);
     return add(t, x1,
-               run_chain(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
+               run_branch(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
   }
 
   Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, D] -> [B, classes]
-    const auto logits_of = [&](const Site& head, int64_t token) {
+    const auto logits_of = [&](const Layer& head, int64_t token) {
       const Tensor one = select_token(ctx.tape, x, token);
-      return head.run(ctx, layer_norm(ctx.tape, one, norm_.weight, norm_.bias, config_.eps));
+      return head.run(ctx, layer_norm(ctx.tape, one, norm_.weight, norm_.bias.loaded, config_.eps));
     };
     const Tensor logits = logits_of(head_, 0);
     if (head_dist_.weight.empty()) return logits;
     return scale(ctx.tape, add(ctx.tape, logits, logits_of(head_dist_, 1)), 0.5f);
   }
 
-  std::vector<Site*> sites(int i) override {
-    if (i < 0) return {&patch_embed_};
-    if (i >= depth()) return head_dist_.weight.empty() ? std::vector<Site*>{&head_} : std::vector{&head_, &head_dist_};
-    Block& b = blocks_[static_cast<size_t>(i)];
-    return {&b.qkv, &b.matmul1, &b.matmul2, &b.proj, &b.fc1, &b.fc2};
+  Part part(int i) override {
+    if (i < 0) return {Part::Kind::Embedding, "patch_embed", {{{&patch_embed_}}}};
+    if (i >= depth() && head_dist_.weight.empty()) return {Part::Kind::Head, "head", {{{&head_}, {&norm_}}}};
+    if (i >= depth()) return {Part::Kind::Head, "head", {{{&head_}}, {{&head_dist_}}}};
+    VisionBlock& b = blocks_[static_cast<size_t>(i)];
+    const std::string name = "blocks." + std::to_string(i);
+    return vision_part(b, name, block_point(i, name, &b.fc2.bias, b.fc2.name + ".bias"));
   }
 
  private:
   // u [B, N, D] -> [B, N, D]
-  Tensor attention(const Context& ctx, const Block& b, const Tensor& u) const {
+  Tensor attention(const Context& ctx, const VisionBlock& b, const Tensor& u) const {
     const Tensor qkv = b.qkv.run(ctx, u);  // [B, N, 3D]
     return b.proj.run(ctx, attend(ctx, b.matmul1, b.matmul2, qkv, {config_.heads, false, {}, {}}));
   }
 
   VitConfig config_;
   Tensor tokens_, pos_embed_;  // [K, D], [K+N, D]: the class token, and DeiT's distillation token
-  Site patch_embed_;           // a convolution of stride P is a linear layer on patches: [D, 3*P*P]
-  std::vector<Block> blocks_;
+  Layer patch_embed_;          // a convolution of stride P is a linear layer on patches: [D, 3*P*P]
+  std::vector<VisionBlock> blocks_;
   Norm norm_;
-  Site head_, head_dist_;  // the second: of the distillation token, where there is one
+  Layer head_, head_dist_;  // the second: of the distillation token, where there is one
 };
 
 Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config_(c) {
@@ -87,18 +84,8 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
   pos_embed_ = file.get("pos_embed", {1, N, D}).reshaped({N, D});
   patch_embed_ = load_patch_embed(file, D, c.patch);
   for (int64_t i = 0; i < c.depth; ++i) {
-    const Loader at = file.sub("blocks").sub(i), attn = at.sub("attn"), mlp = at.sub("mlp");
-    const std::string name = "blocks." + std::to_string(i) + ".";
-    Block b;
-    b.norm1 = load_norm(at.sub("norm1"), D);
-    b.qkv = load_linear(attn, Role::QKV, name + "attn.qkv", 3 * D, D);
-    b.matmul1 = product_site(Role::QK, name + "attn.matmul1");
-    b.matmul2 = product_site(Role::AV, name + "attn.matmul2");
-    b.proj = load_linear(attn, Role::Proj, name + "attn.proj", D, D);
-    b.norm2 = load_norm(at.sub("norm2"), D);
-    b.fc1 = load_linear(mlp, Role::Fc1, name + "mlp.fc1", c.mlp, D);
-    b.fc2 = load_linear(mlp, Role::Fc2, name + "mlp.fc2", D, c.mlp);
-    blocks_.push_back(b);
+    const std::string name = "blocks." + std::to_string(i);
+    blocks_.push_back(load_vision_block(file.sub("blocks").sub(i), name, D, c.mlp));
   }
   norm_ = load_norm(file.sub("norm"), D);
   head_ = load_linear(file, Role::Head, "head", info.outputs, D);

@@ -17,8 +17,9 @@ std::regex regex_of(const std::string& pattern) {
 
 }  // namespace
 
-std::vector<SiteRule> site_rules(const std::vector<std::string>& layer_bits, const std::vector<std::string>& exclude) {
-  std::vector<SiteRule> rules;
+std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits,
+                                   const std::vector<std::string>& exclude) {
+  std::vector<LayerRule> rules;
   for (const std::string& rule : layer_bits) {
     const size_t equals = rule.rfind('=');
     const std::string k = equals == std::string::npos ? "" : rule.substr(equals + 1);
@@ -30,24 +31,29 @@ std::vector<SiteRule> site_rules(const std::vector<std::string>& layer_bits, con
   return rules;
 }
 
-SiteBits allocate_bits(Model& model, const std::vector<SiteRule>& rules) {
-  SiteBits allocated;
-  for (const SiteRule& rule : rules) {
+LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules) {
+  LayerBits allocated;
+  for (const LayerRule& rule : rules) {
     const std::regex pattern = regex_of(rule.pattern);
     std::string example;
     bool fits = false;
     for (int i = 0; i < model.depth(); ++i)
-      for (const Site* site : model.sites(i)) {
-        if (!site->is_linear()) continue;
-        example = site->name;
-        if (!std::regex_search(site->name, pattern)) continue;
-        allocated[site] = rule.bits;
+      for (const Layer* layer : model.layers(i)) {
+        if (!layer->is_linear()) continue;
+        example = layer->name;
+        if (!std::regex_search(layer->name, pattern)) continue;
+        allocated[layer] = rule.bits;
         fits = true;
       }
     require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", rule.pattern,
                   model.info().name, example);
   }
   return allocated;
+}
+
+bool is_to_quantize(const Layer& layer, const LayerBits& bits) {
+  const auto own = bits.find(&layer);
+  return layer.is_linear() && (own == bits.end() || own->second > 0);
 }
 
 }  // namespace bcq

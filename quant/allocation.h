@@ -8,17 +8,20 @@
 
 namespace bcq {
 
-struct SiteRule {
-  std::string pattern;  // ECMAScript regular expression, looked for anywhere in a site's name
-  int bits;             // 2..8; 0: the site stays float
+struct LayerRule {
+  std::string pattern;  // ECMAScript regular expression, looked for anywhere in a layer's name
+  int bits;             // 2..8; 0: the layer stays float
 };
 
 // --layer-bits REGEX=K, and --exclude REGEX, which overrides it. UsageError when K is not 2..8.
-std::vector<SiteRule> site_rules(const std::vector<std::string>& layer_bits, const std::vector<std::string>& exclude);
+std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits, const std::vector<std::string>& exclude);
 
-using SiteBits = std::map<const Site*, int>;
-// The linear sites of the blocks that a rule fits, with the bits of the last one that does. UsageError for a
-// pattern that is no regular expression or fits no site.
-SiteBits allocate_bits(Model& model, const std::vector<SiteRule>& rules);
+using LayerBits = std::map<const Layer*, int>;
+// The linear layers of the blocks that a rule fits, with the bits of the last one that does. UsageError for a
+// pattern that is no regular expression or fits no layer.
+LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules);
+
+// Whether a layer has a weight that these bits quantize; without an entry it does.
+bool is_to_quantize(const Layer& layer, const LayerBits& bits);
 
 }  // namespace bcq

@@ -95,15 +95,15 @@ Candidates twin_softmax(int bits, bool official) {
   return {splits, 1, [=](const std::vector<float>& c) { return Grid{TwinSoftmax{bits, c[0], official}}; }};
 }
 
-Operand left_operand(const Site& site, const SiteData& data, const PtqOptions& o) {
+Operand left_operand(const Layer& layer, const Operands& data, const PtqOptions& o) {
   Operand operand{Side::Left, data.a, {}, false, {}, {}};
-  if (o.abits == kFloatBits || (site.role == Role::Patch && !o.quantize_pixels)) return operand;
-  if (site.role == Role::AV && o.softmax_twin != SoftmaxTwin::None) {
+  if (o.abits == kFloatBits || (layer.role == Role::Patch && !o.quantize_pixels)) return operand;
+  if (layer.role == Role::AV && o.softmax_twin != SoftmaxTwin::None) {
     operand.candidates = twin_softmax(o.abits, o.softmax_twin == SoftmaxTwin::Official);
     operand.alone = true;
-  } else if (site.role == Role::Fc2 && o.gelu_twin != GeluTwin::None) {
+  } else if (layer.role == Role::Fc2 && o.gelu_twin != GeluTwin::None) {
     operand.candidates = twin_gelu(data.a, o.abits, o);
-  } else if (site.is_linear()) {
+  } else if (layer.is_linear()) {
     operand.candidates = uniform(data.a, 0, 1, o.abits, o);
   } else {
     operand.candidates = uniform(data.a, 1, o.head_intervals ? data.a.dim(1) : 1, o.abits, o);
@@ -112,25 +112,25 @@ Operand left_operand(const Site& site, const SiteData& data, const PtqOptions& o
   return operand;
 }
 
-Operand right_operand(const Site& site, const SiteData& data, const PtqOptions& o) {
-  const bool weight = site.is_linear();
+Operand right_operand(const Layer& layer, const Operands& data, const PtqOptions& o) {
+  const bool weight = layer.is_linear();
   const int bits = weight ? o.wbits : o.abits;
-  Operand operand{Side::Right, weight ? site.weight.values() : data.b, {}, false, {}, {}};
+  Operand operand{Side::Right, weight ? layer.weight.values() : data.b, {}, false, {}, {}};
   if (bits == kFloatBits) return operand;
-  const int64_t units = !weight                                      ? (o.head_intervals ? data.b.dim(1) : 1)
-                        : site.role == Role::QKV                     ? 3
-                        : site.role == Role::Patch && o.channel_conv ? site.weight.dim(0)
-                                                                     : 1;
+  const int64_t units = !weight                                       ? (o.head_intervals ? data.b.dim(1) : 1)
+                        : layer.role == Role::QKV                     ? 3
+                        : layer.role == Role::Patch && o.channel_conv ? layer.weight.dim(0)
+                                                                      : 1;
   operand.candidates = uniform(operand.value, weight ? 0 : 1, units, bits, o);
   operand.chosen.assign(static_cast<size_t>(units), 1.f);
   return operand;
 }
 
-void check(const Site& site, const SiteData& data) {
-  const char* name = site.name.c_str();
+void check(const Layer& layer, const Operands& data) {
+  const std::string& name = layer.name;
   for (const Tensor* t : {&data.a, &data.y})
     require(!t->empty() && t->size() > 0, "%s: calibration needs operands and outputs", name);
-  require(site.is_linear() || !data.b.empty(), "%s: calibration needs both operands", name);
+  require(layer.is_linear() || !data.b.empty(), "%s: calibration needs both operands", name);
   require(data.g2.empty() || data.g2.size() == data.y.size(), "%s: weights of shape %s for an output of shape %s", name,
           to_string(data.g2.shape), to_string(data.y.shape));
   for (const Tensor* t : {&data.a, &data.b, &data.y})
@@ -165,12 +165,12 @@ PtqOptions easy_quant(int wbits, int abits) {
   return options;
 }
 
-void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options) {
+void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options) {
   check(options);
-  check(site, data);
-  Operand left = left_operand(site, data, options), right = right_operand(site, data, options);
+  check(layer, data);
+  Operand left = left_operand(layer, data, options), right = right_operand(layer, data, options);
   // A weight comes before its input, the left operand of a product before the right one.
-  Operand* order[] = {site.is_linear() ? &right : &left, site.is_linear() ? &left : &right};
+  Operand* order[] = {layer.is_linear() ? &right : &left, layer.is_linear() ? &left : &right};
   for (int round = 0; round < options.rounds; ++round)
     for (Operand* operand : order) {
       if (!operand->is_searched()) continue;
@@ -180,13 +180,13 @@ void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options)
       if (operand->seen == given) continue;
       operand->seen = given;
       const Grid fixed = operand->alone ? Grid{Identity{}} : other.grid();
-      const std::vector<int> best = search(site, data, options.metric, operand->side, fixed, operand->candidates);
+      const std::vector<int> best = search(layer, data, options.metric, operand->side, fixed, operand->candidates);
       for (size_t u = 0; u < best.size(); ++u)
         operand->chosen[u] = operand->candidates.multipliers[static_cast<size_t>(best[u])];
     }
-  site.a = left.grid();
-  site.b = right.grid();
-  site.weight_hat = site.is_linear() && right.is_searched() ? fake_quantize(site.b, right.value) : Tensor{};
+  Quantized q{left.grid(), right.grid(), {}, nullptr, nullptr};
+  if (layer.is_linear() && right.is_searched()) q.weight = fake_quantize(q.right, right.value);
+  layer.quantize(std::move(q));
 }
 
 // ---- Probe gradients at the logits -----------------------------------------------------------------
@@ -250,214 +250,48 @@ std::vector<std::vector<Tensor>> probe_gradients(const std::vector<Tensor>& logi
   return gradients;
 }
 
-// ---- The walk from the head to the embedding ----------------------------------------------------------
-
-// Calibrate one site and note what it took.
-void calibrate_timed(Site& site, const SiteData& data, const PtqOptions& options, PtqCost& cost) {
-  const Timer watch;
-  calibrate_site(site, data, options);
-  cost.search[&site] = watch.seconds();
-}
-
-// Multiplications of each site, to tell how far the calibration is; finds values that are not finite.
-struct Survey : Observer {
-  std::map<const Site*, double> products;
-  double total = 0;
-
-  void site(const Site& site, const Tensor& a, const Tensor&, const Tensor& y) override {
-    for (const Tensor* t : {&a, &y})
-      require(kernels().all_finite(t->data, t->size()), "%s: its %s are not finite in the float network", site.name,
-              t == &a ? "inputs" : "outputs");
-    const double n = static_cast<double>(y.size()) * static_cast<double>(a.dim(-1));
-    products[&site] += n;
-    total += n;
-  }
-};
-
-// Copy a batch of `count` images to its place among all; a Swin has several samples (windows) an image.
-void put(Tensor& all, const Tensor& batch, int64_t first, int64_t count, int64_t images) {
-  const int64_t per_image = batch.dim(0) / count;
-  if (all.empty()) {
-    Shape shape = batch.shape;
-    shape[0] = images * per_image;
-    all = Tensor::uninitialized(shape);
-  }
-  const Tensor place = all.slice(first * per_image, (first + count) * per_image);
-  std::memcpy(place.data, batch.data, static_cast<size_t>(batch.size()) * sizeof(float));
-}
-
-// Gathers the data of the sites of one part of the model, batch by batch and draw by draw.
-class Capture : public Observer {
- public:
-  explicit Capture(int64_t images) : images_(images) {}
-
-  // What runs next: `count` images from `first` on; keep_data: the operands and outputs are wanted.
-  void start(Tape* tape, int64_t first, int64_t count, bool keep_data) {
-    tape_ = tape;
-    first_ = first;
-    count_ = count;
-    keep_data_ = keep_data;
-    outputs_.clear();
-  }
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (keep_data_) {
-      SiteData& data = sites_[&site].data;
-      put(data.a, a, first_, count_, images_);
-      if (!site.is_linear()) put(data.b, b, first_, count_, images_);
-      put(data.y, y, first_, count_, images_);
-    }
-    if (tape_) outputs_.emplace_back(&site, y);
-  }
-  // After backward(): add the squares of this draw's gradients.
-  void add_gradients() {
-    for (const auto& [site, y] : outputs_) add(sites_[site], tape_->grad(y));
-  }
-  SiteData take(const Site* site) {
-    const auto found = sites_.find(site);
-    require(found != sites_.end(), "%s was never run", site->name);
-    SiteData data = std::move(found->second.data);
-    sites_.erase(found);
-    return data;
-  }
-
- private:
-  struct Entry {
-    SiteData data;
-    int exponent = 0;  // g2 is the sum of (G / 2^exponent)²
-  };
-
-  // Gradients may be as small as 1e-20. They are scaled by a power of two that follows the largest seen
-  // at the site, so that squares stay normal and a change of scale is exact; scores do not see the factor.
-  void add(Entry& e, const Tensor& g) {
-    const float top = kernels().max_abs(g.data, g.size());
-    Tensor& g2 = e.data.g2;
-    const bool first = g2.empty();
-    if (first) {
-      g2 = Tensor(e.data.y.shape);
-      e.exponent = FLT_MIN_EXP;
-    }
-    if (std::isfinite(top) && top > 0 && std::ilogb(top) > e.exponent) {
-      const int exponent = std::ilogb(top);
-      if (!first) kernels().scale(g2.data, std::ldexp(1.f, 2 * (e.exponent - exponent)), g2.data, g2.size());
-      e.exponent = exponent;
-    }
-    const float down = std::ldexp(1.f, -e.exponent);
-    float* into = g2.data + first_ * (g2.size() / images_);
-    for (int64_t i = 0; i < g.size(); ++i) into[i] += (g[i] * down) * (g[i] * down);
-  }
-
-  int64_t images_;
-  Tape* tape_ = nullptr;
-  int64_t first_ = 0, count_ = 0;
-  bool keep_data_ = true;
-  std::vector<std::pair<const Site*, Tensor>> outputs_;
-  std::map<const Site*, Entry> sites_;
-};
-
-// Part -1: pixels -> [B, N, D].  Part i: block i.  Part depth(): -> logits.
-Tensor run_part(const Model& model, const Context& ctx, int i, const Tensor& x) {
-  if (i < 0) return model.embed(ctx, Batch{x, {}, 0, 0});
-  return i < model.depth() ? model.block(ctx, i, x) : model.head(ctx, x);
-}
-
-// Data of the sites of part i from its inputs. `gradients` [draw][batch] are those of its outputs and
-// become those of its inputs; without any, g2 stays empty.
-Capture capture_part(const Model& model, int i, const std::vector<Tensor>& inputs, int64_t samples,
-                     std::vector<std::vector<Tensor>>& gradients) {
-  Capture capture(samples);
-  int64_t first = 0;
-  for (size_t j = 0; j < inputs.size(); ++j) {
-    for (size_t draw = 0; draw < std::max<size_t>(1, gradients.size()); ++draw) {
-      Tape tape;
-      Tape* recording = gradients.empty() ? nullptr : &tape;
-      Tensor x = inputs[j];
-      if (recording && i >= 0) tape.watch(x);
-      capture.start(recording, first, inputs[j].dim(0), draw == 0);
-      const Tensor y = run_part(model, {Precision::Float, recording, &capture}, i, x);
-      if (!recording) continue;
-      tape.backward(y, gradients[draw][j]);
-      capture.add_gradients();
-      gradients[draw][j] = i >= 0 ? tape.grad(x) : Tensor{};
-    }
-    first += inputs[j].dim(0);
-  }
-  return capture;
-}
-
-// EasyQuant's order: site after site as the network runs, each on what the sites before it, already
-// quantized, make of the images. Its own grids are not chosen yet, so its output is that of its float weight.
-void calibrate_in_sequence(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                           PtqCost& cost) {
-  const int64_t samples = images.dim(0);
-  std::vector<Tensor> x;
-  for (int64_t b = 0; b < samples; b += kBatch) x.push_back(images.slice(b, std::min(samples, b + kBatch)));
-  for (int i = -1; i <= model.depth(); ++i) {
-    for (Site* site : model.sites(i)) {
-      progress("calibration", i + 1, model.depth() + 2);
-      Capture capture(samples);
-      int64_t first = 0;
-      for (const Tensor& batch : x) {
-        capture.start(nullptr, first, batch.dim(0), true);
-        run_part(model, {Precision::Fake, nullptr, &capture}, i, batch);
-        first += batch.dim(0);
-      }
-      calibrate_timed(*site, capture.take(site), options, cost);
-    }
-    for (Tensor& batch : x) batch = run_part(model, {Precision::Fake}, i, batch);
-  }
-  progress("calibration", 1, 1);
-}
-
 }  // namespace
+
+// ---- The method ------------------------------------------------------------------------------------
+
+Ptq::Ptq(const PtqOptions& options, const Warn& warn) : options_(options), warn_(warn) { check(options); }
+
+Needs Ptq::needs() const {
+  Needs needs;
+  needs.operands = true;
+  needs.sequential = options_.sequential;
+  needs.gradients = options_.metric == Metric::Hessian;
+  if (options_.sequential) needs.stream = Stream::Quantized;
+  return needs;
+}
+
+void Ptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+  for (size_t i = 0; i < group.size(); ++i) {
+    const Timer watch;
+    calibrate_layer(*group[i], seen.operands[i], options_);
+    cost.search[group[i]] = watch.seconds();
+  }
+}
+
+std::vector<std::vector<Tensor>> Ptq::logit_gradients(const std::vector<Tensor>& logits) {
+  return probe_gradients(logits, options_, warn_);
+}
 
 PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
                      const Warn& warn) {
-  check(options);
   const Timer watch;
-  PtqCost cost;
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
                 model.info().name);
   require_usage(images.rank() == 4 && images.dim(0) >= 1, "calibration needs at least one image");
-  model.clear();
-  const auto report = [&](const std::string& what, double done, double total) {
-    if (progress) progress(what, done, total);
-  };
-  if (options.sequential) {
-    calibrate_in_sequence(model, images, options, report, cost);
-    cost.total = watch.seconds();
-    return cost;
+  Ptq method(options, warn);
+  std::vector<Batch> batches;
+  for (int64_t b = 0; b < images.dim(0); b += kBatch) {
+    batches.emplace_back();
+    batches.back().pixels = images.slice(b, std::min(images.dim(0), b + kBatch));
   }
-  const int64_t samples = images.dim(0);
-  const int depth = model.depth();
-
-  report("running the float network", 0, 1);
-  Survey survey;
-  std::vector<std::vector<Tensor>> inputs(static_cast<size_t>(depth) + 2);  // of parts -1 ... depth, in batches
-  std::vector<Tensor> logits;
-  for (int64_t b = 0; b < samples; b += kBatch) {
-    Tensor x = images.slice(b, std::min(samples, b + kBatch));
-    for (int i = -1; i <= depth; ++i) {
-      inputs[static_cast<size_t>(i + 1)].push_back(x);
-      x = run_part(model, {Precision::Float, nullptr, &survey}, i, x);
-    }
-    logits.push_back(x);
-  }
-  std::vector<std::vector<Tensor>> gradients;
-  if (options.metric == Metric::Hessian) gradients = probe_gradients(logits, options, warn);
-
-  double done = 0;
-  for (int i = depth; i >= -1; --i) {
-    std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
-    Capture capture = capture_part(model, i, x, samples, gradients);
-    for (Site* site : model.sites(i)) {
-      report("calibration", done, survey.total);
-      calibrate_timed(*site, capture.take(site), options, cost);
-      done += survey.products[site];
-    }
-  }
-  report("calibration", survey.total, survey.total);
-  cost.total = watch.seconds();
-  return cost;
+  calibrate(model, batches, {&method}, {"calibration", progress, nullptr});
+  method.cost.total = watch.seconds();
+  return std::move(method.cost);
 }
 
 }  // namespace bcq

@@ -1,12 +1,12 @@
 // Weight and activation quantizers of vision transformers: BasePTQ, EasyQuant and PTQ4ViT
 // ("PTQ4ViT: Post-Training Quantization Framework for Vision Transformers", section 3;
-// semantics of the official code, which calibrates all sites in parallel on the float network).
+// semantics of the official code, which calibrates all layers in parallel on the float network).
 #pragma once
 #include <cstdint>
 #include <map>
 
 #include "engine/core/progress.h"
-#include "models/model.h"
+#include "quant/calibrate.h"
 #include "quant/search.h"
 
 namespace bcq {
@@ -43,7 +43,7 @@ struct PtqOptions {
   Probe probe = Probe::Fisher;
   int draws = 4;  // probe samples per image
   uint32_t seed = 3;
-  // Calibrate in the order of the network on quantized inputs, instead of all sites on the float network.
+  // Calibrate in the order of the network on quantized inputs, instead of all layers on the float network.
   bool sequential = false;
 };
 PtqOptions base_ptq(int wbits, int abits);
@@ -53,18 +53,37 @@ PtqOptions ptq4vit(int wbits, int abits);
 // for transformers; grids and candidates are BasePTQ's.
 PtqOptions easy_quant(int wbits, int abits);
 
-// Choose the grids of one site and set weight_hat. Deterministic. Throws Error naming the site when its
+// Choose the grids of one layer and round its weight. Deterministic. Throws Error naming the layer when its
 // data is not finite or does not fit, UsageError when the options make no sense.
-void calibrate_site(Site& site, const SiteData& data, const PtqOptions& options);
+void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options);
 
 // Where the time of a calibration went, in seconds.
 struct PtqCost {
-  std::map<const Site*, double> search;  // of each site's grids
-  double total = 0;                      // the rest are passes through the network and their gradients
+  std::map<const Layer*, double> search;  // of each layer's grids
+  double total = 0;                       // the rest are passes through the network and their gradients
 };
 
-// Calibrate every site of a vision model on images [B, 3, H, W], B >= 1. What the model's sites and
-// blocks held of quantization and compensation before is forgotten; the model is left quantized.
+// What the model held of quantization and compensation before is forgotten.
+class Ptq : public Method {
+ public:
+  // UsageError when the options make no sense.
+  Ptq(const PtqOptions& options, const Warn& warn);
+  Needs needs() const override;
+  void begin(Model& model) override { model.clear(); }
+  using Method::fit;
+  using Method::wants;
+  bool wants(const Layer&) const override { return true; }
+  void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
+  std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& logits) override;
+
+  PtqCost cost;
+
+ private:
+  PtqOptions options_;
+  Warn warn_;
+};
+
+// Calibrate every layer of a vision model on images [B, 3, H, W], B >= 1, by this method alone.
 PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
                      const Warn& warn);
 

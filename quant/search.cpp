@@ -27,11 +27,11 @@ struct Layout {
   int64_t units() const { return transposed ? heads : 1; }
 };
 
-Layout layout_of(const Site& site, const Tensor& y, int64_t units) {
+Layout layout_of(const Layer& layer, const Tensor& y, int64_t units) {
   Layout l;
   l.samples = y.dim(0);
-  require(l.samples >= 1 && y.size() > 0, "%s: no outputs to compare", site.name);
-  if (!site.is_linear()) {
+  require(l.samples >= 1 && y.size() > 0, "%s: no outputs to compare", layer.name);
+  if (!layer.is_linear()) {
     l.heads = y.dim(1), l.rows = y.dim(2), l.columns = y.dim(3);
     return l;
   }
@@ -174,51 +174,55 @@ Tensor take_rows(const Tensor& x, const std::vector<int64_t>& rows) {
 
 // The operands of a search and what their products are compared with.
 struct Problem {
-  Site site;     // the operand that stands is on its grid
+  Layer layer;   // the operand that stands is on its grid
   Side side;     // of the one that is searched
   Tensor left;   // [S, ...] in float
   Tensor right;  // of a product, in float
   Distance distance;
 
-  // The site with this grid for the searched operand, in integers where that goes. `other`, if any, is a candidate
+  // The layer with this grid for the searched operand, in integers where that goes. `other`, if any, is a candidate
   // made before: the codes of a weight that stands are shared.
-  Site candidate(const Grid& grid, const IntegerSite* other) const {
-    Site c = site;
-    (side == Side::Left ? c.a : c.b) = grid;
-    if (site.is_linear() && side == Side::Right) c.weight_hat = fake_quantize(grid, site.weight.values());
-    c.prepare_integer(side == Side::Left ? other : nullptr);
+  Layer candidate(const Grid& grid, const Int8Layer* other) const {
+    Layer c = layer;
+    Quantized q = *layer.quantized;
+    (side == Side::Left ? q.left : q.right) = grid;
+    if (layer.is_linear() && side == Side::Right) q.weight = fake_quantize(grid, layer.weight.values());
+    c.quantize(std::move(q));
+    c.prepare_int8(side == Side::Left ? other : nullptr);
     return c;
   }
 
   // Add the errors of samples [first, last) with this candidate.
-  void measure(const Site& candidate, int64_t first, int64_t last, double* errors) const {
+  void measure(const Layer& candidate, int64_t first, int64_t last, double* errors) const {
     const int64_t chunk = std::max<int64_t>(1, kChunk / distance.layout.sample_size());
     for (int64_t s = first; s < last; s += chunk) {
       const int64_t end = std::min(last, s + chunk);
       Tensor a = left.slice(s, end);
       // Rows that are samples of their own are still one product: linear() would multiply them one by one.
-      if (site.is_linear() && distance.layout.rows == 1) a = a.reshaped({1, a.rows(), a.dim(-1)});
-      const Tensor b = site.is_linear() ? Tensor{} : right.slice(s, end);
-      const Tensor y = candidate.product(Precision::Integer, nullptr, a, b);
+      if (layer.is_linear() && distance.layout.rows == 1) a = a.reshaped({1, a.rows(), a.dim(-1)});
+      const Tensor b = layer.is_linear() ? Tensor{} : right.slice(s, end);
+      const Tensor y = candidate.product({Precision::Integer}, a, b);
       distance.add(y.reshaped({end - s, distance.layout.sample_size()}), s, errors);
     }
   }
 };
 
-Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
+Problem make_problem(const Layer& layer, const Operands& data, Metric metric, Side side, const Grid& other,
                      int64_t units) {
-  Layout layout = layout_of(site, data.y, units);
+  Layout layout = layout_of(layer, data.y, units);
   Problem p{{}, side, data.a, data.b, {}};
-  p.site.name = site.name;
-  p.site.role = site.role;
-  p.site.weight = site.is_linear() ? Weight(site.weight.values()) : Weight{};
-  p.site.bias = site.bias;
-  (side == Side::Left ? p.site.b : p.site.a) = other;
-  if (site.is_linear() && side == Side::Left) p.site.weight_hat = fake_quantize(other, p.site.weight.values());
+  p.layer.name = layer.name;
+  p.layer.role = layer.role;
+  p.layer.weight = layer.is_linear() ? Weight(layer.weight.values()) : Weight{};
+  p.layer.bias.loaded = layer.bias.loaded;
+  Quantized q{};
+  (side == Side::Left ? q.right : q.left) = other;
+  if (layer.is_linear() && side == Side::Left) q.weight = fake_quantize(other, p.layer.weight.values());
+  p.layer.quantize(std::move(q));
   Tensor y = arrange(layout, data.y), w;
   if (metric == Metric::Hessian) w = usable_weights(layout, arrange(layout, data.g2));
   if (!w.empty() && !layout.transposed) {
-    if (site.is_linear()) {  // rows are products of their own, whichever sample they are of
+    if (layer.is_linear()) {  // rows are products of their own, whichever sample they are of
       const int64_t rows = layout.samples * layout.rows;
       y = y.reshaped({rows, layout.columns}), w = w.reshaped({rows, layout.columns});
       p.left = p.left.reshaped({rows, p.left.dim(-1)});
@@ -229,7 +233,7 @@ Problem make_problem(const Site& site, const SiteData& data, Metric metric, Side
     }
     const std::vector<int64_t> order = by_weight(w, layout.samples);
     y = take(y, order), w = take(w, order), p.left = take(p.left, order);
-    if (!site.is_linear()) p.right = take(p.right, order);
+    if (!layer.is_linear()) p.right = take(p.right, order);
     layout.samples = static_cast<int64_t>(order.size());
   }
   p.distance = {layout, metric, y, w};
@@ -247,9 +251,9 @@ class Race {
         slices_(std::min(kSlices, problem.distance.layout.samples)),
         errors_(candidates.multipliers.size() * units_, 0.0),
         bound_(units_, std::numeric_limits<double>::infinity()),
-        sites_(candidates.multipliers.size()) {
-    sites_[0] = problem.candidate(grid(0), nullptr);
-    first_ = sites_[0]->integer;
+        layers_(candidates.multipliers.size()) {
+    layers_[0] = problem.candidate(grid(0), nullptr);
+    first_ = layers_[0]->quantized->int8;
   }
 
   std::vector<int> run() {
@@ -267,7 +271,7 @@ class Race {
     for (int64_t slice = 1; slice < slices_; ++slice) {
       std::erase_if(open, [&](size_t i) {
         const bool lost = has_lost(i);
-        if (lost) sites_[i].reset();
+        if (lost) layers_[i].reset();
         return lost;
       });
       add_slice(open, slice);
@@ -285,10 +289,10 @@ class Race {
     const int64_t samples = problem_.distance.layout.samples, n = static_cast<int64_t>(who.size());
     const auto add = [&](int64_t i) {
       const size_t at = who[static_cast<size_t>(i)];
-      const Site site = sites_[at] ? *sites_[at] : problem_.candidate(grid(at), first_.get());
-      if (site.integer) sites_[at] = site;  // its codes are small; floats are made anew
+      const Layer layer = layers_[at] ? *layers_[at] : problem_.candidate(grid(at), first_.get());
+      if (layer.int8()) layers_[at] = layer;  // its codes are small; floats are made anew
       double* errors = &errors_[at * units_];
-      problem_.measure(site, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
+      problem_.measure(layer, samples * slice / slices_, samples * (slice + 1) / slices_, errors);
       for (size_t unit = 0; unit < units_; ++unit)  // an output that overflowed is the worst there is
         if (std::isnan(errors[unit])) errors[unit] = std::numeric_limits<double>::infinity();
     };
@@ -330,10 +334,10 @@ class Race {
   const Candidates& candidates_;
   size_t units_;
   int64_t slices_;
-  std::vector<double> errors_;              // [candidate][unit], over the slices measured so far
-  std::vector<double> bound_;               // of each unit: the smallest error over all slices known
-  std::vector<std::optional<Site>> sites_;  // candidates that are kept ready
-  std::shared_ptr<const IntegerSite> first_;
+  std::vector<double> errors_;                // [candidate][unit], over the slices measured so far
+  std::vector<double> bound_;                 // of each unit: the smallest error over all slices known
+  std::vector<std::optional<Layer>> layers_;  // candidates that are kept ready
+  std::shared_ptr<const Int8Layer> first_;
 };
 
 // Part `unit` of x along an axis that the units share: [..., n, ...] -> [..., n / units, ...].
@@ -360,30 +364,30 @@ Grid grid_of(const Grid& grid, int64_t unit) {
 
 }  // namespace
 
-std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
+std::vector<int> search(const Layer& layer, const Operands& data, Metric metric, Side side, const Grid& other,
                         const Candidates& candidates) {
   const int64_t units = candidates.units;
-  require(!candidates.multipliers.empty() && units >= 1, "%s: nothing to search", site.name);
-  if (units == 1 || (site.is_linear() && units == site.weight.dim(0)))
-    return Race(make_problem(site, data, metric, side, other, units), candidates).run();
+  require(!candidates.multipliers.empty() && units >= 1, "%s: nothing to search", layer.name);
+  if (units == 1 || (layer.is_linear() && units == layer.weight.dim(0)))
+    return Race(make_problem(layer, data, metric, side, other, units), candidates).run();
 
   // Nothing but its own part of the output depends on a unit, so each is a search of its own, which orders samples
   // and gives up candidates by that part alone: on ViT-B's query, key and value two thirds of the time of all at once.
-  require(!site.is_linear() || side == Side::Right, "%s: its input has one unit", site.name);
+  require(!layer.is_linear() || side == Side::Right, "%s: its input has one unit", layer.name);
   std::vector<int> best;
   for (int64_t unit = 0; unit < units; ++unit) {
     const auto part = [&](const Tensor& x, int axis) { return part_of(x, axis, unit, units); };
-    Site own;
-    own.name = site.name;
-    own.role = site.role;
-    SiteData seen = data;
-    if (site.is_linear()) {
-      own.weight = part(site.weight.values(), 0);
-      own.bias = part(site.bias, 0);
+    Layer own;
+    own.name = layer.name;
+    own.role = layer.role;
+    Operands seen = data;
+    if (layer.is_linear()) {
+      own.weight = part(layer.weight.values(), 0);
+      own.bias.loaded = part(layer.bias.loaded, 0);
     } else {
       seen.a = part(data.a, 1), seen.b = part(data.b, 1);
     }
-    const int axis = site.is_linear() ? data.y.rank() - 1 : 1;
+    const int axis = layer.is_linear() ? data.y.rank() - 1 : 1;
     seen.y = part(data.y, axis), seen.g2 = part(data.g2, axis);
     const Candidates of_unit{
         candidates.multipliers, 1, [&](const std::vector<float>& c) {

@@ -1,6 +1,6 @@
 // One search for every scale that PTQ4ViT looks for.
 //
-// Seen from the output of a site, [samples, heads, rows, columns], all operands are
+// Seen from the output of a layer, [samples, heads, rows, columns], all operands are
 // alike: a grid has one or more units, and a unit decides a part of the output that
 // no other unit reaches. A row block of a weight owns a range of columns, a head of
 // an activation owns that head, a grid with a single unit owns everything. So the
@@ -10,26 +10,18 @@
 #include <functional>
 #include <vector>
 
-#include "engine/nn/site.h"
+#include "quant/method.h"
 
 namespace bcq {
 
 // How similar a quantized output Ŷ is to the float output Y; summed over a unit's part.
 enum class Metric {
-  Hessian,  // -Σ G² (Y - Ŷ)², G the gradient of the probe loss at the site's output
+  Hessian,  // -Σ G² (Y - Ŷ)², G the gradient of the probe loss at the layer's output
   Cosine,   // cosine of Y and Ŷ along the unit's columns; along the positions when a unit is one column
   L2        // -Σ (Y - Ŷ)²
 };
 
-// Raw data of one site on the calibration images: operands and outputs of the float network.
-struct SiteData {
-  Tensor a;   // left operand [S, ..., in] or [S, H, N, K]
-  Tensor b;   // right operand [S, H, ., .]; empty for a linear site
-  Tensor y;   // float output [S, ..., out] or [S, H, N, M]
-  Tensor g2;  // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
-};
-
-enum class Side { Left, Right };  // of the product; the right operand of a linear site is its weight
+enum class Side { Left, Right };  // of the product; the right operand of a linear layer is its weight
 
 // What the grid of one operand may be.
 struct Candidates {
@@ -44,7 +36,7 @@ struct Candidates {
 // a grid of 8 bits or less: exact sums, and several times as fast.
 // The result does not depend on the number of threads. Each thread needs room for the quantized operand and the output
 // of some samples, each candidate for the codes of a weight: some hundred megabytes for ViT-B.
-std::vector<int> search(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other,
+std::vector<int> search(const Layer& layer, const Operands& data, Metric metric, Side side, const Grid& other,
                         const Candidates& candidates);
 
 }  // namespace bcq

@@ -44,7 +44,7 @@ struct Variant {
 };
 
 struct Record : Observer {
-  void site(const Site& s, const Tensor&, const Tensor&, const Tensor& y) override {
+  void product(const Layer& s, const Tensor&, const Tensor&, const Tensor& y) override {
     order.push_back(s.name);
     outputs[s.name] = y;
   }
@@ -95,7 +95,7 @@ inline void compare_with_reference(Model& model, const Batch& batch, const std::
     CHECK(relative_error(y, want.get("site." + name)) < kTight);
   }
   std::vector<std::string> order;
-  for (const Site* site : model.all_sites()) order.push_back(site->name);
+  for (const Layer* site : model.all_layers()) order.push_back(site->name);
   CHECK(order == record.order);
 }
 

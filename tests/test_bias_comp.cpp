@@ -41,8 +41,8 @@ std::vector<Batch> windows(int batches, int64_t size, int64_t length, uint32_t s
 // Uniform grids over the range each operand has on one batch, except the input of the patch embedding.
 struct Ranges : Observer {
   explicit Ranges(int n) : bits(n) {}
-  void site(const Site& s, const Tensor& a, const Tensor& b, const Tensor&) override {
-    Site& site = const_cast<Site&>(s);
+  void product(const Layer& s, const Tensor& a, const Tensor& b, const Tensor&) override {
+    Layer& site = const_cast<Layer&>(s);
     if (s.role != Role::Patch) site.a = grid(a, s.is_linear() ? 1 : a.dim(1));
     const Tensor right = s.is_linear() ? s.weight.values() : b;
     site.b = grid(right, s.is_linear() ? 1 : b.dim(1));
@@ -71,7 +71,7 @@ std::unique_ptr<Model> quantized_vit(int bits, const std::vector<Batch>& data) {
 std::unique_ptr<Model> quantized_opt(int bits) {
   auto model = load_model(kOpt);
   const Ranges ranges(bits);
-  for (Site* site : model->all_sites()) {
+  for (Layer* site : model->all_layers()) {
     site->b = ranges.grid(site->weight.values(), 1);
     site->weight_hat = fake_quantize(site->b, site->weight.values());
   }
@@ -88,9 +88,9 @@ BcOptions options(BcShape shape, bool block = false) {
 // Error of every site on its float inputs: its mean over the samples of all batches, and squared.
 struct SiteError : Observer {
   explicit SiteError(BcShape s) : shape(s) {}
-  void site(const Site& s, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    const Tensor q = s.product(Precision::Fake, nullptr, a, b);
-    means.try_emplace(s.name, MeanError(shape)).first->second.update(y, q);
+  void product(const Layer& s, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    const Tensor q = s.product({Precision::Fake}, a, b);
+    means.try_emplace(s.name, RunningMean(shape)).first->second.update(y, q);
     for (int64_t i = 0; i < y.size(); ++i) squared[s.name] += std::pow(static_cast<double>(y[i]) - q[i], 2);
     count[s.name] += y.size();
     size[s.name] = std::max(size[s.name], max_abs(doubles(y)));
@@ -99,15 +99,15 @@ struct SiteError : Observer {
     for (const Batch& batch : data) model.forward({Precision::Float, nullptr, this}, batch);
   }
   BcShape shape;
-  std::map<std::string, MeanError> means;
+  std::map<std::string, RunningMean> means;
   std::map<std::string, double> squared, size;
   std::map<std::string, int64_t> count;
 };
 
 // The compensation a site carries, however it is attached.
-Tensor bias_of(const Site& site) {
-  if (!site.bc.empty()) return site.bc;
-  return site.bias_hat.empty() ? Tensor{} : add(nullptr, site.bias_hat, scale(nullptr, site.bias, -1));
+Tensor bias_of(const Layer& site) {
+  if (!site.added.empty()) return site.added;
+  return site.bias.compensated.empty() ? Tensor{} : add(nullptr, site.bias.compensated, scale(nullptr, site.bias.loaded, -1));
 }
 
 double mean_square(const Tensor& b) {
@@ -118,12 +118,12 @@ double mean_square(const Tensor& b) {
 
 }  // namespace
 
-TEST_CASE("MeanError reproduces the official estimator: batches weigh the same whatever their size") {
+TEST_CASE("RunningMean reproduces the official estimator: batches weigh the same whatever their size") {
   const Tensor f1({2, 2, 2}, {1, 2, 3, 4, 0, 1, 1, 0}), q1({2, 2, 2}, {.5f, 2, 3, 5, 0, 0, 0, 0});
   const Tensor f2({1, 2, 2}, {2, 2, 2, 2}), q2({1, 2, 2}, {1, 1, 0, 2});
-  MeanError full(BcShape::Position), small(BcShape::Channel);
+  RunningMean full(BcShape::Position), small(BcShape::Channel);
   CHECK(full.mean().empty());
-  for (MeanError* e : {&full, &small}) {
+  for (RunningMean* e : {&full, &small}) {
     e->update(f1, q1);
     e->update(f2, q2);
   }
@@ -131,9 +131,9 @@ TEST_CASE("MeanError reproduces the official estimator: batches weigh the same w
   CHECK(same_bits(small.mean(), Tensor({2}, {0.9375f, 0.25f})));
 }
 
-TEST_CASE("MeanError: what several have averaged, added up, weighs as if it had come to one") {
+TEST_CASE("RunningMean: what several have averaged, added up, weighs as if it had come to one") {
   for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
-    MeanError all(shape), first(shape), rest(shape), sum(shape);
+    RunningMean all(shape), first(shape), rest(shape), sum(shape);
     for (uint32_t i = 0; i < 5; ++i) {
       const Tensor f = random({2, 3, 70}, 2 * i + 1), q = random({2, 3, 70}, 2 * i + 2);
       all.update(f, q);
@@ -144,13 +144,13 @@ TEST_CASE("MeanError: what several have averaged, added up, weighs as if it had 
     const Tensor want = all.mean(), got = sum.mean();
     REQUIRE(got.shape == want.shape);
     for (int64_t i = 0; i < want.size(); ++i) CHECK(std::abs(got[i] - want[i]) < 1e-6);
-    CHECK_THROWS_AS(sum.add(MeanError(shape)), Error);
+    CHECK_THROWS_AS(sum.add(RunningMean(shape)), Error);
   }
 }
 
-TEST_CASE("MeanError keeps heads apart and averages over what a bias is shared along") {
+TEST_CASE("RunningMean keeps heads apart and averages over what a bias is shared along") {
   const Tensor f = random({3, 2, 5, 4}, 1), q = random({3, 2, 5, 4}, 2);
-  MeanError full(BcShape::Position), small(BcShape::Channel);
+  RunningMean full(BcShape::Position), small(BcShape::Channel);
   full.update(f, q);
   small.update(f, q);
   REQUIRE(full.mean().shape == Shape{2, 5, 4});
@@ -164,13 +164,13 @@ TEST_CASE("MeanError keeps heads apart and averages over what a bias is shared a
   CHECK(relative_error(full.mean(), want_full) < 1e-6);
   CHECK(relative_error(small.mean(), want_small) < 1e-6);
 
-  MeanError logits(BcShape::Position);  // no positions: both shapes are a vector
+  RunningMean logits(BcShape::Position);  // no positions: both shapes are a vector
   logits.update(random({3, 4}, 3), random({3, 4}, 4));
   CHECK(logits.mean().shape == Shape{4});
 }
 
-TEST_CASE("MeanError refuses outputs that do not belong together") {
-  MeanError full(BcShape::Position), small(BcShape::Channel);
+TEST_CASE("RunningMean refuses outputs that do not belong together") {
+  RunningMean full(BcShape::Position), small(BcShape::Channel);
   CHECK_THROWS_AS(full.update(random({2, 3, 4}, 1), random({2, 4, 3}, 1)), Error);
   full.update(random({2, 3, 4}, 1), random({2, 3, 4}, 2));
   CHECK_THROWS_AS(full.update(random({2, 5, 4}, 1), random({2, 5, 4}, 2)), Error);
@@ -188,7 +188,7 @@ TEST_CASE("after fitting, the mean error of every site is zero and its squared e
     compensate(*model, data, options(shape), kSilent);
     after.run(*model, data);
     CHECK(after.means.size() == 14);
-    for (Site* site : model->all_sites()) {
+    for (Layer* site : model->all_layers()) {
       CAPTURE(site->name);
       const double n = static_cast<double>(after.count[site->name]);
       const double gone = (before.squared[site->name] - after.squared[site->name]) / n;
@@ -205,13 +205,13 @@ TEST_CASE("a quantizer that changes nothing needs no compensation") {
   const auto data = images(2, 3);
   const auto model = load_model(kVit);
   CHECK(compensate(*model, data, options(BcShape::Position), kSilent) == 0);  // no grids at all
-  for (Site* site : model->all_sites()) {  // a grid of 16 bits and more of resolution than the weights hold errors
+  for (Layer* site : model->all_layers()) {  // a grid of 16 bits and more of resolution than the weights hold errors
     if (!site->is_linear()) continue;
     site->b = Uniform{16, 0, {1}};
     site->weight_hat = site->weight;
   }
   CHECK(compensate(*model, data, options(BcShape::Position, true), kSilent) > 0);
-  for (Site* site : model->all_sites())
+  for (Layer* site : model->all_layers())
     if (site->is_linear()) CHECK(max_abs(doubles(bias_of(*site))) == 0);
   for (const Tensor& b : model->block_bc) CHECK(max_abs(doubles(b)) == 0);
   const Batch& batch = data[0];
@@ -265,10 +265,10 @@ TEST_CASE("a bias per channel on k alone changes no logits") {
   const Batch text = windows(1, 2, 9)[0];
   const Tensor before = model->forward(kFake, text);
   for (int i = 0; i < model->depth(); ++i)
-    for (Site* site : model->sites(i))
+    for (Layer* site : model->layers(i))
       if (site->role == Role::Key) compensate(*site, random({16}, 5));
   CHECK(relative_error(model->forward(kFake, text), before) < 1e-5);
-  for (Site* site : model->sites(0))
+  for (Layer* site : model->layers(0))
     if (site->role == Role::Query) compensate(*site, random({16}, 5));  // where it does not cancel
   CHECK(relative_error(model->forward(kFake, text), before) > 1e-3);
 }
@@ -278,7 +278,7 @@ TEST_CASE("folded compensations give the logits of added ones") {
   const auto folded = quantized_opt(3), added = quantized_opt(3);
   compensate(*folded, text, options(BcShape::Channel, true), kSilent);
   for (int i = 0; i < folded->depth(); ++i) {
-    const auto from = folded->sites(i), to = added->sites(i);
+    const auto from = folded->layers(i), to = added->layers(i);
     for (size_t s = 0; s < from.size(); ++s) {
       CHECK(from[s]->bc.empty());  // nothing is left to add at run time
       const Tensor b = bias_of(*from[s]);
@@ -298,7 +298,7 @@ TEST_CASE("a bias per position averages to the bias per channel") {
   compensate(*small, text, options(BcShape::Channel), kSilent);
   for (int i = 0; i < full->depth(); ++i)
     for (size_t s = 0; s < 6; ++s) {
-      const Tensor b = bias_of(*full->sites(i)[s]), want = bias_of(*small->sites(i)[s]);
+      const Tensor b = bias_of(*full->layers(i)[s]), want = bias_of(*small->layers(i)[s]);
       REQUIRE(b.shape == Shape{9, want.size()});
       std::vector<double> mean(static_cast<size_t>(want.size()));
       for (int64_t j = 0; j < b.size(); ++j) mean[static_cast<size_t>(j % want.size())] += b[j] / 9.0;
@@ -313,7 +313,7 @@ TEST_CASE("the block compensation is fitted with the sites compensated, on the f
     const auto count = compensate(*model, text, options(shape, true), kSilent);
     CHECK(count > 0);
     CHECK(model->block_bc.size() == (shape == BcShape::Position ? 2u : 0u));
-    std::vector<MeanError> errors(2, MeanError(shape));
+    std::vector<RunningMean> errors(2, RunningMean(shape));
     double size[2] = {};
     for (const Batch& batch : text) {
       Tensor x = model->embed(kFloat, batch);
@@ -340,20 +340,20 @@ std::unique_ptr<Model> quantized(const std::string& fixture, const std::vector<B
 // Error of the chains that end in one role, fed their float inputs.
 struct ChainError : Observer {
   ChainError(BcShape s, Role r) : shape(s), role(r) {}
-  void chain(const Site& last, const Tensor& x, const Tensor& y, const Body& body) override {
+  void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& body) override {
     if (last.role != role) return;
-    means.try_emplace(last.name, MeanError(shape)).first->second.update(y, body(kFake, x));
+    means.try_emplace(last.name, RunningMean(shape)).first->second.update(y, body(kFake, x));
     size = std::max(size, max_abs(doubles(y)));
   }
   BcShape shape;
   Role role;
-  std::map<std::string, MeanError> means;
+  std::map<std::string, RunningMean> means;
   double size = 0;
 };
 
 // Mean error of blocks first ... last run quantized from their float input; first < 0: of the whole network.
 double part_error(const Model& model, BcShape shape, const std::vector<Batch>& data, int first, int last) {
-  MeanError error(shape);
+  RunningMean error(shape);
   double size = 0;
   for (const Batch& batch : data) {
     Tensor f = first < 0 ? model.forward(kFloat, batch) : model.embed(kFloat, batch);
@@ -412,10 +412,10 @@ TEST_CASE("chains, merges, stages and the network's output: no mean error is lef
     CHECK(part_error(*model, shape, data, 3, 3) < 2e-6);
     CHECK(part_error(*model, shape, data, 0, 0) < 2e-6);  // a block before the stage's end keeps its own
 
-    o.quantized_stream = true;  // a stage is entered by what the quantized one before it makes
+    o.stream = Stream::Quantized;  // a stage is entered by what the quantized one before it makes
     model = quantized(swin, data);
     compensate(*model, data, o, kSilent);
-    MeanError error(shape);
+    RunningMean error(shape);
     double size = 0;
     for (const Batch& batch : data) {
       Tensor f = model->embed(kFloat, batch), q = model->embed(kFake, batch);
@@ -471,13 +471,13 @@ TEST_CASE("output_errors: what compensation takes off an output's error is the s
     CAPTURE(before[i].name);
     CHECK(before[i].name == after[i].name);
     CHECK(before[i].signal == after[i].signal);
-    const Site* site = before[i].site;
+    const Layer* site = before[i].site;
     if (site == nullptr) continue;
-    CHECK(site == model->all_sites()[sites++]);
+    CHECK(site == model->all_layers()[sites++]);
     CHECK(before[i].name == site->name);
     CHECK(before[i].signal > before[i].error);
     CHECK(before[i].error - after[i].error ==
-          doctest::Approx(site->bias.empty() ? mean_square(site->bc.empty() ? site->bias_hat : site->bc)
+          doctest::Approx(site->bias.empty() ? mean_square(site->added.empty() ? site->bias.compensated : site->added)
                                              : mean_square(bias_of(*site)))
               .epsilon(1e-3));
   }
@@ -531,7 +531,7 @@ TEST_CASE("on the quantized stream the network's own mean error is gone, on the 
       BcOptions o = options(BcShape::Position);
       o.quantized_stream = quantized_stream;
       compensate(*model, data, o, kSilent);
-      MeanError error(BcShape::Position);
+      RunningMean error(BcShape::Position);
       error.update(model->forward(kFloat, data[0]), model->forward(kFake, data[0]));
       return mean_square(error.mean());
     };
@@ -572,11 +572,11 @@ TEST_CASE("vit, deit, swin: neither threads nor batch size change a bit of the l
 TEST_CASE("compensations add up, and are forgotten by clear") {
   const auto data = images(2, 3);
   const auto model = quantized_vit(4, data);
-  Site& site = *model->sites(0)[0];
+  Layer& site = *model->layers(0)[0];
   const Tensor b = random({72}, 6), c = random({72}, 7);
   compensate(site, b);
   compensate(site, c);
-  CHECK(same_bits(site.bias_hat, add(nullptr, add(nullptr, site.bias, b), c)));
+  CHECK(same_bits(site.bias.compensated, add(nullptr, add(nullptr, site.bias.loaded, b), c)));
   compensate_block(*model, 1, random({10, 24}, 8));
   CHECK_THROWS_AS(compensate_block(*model, 1, random({10, 23}, 8)), Error);
   CHECK_THROWS_AS(compensate(site, random({71}, 8)), Error);
@@ -588,7 +588,7 @@ TEST_CASE("a second fit over compensated sites finds nothing left") {
   const auto data = images(2, 3);
   const auto model = quantized_vit(4, data);
   compensate(*model, data, options(BcShape::Channel), kSilent);
-  const Tensor first = bias_of(*model->sites(0)[0]).clone();
+  const Tensor first = bias_of(*model->layers(0)[0]).clone();
   compensate(*model, data, options(BcShape::Channel), kSilent);
-  CHECK(relative_error(bias_of(*model->sites(0)[0]), first) < 1e-4);
+  CHECK(relative_error(bias_of(*model->layers(0)[0]), first) < 1e-4);
 }

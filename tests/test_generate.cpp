@@ -5,7 +5,7 @@
 #include "data/text/tokenizer.h"
 #include "engine/nn/kv_cache.h"
 #include "eval/generate.h"
-#include "quant/walk.h"
+#include "quant/weight_methods.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;
@@ -58,9 +58,9 @@ TEST_CASE("generate: with a cache, token by token and in pieces, logits are thos
     GptqOptions grid;
     grid.bits = 3;
     quantize_rtn(*model, grid);
-    for (Site* site : model->all_sites()) site->bc = random({11, site->weight.dim(0)}, 1, 0.1);
+    for (Layer* site : model->all_layers()) site->added = random({11, site->weight.dim(0)}, 1, 0.1);
     model->block_bc.assign(static_cast<size_t>(model->depth()),
-                           random({11, model->sites(0).back()->weight.dim(0)}, 2, 0.1));
+                           random({11, model->layers(0).back()->weight.dim(0)}, 2, 0.1));
     for (const auto& cuts : {single, pieces}) CHECK(cached_error(*model, Precision::Fake, batch, cuts) < kTight);
     CHECK(longest_text(*model) == 11);
   }

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "quant/walk.h"
+#include "quant/weight_methods.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"
 
@@ -16,8 +16,8 @@ namespace {
 
 // ---- Networks to walk ----
 
-Site linear_site(const std::string& name, int64_t out, int64_t in, uint32_t seed) {
-  Site s;
+Layer linear_site(const std::string& name, int64_t out, int64_t in, uint32_t seed) {
+  Layer s;
   s.name = name;
   s.weight = random({out, in}, seed);
   return s;
@@ -35,23 +35,23 @@ class Toy : public Model {
   int depth() const override { return static_cast<int>(sites_.size()) / 3; }
   Tensor embed(const Context&, const Batch& batch) const override { return batch.pixels; }
   Tensor block_body(const Context& ctx, int i, const Tensor& x) const override {
-    const Site* s = &sites_[index(3 * i)];
+    const Layer* s = &sites_[index(3 * i)];
     return s[2].run(ctx, middle(ctx, i, x));
   }
   Tensor middle(const Context& ctx, int i, const Tensor& x) const {
-    const Site* s = &sites_[index(3 * i)];
+    const Layer* s = &sites_[index(3 * i)];
     const Tensor a = relu(s[0].run(ctx, x)), b = relu(s[1].run(ctx, x));
     return add(nullptr, a, b);
   }
   Tensor head(const Context&, const Tensor& x) const override { return x; }
-  std::vector<Site*> sites(int i) override {
+  std::vector<Layer*> sites(int i) override {
     if (i < 0 || i >= depth()) return {};
-    Site* s = &sites_[index(3 * i)];
+    Layer* s = &sites_[index(3 * i)];
     return {s, s + 1, s + 2};
   }
 
  private:
-  std::vector<Site> sites_;
+  std::vector<Layer> sites_;
 };
 
 std::vector<Batch> windows_of(const Tensor& x) {
@@ -138,7 +138,7 @@ TEST_CASE("gptq names the site whose numbers are not finite") {
   CHECK(message_of<Error>([&] { quantize_gptq(toy, windows_of(x), {options(4)}, kSilent, kNoWarning); }) ==
         "0.a: its input is not finite (NaN or infinity)");
 
-  toy.sites(0)[1]->weight.values()[3] = NAN;  // shared memory
+  toy.layers(0)[1]->weight.values()[3] = NAN;  // shared memory
   CHECK(message_of<Error>([&] { quantize_rtn(toy, {4, -1}); }) == "0.b: its weight is not finite (NaN or infinity)");
 }
 
@@ -147,10 +147,10 @@ TEST_CASE("gptq names the site whose numbers are not finite") {
 TEST_CASE("quantize_rtn rounds every linear site of every block") {
   Toy toy(2, 6);
   quantize_rtn(toy, {3, 4});
-  for (Site* site : toy.all_sites()) {
+  for (Layer* site : toy.all_layers()) {
     const QuantizedWeight q = round_to_nearest(site->weight.values(), {3, 4});
-    CHECK(same_bits(site->weight_hat.values(), q.values));
-    CHECK(same_bits(site->packed->grid().scale, q.grid.scale));
+    CHECK(same_bits(site->weight_in(Precision::Fake).values(), q.values));
+    CHECK(same_bits(site->packed()->grid().scale, q.grid.scale));
     CHECK(is_identity(site->a));
   }
 }
@@ -172,16 +172,16 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
   Tensor stream = x;
   for (int i = 0; i < 2; ++i) {
     const Tensor middle = expected.middle({Precision::Float}, i, stream);
-    for (Site* site : expected.sites(i)) {
-      const Tensor& input = site == expected.sites(i)[2] ? middle : stream;
+    for (Layer* site : expected.layers(i)) {
+      const Tensor& input = site == expected.layers(i)[2] ? middle : stream;
       const QuantizedWeight q = gptq(site->weight.values(), hessian_of(input), options(3, 4), site->name, kNoWarning);
       site->b = q.grid;
       site->weight_hat = q.values;
     }
     stream = expected.block({Precision::Fake}, i, stream);
     for (size_t s = 0; s < 3; ++s) {
-      CHECK(relative_error(toy.sites(i)[s]->weight_hat.values(), expected.sites(i)[s]->weight_hat.values()) < 1e-4);
-      CHECK(toy.sites(i)[s]->packed->group() == 4);
+      CHECK(relative_error(toy.layers(i)[s]->weight_hat.values(), expected.layers(i)[s]->weight_hat.values()) < 1e-4);
+      CHECK(toy.layers(i)[s]->packed->group() == 4);
     }
   }
   CHECK(relative_error(toy.forward({Precision::Fake}, windows_of(x)[1]), sample(stream, 1)) < 1e-4);
@@ -189,14 +189,14 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
 
 TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leave them") {
   Toy rtn(1, 6), gptq(1, 6);
-  const auto bits = [](Toy& toy) { return SiteBits{{toy.sites(0)[0], 8}, {toy.sites(0)[1], 0}}; };
+  const auto bits = [](Toy& toy) { return LayerBits{{toy.layers(0)[0], 8}, {toy.layers(0)[1], 0}}; };
   quantize_rtn(rtn, {3, 4}, bits(rtn));
   quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), {options(3, 4), bits(gptq)}, kSilent, kNoWarning);
   for (Toy* toy : {&rtn, &gptq}) {
-    CHECK(toy->sites(0)[0]->packed->bits() == 8);
-    CHECK_FALSE(toy->sites(0)[1]->is_quantized());
-    CHECK(toy->sites(0)[1]->weight_hat.empty());
-    CHECK(toy->sites(0)[2]->packed->bits() == 3);
+    CHECK(toy->layers(0)[0]->packed->bits() == 8);
+    CHECK_FALSE(toy->layers(0)[1]->is_quantized());
+    CHECK(toy->layers(0)[1]->weight_hat.empty());
+    CHECK(toy->layers(0)[2]->packed->bits() == 3);
   }
 }
 
@@ -216,6 +216,6 @@ TEST_CASE("quantize_gptq gives the same bits on one and on two threads") {
     Batch batch;
     batch.pixels = random({3, 64, 300}, 13);
     quantize_gptq(toy, {batch, batch}, {options(4)}, kSilent, [](const std::string&) {});
-    return toy.sites(0)[2]->weight_hat.values();
+    return toy.layers(0)[2]->weight_hat.values();
   }));
 }

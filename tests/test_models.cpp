@@ -59,8 +59,8 @@ TEST_CASE("info says what was loaded") {
   CHECK(opt->info().outputs == 53);
   CHECK(opt->info().max_length == 24);
   CHECK(opt->info().parameters == opt_parameters(16, 2, 40, 53, 24));
-  CHECK(opt->sites(-1).empty());
-  CHECK(opt->sites(2).empty());
+  CHECK(opt->layers(-1).empty());
+  CHECK(opt->layers(2).empty());
   // the same formulas at the published sizes
   CHECK(vit_parameters(768, 12, 3072, 16, 197, 1000) == 86'567'656);
   CHECK(vit_parameters(384, 12, 1536, 16, 197, 1000) == 22'050'664);
@@ -141,7 +141,7 @@ TEST_CASE("16-bit files give the bits of their values in 32 bits") {
     const Tensor want = v.load(false)->forward(kFloat, batch);
     const auto half = v.load(true);
     CHECK(same_bits(half->forward(kFloat, batch), want));
-    const Site& site = *half->sites(0)[0];                          // its weight stays as it is stored
+    const Layer& site = *half->layers(0)[0];                          // its weight stays as it is stored
     CHECK(site.weight.values().data != site.weight.values().data);  // each time decoded
     CHECK(relative_error(want, load_model(fixture)->forward(kFloat, batch)) > 1e-5);
   }

@@ -42,17 +42,17 @@ Tensor squared(Tensor g) {
   return g;
 }
 
-Site make_site(Role role, Tensor weight = {}, Tensor bias = {}) {
-  Site site;
+Layer make_site(Role role, Tensor weight = {}, Tensor bias = {}) {
+  Layer site;
   site.name = "site";
   site.role = role;
   site.weight = std::move(weight);
-  site.bias = std::move(bias);
+  site.bias.loaded = std::move(bias);
   return site;
 }
 
-SiteData make_data(const Site& site, const Tensor& a, const Tensor& b, const Tensor& g) {
-  return {a, b, site.product(Precision::Float, nullptr, a, b), squared(g.clone())};
+Operands make_data(const Layer& site, const Tensor& a, const Tensor& b, const Tensor& g) {
+  return {a, b, site.product({Precision::Float}, a, b), squared(g.clone())};
 }
 
 const std::vector<float>& steps(const Grid& grid) { return std::get<Uniform>(grid).delta; }
@@ -85,19 +85,19 @@ Tensor tiny_images(int64_t n) { return random({n, 3, 12, 12}, 5, 2); }
 
 TEST_CASE("ptq4vit: golden linear with one row block") {
   const Golden in;
-  Site site = make_site(Role::Proj, in.weight, in.bias);
-  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  Layer site = make_site(Role::Proj, in.weight, in.bias);
+  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
   check_close(steps(site.b), {0.1181803}, 1e-6);
   check_close(steps(site.a), {0.4293383}, 1e-6);
   CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{75});
   CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
-  CHECK(same_bits(site.weight_hat.values(), fake_quantize(site.b, site.weight.values())));
+  CHECK(same_bits(site.weight_in(Precision::Fake).values(), fake_quantize(site.b, site.weight.values())));
 }
 
 TEST_CASE("ptq4vit: golden linear with three row blocks") {
   const Golden in;
-  Site site = make_site(Role::QKV, in.weight, in.bias);
-  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  Layer site = make_site(Role::QKV, in.weight, in.bias);
+  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
   check_close(steps(site.b), {0.1199149, 0.1194952, 0.1431127}, 1e-6);
   CHECK(indices(steps(site.b), {0.1121643f, 0.1143167f, 0.1309477f}) == std::vector<int>{89, 87, 91});
   CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
@@ -106,8 +106,8 @@ TEST_CASE("ptq4vit: golden linear with three row blocks") {
 TEST_CASE("ptq4vit: golden linear after GELU") {
   Golden in;
   kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
-  Site site = make_site(Role::Fc2, in.weight, in.bias);
-  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  Layer site = make_site(Role::Fc2, in.weight, in.bias);
+  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
   const auto& a = std::get<TwinGelu>(site.a);
   CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{76});
   CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
@@ -122,9 +122,9 @@ TEST_CASE("ptq4vit: golden query-key product") {
   for (int64_t h = 0; h < 4; ++h)
     for (int64_t d = 0; d < 3; ++d)
       for (int64_t m = 0; m < 4; ++m) k[(h * 4 + m) * 3 + d] = kt[(h * 3 + d) * 4 + m];
-  Site site = make_site(Role::QK);
+  Layer site = make_site(Role::QK);
   const Tensor g = fill({2, 2, 4, 4}, [](int64_t i) { return u(7001 + i); });
-  calibrate_site(site, make_data(site, q, k, g), ptq4vit(4, 4));
+  calibrate_layer(site, make_data(site, q, k, g), ptq4vit(4, 4));
   CHECK(indices(steps(site.a), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
   CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
   CHECK(std::get<Uniform>(site.a).axis == 1);
@@ -134,8 +134,8 @@ TEST_CASE("ptq4vit: golden product after softmax") {
   const Tensor a = softmaxed(fill({2, 2, 4, 4}, [](int64_t i) { return 4 * u(8001 + i); }));
   const Tensor b = fill({2, 2, 4, 3}, [](int64_t i) { return u(9001 + i); });
   const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
-  Site site = make_site(Role::AV);
-  calibrate_site(site, make_data(site, a, b, g), ptq4vit(4, 4));
+  Layer site = make_site(Role::AV);
+  calibrate_layer(site, make_data(site, a, b, g), ptq4vit(4, 4));
   CHECK(std::get<TwinSoftmax>(site.a).split == std::ldexp(1.f, -19));
   CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
   const Tensor q = fake_quantize(site.a, a);
@@ -144,11 +144,11 @@ TEST_CASE("ptq4vit: golden product after softmax") {
 
 TEST_CASE("ptq4vit: gradients that vanish do not decide") {
   const Golden in;
-  Site zero = make_site(Role::QKV, in.weight, in.bias), plain = zero;
-  SiteData data = make_data(zero, in.x, {}, Tensor({2, 5, 6}));
-  calibrate_site(zero, data, ptq4vit(4, 4));
+  Layer zero = make_site(Role::QKV, in.weight, in.bias), plain = zero;
+  Operands data = make_data(zero, in.x, {}, Tensor({2, 5, 6}));
+  calibrate_layer(zero, data, ptq4vit(4, 4));
   data.g2 = {};
-  calibrate_site(plain, data, ptq4vit(4, 4));
+  calibrate_layer(plain, data, ptq4vit(4, 4));
   CHECK(steps(zero.b) == steps(plain.b));
   CHECK(steps(zero.a) == steps(plain.a));
   CHECK(steps(zero.a)[0] > 0.1f);
@@ -157,11 +157,11 @@ TEST_CASE("ptq4vit: gradients that vanish do not decide") {
 TEST_CASE("ptq4vit: a part without values gets a usable step") {
   Golden in;
   std::fill_n(in.weight.data, 16, 0.f);
-  Site site = make_site(Role::QKV, in.weight, in.bias);
-  calibrate_site(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
+  Layer site = make_site(Role::QKV, in.weight, in.bias);
+  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
   CHECK(steps(site.b)[0] == doctest::Approx(1).epsilon(0.01));
-  CHECK(kernels().all_finite(site.weight_hat.values().data, site.weight_hat.size()));
-  CHECK(site.weight_hat.values()[3] == 0);
+  CHECK(kernels().all_finite(site.weight_in(Precision::Fake).values().data, site.weight_hat.size()));
+  CHECK(site.weight_in(Precision::Fake).values()[3] == 0);
 }
 
 namespace {
@@ -234,12 +234,12 @@ std::vector<float> scales_of(const Grid& grid) {
 }  // namespace
 
 // The compensation of a quantized site, each half of the samples a batch.
-Tensor fitted(const Site& site, const SiteData& data) {
-  MeanError error(BcShape::Position);
+Tensor fitted(const Layer& site, const Operands& data) {
+  RunningMean error(BcShape::Position);
   const int64_t n = data.a.dim(0), half = n / 2;
   for (const auto& [first, last] : {std::pair{int64_t{0}, half}, std::pair{half, n}}) {
     const Tensor a = data.a.slice(first, last), b = data.b.empty() ? data.b : data.b.slice(first, last);
-    error.update(data.y.slice(first, last), site.product(Precision::Fake, nullptr, a, b));
+    error.update(data.y.slice(first, last), site.product({Precision::Fake}, a, b));
   }
   return error.mean();
 }
@@ -252,10 +252,10 @@ TEST_CASE("ptq4vit: every operation, preset and width as the official code choos
     CAPTURE(op);
     CAPTURE(bits);
     const Case in = case_of(op);
-    Site site = make_site(in.role, in.weight, in.bias);
+    Layer site = make_site(in.role, in.weight, in.bias);
     const bool base = want.at("preset") == "base_ptq";
-    const SiteData data = make_data(site, in.a, in.b, in.g);
-    calibrate_site(site, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
+    const Operands data = make_data(site, in.a, in.b, in.g);
+    calibrate_layer(site, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
     check_close(scales_of(site.a), want.at("a").get<std::vector<double>>(), 2e-6);
     check_close(scales_of(site.b), want.at("b").get<std::vector<double>>(), 2e-6);
     const std::vector<double> bias = doubles(fitted(site, data));
@@ -293,7 +293,7 @@ TEST_CASE("ptq4vit: the twin grids are their formulas") {
 TEST_CASE("ptq4vit: which grid goes where") {
   const auto model = tiny();
   quantize_ptq(*model, tiny_images(3), ptq4vit(6, 5), kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) {
+  for (const Layer* site : model->all_layers()) {
     CAPTURE(site->name);
     CHECK(is_identity(site->a) == (site->role == Role::Patch));
     CHECK(std::holds_alternative<TwinSoftmax>(site->a) == (site->role == Role::AV));
@@ -306,7 +306,7 @@ TEST_CASE("ptq4vit: which grid goes where") {
     CHECK(site->weight_hat.empty() == !site->is_linear());
   }
   quantize_ptq(*model, tiny_images(3), base_ptq(6, 6), kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) {
+  for (const Layer* site : model->all_layers()) {
     CAPTURE(site->name);
     CHECK(std::holds_alternative<Uniform>(site->a) == (site->role != Role::Patch));
     if (site->role == Role::Patch) CHECK(steps(site->b).size() == 1);
@@ -322,7 +322,7 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   o.head_intervals = o.channel_conv = false;
   o.quantize_pixels = true;
   quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) {
+  for (const Layer* site : model->all_layers()) {
     CAPTURE(site->name);
     if (site->role == Role::Patch) CHECK(steps(site->a).size() == 1);
     if (!site->is_linear()) CHECK(steps(site->b).size() == 1);
@@ -339,7 +339,7 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   o.softmax_twin = SoftmaxTwin::None;
   o.gelu_twin = GeluTwin::None;
   quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) CHECK(std::holds_alternative<Uniform>(site->a));
+  for (const Layer* site : model->all_layers()) CHECK(std::holds_alternative<Uniform>(site->a));
 }
 
 TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
@@ -362,13 +362,13 @@ TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
 TEST_CASE("ptq4vit: 32 bits leave an operand float") {
   const auto model = tiny();
   quantize_ptq(*model, tiny_images(2), ptq4vit(32, 8), kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) {
+  for (const Layer* site : model->all_layers()) {
     CHECK(site->weight_hat.empty());
     CHECK(is_identity(site->b) == site->is_linear());
     CHECK(is_identity(site->a) == (site->role == Role::Patch));
   }
   quantize_ptq(*model, tiny_images(2), ptq4vit(8, 32), kSilent, kQuiet);
-  for (const Site* site : model->all_sites()) {
+  for (const Layer* site : model->all_layers()) {
     CHECK(is_identity(site->a));
     CHECK(is_identity(site->b) == !site->is_linear());
   }
@@ -379,11 +379,11 @@ namespace {
 // The calibration data of every site from one tape over the whole network, one draw of the noise probe.
 struct WholeNetwork : Observer {
   Tape tape;
-  std::vector<std::pair<const Site*, SiteData>> seen;
+  std::vector<std::pair<const Layer*, Operands>> seen;
   std::vector<Tensor> outputs;
 
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    seen.emplace_back(&site, SiteData{a, site.is_linear() ? Tensor{} : b, y, {}});
+  void product(const Layer& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    seen.emplace_back(&site, Operands{a, site.is_linear() ? Tensor{} : b, y, {}});
     outputs.push_back(y);
   }
   void run(const Model& model, const Tensor& images, uint32_t seed) {
@@ -417,12 +417,12 @@ TEST_CASE("ptq4vit: gradients block by block are those of the whole network") {
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     WholeNetwork whole;
     whole.run(*again, images, options.seed);
-    const std::vector<Site*> sites = model->all_sites(), others = again->all_sites();
+    const std::vector<Layer*> sites = model->all_layers(), others = again->all_layers();
     REQUIRE(whole.seen.size() == sites.size());
     for (size_t i = 0; i < sites.size(); ++i) {
       CAPTURE(sites[i]->name);
       REQUIRE(whole.seen[i].first == others[i]);
-      calibrate_site(*others[i], whole.seen[i].second, options);
+      calibrate_layer(*others[i], whole.seen[i].second, options);
       CHECK(scales_of(sites[i]->a) == scales_of(others[i]->a));
       CHECK(scales_of(sites[i]->b) == scales_of(others[i]->b));
     }
@@ -434,12 +434,12 @@ namespace {
 // What one site gets when the network runs quantized.
 struct OneSite : Observer {
   explicit OneSite(const std::string& n) : name(n) {}
-  void site(const Site& site, const Tensor& a, const Tensor& b, const Tensor&) override {
+  void product(const Layer& site, const Tensor& a, const Tensor& b, const Tensor&) override {
     if (site.name == name)
-      data = {a, site.is_linear() ? Tensor{} : b, site.product(Precision::Float, nullptr, a, b), {}};
+      data = {a, site.is_linear() ? Tensor{} : b, site.product({Precision::Float}, a, b), {}};
   }
   std::string name;
-  SiteData data;
+  Operands data;
 };
 
 }  // namespace
@@ -451,14 +451,14 @@ TEST_CASE("easyquant: a site is calibrated on what the quantized sites before it
     const Tensor images = tiny_images(11);
     const PtqOptions options = easy_quant(4, 4);
     quantize_ptq(*model, images, options, kSilent, kQuiet);
-    const std::vector<Site*> sites = model->all_sites();
-    for (Site* site : sites) {
+    const std::vector<Layer*> sites = model->all_layers();
+    for (Layer* site : sites) {
       CAPTURE(site->name);
       OneSite here(site->name);
       model->forward({Precision::Fake, nullptr, &here}, Batch{images, {}, 0, 0});
-      Site again = *site;
+      Layer again = *site;
       again.clear();
-      calibrate_site(again, here.data, options);
+      calibrate_layer(again, here.data, options);
       CHECK(scales_of(again.a) == scales_of(site->a));
       CHECK(scales_of(again.b) == scales_of(site->b));
     }
@@ -467,8 +467,8 @@ TEST_CASE("easyquant: a site is calibrated on what the quantized sites before it
     PtqOptions float_inputs = options;
     float_inputs.sequential = false;
     quantize_ptq(*parallel, images, float_inputs, kSilent, kQuiet);
-    CHECK(scales_of(parallel->all_sites().front()->b) == scales_of(sites.front()->b));
-    CHECK(scales_of(parallel->all_sites().back()->a) != scales_of(sites.back()->a));
+    CHECK(scales_of(parallel->all_layers().front()->b) == scales_of(sites.front()->b));
+    CHECK(scales_of(parallel->all_layers().back()->a) != scales_of(sites.back()->a));
   }
   PtqOptions options = easy_quant(4, 4);
   options.metric = Metric::Hessian;
@@ -482,7 +482,7 @@ TEST_CASE("ptq4vit: deterministic, on any number of threads, and the probe matte
     const auto model = tiny();
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     std::vector<float> all;
-    for (const Site* site : model->all_sites())
+    for (const Layer* site : model->all_layers())
       for (const Grid* grid : {&site->a, &site->b})
         for (const float s : scales_of(*grid)) all.push_back(s);
     return all;
@@ -511,7 +511,7 @@ TEST_CASE("ptq4vit: progress goes from nothing to all, few images are reported")
   quantize_ptq(*model, tiny_images(2), ptq4vit(8, 8), progress, [&](const std::string& w) { warnings.push_back(w); });
   CHECK(ordered);
   CHECK(finished);
-  CHECK(names.size() == model->all_sites().size() + 2);
+  CHECK(names.size() == model->all_layers().size() + 2);
   CHECK(names[1] == "calibration");  // one name, so that the time left is of the whole
   REQUIRE(warnings.size() == 1);
   CHECK(contains(warnings[0], "images"));
@@ -539,8 +539,8 @@ TEST_CASE("ptq4vit: what cannot be done is refused") {
   const auto message = message_of<Error>([&] { quantize_ptq(*model, broken, ptq4vit(8, 8), kSilent, kQuiet); });
   CHECK(contains(message, "patch_embed.proj"));
   const Golden in;
-  Site site = make_site(Role::Proj, in.weight, in.bias);
-  SiteData data = make_data(site, in.x, {}, in.g);
+  Layer site = make_site(Role::Proj, in.weight, in.bias);
+  Operands data = make_data(site, in.x, {}, in.g);
   data.y[3] = INFINITY;
-  CHECK(contains(message_of<Error>([&] { calibrate_site(site, data, ptq4vit(4, 4)); }), "site"));
+  CHECK(contains(message_of<Error>([&] { calibrate_layer(site, data, ptq4vit(4, 4)); }), "site"));
 }

@@ -12,7 +12,7 @@
 #include "eval/save.h"
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"
-#include "quant/walk.h"
+#include "quant/weight_methods.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -47,19 +47,19 @@ WeightGrid grid_of(int bits, int64_t group, bool sym = false, bool half = false)
 
 // The columns of a quantized layer in an order that does not follow them, as act-order leaves it.
 void scatter(Model& model) {
-  for (Site* site : model.all_sites()) {
-    if (!site->packed) continue;
-    Affine grid = site->packed->grid();
-    const int64_t in = site->packed->shape()[1], groups = grid.scale.dim(1);
+  for (Layer* site : model.all_layers()) {
+    if (!site->packed()) continue;
+    Affine grid = site->packed()->grid();
+    const int64_t in = site->packed()->shape()[1], groups = grid.scale.dim(1);
     for (int64_t c = 0; c < in; ++c)
       grid.column_group.push_back(static_cast<int32_t>((c * 7 + 3) % in / grid.group % groups));
-    site->set_packed(PackedWeight(grid, site->packed->shape(), site->packed->codes()));
+    site->set_packed(PackedWeight(grid, site->packed()->shape(), site->packed()->codes()));
   }
 }
 
 // Both are quantized alike and compute the same.
 void check_same(Model& a, Model& b) {
-  const auto sites_a = a.all_sites(), sites_b = b.all_sites();
+  const auto sites_a = a.all_layers(), sites_b = b.all_layers();
   REQUIRE(sites_a.size() == sites_b.size());
   for (size_t s = 0; s < sites_a.size(); ++s) {
     CAPTURE(sites_a[s]->name);
@@ -113,11 +113,11 @@ TEST_CASE("GPTQ checkpoints written by GPTQModel's packing: its dequantized weig
     const auto model = load_model(folder);
     const SafeTensors want = SafeTensors::open(folder + "/reference.st");
     CHECK(model->info().packed);
-    for (const Site* site : model->all_sites()) {
+    for (const Layer* site : model->all_layers()) {
       CAPTURE(site->name);
-      REQUIRE(site->packed);
+      REQUIRE(site->packed());
       CHECK(same_bits(site->weight.values(), want.get(site->name + ".weight")));
-      CHECK(same_bits(site->weight_hat.values(), site->weight.values()));
+      CHECK(same_bits(site->weight_in(Precision::Fake).values(), site->weight.values()));
     }
     Shape shape;
     const auto ids = want.get_ints("input_ids", &shape);
@@ -147,7 +147,7 @@ TEST_CASE("own format: compensations, layers of their own width, layers left alo
       CAPTURE(fixture);
       const Folder folder;
       const auto model = load_model(kFixtures + fixture);
-      const SiteBits bits = allocate_bits(*model, site_rules({"0.*(fc1|h_to_4h)=7"}, {"1.*(out_proj|dense)$"}));
+      const LayerBits bits = allocate_bits(*model, layer_rules({"0.*(fc1|h_to_4h)=7"}, {"1.*(out_proj|dense)$"}));
       quantize_rtn(*model, grid_of(3, -1), bits);
       BcOptions o;
       o.shape = shape;
@@ -212,7 +212,7 @@ TEST_CASE("saving is refused before it is too late") {
   const auto refusal = [&](Model& model, int bits, int64_t group, bool per_position) {
     return message_of<UsageError>([&] {
       check_format(
-          to(folder, "gptq"), model, [&](const Site&) { return bits; }, group, per_position);
+          to(folder, "gptq"), model, [&](const Layer&) { return bits; }, group, per_position);
     });
   };
   CHECK(refusal(*mini, 4, 128, false) == "");
@@ -248,7 +248,7 @@ TEST_CASE("a saved folder replaces one of ours, and is written whole or not at a
   check_saved(*model, "bcq", 2, -1, folder);
   CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
 
-  model->all_sites()[0]->bias_hat = Tensor({16}, std::vector<float>(16, INFINITY));
+  model->all_layers()[0]->bias.compensated = Tensor({16}, std::vector<float>(16, INFINITY));
   CHECK(contains(
       message_of<Error>([&] { save_model(*model, model->info().weights, {folder.file("other")}, facts(2, -1)); }),
       "not finite"));
@@ -332,10 +332,10 @@ TEST_CASE("finished blocks come back as they were, and only for the run they bel
       o.shape = shape;
       o.block = true;
       compensate(*model, {kBatch}, o, kSilent);
-      BlockRecord record;
+      PartRecord record;
       record.fitted = 12;
       record.layers.push_back({});
-      record.layers[0].site = "layers.0.fc1";
+      record.layers[0].layer = "layers.0.fc1";
       record.layers[0].ridge = INFINITY;
       record.layers[0].solved = 0.1 + 0.2;
       {
@@ -349,15 +349,15 @@ TEST_CASE("finished blocks come back as they were, and only for the run they bel
                      "seed 1 instead of 2"));
       BlockFiles files(folder.file("work"), fingerprint, true);
       for (int i = 0; i < other->depth(); ++i) {
-        BlockRecord back;
+        PartRecord back;
         REQUIRE(files.load("a walk", *other, i, back));
         CHECK(back.fitted == 12);
-        CHECK(back.layers.at(0).site == "layers.0.fc1");
+        CHECK(back.layers.at(0).layer == "layers.0.fc1");
         CHECK(back.layers[0].ridge == INFINITY);
         CHECK(back.layers[0].solved == record.layers[0].solved);
       }
       check_same(*model, *other);
-      BlockRecord none;
+      PartRecord none;
       CHECK_FALSE(files.load("another walk", *other, 0, none));
       files.remove();
       CHECK_FALSE(fs::exists(folder.file("work")));

@@ -16,24 +16,24 @@ namespace {
 
 constexpr int kBits = 4;
 
-Site linear_site(Role role, int64_t out, int64_t in, uint32_t seed) {
-  Site site;
+Layer linear_site(Role role, int64_t out, int64_t in, uint32_t seed) {
+  Layer site;
   site.name = "site";
   site.role = role;
   site.weight = random({out, in}, seed);
-  site.bias = random({out}, seed + 1);
+  site.bias.loaded = random({out}, seed + 1);
   return site;
 }
 
-Site product_site(Role role) {
-  Site site;
+Layer product_site(Role role) {
+  Layer site;
   site.name = "product";
   site.role = role;
   return site;
 }
 
-SiteData data_of(const Site& site, const Tensor& a, const Tensor& b, uint32_t seed) {
-  SiteData data{a, b, site.product(Precision::Float, nullptr, a, b), {}};
+Operands data_of(const Layer& site, const Tensor& a, const Tensor& b, uint32_t seed) {
+  Operands data{a, b, site.product({Precision::Float}, a, b), {}};
   data.g2 = random(data.y.shape, seed);
   for (int64_t i = 0; i < data.g2.size(); ++i) data.g2[i] *= data.g2[i];
   return data;
@@ -53,7 +53,7 @@ Candidates steps(int64_t units, int axis, float delta) {
 }
 
 // Similarity of values at `index`, the positions a unit owns cut into vectors.
-double similarity(Metric metric, const SiteData& data, const Tensor& q, const std::vector<std::vector<int64_t>>& own) {
+double similarity(Metric metric, const Operands& data, const Tensor& q, const std::vector<std::vector<int64_t>>& own) {
   double sum = 0;
   for (const auto& vector : own) {
     double dot = 0, yy = 0, qq = 0, error = 0;
@@ -83,7 +83,7 @@ std::vector<std::vector<int64_t>> owned(const Shape& shape, int64_t units, int64
   return own;
 }
 
-std::vector<int> direct(const Site& site, const SiteData& data, Metric metric, Side side, const Grid& other_grid,
+std::vector<int> direct(const Layer& site, const Operands& data, Metric metric, Side side, const Grid& other_grid,
                         const Candidates& c, const Shape& seen, bool along_rows = false) {
   const Tensor right = site.is_linear() ? site.weight.values() : data.b;
   const Tensor other = fake_quantize(other_grid, side == Side::Left ? right : data.a);
@@ -94,10 +94,10 @@ std::vector<int> direct(const Site& site, const SiteData& data, Metric metric, S
     double top = -INFINITY;
     for (size_t i = 0; i < c.multipliers.size(); ++i) {
       const Grid grid = c.grid(std::vector<float>(static_cast<size_t>(c.units), c.multipliers[i]));
-      Site copy = site;
+      Layer copy = site;
       const Tensor searched = fake_quantize(grid, side == Side::Left ? data.a : right);
       if (site.is_linear()) copy.weight = side == Side::Left ? other : searched;
-      const Tensor q = copy.product(Precision::Float, nullptr, side == Side::Left ? searched : other,
+      const Tensor q = copy.product({Precision::Float}, side == Side::Left ? searched : other,
                                     side == Side::Left ? other : searched);
       const double score = similarity(metric, data, q, own);
       if (score > top) top = score, at = static_cast<int>(i);
@@ -114,8 +114,8 @@ constexpr Metric kMetrics[] = {Metric::Hessian, Metric::Cosine, Metric::L2};
 TEST_CASE("search: a linear site, input and row blocks of the weight") {
   for (uint32_t seed = 1; seed <= 4; ++seed)
     for (const Metric metric : kMetrics) {
-      const Site site = linear_site(Role::QKV, 12, 10, seed);
-      const SiteData data = data_of(site, random({19, 7, 10}, seed + 50, 3), {}, seed + 90);
+      const Layer site = linear_site(Role::QKV, 12, 10, seed);
+      const Operands data = data_of(site, random({19, 7, 10}, seed + 50, 3), {}, seed + 90);
       const Shape seen = {19, 1, 7, 12};  // more samples than slices
       const Candidates x = steps(1, 0, 3.f / 7.5f), w = steps(3, 0, 1.f / 7.5f);
       CHECK(search(site, data, metric, Side::Left, Identity{}, x) ==
@@ -127,8 +127,8 @@ TEST_CASE("search: a linear site, input and row blocks of the weight") {
 
 TEST_CASE("search: one step per output channel compares along the positions") {
   for (const Metric metric : kMetrics) {
-    const Site site = linear_site(Role::Patch, 6, 8, 11);
-    const SiteData data = data_of(site, random({4, 9, 8}, 12), {}, 13);
+    const Layer site = linear_site(Role::Patch, 6, 8, 11);
+    const Operands data = data_of(site, random({4, 9, 8}, 12), {}, 13);
     const Candidates w = steps(6, 0, 1.f / 7.5f);
     CHECK(search(site, data, metric, Side::Right, Identity{}, w) ==
           direct(site, data, metric, Side::Right, Identity{}, w, {4, 1, 9, 6}, true));
@@ -137,9 +137,9 @@ TEST_CASE("search: one step per output channel compares along the positions") {
 
 TEST_CASE("search: products of activations, one unit a head and one for all") {
   for (const Metric metric : kMetrics) {
-    const Site qk = product_site(Role::QK), av = product_site(Role::AV);
-    const SiteData scores = data_of(qk, random({3, 2, 5, 4}, 21, 2), random({3, 2, 6, 4}, 22), 23);
-    const SiteData context = data_of(av, random({3, 2, 5, 6}, 24), random({3, 2, 6, 4}, 25), 26);
+    const Layer qk = product_site(Role::QK), av = product_site(Role::AV);
+    const Operands scores = data_of(qk, random({3, 2, 5, 4}, 21, 2), random({3, 2, 6, 4}, 22), 23);
+    const Operands context = data_of(av, random({3, 2, 5, 6}, 24), random({3, 2, 6, 4}, 25), 26);
     for (const int64_t units : {1, 2}) {
       const Candidates c = steps(units, 1, 2.f / 7.5f);
       CHECK(search(qk, scores, metric, Side::Left, Identity{}, c) ==
@@ -155,8 +155,8 @@ TEST_CASE("search: products of activations, one unit a head and one for all") {
 }
 
 TEST_CASE("search: the output of a classifier has no positions") {
-  const Site site = linear_site(Role::Head, 5, 8, 31);
-  const SiteData data = data_of(site, random({6, 8}, 32), {}, 33);
+  const Layer site = linear_site(Role::Head, 5, 8, 31);
+  const Operands data = data_of(site, random({6, 8}, 32), {}, 33);
   const Candidates w = steps(1, 0, 1.f / 7.5f);
   for (const Metric metric : kMetrics)
     CHECK(search(site, data, metric, Side::Right, Identity{}, w) ==
@@ -164,26 +164,26 @@ TEST_CASE("search: the output of a classifier has no positions") {
 }
 
 TEST_CASE("search: ties go to the first, an all-tie to the multiplier closest to 1") {
-  const Site site = linear_site(Role::Proj, 4, 6, 41);
-  SiteData data = data_of(site, random({2, 3, 6}, 42), {}, 43);
+  const Layer site = linear_site(Role::Proj, 4, 6, 41);
+  Operands data = data_of(site, random({2, 3, 6}, 42), {}, 43);
   Candidates x = steps(1, 0, 1.f / 7.5f);
   x.multipliers = {0.1f, 0.9f, 0.9f, 0.1f};
   CHECK(search(site, data, Metric::L2, Side::Left, Identity{}, x) == std::vector<int>{1});
   data.a = Tensor({2, 3, 6});  // zeros: all candidates alike
-  data.y = site.product(Precision::Float, nullptr, data.a, {});
+  data.y = site.product({Precision::Float}, data.a, {});
   x.multipliers = {0.25f, 0.5f, 1.25f, 0.875f, 3.f};
   for (const Metric metric : kMetrics)
     CHECK(search(site, data, metric, Side::Left, Identity{}, x) == std::vector<int>{3});
 }
 
 TEST_CASE("search: a unit whose weights vanish or are not finite is scored without them") {
-  const Site site = linear_site(Role::QKV, 6, 8, 51);
-  SiteData data = data_of(site, random({4, 5, 8}, 52, 3), {}, 53);
+  const Layer site = linear_site(Role::QKV, 6, 8, 51);
+  Operands data = data_of(site, random({4, 5, 8}, 52, 3), {}, 53);
   const Candidates w = steps(3, 0, 1.f / 7.5f);
   const std::vector<int> weighted = search(site, data, Metric::Hessian, Side::Right, Identity{}, w);
   const std::vector<int> plain = search(site, data, Metric::L2, Side::Right, Identity{}, w);
   for (const float bad : {0.f, NAN, INFINITY}) {
-    SiteData broken = data;
+    Operands broken = data;
     broken.g2 = data.g2.clone();
     for (int64_t r = 0; r < 20; ++r) broken.g2[r * 6 + 2] = broken.g2[r * 6 + 3] = bad;  // the middle unit
     CHECK(search(site, broken, Metric::Hessian, Side::Right, Identity{}, w) ==
@@ -196,13 +196,13 @@ TEST_CASE("search: a unit whose weights vanish or are not finite is scored witho
 }
 
 TEST_CASE("search: units do not see one another") {
-  Site site = linear_site(Role::QKV, 9, 8, 61);
-  SiteData data = data_of(site, random({4, 5, 8}, 62), {}, 63);
+  Layer site = linear_site(Role::QKV, 9, 8, 61);
+  Operands data = data_of(site, random({4, 5, 8}, 62), {}, 63);
   const Candidates w = steps(3, 0, 1.f / 7.5f);
   const std::vector<int> before = search(site, data, Metric::Hessian, Side::Right, Identity{}, w);
   Tensor weight = site.weight.values();  // shared memory
   for (int64_t i = 0; i < 3 * 8; ++i) weight[i] *= 0.2f;
-  data.y = site.product(Precision::Float, nullptr, data.a, {});
+  data.y = site.product({Precision::Float}, data.a, {});
   const std::vector<int> after = search(site, data, Metric::Hessian, Side::Right, Identity{}, w);
   CHECK(after[0] != before[0]);
   CHECK(after[1] == before[1]);
@@ -216,8 +216,8 @@ TEST_CASE("search: beside an operand that is on a grid, of any kind") {
     const float top = std::ldexp(1.f, bits - 1);
     for (const Metric metric : kMetrics) {
       CAPTURE(bits);
-      const Site qkv = linear_site(Role::QKV, 12, 10, 101), fc2 = linear_site(Role::Fc2, 7, 9, 102);
-      const SiteData in = data_of(qkv, random({5, 7, 10}, 103, 3), {}, 104),
+      const Layer qkv = linear_site(Role::QKV, 12, 10, 101), fc2 = linear_site(Role::Fc2, 7, 9, 102);
+      const Operands in = data_of(qkv, random({5, 7, 10}, 103, 3), {}, 104),
                      mid = data_of(fc2, random({3, 4, 9}, 105), {}, 106);
       const Candidates x = steps(1, 0, 3.f / 7.5f), w = steps(3, 0, 1.f / 7.5f), all = steps(1, 0, 1.f / 7.5f);
       const Grid of_weight = uniform(bits, 0, {1.f / top, 0.9f / top, 0.8f / top}),
@@ -230,9 +230,9 @@ TEST_CASE("search: beside an operand that is on a grid, of any kind") {
       CHECK(search(fc2, mid, metric, Side::Right, gelu, all) ==
             direct(fc2, mid, metric, Side::Right, gelu, all, {3, 1, 4, 7}));
 
-      const Site qk = product_site(Role::QK), av = product_site(Role::AV);
-      const SiteData scores = data_of(qk, random({3, 2, 5, 4}, 107, 2), random({3, 2, 6, 4}, 108), 109);
-      const SiteData context = data_of(av, softmax(nullptr, random({3, 2, 5, 6}, 110)), random({3, 2, 6, 4}, 111), 112);
+      const Layer qk = product_site(Role::QK), av = product_site(Role::AV);
+      const Operands scores = data_of(qk, random({3, 2, 5, 4}, 107, 2), random({3, 2, 6, 4}, 108), 109);
+      const Operands context = data_of(av, softmax(nullptr, random({3, 2, 5, 6}, 110)), random({3, 2, 6, 4}, 111), 112);
       const Candidates heads = steps(2, 1, 2.f / 7.5f);
       const Grid of_heads = uniform(bits, 1, {2 / top, 1.5f / top}), twin = TwinSoftmax{bits, 0.25f};
       CHECK(search(qk, scores, metric, Side::Left, of_heads, heads) ==
@@ -246,9 +246,9 @@ TEST_CASE("search: beside an operand that is on a grid, of any kind") {
 }
 
 TEST_CASE("search: rows without weight do not count") {
-  const Site site = linear_site(Role::Fc1, 6, 8, 71), qk = product_site(Role::QK);
-  SiteData data = data_of(site, random({4, 5, 8}, 72), {}, 73);
-  SiteData scores = data_of(qk, random({3, 2, 5, 4}, 74), random({3, 2, 6, 4}, 75), 76);
+  const Layer site = linear_site(Role::Fc1, 6, 8, 71), qk = product_site(Role::QK);
+  Operands data = data_of(site, random({4, 5, 8}, 72), {}, 73);
+  Operands scores = data_of(qk, random({3, 2, 5, 4}, 74), random({3, 2, 6, 4}, 75), 76);
   for (int64_t i = 0; i < data.g2.size(); ++i) data.g2[i] *= static_cast<float>(i / 6 % 5 == 2);
   for (int64_t i = 0; i < scores.g2.size(); ++i) scores.g2[i] *= static_cast<float>(i / 6 % 5 == 0);
   const Candidates x = steps(1, 0, 1.f / 7.5f), heads = steps(2, 1, 1.f / 7.5f);
@@ -263,8 +263,8 @@ TEST_CASE("search: rows without weight do not count") {
 }
 
 TEST_CASE("search: the same on one and on two threads") {
-  const Site site = linear_site(Role::Fc1, 64, 48, 81);
-  const SiteData data = data_of(site, random({9, 50, 48}, 82), {}, 83);
+  const Layer site = linear_site(Role::Fc1, 64, 48, 81);
+  const Operands data = data_of(site, random({9, 50, 48}, 82), {}, 83);
   const auto run = [&](int count) {
     const Threads t(count);
     return search(site, data, Metric::Hessian, Side::Left, Identity{}, steps(1, 0, 1.f / 7.5f));
@@ -273,8 +273,8 @@ TEST_CASE("search: the same on one and on two threads") {
 }
 
 TEST_CASE("search: units must divide the output") {
-  const Site site = linear_site(Role::QKV, 8, 4, 91);
-  const SiteData data = data_of(site, random({2, 3, 4}, 92), {}, 93);
+  const Layer site = linear_site(Role::QKV, 8, 4, 91);
+  const Operands data = data_of(site, random({2, 3, 4}, 92), {}, 93);
   CHECK_THROWS_AS(search(site, data, Metric::L2, Side::Right, Identity{}, steps(3, 0, 1.f)), Error);
   CHECK_THROWS_AS(search(site, data, Metric::L2, Side::Right, Identity{}, Candidates{}), Error);
 }

@@ -116,7 +116,7 @@ TEST_CASE("swin: attention is measured with the mask of shifted windows, or as t
   quantize_ptq(*model, batch.pixels, ptq4vit(4, 4), silent, nullptr);
 
   struct Attention : Observer {
-    void chain(const Site& last, const Tensor& x, const Tensor& y, const Body&) override {
+    void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch&) override {
       if (last.role == Role::Proj) inputs[last.name] = x, outputs[last.name] = y;
     }
     std::map<std::string, Tensor> inputs, outputs;
@@ -124,14 +124,14 @@ TEST_CASE("swin: attention is measured with the mask of shifted windows, or as t
   model->forward({Precision::Float, nullptr, &attention}, batch);
   std::map<std::string, Tensor> without_mask;  // mean error of the quantized attention, written down once more
   for (const int block : {0, 1, 3}) {          // 2 merges
-    const std::vector<Site*> s = model->sites(block);
+    const std::vector<Layer*> s = model->layers(block);
     const std::string& name = s[3]->name;
     const Tensor x = attention.inputs.at(name), qkv = s[0]->run({Precision::Fake}, x);
     const int64_t H = block == 3 ? 4 : 2;
     const Tensor q = scale(nullptr, split_heads(nullptr, qkv, H, 0, 3), 1 / std::sqrt(float(x.dim(2) / H)));
     const Tensor k = split_heads(nullptr, qkv, H, 1, 3), v = split_heads(nullptr, qkv, H, 2, 3);
     const Tensor a = softmax(nullptr, s[1]->run({Precision::Fake}, q, k));
-    MeanError error(BcShape::Position);
+    RunningMean error(BcShape::Position);
     error.update(attention.outputs.at(name),
                  s[3]->run({Precision::Fake}, merge_heads(nullptr, s[2]->run({Precision::Fake}, a, v))));
     without_mask[name] = error.mean();
@@ -148,15 +148,15 @@ TEST_CASE("swin: attention is measured with the mask of shifted windows, or as t
     compensate(*model, {batch}, o, silent);
     for (const int block : {0, 1, 3}) {
       CAPTURE(block);  // only block 1 has shifted windows
-      const Site& proj = *model->sites(block)[3];
-      const double difference = relative_error(proj.bc, without_mask.at(proj.name));
+      const Layer& proj = *model->layers(block)[3];
+      const double difference = relative_error(proj.added, without_mask.at(proj.name));
       if (masked && block == 1)
         CHECK(difference > 0.1);
       else
         CHECK(difference < kTight);
     }
   }
-  o.quantized_stream = true;
+  o.stream = Stream::Quantized;
   CHECK_THROWS_AS(compensate(*model, {batch}, o, silent), UsageError);
 }
 

@@ -4,7 +4,7 @@
 #include <atomic>
 
 #include "engine/core/check.h"
-#include "engine/nn/site.h"
+#include "engine/nn/layer.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -71,7 +71,7 @@ TEST_CASE("a product decodes no more than its blocks of rows, and has the bits o
   CHECK(same_on_two_threads([&] { return linear(nullptr, x, large.weight(), bias); }));
   CHECK_THROWS_AS(linear(nullptr, random({1, 2, 95}, 4), large.weight(), bias), Error);
 
-  Site site;  // a storage form for the float and one for the quantized weight
+  Layer site;  // a storage form for the float and one for the quantized weight
   Codes hat({1000, 96});
   hat.codes[5] = static_cast<int8_t>(hat.codes[5] + 1);
   site.weight = large.weight();

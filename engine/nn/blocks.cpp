@@ -4,15 +4,15 @@
 #include <limits>
 
 #include "engine/gemm/product.h"
-#include "engine/nn/integer.h"
+#include "engine/nn/int8_layer.h"
 #include "engine/nn/ops.h"
 
 namespace bcq {
 namespace {
 
-bool in_one_go(const Context& ctx, Precision precision, const Site& first, const Site& second) {
+bool in_one_go(const Context& ctx, Precision precision, const Layer& first, const Layer& second) {
   return ctx.precision == precision && ctx.observer == nullptr && ctx.tape == nullptr &&
-         (precision == Precision::Float || (first.integer && second.integer));
+         (precision == Precision::Float || (first.int8() && second.int8()));
 }
 
 // Scores of one query become weights, in place: of query r of head h in sample b. A row is as long as whole registers;
@@ -27,13 +27,13 @@ void weigh(const AttentionForm& form, float scale, int64_t b, int64_t h, int64_t
 }
 int64_t padded_scores(int64_t N) { return (N + 15) / 16 * 16; }
 
-Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
+Tensor integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
   Shape shape = x.shape;
   shape.back() = fc1.weight.dim(0);
-  const Coder& coder = fc2.integer->left;
+  const Coder& coder = fc2.int8()->left;
   const CodedRows hidden(coder, x.rows(), shape.back());
-  integer_linear(
-      fc1, code_rows(fc1.integer->left, x), Broadcast(fc1.bc, shape),
+  int8_linear(
+      fc1, code_rows(fc1.int8()->left, x), Broadcast(fc1.added, shape),
       [](int64_t, int64_t) {
         static thread_local float part[kInt8Columns];
         return part;
@@ -43,13 +43,13 @@ Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
         coder.rows(y, n, 0, hidden.row(r) + c0, hidden.stride);
       });
   shape.back() = fc2.weight.dim(0);
-  return integer_linear(fc2, hidden, shape);
+  return int8_linear(fc2, hidden, shape);
 }
 
-Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const AttentionForm& form, float scale) {
+Tensor integer_attend(const Layer& qk, const Layer& av, const Tensor& qkv, const AttentionForm& form, float scale) {
   const int64_t B = qkv.dim(0), N = qkv.dim(1), D = qkv.dim(2) / 3, H = form.heads, d = D / H;
-  const Coder &queries = qk.integer->left, &weights = av.integer->left;
-  const Broadcast qk_bc(qk.bc, {B, H, N, N}), av_bc(av.bc, {B, H, N, d});
+  const Coder &queries = qk.int8()->left, &weights = av.int8()->left;
+  const Broadcast qk_bc(qk.added, {B, H, N, N}), av_bc(av.added, {B, H, N, d});
   const int64_t padded = padded_scores(N);
   Tensor y = Tensor::uninitialized({B, N, D});
   parallel_for(B * H, [&](int64_t i) {
@@ -69,16 +69,16 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
     int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* scores = row.data();
-                 keys.dequantizer(0, N, sum1, sum2, scores);
-                 if (!qk.bc.empty()) kernels().add(scores, qk_bc.row(i * N + r), scores, N);
+                 keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
+                 if (!qk.added.empty()) kernels().add(scores, qk_bc.row(i * N + r), scores, N);
                  weigh(form, scale, b, h, r, N, padded, scores);
                  weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
                });
     int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* out = y.data + (b * N + r) * D + h * d;
-                 values.dequantizer(0, d, sum1, sum2, out);
-                 if (!av.bc.empty()) kernels().add(out, av_bc.row(i * N + r), out, d);
+                 values.dequantizer(0, d, sum1, sum2, nullptr, out);
+                 if (!av.added.empty()) kernels().add(out, av_bc.row(i * N + r), out, d);
                });
   });
   return y;
@@ -111,13 +111,14 @@ Tensor float_attend(const Tensor& qkv, const AttentionForm& form, float scale) {
 
 }  // namespace
 
-Tensor mlp(const Context& ctx, const Site& fc1, const Site& fc2, const Tensor& x) {
+Tensor mlp(const Context& ctx, const Layer& fc1, const Layer& fc2, const Tensor& x) {
   if (in_one_go(ctx, Precision::Integer, fc1, fc2)) return integer_mlp(fc1, fc2, x);
-  if (in_one_go(ctx, Precision::Float, fc1, fc2)) return perceptron(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias);
+  if (in_one_go(ctx, Precision::Float, fc1, fc2))
+    return perceptron(x, fc1.weight, fc1.bias.loaded, fc2.weight, fc2.bias.loaded);
   return fc2.run(ctx, gelu_erf(ctx.tape, fc1.run(ctx, x)));
 }
 
-Tensor attend(const Context& ctx, const Site& qk, const Site& av, const Tensor& qkv, const AttentionForm& form) {
+Tensor attend(const Context& ctx, const Layer& qk, const Layer& av, const Tensor& qkv, const AttentionForm& form) {
   const int64_t H = form.heads;
   const float scale_by = 1.f / std::sqrt(static_cast<float>(qkv.dim(2) / 3 / H));
   if (in_one_go(ctx, Precision::Integer, qk, av)) return integer_attend(qk, av, qkv, form, scale_by);

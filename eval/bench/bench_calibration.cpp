@@ -40,9 +40,9 @@ Cost calibrate_opt(Model& opt, ProgressLine& line) {
   run.weights.bits = 3;
   run.bc = "channel";
   const Timer timer;
-  const WalkSeconds a = quantize_language(opt, windows, run, line.callback(), line.warn()).seconds;
-  const WalkSeconds b = compensate_language(opt, windows, run, line.callback()).seconds;
-  return {timer.seconds(), a.passes + b.passes, a.moments + b.moments, a.solve + b.solve};
+  const CalibrationSeconds a = quantize_language(opt, windows, run, line.callback(), line.warn()).seconds;
+  const CalibrationSeconds b = compensate_language(opt, windows, run, line.callback()).seconds;
+  return {timer.seconds(), a.passes + b.passes, a.sums + b.sums, a.solve + b.solve};
 }
 
 }  // namespace

@@ -106,22 +106,23 @@ struct RangeGrids : Observer {
   bool twin;
   RangeGrids(int k, bool t) : bits(k), twin(t) {}
 
-  void site(const Site& seen, const Tensor& a, const Tensor& b, const Tensor&) override {
-    Site& site = const_cast<Site&>(seen);
-    const Tensor right = site.is_linear() ? site.weight.values() : b;
-    const int axis = site.is_linear() ? 0 : 1;
-    site.b = Uniform{bits, axis, {step_of(right, bits)}};
-    if (site.is_linear()) site.weight_hat = fake_quantize(site.b, right);
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
+    Quantized& q = made[&layer];
+    const Tensor right = layer.is_linear() ? layer.weight.values() : b;
+    const int axis = layer.is_linear() ? 0 : 1;
+    q.right = Uniform{bits, axis, {step_of(right, bits)}};
+    if (layer.is_linear()) q.weight = fake_quantize(q.right, right);
     const float step = step_of(a, bits), m = std::ldexp(1.f, bits - 1);
-    if (site.role == Role::Patch)
-      site.a = Identity{};
-    else if (twin && site.role == Role::Fc2)
-      site.a = TwinGelu{bits, step, 0.17f / m};
-    else if (twin && site.role == Role::AV)
-      site.a = TwinSoftmax{bits, 1.f / 16, true};
+    if (layer.role == Role::Patch)
+      q.left = Identity{};
+    else if (twin && layer.role == Role::Fc2)
+      q.left = TwinGelu{bits, step, 0.17f / m};
+    else if (twin && layer.role == Role::AV)
+      q.left = TwinSoftmax{bits, 1.f / 16, true};
     else
-      site.a = Uniform{bits, axis, {step}};
+      q.left = Uniform{bits, axis, {step}};
   }
+  std::map<const Layer*, Quantized> made;
 };
 
 }  // namespace
@@ -130,6 +131,7 @@ void quantize_by_range(Model& model, const Batch& batch, int bits, bool twin) {
   model.clear();
   RangeGrids grids(bits, twin);
   model.forward({Precision::Float, nullptr, &grids}, batch);
+  for (Layer* layer : model.all_layers()) layer->quantize(grids.made.at(layer));
 }
 
 }  // namespace bcq

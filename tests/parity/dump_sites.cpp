@@ -15,7 +15,7 @@ namespace {
 using namespace bcq;
 
 struct Recorder : Observer {
-  void site(const Site& site, const Tensor&, const Tensor&, const Tensor& y) override { outputs[site.name] = y; }
+  void product(const Layer& site, const Tensor&, const Tensor&, const Tensor& y) override { outputs[site.name] = y; }
   std::map<std::string, Tensor> outputs;
 };
 
@@ -48,7 +48,7 @@ void dump(const std::string& model_path, const std::string& input_path, const st
   const Tensor logits = out["logits"] = model->head(ctx, x);
   for (const auto& [name, y] : recorder.outputs) out["site." + name] = y;
   if (model->info().packed)
-    for (const Site* site : model->all_sites()) out["weight." + site->name] = site->weight.values();
+    for (const Layer* site : model->all_layers()) out["weight." + site->name] = site->weight.values();
   if (gradients) {
     tape.backward(logits, input.get("grad_logits", logits.shape));
     for (const auto& [name, y] : recorder.outputs) out["grad." + name] = tape.grad(y);

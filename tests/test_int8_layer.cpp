@@ -4,7 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/nn/blocks.h"
-#include "engine/nn/integer.h"
+#include "engine/nn/int8_layer.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"
@@ -21,13 +21,13 @@ constexpr double kUnit = 0x1p-24;  // of rounding to float
 struct Exact {
   std::vector<double> y, size;
 };
-Exact exact(const Site& site, const Tensor& a, const Tensor& b) {
+Exact exact(const Layer& site, const Tensor& a, const Tensor& b) {
   const bool linear = site.is_linear(), transposed = site.role != Role::AV;
   const Tensor left = fake_quantize(site.a, a);
-  const Tensor right = linear ? site.weight_hat.values() : fake_quantize(site.b, b);
+  const Tensor right = linear ? site.weight_in(Precision::Fake).values() : fake_quantize(site.b, b);
   const int64_t heads = linear ? 1 : a.dim(0) * a.dim(1), N = a.rows() / heads, K = a.dim(-1);
   const int64_t M = right.size() / heads / K;
-  const Tensor& bias = site.bias_hat.empty() ? site.bias : site.bias_hat;
+  const Tensor& bias = site.bias.compensated.empty() ? site.bias.loaded : site.bias.compensated;
   Exact e;
   for (int64_t i = 0; i < heads * N; ++i)
     for (int64_t c = 0; c < M; ++c) {
@@ -50,14 +50,14 @@ Exact exact(const Site& site, const Tensor& a, const Tensor& b) {
 struct Errors {
   double integer = 0, fake = 0;
 };
-void check_site(Errors& errors, Site& site, const Tensor& a, const Tensor& b = {}) {
+void check_site(Errors& errors, Layer& site, const Tensor& a, const Tensor& b = {}) {
   const Tensor fake = site.run(kFake, a, b);
   const Exact want = exact(site, a, b);
-  REQUIRE(site.prepare_integer());
+  REQUIRE(site.prepare_int8());
   const Tensor got = site.run(kInteger, a, b);
   CHECK(got.shape == fake.shape);
   CHECK(relative_error(site.run(kFake, a, b), fake) == 0);  // from decoded weights
-  const Tensor bc = site.bc;
+  const Tensor bc = site.added;
   Tensor added(fake.shape);
   if (!bc.empty()) add_broadcast(added, bc);
   double worst = 0, worst_fake = 0;
@@ -76,19 +76,19 @@ void check_site(Errors& errors, Site& site, const Tensor& a, const Tensor& b = {
     CHECK(same_bits(site.run(kInteger, sample(a, s), b.empty() ? b : sample(b, s)), sample(got, s)));
 }
 
-Site linear_site(int64_t out, int64_t in, const Grid& a, const Uniform& b) {
-  Site site;
+Layer linear_site(int64_t out, int64_t in, const Grid& a, const Uniform& b) {
+  Layer site;
   site.name = "fc";
   site.weight = random({out, in}, 1);
-  site.bias = random({out}, 2);
+  site.bias.loaded = random({out}, 2);
   site.a = a;
   site.b = b;
   site.weight_hat = fake_quantize(b, site.weight.values());
   return site;
 }
 
-Site product(Role role, const Grid& a, const Grid& b) {
-  Site site;
+Layer product(Role role, const Grid& a, const Grid& b) {
+  Layer site;
   site.name = "matmul";
   site.role = role;
   site.a = a;
@@ -114,20 +114,20 @@ TEST_CASE("integer: linear sites of every grid") {
     for (const int64_t units : {1, 3, 66}) {
       CAPTURE(bits);
       CAPTURE(units);
-      Site site = linear_site(66, 50, uniform(bits, 0, 1, 1), uniform(bits, 0, units, 1));
+      Layer site = linear_site(66, 50, uniform(bits, 0, 1, 1), uniform(bits, 0, units, 1));
       check_site(errors, site, x);
-      site.bias = Tensor{};
+      site.bias.loaded = Tensor{};
       check_site(errors, site, x);
-      site.bias_hat = random({66}, 5);
-      site.bc = random({5, 66}, 6);
+      site.bias.compensated = random({66}, 5);
+      site.added = random({5, 66}, 6);
       check_site(errors, site, x);
-      Site twin = linear_site(66, 50, TwinGelu{bits, 0.9f / std::ldexp(1.f, bits), 0.17f / std::ldexp(1.f, bits - 1)},
+      Layer twin = linear_site(66, 50, TwinGelu{bits, 0.9f / std::ldexp(1.f, bits), 0.17f / std::ldexp(1.f, bits - 1)},
                               uniform(bits, 0, units, 1));
       check_site(errors, twin, after_gelu);
-      twin.bc = random({1, 66}, 6);
+      twin.added = random({1, 66}, 6);
       check_site(errors, twin, after_gelu);
     }
-  Site head = linear_site(7, 10, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  Layer head = linear_site(7, 10, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
   check_site(errors, head, random({9, 10}, 8));  // no tokens
   CHECK(errors.integer < errors.fake);
 }
@@ -140,16 +140,16 @@ TEST_CASE("integer: products of activations of every grid") {
     for (const int64_t units : {1, 2, 4}) {
       CAPTURE(bits);
       CAPTURE(units);
-      Site qk = product(Role::QK, uniform(bits, 1, units, 1), uniform(bits, 1, units, 1));
+      Layer qk = product(Role::QK, uniform(bits, 1, units, 1), uniform(bits, 1, units, 1));
       check_site(errors, qk, q, k);
-      qk.bc = random({4, 13, 9}, 6);
+      qk.added = random({4, 13, 9}, 6);
       check_site(errors, qk, q, k);
       const Grid grids[] = {uniform(bits, 1, units, 1), TwinSoftmax{bits, 0.125f, true},
                             TwinSoftmax{bits, 0.125f, false}};
       for (const Grid& grid : grids) {
-        Site av = product(Role::AV, grid, uniform(bits, 1, units, 1));
+        Layer av = product(Role::AV, grid, uniform(bits, 1, units, 1));
         check_site(errors, av, a, v);
-        av.bc = random({4, 1, 35}, 6);
+        av.added = random({4, 1, 35}, 6);
         check_site(errors, av, a, v);
       }
     }
@@ -159,20 +159,20 @@ TEST_CASE("integer: what has no integer form is simulated") {
   const Tensor x = random({2, 5, 50}, 3);
   const Grid nine = uniform(9, 0, 1, 1), affine = Affine{4, 50, Tensor({66, 1}), Tensor({66, 1})};
   for (const Grid& grid : {Grid{Identity{}}, nine, affine}) {
-    Site left = linear_site(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
-    CHECK_FALSE(left.prepare_integer());
+    Layer left = linear_site(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
+    CHECK_FALSE(left.prepare_int8());
     right.a = uniform(8, 0, 1, 1);
     right.b = grid;
-    CHECK_FALSE(right.prepare_integer());
+    CHECK_FALSE(right.prepare_int8());
     if (!std::holds_alternative<Affine>(grid)) CHECK(same_bits(left.run(kInteger, x), left.run(kFake, x)));
   }
-  Site other_axis = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 1, 2, 1));
-  CHECK_FALSE(other_axis.prepare_integer());
-  Site float_weight = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  Layer other_axis = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 1, 2, 1));
+  CHECK_FALSE(other_axis.prepare_int8());
+  Layer float_weight = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
   float_weight.weight_hat = Weight{};
-  CHECK_FALSE(float_weight.prepare_integer());
-  Site cleared = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
-  CHECK(cleared.prepare_integer());
+  CHECK_FALSE(float_weight.prepare_int8());
+  Layer cleared = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  CHECK(cleared.prepare_int8());
   cleared.clear();
   CHECK(same_bits(cleared.run(kInteger, x), cleared.run(kFloat, x)));
 }
@@ -200,7 +200,7 @@ TEST_CASE("integer: networks of every method, in one go and site by site, agains
         bc.block = variant == 1;
         compensate(*model, {batch}, bc, quiet);
         const Tensor want = model->forward(kFake, batch);
-        const std::vector<std::string> simulated = model->prepare_integer();
+        const std::vector<std::string> simulated = model->prepare_int8();
         CHECK(simulated == (variant == 2 ? std::vector<std::string>{} : std::vector<std::string>{"patch_embed.proj"}));
         const Tensor got = model->forward(kInteger, batch);
         CHECK(relative_error(model->forward(kFake, batch), want) == 0);

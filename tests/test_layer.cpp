@@ -4,7 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/nn/ops.h"
-#include "engine/nn/site.h"
+#include "engine/nn/layer.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -12,17 +12,17 @@ using namespace bcq::test;
 
 namespace {
 
-Site linear_site(bool with_bias = true) {
-  Site site;
+Layer linear_site(bool with_bias = true) {
+  Layer site;
   site.name = "blocks.0.mlp.fc1";
   site.role = Role::Fc1;
   site.weight = random({7, 5}, 1);
-  if (with_bias) site.bias = random({7}, 2);
+  if (with_bias) site.bias.loaded = random({7}, 2);
   return site;
 }
 
-Site product(Role role) {
-  Site site;
+Layer product(Role role) {
+  Layer site;
   site.name = "blocks.0.attn.matmul";
   site.role = role;
   return site;
@@ -32,7 +32,7 @@ const Context kFloat{Precision::Float, nullptr, nullptr};
 const Context kFake{Precision::Fake, nullptr, nullptr};
 
 struct Seen : Observer {
-  void site(const Site& s, const Tensor& left, const Tensor& right, const Tensor& out) override {
+  void product(const Layer& s, const Tensor& left, const Tensor& right, const Tensor& out) override {
     name = s.name;
     a = left;
     b = right;
@@ -49,12 +49,12 @@ struct Seen : Observer {
 TEST_CASE("a fresh site gives the same bits in both precisions") {
   const Tensor x = random({2, 3, 5}, 3);
   for (const bool with_bias : {true, false}) {
-    const Site site = linear_site(with_bias);
+    const Layer site = linear_site(with_bias);
     CHECK(same_bits(site.run(kFloat, x), site.run(kFake, x)));
-    CHECK(same_bits(site.run(kFloat, x), linear(nullptr, x, site.weight, site.bias)));
+    CHECK(same_bits(site.run(kFloat, x), linear(nullptr, x, site.weight, site.bias.loaded)));
   }
   const Tensor q = random({2, 3, 4, 5}, 4), k = random({2, 3, 6, 5}, 5), v = random({2, 3, 5, 8}, 6);
-  const Site qk = product(Role::QK), av = product(Role::AV);
+  const Layer qk = product(Role::QK), av = product(Role::AV);
   CHECK(same_bits(qk.run(kFloat, q, k), qk.run(kFake, q, k)));
   CHECK(same_bits(qk.run(kFloat, q, k), matmul(nullptr, q, k, true)));
   CHECK(same_bits(av.run(kFloat, q, v), av.run(kFake, q, v)));
@@ -65,16 +65,16 @@ TEST_CASE("a fresh site gives the same bits in both precisions") {
 
 TEST_CASE("grids act on their operands in Fake, and never in Float") {
   const Tensor x = random({2, 3, 5}, 7);
-  Site site = linear_site();
+  Layer site = linear_site();
   const Tensor before = site.run(kFloat, x);
   site.a = Uniform{4, 0, {0.1f}};
   site.b = Uniform{3, 0, {0.3f}};
   site.weight_hat = fake_quantize(site.b, site.weight.values());
   CHECK(same_bits(site.run(kFloat, x), before));
-  CHECK(same_bits(site.run(kFake, x), linear(nullptr, fake_quantize(site.a, x), site.weight_hat, site.bias)));
+  CHECK(same_bits(site.run(kFake, x), linear(nullptr, fake_quantize(site.a, x), site.weight_hat, site.bias.loaded)));
   CHECK_FALSE(same_bits(site.run(kFake, x), before));
 
-  Site qk = product(Role::QK);
+  Layer qk = product(Role::QK);
   const Tensor q = random({2, 3, 4, 5}, 8), k = random({2, 3, 6, 5}, 9);
   qk.a = Uniform{4, 1, {0.1f, 0.2f, 0.3f}};
   qk.b = Uniform{4, 1, {0.3f, 0.2f, 0.1f}};
@@ -85,9 +85,9 @@ TEST_CASE("grids act on their operands in Fake, and never in Float") {
 TEST_CASE("a compensation per channel is the same folded into the bias and added to the output") {
   const Tensor x = random({2, 3, 5}, 10), c = random({7}, 11);
   for (const bool with_bias : {true, false}) {
-    Site folded = linear_site(with_bias), added = linear_site(with_bias);
-    folded.bias_hat = with_bias ? add(nullptr, folded.bias, c) : c;
-    added.bc = c.reshaped({1, 7});
+    Layer folded = linear_site(with_bias), added = linear_site(with_bias);
+    folded.bias.compensated = with_bias ? add(nullptr, folded.bias.loaded, c) : c;
+    added.added = c.reshaped({1, 7});
     const Tensor y = added.run(kFake, x);
     CHECK(relative_error(folded.run(kFake, x), y) < 1e-6);
     CHECK(relative_error(y, folded.run(kFloat, x)) > 0.1);
@@ -96,23 +96,23 @@ TEST_CASE("a compensation per channel is the same folded into the bias and added
 }
 
 TEST_CASE("a compensation per position is added row by row, and cut to a shorter text") {
-  Site site = linear_site();
-  site.bc = random({4, 7}, 12);
+  Layer site = linear_site();
+  site.added = random({4, 7}, 12);
   const Tensor x = random({2, 3, 5}, 13), y = site.run(kFloat, x), z = site.run(kFake, x);
-  for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + site.bc[i % 21]);
+  for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + site.added[i % 21]);
   CHECK_THROWS_AS(site.run(kFake, random({2, 5, 5}, 14)), Error);  // more positions than were fitted
   CHECK_NOTHROW(site.run(kFloat, random({2, 5, 5}, 14)));
 
-  Site av = product(Role::AV);  // one value for each head and channel
-  av.bc = random({3, 1, 8}, 15);
+  Layer av = product(Role::AV);  // one value for each head and channel
+  av.added = random({3, 1, 8}, 15);
   const Tensor a = random({2, 3, 4, 5}, 16), v = random({2, 3, 5, 8}, 17);
   const Tensor f = av.run(kFloat, a, v), q = av.run(kFake, a, v);
-  for (int64_t i = 0; i < f.size(); ++i) CHECK(q[i] == f[i] + av.bc[i / 32 % 3 * 8 + i % 8]);
+  for (int64_t i = 0; i < f.size(); ++i) CHECK(q[i] == f[i] + av.added[i / 32 % 3 * 8 + i % 8]);
 }
 
 TEST_CASE("an observer sees the operands and the output of every product once") {
   Seen seen;
-  Site site = linear_site();
+  Layer site = linear_site();
   const Tensor x = random({2, 3, 5}, 18);
   const Tensor y = site.run({Precision::Float, nullptr, &seen}, x);
   CHECK(seen.calls == 1);
@@ -120,7 +120,7 @@ TEST_CASE("an observer sees the operands and the output of every product once") 
   CHECK(seen.a.data == x.data);
   CHECK(seen.b.empty());
   CHECK(seen.y.data == y.data);
-  site.product(Precision::Fake, nullptr, x, Tensor{});
+  site.product({Precision::Fake}, x, Tensor{});
   CHECK(seen.calls == 1);
   const Tensor q = random({1, 3, 4, 5}, 19), k = random({1, 3, 6, 5}, 20);
   product(Role::QK).run({Precision::Fake, nullptr, &seen}, q, k);
@@ -130,7 +130,7 @@ TEST_CASE("an observer sees the operands and the output of every product once") 
 
 TEST_CASE("gradients are those of the float network, and reach the output of the first site") {
   Tape tape;
-  const Site site = linear_site();
+  const Layer site = linear_site();
   const Tensor x = random({2, 3, 5}, 21);  // data: not on the tape
   const Tensor y = site.run({Precision::Float, &tape, nullptr}, x);
   REQUIRE(y.slot >= 0);
@@ -142,13 +142,13 @@ TEST_CASE("gradients are those of the float network, and reach the output of the
 }
 
 TEST_CASE("clear forgets quantization and compensation") {
-  Site site = linear_site();
+  Layer site = linear_site();
   const Tensor x = random({2, 3, 5}, 23), before = site.run(kFake, x);
   site.a = Uniform{4, 0, {0.1f}};
   site.b = Uniform{3, 0, {0.3f}};
   site.weight_hat = fake_quantize(site.b, site.weight.values());
-  site.bias_hat = random({7}, 24);
-  site.bc = random({3, 7}, 25);
+  site.bias.compensated = random({7}, 24);
+  site.added = random({3, 7}, 25);
   CHECK_FALSE(same_bits(site.run(kFake, x), before));
   site.clear();
   CHECK(same_bits(site.run(kFake, x), before));

@@ -1,4 +1,4 @@
-#include "engine/nn/integer.h"
+#include "engine/nn/int8_layer.h"
 
 #include <cmath>
 
@@ -23,13 +23,13 @@ bool is_along(const Grid& grid, int axis) {
 }
 
 Dequantizer make_dequantizer(const Coder& left, int64_t left_unit, const Int8Panels& right,
-                             const std::function<float(int64_t c)>& right_scale, const Tensor& bias) {
+                             const std::function<float(int64_t c)>& right_scale) {
   Dequantizer d;
   if (left.offset() != 0) d.starts = right.sums(-left.offset());
   for (int64_t c = 0; c < right.columns(); ++c) {
+    d.zeros.push_back(0.f);
     d.scale1.push_back(left.scale(0, left_unit) * right_scale(c));
     if (left.planes() == 2) d.scale2.push_back(left.scale(1, left_unit) * right_scale(c));
-    d.bias.push_back(bias.empty() ? 0.f : bias[c]);
   }
   return d;
 }
@@ -79,29 +79,30 @@ void Coder::signed_row(const float* x, int64_t n, int64_t unit, int8_t* codes) c
   kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale(0, unit), -m, m - 1, 0);
 }
 
-std::shared_ptr<const IntegerSite> make_integer(const Site& site, const IntegerSite* same_weight) {
-  const bool linear = site.is_linear();
-  if (bits_of(site.a) > kMostBits || bits_of(site.b) > kMostBits || !std::holds_alternative<Uniform>(site.b) ||
-      !is_along(site.b, linear ? 0 : 1))
+std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* same_weight) {
+  const bool linear = layer.is_linear();
+  if (!layer.quantized) return nullptr;
+  const Quantized& q = *layer.quantized;
+  if (bits_of(q.left) > kMostBits || bits_of(q.right) > kMostBits || !std::holds_alternative<Uniform>(q.right) ||
+      !is_along(q.right, linear ? 0 : 1))
     return nullptr;
-  auto made = std::make_shared<IntegerSite>();
-  made->left = Coder(site.a);
-  made->right = Coder(site.b);
-  if (!linear) return is_along(site.a, 1) ? made : nullptr;
-  if (made->left.units() != 1 || site.weight_hat.empty() || site.weight.dim(1) > kInt8MostDepth) return nullptr;
-  made->weight = same_weight ? same_weight->weight : code_weight(site.weight_hat, made->right);
-  const int64_t columns = site.weight.dim(0), units = made->right.units();
-  made->dequantizer = make_dequantizer(
-      made->left, 0, *made->weight, [&](int64_t c) { return made->right.scale(0, c * units / columns); },
-      site.bias_hat.empty() ? site.bias : site.bias_hat);
+  auto made = std::make_shared<Int8Layer>();
+  made->left = Coder(q.left);
+  made->right = Coder(q.right);
+  if (!linear) return is_along(q.left, 1) ? made : nullptr;
+  if (made->left.units() != 1 || q.weight.empty() || layer.weight.dim(1) > kInt8MostDepth) return nullptr;
+  made->weight = same_weight ? same_weight->weight : code_weight(q.weight, made->right);
+  const int64_t columns = layer.weight.dim(0), units = made->right.units();
+  made->dequantizer = make_dequantizer(made->left, 0, *made->weight,
+                                       [&](int64_t c) { return made->right.scale(0, c * units / columns); });
   return made;
 }
 
-void decode_weight(const IntegerSite& site, int64_t begin, int64_t end, float* y) {
-  const int64_t depth = site.weight->depth();
+void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y) {
+  const int64_t depth = layer.weight->depth();
   for (int64_t c = begin; c < end; ++c) {
-    const float step = site.right.scale(0, c * site.right.units() / site.weight->columns());
-    for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(site.weight->code(c, k));
+    const float step = layer.right.scale(0, c * layer.right.units() / layer.weight->columns());
+    for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(layer.weight->code(c, k));
   }
 }
 
@@ -115,11 +116,11 @@ CodedRows code_rows(const Coder& coder, const Tensor& x) {
   return coded;
 }
 
-PackedHead::PackedHead(const Site& site, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n,
+PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n,
                        int64_t stride) {
-  const Coder &left = site.integer->left, &coder = site.integer->right;
+  const Coder &left = layer.int8()->left, &coder = layer.int8()->right;
   const int64_t unit = head * coder.units() / heads;
-  if (site.role == Role::QK) {
+  if (layer.role == Role::QK) {
     right = Int8Panels(rows, n);
     std::vector<int8_t> codes(static_cast<size_t>(n));
     for (int64_t c = 0; c < rows; ++c) {
@@ -136,39 +137,39 @@ PackedHead::PackedHead(const Site& site, int64_t head, int64_t heads, const floa
     }
   }
   const float scale = coder.scale(0, unit);
-  dequantizer = make_dequantizer(left, head * left.units() / heads, right, [=](int64_t) { return scale; }, {});
+  dequantizer = make_dequantizer(left, head * left.units() / heads, right, [=](int64_t) { return scale; });
 }
 
-Tensor integer_linear(const Site& site, const CodedRows& x, const Shape& shape) {
+Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape) {
   Tensor y = Tensor::uninitialized(shape);
-  integer_linear(
-      site, x, Broadcast(site.bc, shape), [&](int64_t r, int64_t c0) { return y.data + r * shape.back() + c0; },
+  int8_linear(
+      layer, x, Broadcast(layer.added, shape), [&](int64_t r, int64_t c0) { return y.data + r * shape.back() + c0; },
       [](int64_t, int64_t, int64_t, const float*) {});
   return y;
 }
 
-Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs) {
-  const IntegerSite& in = *site.integer;
+Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs) {
+  const Int8Layer& in = *layer.int8();
   Shape shape = x.shape;
-  if (site.is_linear()) {
-    shape.back() = site.weight.dim(0);
-    return integer_linear(site, code_rows(in.left, x), shape);
+  if (layer.is_linear()) {
+    shape.back() = layer.weight.dim(0);
+    return int8_linear(layer, code_rows(in.left, x), shape);
   }
   const int64_t H = x.dim(1), N = x.dim(2), K = x.dim(3);
-  shape.back() = rhs.dim(site.role == Role::QK ? 2 : 3);
+  shape.back() = rhs.dim(layer.role == Role::QK ? 2 : 3);
   Tensor y = Tensor::uninitialized(shape);
-  const Broadcast bc(site.bc, shape);
+  const Broadcast added(layer.added, shape);
   parallel_for(x.dim(0) * H, [&](int64_t i) {
     const int64_t h = i % H, rows = rhs.dim(2), n = rhs.dim(3), M = shape[3];
-    const PackedHead head(site, h, H, rhs.data + i * rows * n, rows, n, n);
+    const PackedHead head(layer, h, H, rhs.data + i * rows * n, rows, n, n);
     const CodedRows a(in.left, N, K);
     for (int64_t r = 0; r < N; ++r)
       in.left.rows(x.data + (i * N + r) * K, K, h * in.left.units() / H, a.row(r), a.stride);
     int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* out = y.data + (i * N + r) * M;
-                 head.dequantizer(0, M, sum1, sum2, out);
-                 if (!site.bc.empty()) kernels().add(out, bc.row(i * N + r), out, M);
+                 head.dequantizer(0, M, sum1, sum2, nullptr, out);
+                 if (!layer.added.empty()) kernels().add(out, added.row(i * N + r), out, M);
                });
   });
   return y;

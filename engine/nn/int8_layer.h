@@ -1,4 +1,4 @@
-// Sites in integers: what Precision::Integer computes.
+// Layers in integers: what Precision::Integer computes.
 //
 // An operand is a sum of planes, x̂ = Σ_p s_p (u_p - z): one u8 plane with z = 128 for a uniform grid, two with z = 0
 // for a twin-uniform one (magnitudes of both terms). With s8 codes v of the other operand, ŵ = s_w v,
@@ -8,8 +8,8 @@
 // product, which rounds every operand and every partial sum.
 #pragma once
 #include "engine/gemm/int8.h"
+#include "engine/nn/layer.h"
 #include "engine/nn/ops.h"
-#include "engine/nn/site.h"
 
 namespace bcq {
 
@@ -33,35 +33,37 @@ class Coder {
 };
 
 // Sums to floats, column by column: Σ_p scale_p sum_p + bias, of sums that begin at start: -z Σ v, or null for z = 0.
+// The bias is that of the layer as it stands when a product is computed, [columns]; null: none.
 struct Dequantizer {
   std::vector<int32_t> starts;
-  std::vector<float> scale1, scale2, bias;
+  std::vector<float> scale1, scale2, zeros;
 
   const int32_t* start() const { return starts.empty() ? nullptr : starts.data(); }
-  void operator()(int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2, float* y) const {
-    kernels().from_sums(sum1, sum2, scale1.data() + c0, sum2 ? scale2.data() + c0 : nullptr, bias.data() + c0, y, n);
+  void operator()(int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2, const float* bias, float* y) const {
+    kernels().from_sums(sum1, sum2, scale1.data() + c0, sum2 ? scale2.data() + c0 : nullptr,
+                        (bias ? bias : zeros.data()) + c0, y, n);
   }
 };
 
-// What a site is run from. Made once, when its grids and its compensation are final.
-struct IntegerSite {
+// What a layer is run from.
+struct Int8Layer {
   Coder left, right;
-  std::shared_ptr<const Int8Panels> weight;  // of a linear site
-  Dequantizer dequantizer;                   // of a linear site
+  std::shared_ptr<const Int8Panels> weight;  // of a linear layer
+  Dequantizer dequantizer;                   // of a linear layer
 };
 
-// Null when the site has to be simulated: an operand that stays float or has more than 8 bits, or a grid that has no
-// integer form here (affine, or steps along another axis than a linear site's rows and a product's heads).
+// Null when the layer has to be simulated: an operand that stays float or has more than 8 bits, or a grid that has no
+// integer form here (affine, or steps along another axis than a linear layer's rows and a product's heads).
 // `same_weight` was made of the same weight on the same grid: its codes are shared.
-std::shared_ptr<const IntegerSite> make_integer(const Site& site, const IntegerSite* same_weight = nullptr);
+std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* same_weight);
 
-// Rows [begin, end) of a linear site's weight_hat, bit by bit: step times code.
-void decode_weight(const IntegerSite& site, int64_t begin, int64_t end, float* y);
+// Rows [begin, end) of a linear layer's rounded weight, bit by bit: step times code.
+void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y);
 
-// Site::product of a site that was prepared.
-Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs);
+// Layer::product of a layer that was prepared.
+Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs);
 
-// ---- The parts of it, for chains of sites that run in one go (engine/nn/blocks.cpp) -------------------
+// ---- The parts of it, for attention and MLP that run fused (engine/nn/blocks.cpp) -------------------
 
 // Codes [rows, planes, depth] of n rows of a left operand.
 struct CodedRows {
@@ -75,26 +77,27 @@ struct CodedRows {
 };
 CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
 
-// A linear site from the codes of its input: [rows, out], compensated; bc is that of the output's shape. Each part of a
-// row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column, n,
-// values), on any thread.
+// A linear layer from the codes of its input: [rows, out], compensated; added is that of the output's shape. Each part
+// of a row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column,
+// n, values), on any thread.
 template <class Place, class Done>
-void integer_linear(const Site& site, const CodedRows& x, const Broadcast& bc, Place place, Done done) {
-  const IntegerSite& in = *site.integer;
+void int8_linear(const Layer& layer, const CodedRows& x, const Broadcast& added, Place place, Done done) {
+  const Int8Layer& in = *layer.int8();
+  const Tensor& bias = layer.bias.in(Precision::Integer);
   int8_product(x.view(), *in.weight, in.dequantizer.start(),
                [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
                  float* y = place(r, c0);
-                 in.dequantizer(c0, n, sum1, sum2, y);
-                 if (!site.bc.empty()) kernels().add(y, bc.row(r) + c0, y, n);
+                 in.dequantizer(c0, n, sum1, sum2, bias.data, y);
+                 if (!layer.added.empty()) kernels().add(y, added.row(r) + c0, y, n);
                  done(r, c0, n, y);
                });
 }
 // The same, into a tensor of this shape.
-Tensor integer_linear(const Site& site, const CodedRows& x, const Shape& shape);
+Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape);
 
 // One head of the right operand of q kᵀ or A v, packed; b: `rows` rows of n floats, `stride` apart.
 struct PackedHead {
-  PackedHead(const Site& site, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n, int64_t stride);
+  PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n, int64_t stride);
   Int8Panels right;
   Dequantizer dequantizer;
 };

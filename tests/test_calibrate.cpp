@@ -7,7 +7,7 @@
 #include "engine/core/check.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
-#include "quant/walk.h"
+#include "quant/weight_methods.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"
 
@@ -41,7 +41,7 @@ BcOptions bc(BcShape shape, bool block) {
 using Means = std::map<std::string, std::vector<double>>;
 struct MeanOutputs : Observer {
   explicit MeanOutputs(BcShape s) : shape(s) {}
-  void site(const Site& s, const Tensor&, const Tensor&, const Tensor& y) override {
+  void product(const Layer& s, const Tensor&, const Tensor&, const Tensor& y) override {
     if (s.is_linear()) add(s.name, y);
   }
   void add(const std::string& name, const Tensor& y) {
@@ -81,17 +81,17 @@ Tensor left_behind(Model& model) {
   const auto append = [&](const Tensor& t) {
     if (!t.empty()) all.insert(all.end(), t.data, t.data + t.size());
   };
-  for (const Site* site : model.all_sites()) {
-    if (!site->weight_hat.empty()) append(site->weight_hat.values());
-    append(site->bias_hat);
-    append(site->bc);
+  for (const Layer* site : model.all_layers()) {
+    if (!site->weight_hat.empty()) append(site->weight_in(Precision::Fake).values());
+    append(site->bias.compensated);
+    append(site->added);
   }
   for (const Tensor& b : model.block_bc) append(b);
   return Tensor({static_cast<int64_t>(all.size())}, all);
 }
 
-WalkOptions joint() {
-  WalkOptions o{options(3, 8)};
+GptqMethodOptions joint() {
+  GptqMethodOptions o{options(3, 8)};
   o.sequential = o.centred = o.float_target = true;
   o.refine = 5;
   o.bc = bc(BcShape::Channel, true);
@@ -110,7 +110,7 @@ TEST_CASE("on the float stream compensate_blocks finds the biases of compensate"
         const std::vector<Batch> data = windows(5, 9);
         auto expected = rounded(3, fixture), model = rounded(3, fixture);
         const int64_t fitted = compensate(*expected, data, bc(shape, block), kSilent);
-        CHECK(compensate_blocks(*model, data, bc(shape, block), BcStream::Float, kSilent).fitted() == fitted);
+        CHECK(compensate_blocks(*model, data, bc(shape, block), Stream::Float, kSilent).fitted() == fitted);
         CHECK(relative_error(left_behind(*model), left_behind(*expected)) < 1e-5);
         CHECK(relative_error(model->forward(kFake, data[0]), expected->forward(kFake, data[0])) < 1e-5);
       }
@@ -130,23 +130,23 @@ TEST_CASE("on the quantized stream no mean error is left at any site, or at any 
         return worst;
       };
       CHECK(largest() > 0.01);
-      compensate_blocks(*model, data, bc(shape, block), BcStream::Quantized, kSilent);
+      compensate_blocks(*model, data, bc(shape, block), Stream::Quantized, kSilent);
       CHECK(largest() < 1e-5);
     }
 }
 
 TEST_CASE("a quantizer that changes nothing leaves nothing to compensate; other outputs are refused") {
   auto model = load_model(kOpt);
-  CHECK(compensate_blocks(*model, windows(2, 5), bc(BcShape::Channel, false), BcStream::Quantized, kSilent).fitted() ==
+  CHECK(compensate_blocks(*model, windows(2, 5), bc(BcShape::Channel, false), Stream::Quantized, kSilent).fitted() ==
         0);
   BcOptions o = bc(BcShape::Channel, false);
   o.mlp = true;
-  CHECK_THROWS_AS(compensate_blocks(*model, windows(2, 5), o, BcStream::Float, kSilent), UsageError);
+  CHECK_THROWS_AS(compensate_blocks(*model, windows(2, 5), o, Stream::Float, kSilent), UsageError);
 }
 
 TEST_CASE("a bias per position serves shorter windows and refuses longer ones") {
   auto model = rounded(3);
-  compensate_blocks(*model, windows(3, 6), bc(BcShape::Position, true), BcStream::Quantized, kSilent);
+  compensate_blocks(*model, windows(3, 6), bc(BcShape::Position, true), Stream::Quantized, kSilent);
   model->forward(kFake, windows(1, 4)[0]);
   CHECK(contains(message_of<Error>([&] { model->forward(kFake, windows(1, 7)[0]); }), "fewer positions"));
 }
@@ -155,22 +155,22 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
   for (const bool centred : {false, true}) {
     const std::vector<Batch> data = windows(12, 16);
     auto model = load_model(kOpt);
-    WalkOptions o = joint();
+    GptqMethodOptions o = joint();
     o.centred = centred;
     o.float_target = false;
-    const WalkResult result = quantize_gptq(*model, data, o, kSilent, [](const std::string&) {});
+    const CalibrationResult result = quantize_gptq(*model, data, o, kSilent, [](const std::string&) {});
     REQUIRE(result.blocks.size() == static_cast<size_t>(model->depth()));
     CHECK(result.fitted() > 0);
     // The inputs of the first block's query on this stream are those of the float network.
     struct First : Observer {
-      void input(const Site& s, const Tensor& x) override {
+      void input(const Layer& s, const Tensor& x) override {
         if (s.role == Role::Query && inputs.size() < 12) inputs.push_back(x);
       }
       std::vector<Tensor> inputs;
     } first;
     for (const Batch& batch : data) model->block({Precision::Fake, nullptr, &first}, 0, model->embed(kFake, batch));
-    const Site& query = *model->sites(0)[0];
-    const Tensor w = query.weight.values(), q = query.weight_hat.values();
+    const Layer& query = *model->layers(0)[0];
+    const Tensor w = query.weight.values(), q = query.weight_in(Precision::Fake).values();
     const int64_t n = w.dim(1);
     double error = 0, compensated = 0, tokens = 0;
     for (int64_t r = 0; r < w.dim(0); ++r) {
@@ -191,7 +191,7 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
     CHECK(std::abs(record.refined / (error / static_cast<double>(w.dim(0))) - 1) < 1e-4);
     CHECK(std::abs(record.compensated / (compensated / static_cast<double>(w.dim(0))) - 1) < 1e-4);
 
-    for (const BlockRecord& block : result.blocks)
+    for (const PartRecord& block : result.blocks)
       for (const LayerRecord& layer : block.layers) {
         CHECK(layer.refined <= layer.solved * (1 + 1e-12));
         CHECK(layer.compensated <= layer.refined * (1 + 1e-9));
@@ -227,7 +227,7 @@ TEST_CASE("a walk gives the same bits on one and on two threads") {
   }));
   CHECK(same_on_two_threads([] {
     auto model = rounded(3);
-    compensate_blocks(*model, windows(5, 16), bc(BcShape::Position, true), BcStream::Float, kSilent);
+    compensate_blocks(*model, windows(5, 16), bc(BcShape::Position, true), Stream::Float, kSilent);
     return left_behind(*model);
   }));
 }
@@ -235,21 +235,21 @@ TEST_CASE("a walk gives the same bits on one and on two threads") {
 namespace {
 
 // Keeps what a block's sites hold, and breaks off when `left` blocks are done.
-struct Memory : BlockStore {
+struct Memory : PartStore {
   struct Kept {
-    std::vector<Site> sites;
-    BlockRecord record;
+    std::vector<Layer> sites;
+    PartRecord record;
   };
-  bool load(const std::string& walk, Model& model, int i, BlockRecord& record) override {
+  bool load(const std::string& walk, Model& model, int i, PartRecord& record) override {
     const auto found = kept.find({walk, i});
     if (found == kept.end()) return false;
     record = found->second.record;
-    for (size_t s = 0; s < found->second.sites.size(); ++s) *model.sites(i)[s] = found->second.sites[s];
+    for (size_t s = 0; s < found->second.sites.size(); ++s) *model.layers(i)[s] = found->second.sites[s];
     return true;
   }
-  void done(const std::string& walk, Model& model, int i, const BlockRecord& record) override {
+  void done(const std::string& walk, Model& model, int i, const PartRecord& record) override {
     Kept& block = kept[{walk, i}];
-    for (const Site* site : model.sites(i)) block.sites.push_back(*site);
+    for (const Layer* site : model.layers(i)) block.sites.push_back(*site);
     block.record = record;
     if (--left == 0) throw Error("interrupted");
   }
@@ -261,18 +261,18 @@ struct Memory : BlockStore {
 
 TEST_CASE("a walk interrupted after any block and started again ends in the same bits") {
   const std::vector<Batch> data = windows(4, 16);
-  const auto separate = [&](Model& model, BlockStore* store) {
-    const WalkResult solved = quantize_gptq(
+  const auto separate = [&](Model& model, PartStore* store) {
+    const CalibrationResult solved = quantize_gptq(
         model, data, {options(3)}, kSilent, [](const std::string&) {}, store);
     return solved.fitted() +
-           compensate_blocks(model, data, bc(BcShape::Channel, true), BcStream::Float, kSilent, store).fitted();
+           compensate_blocks(model, data, bc(BcShape::Channel, true), Stream::Float, kSilent, store).fitted();
   };
-  const auto together = [&](Model& model, BlockStore* store) {
+  const auto together = [&](Model& model, PartStore* store) {
     return quantize_gptq(
                model, data, joint(), kSilent, [](const std::string&) {}, store)
         .fitted();
   };
-  const auto check = [&](const std::function<int64_t(Model&, BlockStore*)>& run, int walks) {
+  const auto check = [&](const std::function<int64_t(Model&, PartStore*)>& run, int walks) {
     auto whole = load_model(kOpt);
     const int64_t fitted = run(*whole, nullptr);
     for (int after = 1; after <= walks * whole->depth(); ++after) {

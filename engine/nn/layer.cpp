@@ -1,0 +1,105 @@
+#include "engine/nn/layer.h"
+
+#include "engine/core/check.h"
+#include "engine/kernels/kernels.h"
+#include "engine/nn/int8_layer.h"
+#include "engine/nn/kv_cache.h"
+
+namespace bcq {
+namespace {
+
+// a + b, where an empty a is zero.
+Tensor sum(const Tensor& a, const Tensor& b) {
+  require(a.empty() || a.shape == b.shape, "bias compensation: a bias of shape %s on top of one of shape %s",
+          to_string(b.shape), to_string(a.shape));
+  Tensor y = b.clone();
+  if (!a.empty()) kernels().add(a.data, b.data, y.data, y.size());
+  return y;
+}
+
+Shape product_shape(const Layer& layer, const Tensor& a, const Tensor& b) {
+  Shape shape = a.shape;
+  shape.back() = layer.is_linear() ? layer.weight.dim(0) : b.dim(layer.role == Role::QK ? 2 : 3);
+  return shape;
+}
+
+}  // namespace
+
+int64_t Context::first_position() const { return cache ? cache->length : 0; }
+
+bool Layer::is_quantized() const {
+  return quantized && (quantized->packed || !is_identity(quantized->left) || !is_identity(quantized->right));
+}
+
+const Grid& Layer::left_grid() const {
+  static const Grid identity;
+  return quantized ? quantized->left : identity;
+}
+
+const Weight& Layer::weight_in(Precision precision) const {
+  return precision != Precision::Float && quantized && !quantized->weight.empty() ? quantized->weight : weight;
+}
+
+Tensor Layer::product(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
+  const bool transpose = role == Role::QK;
+  if (ctx.precision == Precision::Float)
+    return is_linear() ? linear(ctx.tape, x, weight, bias.loaded) : matmul(ctx.tape, x, rhs, transpose);
+  require(ctx.tape == nullptr, "%s: gradients are those of the float network", name);
+  if (ctx.precision == Precision::Integer && int8()) return int8_layer_product(*this, x, rhs);
+  const Grid &left = left_grid(), &right = quantized ? quantized->right : left;
+  Tensor y = is_linear() ? linear(nullptr, fake_quantize(left, x), weight_in(ctx.precision), bias.in(ctx.precision))
+                         : matmul(nullptr, fake_quantize(left, x), fake_quantize(right, rhs), transpose);
+  add_compensation(ctx, added, y);
+  return y;
+}
+
+Tensor Layer::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
+  if (ctx.observer && !ctx.is_done()) ctx.observer->input(*this, x);
+  if (ctx.is_done()) return Tensor(product_shape(*this, x, rhs));
+  Tensor y = product(ctx, x, rhs);
+  if (ctx.tape && y.slot < 0) ctx.tape->watch(y);  // the first layer of a network: its input is data
+  if (ctx.observer) ctx.observer->product(*this, x, rhs, y);
+  return y;
+}
+
+void Layer::quantize(PackedWeight w) {
+  const auto packed = std::make_shared<const PackedWeight>(std::move(w));
+  quantize({left_grid(), {}, packed, packed, nullptr});
+}
+
+bool Layer::prepare_int8(const Int8Layer* same_weight) {
+  const auto int8 = make_int8(*this, same_weight);
+  if (!int8) return false;
+  Quantized q = *quantized;
+  q.int8 = int8;
+  if (is_linear())
+    q.weight =
+        Weight(weight.shape(), [int8](int64_t begin, int64_t end, float* y) { decode_weight(*int8, begin, end, y); });
+  quantize(std::move(q));
+  return true;
+}
+
+void Point::add(const Tensor& b) const {
+  if (b.rank() == 1 && !folds_into.empty()) {
+    for (Bias* bias : folds_into) bias->compensated = sum(bias->in(Precision::Fake), b);
+    return;
+  }
+  for (Tensor* kept : added) *kept = sum(*kept, b);
+}
+
+void Point::clear() const {
+  for (Bias* bias : folds_into) bias->compensated = Tensor{};
+  for (Tensor* kept : added) *kept = Tensor{};
+}
+
+void add_compensation(const Context& ctx, const Tensor& added, Tensor& y) {
+  if (ctx.precision != Precision::Float && !added.empty()) add_broadcast(y, added, ctx.first_position());
+}
+
+Tensor run_branch(const Context& ctx, const Layer& last, const Tensor& x, const Branch& branch) {
+  const Tensor y = branch(ctx, x);
+  if (ctx.observer) ctx.observer->branch(last, x, y, branch);
+  return y;
+}
+
+}  // namespace bcq

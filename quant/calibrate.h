@@ -1,0 +1,48 @@
+// The one loop over a network that quantizers and compensations share.
+//
+// Parts (embedding, blocks, head) are taken in order. Two streams of hidden states go along, one tensor a batch each:
+// what the float network makes of the data, and what the network as quantized so far makes of it. In each part methods
+// are shown what they need, in the order they are given, and change the part; then both streams move on. A method that
+// needs gradients is shown the float network, from the head back to the embedding. Batches may be taken side by side;
+// what is summed over them is added up in their order, so that results do not depend on the number of threads.
+#pragma once
+#include "engine/core/progress.h"
+#include "quant/method.h"
+
+namespace bcq {
+
+// Finished parts of a calibration, by its name and the part's number, kept so that an interrupted one can go on. A part
+// restored is that part to the last bit, or results would depend on interruptions.
+struct PartStore {
+  virtual ~PartStore() = default;
+  // Put part i back into the model as done() saw it; false when it was not finished.
+  virtual bool load(const std::string& calibration, Model& model, int i, PartRecord& record) = 0;
+  virtual void done(const std::string& calibration, Model& model, int i, const PartRecord& record) = 0;
+};
+
+struct CalibrationOptions {
+  std::string name = "calibration";  // for progress and store
+  Progress progress = {};
+  PartStore* store = nullptr;
+};
+
+// Wall time, in seconds.
+struct CalibrationSeconds {
+  double passes = 0;  // data through parts of the network
+  double sums = 0;    // second moments and means
+  double solve = 0;   // in methods
+};
+
+struct CalibrationResult {
+  std::vector<PartRecord> parts;
+  CalibrationSeconds seconds;
+  int64_t fitted() const;  // values of compensations
+};
+
+// Calibrate a model by these methods on `data` (may be empty if none of them needs any). Vision: batches of pixels;
+// language: windows of ids, of one length where a compensation is per position. UsageError for points or needs the
+// model has nothing for. Error naming the layer whose input stops being finite.
+CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods,
+                            const CalibrationOptions& options = {});
+
+}  // namespace bcq

@@ -1,0 +1,35 @@
+// The mean of what a layer is fed, or of the error of an output, over calibration batches.
+#pragma once
+#include <vector>
+
+#include "engine/core/tensor.h"
+
+namespace bcq {
+
+// What a compensation is shared along.
+enum class BcShape {
+  Channel,  // one value per output channel: folded into the layer's bias, free at run time
+  Position  // one value per position and channel: the official scripts' default
+};
+
+// Running mean of F - Q over batches, each batch with equal weight as in the official class.
+class RunningMean {
+ public:
+  explicit RunningMean(BcShape shape = BcShape::Channel) : shape_(shape) {}
+
+  // f, q [B, ..., C] -> averages over B, and for Channel over all but C (and the heads of [B, H, N, M]). Without q
+  // it is the mean of f.
+  void update(const Tensor& f, const Tensor& q = {});
+  // What another has averaged, of the same form: as if its batches had come here.
+  void add(const RunningMean& more);
+  // Position [..., C]; Channel [C], or [H, 1, M] for heads. Empty before any update.
+  Tensor mean() const;
+
+ private:
+  BcShape shape_;
+  Shape mean_shape_;
+  std::vector<double> mean_;
+  int64_t batches_ = 0;
+};
+
+}  // namespace bcq

@@ -1,0 +1,119 @@
+#include "quant/weight_methods.h"
+
+#include <limits>
+
+#include "engine/core/check.h"
+#include "engine/kernels/kernels.h"
+#include "quant/refine.h"
+#include "quant/refit.h"
+
+namespace bcq {
+namespace {
+
+// Options with the bits that are this layer's own.
+template <class Options>
+Options options_of(const Layer& layer, Options options, const LayerBits& bits) {
+  const auto own = bits.find(&layer);
+  if (own != bits.end()) options.bits = own->second;
+  return options;
+}
+
+void attach(Layer& layer, const QuantizedWeight& q) {
+  for (const Tensor& w : {layer.weight.values(), q.values})  // a weight that is NaN would round to code 0
+    require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", layer.name);
+  layer.quantize(PackedWeight(q.grid, q.values.shape, q.codes));
+}
+
+}  // namespace
+
+void RoundToNearest::fit(const std::vector<Layer*>& group, Seen&, PartRecord&) {
+  for (Layer* layer : group) attach(*layer, round_to_nearest(layer->weight.values(), options_of(*layer, grid_, bits_)));
+}
+
+Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(options), warn_(warn) {
+  require_options(options.gptq);
+  require_usage(options.refine >= 0, "the number of refining sweeps is 0 or more, not %d", options.refine);
+}
+
+Needs Gptq::needs() const {
+  Needs needs;
+  needs.stream = Stream::Quantized;
+  needs.sequential = options_.sequential;
+  needs.moments = true;
+  needs.cross = options_.float_target;
+  return needs;
+}
+
+void Gptq::start(const Part& part) {
+  for (Layer* layer : part.layers()) {
+    if (wants(*layer) && layer->quantized) layer->quantize({layer->left_grid(), {}, {}, nullptr, nullptr});
+    Model::point_of(*layer).clear();
+  }
+}
+
+// Of windows in two halves `seen.moments` holds all of them after a refit.
+void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
+  Moments& moments = *seen.moments;
+  std::vector<Tensor> weights;
+  for (const Layer* layer : group) weights.push_back(layer->weight.values());
+  double ridge = std::numeric_limits<double>::infinity();
+  if (seen.odd) {
+    Refit refitted = refit(weights, moments, *seen.odd, options_.centred);
+    weights = std::move(refitted.weights);
+    ridge = refitted.ridge;
+  }
+  if (!warned_ && moments.tokens() < moments.columns()) {
+    warned_ = true;
+    warn_(
+        format("%d calibration tokens are fewer than the %d columns of %s: its Hessian is singular, damping "
+               "decides the rest; use more or longer windows",
+               moments.tokens(), moments.columns(), group.front()->name));
+  }
+  const std::vector<double> hessian = moments.second(options_.centred), means = moments.mean();
+  for (size_t i = 0; i < group.size(); ++i) {
+    LayerRecord layer;
+    layer.ridge = ridge;
+    // Second moments are 2 / samples Σ: of windows of one length, 2 T times the mean over tokens.
+    const double mean =
+        static_cast<double>(moments.samples()) / (2. * static_cast<double>(moments.tokens() * weights[i].dim(0)));
+    fit_layer(*group[i], weights[i], hessian, layer, mean, means, record);
+  }
+}
+
+void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
+                     const std::vector<double>& means, PartRecord& into) {
+  const GptqOptions options = options_of(layer, options_.gptq, options_.bits);
+  QuantizedWeight q = gptq(v, hessian, options, layer.name, warn_);
+  record.layer = layer.name;
+  record.bits = options.bits;
+  record.group = q.grid.group;
+  record.damp = q.damp;
+  record.signal = mean * quadratic_error(v, {}, hessian);
+  record.rounded = mean * quadratic_error(round_to_nearest(v, options).values, v, hessian);
+  record.solved = mean * quadratic_error(q.values, v, hessian);
+  record.refined = record.solved;
+  if (options_.refine > 0) {
+    refine(q, v, hessian, options_.refine);
+    record.refined = mean * quadratic_error(q.values, v, hessian);
+  }
+  record.compensated = record.refined - (options_.centred ? 0 : squared_error(q.values, v, means));
+  attach(layer, q);
+  into.layers.push_back(record);
+}
+
+void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits) {
+  RoundToNearest method(grid, bits);
+  calibrate(model, {}, {&method});
+}
+
+CalibrationResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqMethodOptions& options,
+                                const Progress& progress, const Warn& warn, PartStore* store, const BcOptions* bc) {
+  Gptq method(options, warn);
+  if (!bc) return calibrate(model, windows, {&method}, {"GPTQ", progress, store});
+  BcOptions quantized = *bc;
+  quantized.stream = Stream::Quantized;
+  BiasCompensation compensation(quantized);
+  return calibrate(model, windows, {&method, &compensation}, {"GPTQ", progress, store});
+}
+
+}  // namespace bcq

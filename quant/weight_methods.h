@@ -1,0 +1,66 @@
+// Methods that quantize weights: round to nearest, and GPTQ with what can be added to it, a centred Hessian, weights
+// refitted to the float network's outputs and coordinate descent on the codes. A layer's input keeps its grid.
+#pragma once
+#include "quant/allocation.h"
+#include "quant/bias_comp.h"
+#include "quant/calibrate.h"
+#include "quant/gptq.h"
+
+namespace bcq {
+
+// Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0).
+class RoundToNearest : public Method {
+ public:
+  explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}) : grid_(grid), bits_(std::move(bits)) {}
+  using Method::fit;
+  using Method::wants;
+  bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
+  void fit(const std::vector<Layer*>& group, Seen&, PartRecord&) override;
+
+ private:
+  WeightGrid grid_;
+  LayerBits bits_;
+};
+
+struct GptqMethodOptions {
+  GptqOptions gptq;
+  LayerBits bits = {};  // as for RoundToNearest
+  // The official order takes the inputs of a block's layers from the block still float; in sequential order
+  // a layer sees those before it quantized, and compensated (GPTQ's --true-sequential).
+  bool sequential = false;
+  // Which second moments of inputs the solver looks at, those a layer gets on the quantized stream: raw, the Hessian,
+  // or centred, the covariance, for a layer whose bias is fitted afterwards and so takes up any constant error.
+  bool centred = false;
+  // What is rounded: the layer's weights, or those refitted to make the float network's output of these inputs
+  // (asymmetric calibration).
+  bool float_target = false;
+  int refine = 0;  // sweeps of coordinate descent over the codes, after GPTQ
+};
+
+class Gptq : public Method {
+ public:
+  // Warns when there are fewer tokens than columns. UsageError for options that mean nothing.
+  Gptq(const GptqMethodOptions& options, const Warn& warn);
+  Needs needs() const override;
+  using Method::fit;
+  using Method::wants;
+  void start(const Part& part) override;  // its weights are float again
+  bool wants(const Layer& layer) const override { return is_to_quantize(layer, options_.bits); }
+  void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
+
+ private:
+  void fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
+                 const std::vector<double>& means, PartRecord& into);
+  GptqMethodOptions options_;
+  Warn warn_;
+  bool warned_ = false;
+};
+
+// A model by one of these methods alone, or with a compensation of each block as soon as it is quantized, on the stream
+// that quantized blocks make.
+void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits = {});
+CalibrationResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqMethodOptions& options,
+                                const Progress& progress, const Warn& warn, PartStore* store = nullptr,
+                                const BcOptions* bc = nullptr);
+
+}  // namespace bcq
