@@ -61,7 +61,7 @@ void decode_weight(const IntegerSite& site, int64_t begin, int64_t end, float* y
 // Site::product of a site that was prepared.
 Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs);
 
-// ---- The parts of it, for chains of sites that run in one go (engine/nn/blocks.cpp) -------------------
+// ---- The parts of it, for fused layers (engine/nn/attention.cpp, mlp.cpp) -------------------
 
 // Codes [rows, planes, depth] of n rows of a left operand.
 struct CodedRows {

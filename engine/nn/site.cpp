@@ -1,8 +1,8 @@
 #include "engine/nn/site.h"
 
 #include "engine/core/check.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/integer.h"
-#include "engine/nn/kv_cache.h"
 
 namespace bcq {
 
