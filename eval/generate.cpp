@@ -9,7 +9,7 @@
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "engine/kernels/kernels.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 
 namespace bcq {
 namespace {

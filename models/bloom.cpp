@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "models/language.h"
 #include "models/layers.h"

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "engine/core/check.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 
 namespace bcq {

@@ -6,7 +6,7 @@
 #include "engine/core/parallel.h"
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "models/bloom.h"
 #include "models/opt.h"

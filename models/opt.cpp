@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "engine/kernels/kernels.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "models/language.h"
 #include "models/layers.h"

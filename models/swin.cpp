@@ -3,7 +3,8 @@
 #include <numeric>
 #include <regex>
 
-#include "engine/nn/blocks.h"
+#include "engine/nn/attention.h"
+#include "engine/nn/mlp.h"
 #include "engine/nn/ops.h"
 #include "models/layers.h"
 

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "data/text/tokenizer.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 #include "eval/generate.h"
 #include "quant/weight_methods.h"
 #include "tests/model_fixtures.h"

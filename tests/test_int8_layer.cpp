@@ -3,7 +3,6 @@
 #include <doctest/doctest.h>
 
 #include "engine/core/check.h"
-#include "engine/nn/blocks.h"
 #include "engine/nn/int8_layer.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
@@ -177,7 +176,7 @@ TEST_CASE("integer: what has no integer form is simulated") {
   CHECK(same_bits(cleared.run(kInteger, x), cleared.run(kFloat, x)));
 }
 
-TEST_CASE("integer: networks of every method, in one go and site by site, against the simulated ones") {
+TEST_CASE("integer: networks of every method, fused and layer by layer, against the simulated ones") {
   const Progress quiet = [](const std::string&, double, double) {};
   for (const auto& fixture : kVisions)
     for (const int bits : {8, 4})

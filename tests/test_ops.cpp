@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "tests/support.h"
 

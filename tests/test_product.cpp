@@ -124,18 +124,18 @@ TEST_CASE("product: all strides of both operands, within the rounding errors of 
       }
 }
 
-TEST_CASE("product: a perceptron has the bits of its operations, in batches or alone, on one and on two threads") {
+TEST_CASE("product: a fused_mlp has the bits of its operations, in batches or alone, on one and on two threads") {
   for (const int64_t hidden : {50, 1024}) {  // the second is a depth whose rows are moved apart
     const Tensor x = random({3, 37, 1024}, 8), w1 = random({hidden, 1024}, 9, 0.1), w2 = random({33, hidden}, 10, 0.1);
     const Tensor b1 = random({hidden}, 11), b2 = random({33}, 12);
     const Tensor want = linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
-    CHECK(same_bits(perceptron(x, w1, b1, w2, b2), want));
-    CHECK(same_bits(perceptron(x.slice(1, 2), w1, b1, w2, b2), want.slice(1, 2)));
-    CHECK(same_on_two_threads([&] { return perceptron(x, w1, b1, w2, b2); }));
+    CHECK(same_bits(fused_mlp(x, w1, b1, w2, b2), want));
+    CHECK(same_bits(fused_mlp(x.slice(1, 2), w1, b1, w2, b2), want.slice(1, 2)));
+    CHECK(same_on_two_threads([&] { return fused_mlp(x, w1, b1, w2, b2); }));
     const Tensor few = random({5, 3, 1024}, 13);
-    CHECK(same_bits(perceptron(few, w1, b1, w2, b2),
+    CHECK(same_bits(fused_mlp(few, w1, b1, w2, b2),
                     linear(nullptr, gelu_erf(nullptr, linear(nullptr, few, w1, b1)), w2, b2)));
   }
-  CHECK_THROWS_AS(perceptron(random({1, 9, 5}, 1), random({4, 6}, 1), Tensor{}, random({2, 4}, 1), Tensor{}), Error);
-  CHECK_THROWS_AS(perceptron(random({1, 9, 5}, 1), random({4, 5}, 1), Tensor{}, random({2, 3}, 1), Tensor{}), Error);
+  CHECK_THROWS_AS(fused_mlp(random({1, 9, 5}, 1), random({4, 6}, 1), Tensor{}, random({2, 4}, 1), Tensor{}), Error);
+  CHECK_THROWS_AS(fused_mlp(random({1, 9, 5}, 1), random({4, 5}, 1), Tensor{}, random({2, 3}, 1), Tensor{}), Error);
 }

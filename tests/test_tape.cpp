@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "engine/nn/tape.h"
 #include "tests/support.h"

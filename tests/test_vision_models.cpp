@@ -1,5 +1,6 @@
 // ViT, DeiT and Swin against timm and transformers: outputs, every site and every gradient of small fixtures, and
 // what loading refuses. Real shapes: make parity.
+#include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
@@ -39,7 +40,7 @@ TEST_CASE("vit, deit, swin: the gradient of every site equals autograd's") {
   }
 }
 
-TEST_CASE("vit, deit, swin: chains of sites in one go give the bits of the sites one by one") {
+TEST_CASE("vit, deit, swin: fused attention and MLP give the bits of the sites one by one") {
   for (const std::string& fixture : {kVit, kDeit, kSwin}) {
     CAPTURE(fixture);
     const auto model = load_model(fixture);

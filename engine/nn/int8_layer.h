@@ -63,7 +63,7 @@ void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y)
 // Layer::product of a layer that was prepared.
 Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs);
 
-// ---- The parts of it, for attention and MLP that run fused (engine/nn/blocks.cpp) -------------------
+// ---- The parts of it, for fused layers (engine/nn/attention.cpp, mlp.cpp) -------------------
 
 // Codes [rows, planes, depth] of n rows of a left operand.
 struct CodedRows {

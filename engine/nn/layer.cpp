@@ -2,8 +2,8 @@
 
 #include "engine/core/check.h"
 #include "engine/kernels/kernels.h"
+#include "engine/nn/attention.h"
 #include "engine/nn/int8_layer.h"
-#include "engine/nn/kv_cache.h"
 
 namespace bcq {
 namespace {

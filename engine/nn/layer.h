@@ -46,7 +46,7 @@ struct Context {
   Tape* tape = nullptr;  // records gradients; Float only
   Observer* observer = nullptr;
   bool masked = true;        // whether a Swin masks its shifted windows: BC of attention may be measured without
-  KvCache* cache = nullptr;  // language: the tokens before these (engine/nn/kv_cache.h)
+  KvCache* cache = nullptr;  // language: the tokens before these (engine/nn/attention.h)
 
   bool is_done() const { return observer && observer->is_done(); }
   int64_t first_position() const;  // of what is computed: the tokens in the cache

@@ -12,11 +12,6 @@
 namespace bcq {
 namespace {
 
-void accumulate(Tensor& into, const Tensor& g) {
-  for_chunks(into.size(),
-             [&](int64_t b, int64_t e) { kernels().add(into.data + b, g.data + b, into.data + b, e - b); });
-}
-
 void require_shape(bool ok, const char* op, const Shape& a, const Shape& b) {
   require(ok, "%s: shapes %s and %s do not fit", op, to_string(a), to_string(b));
 }
@@ -123,15 +118,15 @@ Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& b
       Tensor dx = Tensor::uninitialized(x.shape);
       Buffer<float> copy;
       product(apart(dy, copy), dy.rows(), weight.values(), false, Tensor{}, nullptr, dx.data, dx.dim(-1));
-      accumulate(tape->grad(x), dx);
+      tape->add_to_grad(x, dx);
     });
   return y;
 }
 
-Tensor perceptron(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
+Tensor fused_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
   if (is_few(x) || w1.packed() || w2.packed())
     return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
-  require_shape(w2.dim(1) == w1.dim(0), "perceptron", w1.shape(), w2.shape());
+  require_shape(w2.dim(1) == w1.dim(0), "fused_mlp", w1.shape(), w2.shape());
   Shape shape = shape_of(x, w1);
   shape.back() = w2.dim(0);
   Tensor y = Tensor::uninitialized(shape);
@@ -178,8 +173,8 @@ Tensor add(Tape* tape, const Tensor& a, const Tensor& b) {
   for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().add(a.data + i, b.data + i, y.data + i, e - i); });
   if (tape)
     tape->record(y, [=](const Tensor& dy) {
-      if (a.slot >= 0) accumulate(tape->grad(a), dy);
-      if (b.slot >= 0) accumulate(tape->grad(b), dy);
+      tape->add_to_grad(a, dy);
+      tape->add_to_grad(b, dy);
     });
   return y;
 }
@@ -187,7 +182,7 @@ Tensor add(Tape* tape, const Tensor& a, const Tensor& b) {
 Tensor scale(Tape* tape, const Tensor& x, float s) {
   Tensor y = Tensor::uninitialized(x.shape);
   for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().scale(x.data + i, s, y.data + i, e - i); });
-  if (tape && x.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(x), scale(nullptr, dy, s)); });
+  if (tape && x.slot >= 0) tape->record(y, [=](const Tensor& dy) { tape->add_to_grad(x, scale(nullptr, dy, s)); });
   return y;
 }
 
@@ -267,46 +262,6 @@ Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor
   return y;
 }
 
-namespace {
-
-// Copy between a fused projection [B, N, parts*D] and heads [B, H, N, d]; `gather` reads the former.
-void move_heads(const Tensor& fused, const Tensor& heads, int64_t part, int64_t parts, bool gather) {
-  const int64_t H = heads.dim(1), N = heads.dim(2), d = heads.dim(3), D = H * d;
-  parallel_for(heads.dim(0) * H, [&](int64_t i) {
-    const int64_t b = i / H, h = i % H;
-    for (int64_t n = 0; n < N; ++n) {
-      float* at_fused = fused.data + (b * N + n) * parts * D + part * D + h * d;
-      float* at_head = heads.data + (i * N + n) * d;
-      if (gather)
-        std::memcpy(at_head, at_fused, static_cast<size_t>(d) * 4);
-      else
-        kernels().add(at_fused, at_head, at_fused, d);
-    }
-  });
-}
-
-}  // namespace
-
-Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
-  Tensor y = Tensor::uninitialized({x.dim(0), heads, x.dim(1), x.dim(2) / parts / heads});
-  move_heads(x, y, part, parts, true);
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) { move_heads(tape->grad(x), dy, part, parts, false); });
-  return y;
-}
-
-Tensor merge_heads(Tape* tape, const Tensor& x) {
-  Tensor y({x.dim(0), x.dim(2), x.dim(1) * x.dim(3)});
-  move_heads(y, x, 0, 1, false);  // adds into zeros
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) {
-      Tensor dx = Tensor::uninitialized(x.shape);
-      move_heads(dy, dx, 0, 1, true);
-      accumulate(tape->grad(x), dx);
-    });
-  return y;
-}
-
 Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions) {
   const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2), K = tokens.dim(0);
   require_shape(tokens.dim(-1) == D && positions.size() == (K + N) * D, "prepend_tokens", x, positions);
@@ -379,19 +334,6 @@ Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& ind
   return y;
 }
 
-Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask) {
-  const int64_t H = scores.dim(1), NN = scores.dim(2) * scores.dim(3), W = mask.empty() ? 1 : mask.dim(0);
-  require_shape(bias.size() == H * NN && scores.dim(0) % W == 0, "add_window_bias", scores, bias);
-  Tensor y = Tensor::uninitialized(scores.shape);
-  parallel_for(scores.dim(0) * H, [&](int64_t i) {
-    float* out = y.data + i * NN;
-    kernels().add(scores.data + i * NN, bias.data + i % H * NN, out, NN);
-    if (!mask.empty()) kernels().add(out, mask.data + i / H % W * NN, out, NN);
-  });
-  if (tape && scores.slot >= 0) tape->record(y, [=](const Tensor& dy) { accumulate(tape->grad(scores), dy); });
-  return y;
-}
-
 Tensor unfold_patches(const Tensor& pixels, int64_t P) {
   const int64_t B = pixels.dim(0), C = pixels.dim(1), rows = pixels.dim(2) / P, cols = pixels.dim(3) / P;
   const int64_t width = pixels.dim(3), plane = pixels.dim(2) * width;
@@ -405,53 +347,6 @@ Tensor unfold_patches(const Tensor& pixels, int64_t P) {
           std::memcpy(out, pixels.data + (b * C + ch) * plane + (r * P + p) * width + c * P,
                       static_cast<size_t>(P) * 4);
     }
-  });
-  return y;
-}
-
-Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
-                        const std::vector<float>& slopes) {
-  require_shape(q.shape == k.shape && q.shape == v.shape && q.dim(2) % heads == 0, "causal_attention", q, k);
-  require(slopes.empty() || static_cast<int64_t>(slopes.size()) == heads, "causal_attention: %d slopes for %d heads",
-          slopes.size(), heads);
-  constexpr int64_t kQueries = 4 * kFloatRows;  // of one item: its scores stay in cache
-  const int64_t B = q.dim(0), T = q.dim(1), D = q.dim(2), d = D / heads, blocks = (T + kQueries - 1) / kQueries;
-  std::vector<FloatPanels> keys(static_cast<size_t>(B * heads)), values(keys.size());
-  parallel_for(B * heads, [&](int64_t i) {
-    const int64_t head = i / heads * T * D + i % heads * d;
-    keys[static_cast<size_t>(i)] = FloatPanels(row_major(k.data + head, D).transposed(), d, T);
-    values[static_cast<size_t>(i)] = FloatPanels(row_major(v.data + head, D), T, d);
-  });
-  Tensor y = Tensor::uninitialized(q.shape);
-  parallel_for(B * heads * blocks, [&](int64_t item) {
-    // The last blocks have the most keys: hand them out first.
-    const int64_t i = item % (B * heads), h = i % heads, t0 = (blocks - 1 - item / (B * heads)) * kQueries;
-    const int64_t n = std::min(kQueries, T - t0), seen = t0 + n, head = i / heads * T * D + h * d;
-    const Buffer<float> scaled(n * d), scores(n * seen);
-    for (int64_t r = 0; r < n; ++r) kernels().scale(q.data + head + (t0 + r) * D, scale, scaled.data() + r * d, d);
-    multiply(row_major(scaled.data(), d), n, keys[static_cast<size_t>(i)], d, seen, nullptr, 0, scores.data(), seen);
-    std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(seen));  // of the last query; others use its end
-    for (size_t j = 0; j < bias.size(); ++j)
-      bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(seen - 1));
-    for (int64_t r = 0; r < n; ++r) {
-      float* row = scores.data() + r * seen;
-      if (!bias.empty()) kernels().add(row, bias.data() + (n - 1 - r), row, t0 + r + 1);
-      kernels().softmax(row, t0 + r + 1);
-      std::fill(row + t0 + r + 1, row + seen, 0.f);  // the future
-    }
-    multiply(row_major(scores.data(), seen), n, values[static_cast<size_t>(i)], seen, d, nullptr, 0,
-             y.data + head + t0 * D, D);
-  });
-  return y;
-}
-
-Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
-  const int64_t d = x.dim(2) / heads / parts;
-  Tensor y = Tensor::uninitialized({x.dim(0), x.dim(1), heads * d});
-  for_rows(y, [&](int64_t r) {
-    for (int64_t h = 0; h < heads; ++h)
-      std::memcpy(y.data + (r * heads + h) * d, x.data + ((r * heads + h) * parts + part) * d,
-                  static_cast<size_t>(d) * 4);
   });
   return y;
 }

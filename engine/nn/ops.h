@@ -24,7 +24,7 @@ void for_rows(const Tensor& x, F f) {
 // y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
 Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
 // gelu_erf(x W1ᵀ + b1) W2ᵀ + b2: the bits of the three operations one by one, with fewer passes over memory.
-Tensor perceptron(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
+Tensor fused_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
 
 // Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
 Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
@@ -38,10 +38,6 @@ Tensor relu(const Tensor& x);
 // gamma (x - mean) / sqrt(var + eps) + beta over the last dimension, biased variance.
 Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps);
 
-// Part `part` of a fused projection, cut into heads: x [B, N, parts*D] -> [B, H, N, D/H].
-Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts);
-Tensor merge_heads(Tape* tape, const Tensor& x);  // [B, H, N, d] -> [B, N, H*d]
-
 // Put `tokens` [K, D] before the N rows of each sample and add positions [K+N, D]: [B, N, D] -> [B, K+N, D].
 Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions);
 Tensor select_token(Tape* tape, const Tensor& x, int64_t index);  // [B, N, D] -> [B, D]
@@ -51,22 +47,9 @@ Tensor mean_tokens(Tape* tape, const Tensor& x);  // [B, N, D] -> [B, D]
 // Row i of each sample of the result is row index[i] of the sample of x; index is a permutation of 0 ... N-1.
 // x [B, N, D] -> shape, which has B*N*D values in all.
 Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
-// scores [B*W, H, N, N] += bias [H, N, N] + mask [W, N, N] of window number s mod W of sample s; no mask when
-// it is empty. Both are constants. (Swin's relative position bias and its mask of shifted windows)
-Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask);
-
 // Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
 Tensor unfold_patches(const Tensor& pixels, int64_t patch);
-
-// Causal attention of H heads, softmax(scale q kᵀ + bias) v without storing the T x T scores.
-// q, k, v [B, T, H*d] -> [B, T, H*d]; scale multiplies q first, as OPT does. The bias is ALiBi's, slopes[h] (j - i)
-// for key j of query i, and none without slopes. ("Train Short, Test Long: Attention with Linear Biases")
-Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
-                        const std::vector<float>& slopes = {});
-
-// Part `part` of a projection fused head by head, the parts of a head side by side: x [B, T, H*parts*d] -> [B, T, H*d].
-Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts);
 
 // The values c[...] that belong to a row of y[b, ...]: c has the rank of y less one; a dimension of 1 is shared, one
 // longer than y's is cut to its first entries (a bias per position used on a shorter text), one shorter is an Error.

@@ -3,6 +3,8 @@
 #include <cstring>
 
 #include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 
@@ -22,6 +24,12 @@ Tensor& Tape::grad(const Tensor& t) {
   Tensor& g = grads_[static_cast<size_t>(t.slot)];
   if (g.empty()) g = Tensor(shapes_[static_cast<size_t>(t.slot)]);
   return g;
+}
+
+void Tape::add_to_grad(const Tensor& t, const Tensor& g) {
+  if (t.slot < 0) return;
+  const Tensor& sum = grad(t);
+  for_chunks(g.size(), [&](int64_t b, int64_t e) { kernels().add(sum.data + b, g.data + b, sum.data + b, e - b); });
 }
 
 void Tape::backward(const Tensor& y, const Tensor& dy) {

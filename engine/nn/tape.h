@@ -22,6 +22,7 @@ class Tape {
   // The accumulated gradient, in the shape t was recorded with (zeros before anything reached it). t must have a
   // slot.
   Tensor& grad(const Tensor& t);
+  void add_to_grad(const Tensor& t, const Tensor& g);  // grad(t) += g where t has a slot
 
   // Propagate dL/dy back to everything y was computed from. Once per tape.
   void backward(const Tensor& y, const Tensor& dy);

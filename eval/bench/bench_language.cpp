@@ -14,7 +14,7 @@
 #include "engine/core/timer.h"
 #include "engine/file/packed_file.h"
 #include "engine/kernels/kernels.h"
-#include "engine/nn/kv_cache.h"
+#include "engine/nn/attention.h"
 #include "models/model.h"
 
 namespace bcq {
