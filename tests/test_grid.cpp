@@ -5,7 +5,10 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/grid.h"
+#include "engine/grid/affine.h"
+#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin_softmax.h"
+#include "engine/grid/uniform.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -30,8 +30,8 @@ int64_t padded_scores(int64_t N) { return (N + 15) / 16 * 16; }
 Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
   Shape shape = x.shape;
   shape.back() = fc1.weight.dim(0);
-  const Coder& coder = fc2.integer->left;
-  const CodedRows hidden(coder, x.rows(), shape.back());
+  const Grid& grid = fc2.integer->left;
+  const CodedRows hidden(grid, x.rows(), shape.back());
   integer_linear(
       fc1, code_rows(fc1.integer->left, x), Broadcast(fc1.bc, shape),
       [](int64_t, int64_t) {
@@ -40,7 +40,7 @@ Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
       },
       [&](int64_t r, int64_t c0, int64_t n, float* y) {
         kernels().gelu_erf(y, y, n);
-        coder.rows(y, n, 0, hidden.row(r) + c0, hidden.stride);
+        grid->code(y, n, 0, hidden.row(r) + c0, hidden.stride);
       });
   shape.back() = fc2.weight.dim(0);
   return integer_linear(fc2, hidden, shape);
@@ -48,7 +48,7 @@ Tensor integer_mlp(const Site& fc1, const Site& fc2, const Tensor& x) {
 
 Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const AttentionForm& form, float scale) {
   const int64_t B = qkv.dim(0), N = qkv.dim(1), D = qkv.dim(2) / 3, H = form.heads, d = D / H;
-  const Coder &queries = qk.integer->left, &weights = av.integer->left;
+  const Grid &queries = qk.integer->left, &weights = av.integer->left;
   const Broadcast qk_bc(qk.bc, {B, H, N, N}), av_bc(av.bc, {B, H, N, d});
   const int64_t padded = padded_scores(N);
   Tensor y = Tensor::uninitialized({B, N, D});
@@ -64,7 +64,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
         kernels().scale(x, scale, row.data(), d);
         x = row.data();
       }
-      queries.rows(x, d, h * queries.units() / H, coded.row(r), coded.stride);
+      queries->code(x, d, h * queries->units() / H, coded.row(r), coded.stride);
     }
     int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
@@ -72,7 +72,7 @@ Tensor integer_attend(const Site& qk, const Site& av, const Tensor& qkv, const A
                  keys.dequantizer(0, N, sum1, sum2, scores);
                  if (!qk.bc.empty()) kernels().add(scores, qk_bc.row(i * N + r), scores, N);
                  weigh(form, scale, b, h, r, N, padded, scores);
-                 weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
+                 weights->code(scores, padded, h * weights->units() / H, a.row(r), a.stride);
                });
     int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {

@@ -1,7 +1,7 @@
 // Sites in integers: what Precision::Integer computes.
 //
 // An operand is a sum of planes, x̂ = Σ_p s_p (u_p - z): one u8 plane with z = 128 for a uniform grid, two with z = 0
-// for a twin-uniform one (magnitudes of both terms). With s8 codes v of the other operand, ŵ = s_w v,
+// for a twin-uniform one (engine/grid). With s8 codes v of the other operand, ŵ = s_w v,
 //   x̂ ŵᵀ = Σ_p s_p s_w (Σ u_p v - z Σ v),
 // of which the sums are exact. What is rounded is one sum to a float if it has more than 24 bits, the product of the
 // scales, the product with it, and the additions of terms, bias and compensation: fewer roundings than the simulated
@@ -12,25 +12,6 @@
 #include "engine/nn/site.h"
 
 namespace bcq {
-
-// How a row of floats becomes codes.
-class Coder {
- public:
-  Coder() = default;
-  explicit Coder(const Grid& grid) : grid_(grid) {}
-
-  int planes() const { return std::holds_alternative<Uniform>(grid_) ? 1 : 2; }
-  int32_t offset() const { return planes() == 1 ? 128 : 0; }
-  // Unit: which of the grid's steps, where it has several.
-  float scale(int plane, int64_t unit) const;
-  // x[0..n) to codes in each plane, the planes `stride` bytes apart.
-  void rows(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const;
-  void signed_row(const float* x, int64_t n, int64_t unit, int8_t* codes) const;  // of a uniform grid
-  int64_t units() const;
-
- private:
-  Grid grid_;
-};
 
 // Sums to floats, column by column: Σ_p scale_p sum_p + bias, of sums that begin at start: -z Σ v, or null for z = 0.
 struct Dequantizer {
@@ -45,13 +26,13 @@ struct Dequantizer {
 
 // What a site is run from. Made once, when its grids and its compensation are final.
 struct IntegerSite {
-  Coder left, right;
+  Grid left, right;
   std::shared_ptr<const Int8Panels> weight;  // of a linear site
   Dequantizer dequantizer;                   // of a linear site
 };
 
-// Null when the site has to be simulated: an operand that stays float or has more than 8 bits, or a grid that has no
-// integer form here (affine, or steps along another axis than a linear site's rows and a product's heads).
+// Null when the site has to be simulated: an operand that stays float, or a grid that has no integer form here (more
+// than 8 bits, affine, or units along another axis than a linear site's rows and a product's heads).
 // `same_weight` was made of the same weight on the same grid: its codes are shared.
 std::shared_ptr<const IntegerSite> make_integer(const Site& site, const IntegerSite* same_weight = nullptr);
 
@@ -65,7 +46,7 @@ Tensor integer_product(const Site& site, const Tensor& x, const Tensor& rhs);
 
 // Codes [rows, planes, depth] of n rows of a left operand.
 struct CodedRows {
-  CodedRows(const Coder& coder, int64_t rows, int64_t depth);
+  CodedRows(const Grid& grid, int64_t rows, int64_t depth);
   Int8Rows view() const { return {codes.data(), rows, stride, planes}; }
   uint8_t* row(int64_t r) const { return codes.data() + r * planes * stride; }
 
@@ -73,7 +54,7 @@ struct CodedRows {
   int planes;
   Buffer<uint8_t> codes;
 };
-CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
+CodedRows code_rows(const Grid& grid, const Tensor& x);  // on all threads
 
 // A linear site from the codes of its input: [rows, out], compensated; bc is that of the output's shape. Each part of a
 // row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column, n,
