@@ -38,19 +38,10 @@ void write_rows(const std::string& path, const std::vector<std::string>& columns
 }  // namespace
 
 json describe(const Grid& grid) {
-  struct Describe {
-    json operator()(const Identity&) const { return {{"grid", "float"}}; }
-    json operator()(const Uniform& g) const { return {{"grid", "uniform"}, {"bits", g.bits}, {"intervals", g.delta}}; }
-    json operator()(const TwinGelu& g) const {
-      return {{"grid", "twin-gelu"}, {"bits", g.bits}, {"positive", g.pos}, {"negative", g.neg}};
-    }
-    json operator()(const TwinSoftmax& g) const {
-      return {
-          {"grid", g.official ? "twin-softmax official" : "twin-softmax clean"}, {"bits", g.bits}, {"split", g.split}};
-    }
-    json operator()(const Affine& g) const { return {{"grid", "affine"}, {"bits", g.bits}, {"group", g.group}}; }
-  };
-  return std::visit(Describe{}, grid);
+  json description = {{"grid", grid.name()}};
+  for (const auto& [name, value] : grid.describe())
+    std::visit([&, key = name](const auto& v) { description[key] = v; }, value);
+  return description;
 }
 
 void write_layer_report(const std::string& path, const std::vector<OutputError>& before,

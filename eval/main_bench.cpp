@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/grid/uniform.h"
 #include "engine/nn/int8_layer.h"
 #include "eval/bench/bench_calibration.h"
 #include "eval/bench/bench_language.h"
@@ -119,7 +120,7 @@ void Bench::int8_products() {
           format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
       if (!wanted("int8 product " + name)) continue;
       const Int8Panels b(columns, depth);
-      const CodedRows a(Coder(Uniform{8, 0, {1.f}}), rows, depth);
+      const CodedRows a(Uniform{8, 0, {1.f}}, rows, depth);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
       const double work = 2.0 * static_cast<double>(rows * depth * columns);
       std::vector<double> rates, peaks, shares;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/core/progress.h"
-#include "engine/grid/grid.h"
+#include "engine/grid/affine.h"
 
 namespace bcq {
 

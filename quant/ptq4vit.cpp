@@ -10,6 +10,9 @@
 
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
+#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin_softmax.h"
+#include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {

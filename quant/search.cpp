@@ -355,13 +355,6 @@ Tensor part_of(const Tensor& x, int axis, int64_t unit, int64_t units) {
   return y;
 }
 
-// The grid of one unit, where it has several.
-Grid grid_of(const Grid& grid, int64_t unit) {
-  const auto* g = std::get_if<Uniform>(&grid);
-  if (g == nullptr || g->delta.size() == 1) return grid;
-  return Uniform{g->bits, g->axis, {g->delta[static_cast<size_t>(unit)]}};
-}
-
 }  // namespace
 
 std::vector<int> search(const Layer& layer, const Operands& data, Metric metric, Side side, const Grid& other,
@@ -389,13 +382,10 @@ std::vector<int> search(const Layer& layer, const Operands& data, Metric metric,
     }
     const int axis = layer.is_linear() ? data.y.rank() - 1 : 1;
     seen.y = part(data.y, axis), seen.g2 = part(data.g2, axis);
-    const Candidates of_unit{
-        candidates.multipliers, 1, [&](const std::vector<float>& c) {
-          Uniform grid = std::get<Uniform>(candidates.grid(std::vector<float>(static_cast<size_t>(units), c[0])));
-          grid.delta = {grid.delta[static_cast<size_t>(unit)]};
-          return Grid{grid};
-        }};
-    best.push_back(search(own, seen, metric, side, grid_of(other, unit), of_unit)[0]);
+    const Candidates of_unit{candidates.multipliers, 1, [&](const std::vector<float>& c) {
+                               return candidates.grid(std::vector<float>(static_cast<size_t>(units), c[0])).unit(unit);
+                             }};
+    best.push_back(search(own, seen, metric, side, other.unit(unit), of_unit)[0]);
   }
   return best;
 }

@@ -7,6 +7,7 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "engine/grid/uniform.h"
 #include "engine/nn/ops.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"

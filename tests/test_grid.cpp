@@ -5,7 +5,10 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/grid.h"
+#include "engine/grid/affine.h"
+#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin_softmax.h"
+#include "engine/grid/uniform.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -206,4 +209,120 @@ TEST_CASE("storage_bits counts codes, steps and zero points") {
   CHECK(storage_bits(Affine{3, 20, scale, Tensor({10, 1})}, {10, 20}) == 200 * 3 + 10 * (32 + 3));
   const Affine ordered{2, 8, Tensor({10, 3}), Tensor({10, 3}), std::vector<int32_t>(20, 0)};
   CHECK(storage_bits(ordered, {10, 20}) == 200 * 2 + 30 * (16 + 2) + 20 * 32);
+}
+
+namespace {
+
+// x̂ from the codes of x, by the definition of the integer form: Σ_p scale_p (u_p - offset), in float. Units lie along
+// axis 0 of x, whose rows have the length of all other dimensions.
+Tensor decoded(const Grid& grid, const Tensor& x) {
+  const int64_t rows = grid->units(), n = x.size() / rows, stride = n + 3;
+  Tensor y(x.shape);
+  std::vector<uint8_t> codes(static_cast<size_t>(2 * stride), 255);
+  for (int64_t r = 0; r < rows; ++r) {
+    grid->code(x.data + r * n, n, r, codes.data(), stride);
+    for (int64_t i = 0; i < n; ++i)
+      for (int p = 0; p < grid->planes(); ++p)
+        y[r * n + i] +=
+            grid->plane_scale(p, r) * static_cast<float>(codes[static_cast<size_t>(p * stride + i)] - grid->offset(r));
+  }
+  return y;
+}
+
+// The same of signed codes.
+Tensor decoded_signed(const Grid& grid, const Tensor& x) {
+  const int64_t rows = grid->units(), n = x.size() / rows;
+  Tensor y(x.shape);
+  std::vector<int8_t> codes(static_cast<size_t>(n));
+  for (int64_t r = 0; r < rows; ++r) {
+    grid->code_signed(x.data + r * n, n, r, codes.data());
+    for (int64_t i = 0; i < n; ++i)
+      y[r * n + i] = grid->plane_scale(0, r) * static_cast<float>(codes[static_cast<size_t>(i)]);
+  }
+  return y;
+}
+
+// Values of both signs over some orders of magnitude, among them 0 and values far outside any grid.
+Tensor spread(Shape shape, uint64_t seed, float size = 1) {
+  Tensor x = random(std::move(shape), seed);
+  for (int64_t i = 0; i < x.size(); ++i) x[i] *= size * std::ldexp(1.f, static_cast<int>(i % 17) - 13);
+  x[0] = 0, x[1] = 1e30f, x[2] = -1e30f;
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("codes stand for the rounded values: uniform and twin grids") {
+  const Tensor x = spread({3, 701}, 11, 4), gelu = spread({1, 2103}, 12, 4);
+  Tensor a = spread({1, 2103}, 13);
+  for (int64_t i = 0; i < a.size(); ++i) a[i] = std::min(std::abs(a[i]), 1.f);
+  for (int bits = 2; bits <= 8; ++bits) {
+    CAPTURE(bits);
+    const Grid uniforms[] = {Uniform{bits, 0, {0.1f}}, Uniform{bits, 0, {0.1f, 0.02f, 0.3f}}};
+    for (const Grid& grid : uniforms) {
+      const Tensor want = fake_quantize(grid, x), got = decoded(grid, x), of_signed = decoded_signed(grid, x);
+      CHECK(all_equal(want, [&](int64_t i) { return got[i]; }));
+      CHECK(all_equal(want, [&](int64_t i) { return of_signed[i]; }));
+    }
+    const Grid twin = TwinGelu{bits, 0.11f, 0.013f};
+    const Tensor codes = decoded(twin, gelu);
+    CHECK(all_equal(fake_quantize(twin, gelu), [&](int64_t i) { return codes[i]; }));
+    CHECK_FALSE(twin.has_signed_codes());
+    for (const bool official : {true, false}) {  // scales of codes are rounded quotients: not to the last bit
+      const Grid grid = TwinSoftmax{bits, 0.125f, official};
+      CHECK(relative_error(decoded(grid, a), fake_quantize(grid, a)) < 2e-7);
+    }
+  }
+  for (const Grid& wide : {Grid{Uniform{9, 0, {1.f}}}, Grid{TwinGelu{9, 1, 1}}, Grid{TwinSoftmax{9, 1.f}}}) {
+    CHECK_FALSE(wide.has_codes());
+    CHECK_FALSE(wide.has_signed_codes());
+  }
+}
+
+TEST_CASE("a grid is read back from its name and description") {
+  const Tensor x = random({2, 4, 3, 5}, 14);
+  for (const Grid& grid :
+       {Grid{}, Grid{Uniform{4, 0, {0.1f}}}, Grid{Uniform{6, 1, {0.1f, 0.2f, 0.3f, 0.4f}}},
+        Grid{TwinGelu{3, 0.1f, 0.02f}}, Grid{TwinSoftmax{5, 0.25f, true}}, Grid{TwinSoftmax{5, 0.25f, false}}}) {
+    CAPTURE(grid.name());
+    const Grid again = read_grid(grid.name(), grid.describe());
+    CHECK(again.name() == grid.name());
+    CHECK(again.describe() == grid.describe());
+    CHECK(same_bits(fake_quantize(again, x), fake_quantize(grid, x)));
+  }
+  CHECK(Grid{Affine{4, 8, {}, {}}}.describe() == Fields{{"bits", int64_t{4}}, {"group", int64_t{8}}});
+}
+
+TEST_CASE("read_grid refuses what is no description") {
+  const Fields good = {{"bits", int64_t{4}}, {"intervals", std::vector<float>{0.1f}}};
+  CHECK_NOTHROW(read_grid("uniform", good));
+  CHECK_THROWS_AS(read_grid("unifrom", good), InputError);
+  CHECK_THROWS_AS(read_grid("twin-gelu", good), InputError);  // without its steps
+  Fields bad = good;
+  bad["intervals"] = 0.1f;  // a number, not an array
+  CHECK_THROWS_AS(read_grid("uniform", bad), InputError);
+  bad = good, bad["bits"] = 4.f;
+  CHECK_THROWS_AS(read_grid("uniform", bad), InputError);
+  for (const int64_t bits : {int64_t{0}, int64_t{-3}, int64_t{17}, int64_t{1} << 32}) {
+    bad = good, bad["bits"] = bits;
+    CHECK_THROWS_AS(read_grid("uniform", bad), InputError);
+  }
+  bad = good, bad["intervals"] = std::vector<float>{0.1f, 0.2f};  // along no axis
+  CHECK_THROWS_AS(read_grid("uniform", bad), InputError);
+}
+
+TEST_CASE("the grid of one unit rounds as its part does") {
+  const Tensor x = random({1, 3, 4, 5}, 15);
+  const Grid heads = Uniform{4, 1, {0.1f, 0.02f, 0.3f}};
+  for (int64_t h = 0; h < 3; ++h) {
+    const Tensor part = Tensor::borrow({4, 5}, x.data + h * 20, x.owner), whole = fake_quantize(heads, x);
+    CHECK(same_bits(fake_quantize(heads.unit(h), part), Tensor::borrow({4, 5}, whole.data + h * 20, whole.owner)));
+  }
+  CHECK(heads.is_along(1));
+  CHECK_FALSE(heads.is_along(0));
+  const Grid one = TwinGelu{4, 0.1f, 0.2f};
+  CHECK(one.is_along(0));
+  CHECK(one.is_along(1));
+  CHECK(one.unit(0).is<TwinGelu>());
+  CHECK(Grid{}.unit(0).is_identity());
 }

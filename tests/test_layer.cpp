@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "engine/core/check.h"
+#include "engine/grid/uniform.h"
 #include "engine/nn/ops.h"
 #include "engine/nn/layer.h"
 #include "tests/support.h"

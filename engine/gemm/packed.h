@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "engine/gemm/int8.h"
-#include "engine/grid/grid.h"
+#include "engine/grid/affine.h"
 
 namespace bcq {
 

@@ -1,6 +1,12 @@
-// Number grids: what a quantized operand may hold, and how a float is rounded to it.
-// Which grid an operand gets is decided in quant/; all rounding is half to even.
+// Grids: what values a quantized operand may hold, how a float is rounded to them, and the integer codes they have.
+//
+// A kind of grid is one file: a class derived from GridKind with its rounding, its integer form, its storage cost and
+// its description, and a row in registry.cpp. Which grid an operand gets is decided in quant/. All rounding is half to
+// even.
 #pragma once
+#include <map>
+#include <memory>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -8,60 +14,91 @@
 
 namespace bcq {
 
+class Grid;
+
+// What a report states of a grid and what it can be made of again: names and numbers.
+using Fields = std::map<std::string, std::variant<int64_t, float, std::vector<float>>>;
+
+// One kind of grid. Immutable once a Grid holds it.
+class GridKind {
+ public:
+  explicit GridKind(int b) : bits(b) {}
+  virtual ~GridKind() = default;
+  GridKind(const GridKind&) = default;
+  GridKind& operator=(const GridKind&) = default;
+
+  int bits;  // of a code
+
+  virtual const char* name() const = 0;  // its row in the registry
+  virtual Fields describe() const = 0;
+  // y = x rounded to the grid, of the same shape. Error when the grid does not fit that shape.
+  virtual void fake_quantize(const Tensor& x, Tensor& y) const = 0;
+  // Bits needed to store values of this shape: their codes and the parameters of the grid.
+  virtual double storage_bits(const Shape& shape) const = 0;
+
+  // Units: the equal, consecutive parts of dimension axis() that have parameters of their own. Heads are those of
+  // operands [B, H, N, d] (axis 1), blocks of rows those of a weight [out, in] (axis 0).
+  virtual int64_t units() const { return 1; }
+  virtual int axis() const { return 0; }
+  virtual Grid unit(int64_t u) const;  // the grid of one of them
+
+  // The integer form of a left operand: x̂ = Σ_p plane_scale(p, unit) (u_p - offset(unit)) with u8 codes u_p in one or
+  // two planes. No planes: there is none.
+  virtual int planes() const { return 0; }
+  virtual float plane_scale(int plane, int64_t unit) const;
+  virtual int32_t offset(int64_t unit) const;
+  // x[0..n) to codes in each plane, the planes `stride` bytes apart. NaN becomes some code.
+  virtual void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const;
+
+  // That of a right operand: x̂ = plane_scale(0, unit) v with s8 codes v.
+  virtual bool is_signed() const { return false; }
+  virtual void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const;
+};
+
+constexpr int kInt8Bits = 8;  // most that codes of integer products have
+
 // Not quantized.
 struct Identity {};
 
-// Symmetric uniform, m = 2^(bits-1):  x̂ = Δ clamp(round(x / Δ), -m, m-1).
-// One Δ for each of delta.size() equal, consecutive parts of dimension `axis`: the row blocks of a
-// weight [out, in] (axis 0), the heads of an operand [B, H, N, d] (axis 1). (PTQ4ViT, section 3.1)
-struct Uniform {
-  int bits;
-  int axis = 0;
-  std::vector<float> delta;
-};
+// Any kind of grid, or none.
+class Grid {
+ public:
+  Grid(Identity = {}) {}
+  template <class Kind>
+  requires std::is_base_of_v<GridKind, Kind> Grid(Kind kind) : kind_(std::make_shared<const Kind>(std::move(kind))) {}
 
-// Twin uniform for values after GELU: Δ⁺ for x > 0, Δ⁻ for x < 0. (PTQ4ViT, section 3.2)
-struct TwinGelu {
-  int bits;
-  float pos, neg;
-};
-
-// Twin uniform for softmax: fine steps below `split`, coarse ones above. `official` is the published
-// code's overlapping pair of ranges; otherwise the two are disjoint as in the paper.
-struct TwinSoftmax {
-  int bits;
-  float split;
-  bool official = true;
-};
-
-// Asymmetric, for weights [out, in]:  x̂ = s (clamp(round(x / s) + z, 0, 2^bits - 1) - z), with one
-// (s, z) for every row and every group of `group` columns. (GPTQ's Quantizer)
-struct Affine {
-  int bits;
-  int64_t group;       // columns that share s and z; the row length for one pair a row
-  Tensor scale, zero;  // [out, ceil(in / group)]
-  // [in] the group of each column, where those of a group do not follow each other (GPTQ's act-order); or empty.
-  std::vector<int32_t> column_group = {};
-
-  int64_t group_of(int64_t column) const {
-    return column_group.empty() ? column / group : column_group[static_cast<size_t>(column)];
+  bool is_identity() const { return kind_ == nullptr; }
+  const GridKind* operator->() const { return kind_.get(); }  // not of the identity
+  template <class Kind>
+  const Kind* as() const {  // null when it is of another kind
+    return dynamic_cast<const Kind*>(kind_.get());
   }
+  template <class Kind>
+  bool is() const {
+    return as<Kind>() != nullptr;
+  }
+
+  std::string name() const { return kind_ ? kind_->name() : "float"; }
+  Fields describe() const { return kind_ ? kind_->describe() : Fields{}; }
+  bool has_codes() const { return kind_ && kind_->planes() > 0; }        // as a left operand
+  bool has_signed_codes() const { return kind_ && kind_->is_signed(); }  // as a right one
+  bool is_along(int axis) const;  // whether it has one unit, or its units lie along this axis
+  Grid unit(int64_t u) const;     // the grid of one unit; itself when it has one
+
+ private:
+  std::shared_ptr<const GridKind> kind_;
 };
 
-using Grid = std::variant<Identity, Uniform, TwinGelu, TwinSoftmax, Affine>;
-
-inline bool is_identity(const Grid& grid) { return std::holds_alternative<Identity>(grid); }
+inline bool is_identity(const Grid& grid) { return grid.is_identity(); }
 
 // x rounded to the grid, in the shape of x; x itself for Identity. No gradients.
 Tensor fake_quantize(const Grid& grid, const Tensor& x);
 
-// Whether every zero point is the middle code, as GPTQ's `sym` has it.
-bool is_symmetric(const Affine& grid);
-// Bits of a scale: 16 where 16-bit floats hold all scales exactly, else 32.
-int scale_bits(const Affine& grid);
+// Bits needed to store values of this shape on this grid; 32 bits a value for Identity.
+double storage_bits(const Grid& grid, const Shape& shape);
 
-// Bits needed to store a weight of this shape on this grid: codes, and scales, `bits`-bit zero points and 32-bit
-// column groups for Affine, 32-bit steps for Uniform; 32 bits a value for Identity.
-double storage_bits(const Grid& grid, const Shape& weight);
+// The grid of this name (registry.cpp) with these fields, as name() and describe() gave them. InputError when there is
+// no such grid or a field is missing or of another type.
+Grid read_grid(const std::string& name, const Fields& fields);
 
 }  // namespace bcq

@@ -118,7 +118,7 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
 
 Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x, const Form& form) {
   const int64_t B = x.samples, N = x.tokens, H = x.heads, d = x.channels, padded = padded_row(N);
-  const Coder &queries = qk.int8()->left, &weights = av.int8()->left;
+  const Grid &queries = qk.int8()->left, &weights = av.int8()->left;
   const Broadcast qk_added(qk.added, {B, H, N, N}), av_added(av.added, {B, H, N, d});
   Tensor y = x.result();
   parallel_for(B * H, [&](int64_t i) {
@@ -132,7 +132,7 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
         kernels().scale(q, form.scale, row.data(), d);
         q = row.data();
       }
-      queries.rows(q, d, h * queries.units() / H, coded.row(r), coded.stride);
+      queries->code(q, d, h * queries->units() / H, coded.row(r), coded.stride);
     }
     int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
@@ -141,7 +141,7 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
                  if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
                  if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
                  softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
-                 weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
+                 weights->code(scores, padded, h * weights->units() / H, a.row(r), a.stride);
                });
     int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {

@@ -7,41 +7,26 @@
 namespace bcq {
 namespace {
 
-constexpr int kMostBits = 8;
-
-int bits_of(const Grid& grid) {
-  if (const auto* g = std::get_if<Uniform>(&grid)) return g->bits;
-  if (const auto* g = std::get_if<TwinGelu>(&grid)) return g->bits;
-  if (const auto* g = std::get_if<TwinSoftmax>(&grid)) return g->bits;
-  return kMostBits + 1;
-}
-
-// Steps along `axis`, or a single one.
-bool is_along(const Grid& grid, int axis) {
-  const auto* g = std::get_if<Uniform>(&grid);
-  return g == nullptr || g->delta.size() == 1 || g->axis == axis;
-}
-
-Dequantizer make_dequantizer(const Coder& left, int64_t left_unit, const Int8Panels& right,
+Dequantizer make_dequantizer(const Grid& left, int64_t left_unit, const Int8Panels& right,
                              const std::function<float(int64_t c)>& right_scale) {
   Dequantizer d;
-  if (left.offset() != 0) d.starts = right.sums(-left.offset());
+  if (const int32_t offset = left->offset(left_unit); offset != 0) d.starts = right.sums(-offset);
   for (int64_t c = 0; c < right.columns(); ++c) {
     d.zeros.push_back(0.f);
-    d.scale1.push_back(left.scale(0, left_unit) * right_scale(c));
-    if (left.planes() == 2) d.scale2.push_back(left.scale(1, left_unit) * right_scale(c));
+    d.scale1.push_back(left->plane_scale(0, left_unit) * right_scale(c));
+    if (left->planes() == 2) d.scale2.push_back(left->plane_scale(1, left_unit) * right_scale(c));
   }
   return d;
 }
 
-std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Coder& coder) {
-  const int64_t columns = weight.dim(0), depth = weight.dim(1), units = coder.units();
+std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Grid& grid) {
+  const int64_t columns = weight.dim(0), depth = weight.dim(1), units = grid->units();
   auto panels = std::make_shared<Int8Panels>(columns, depth);
   parallel_for(panels->panels(), [&](int64_t p) {
     Tensor scratch;
     std::vector<int8_t> codes(static_cast<size_t>(depth));
     for (int64_t c = p * kInt8Panel; c < std::min(columns, (p + 1) * kInt8Panel); ++c) {
-      coder.signed_row(weight.rows(c, c + 1, scratch), depth, c * units / columns, codes.data());
+      grid->code_signed(weight.rows(c, c + 1, scratch), depth, c * units / columns, codes.data());
       panels->set_column(c, codes.data());
     }
   });
@@ -50,81 +35,50 @@ std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Coder&
 
 }  // namespace
 
-float Coder::scale(int plane, int64_t unit) const {
-  if (const auto* g = std::get_if<TwinGelu>(&grid_)) return plane == 0 ? g->pos : -g->neg;
-  if (const auto* g = std::get_if<TwinSoftmax>(&grid_)) {
-    const float m = std::ldexp(1.f, g->bits - 1) - 1;
-    return plane == 0 ? g->split / m : 1 / m;
-  }
-  return std::get<Uniform>(grid_).delta[static_cast<size_t>(unit)];
-}
-
-int64_t Coder::units() const {
-  const auto* g = std::get_if<Uniform>(&grid_);
-  return g ? static_cast<int64_t>(g->delta.size()) : 1;
-}
-
-void Coder::rows(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const {
-  const float m = std::ldexp(1.f, bits_of(grid_) - 1);
-  if (const auto* g = std::get_if<TwinGelu>(&grid_))
-    kernels().code_twin_gelu(x, codes, codes + stride, n, g->pos, g->neg, m);
-  else if (const auto* g = std::get_if<TwinSoftmax>(&grid_))
-    kernels().code_twin_softmax(x, codes, codes + stride, n, g->split, m - 1, g->official);
-  else
-    kernels().code_uniform(x, codes, n, scale(0, unit), -m, m - 1, offset());
-}
-
-void Coder::signed_row(const float* x, int64_t n, int64_t unit, int8_t* codes) const {
-  const float m = std::ldexp(1.f, bits_of(grid_) - 1);
-  kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale(0, unit), -m, m - 1, 0);
-}
-
 std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* same_weight) {
   const bool linear = layer.is_linear();
   if (!layer.quantized) return nullptr;
   const Quantized& q = *layer.quantized;
-  if (bits_of(q.left) > kMostBits || bits_of(q.right) > kMostBits || !std::holds_alternative<Uniform>(q.right) ||
-      !is_along(q.right, linear ? 0 : 1))
-    return nullptr;
+  if (!q.left.has_codes() || !q.right.has_signed_codes() || !q.right.is_along(linear ? 0 : 1)) return nullptr;
   auto made = std::make_shared<Int8Layer>();
-  made->left = Coder(q.left);
-  made->right = Coder(q.right);
-  if (!linear) return is_along(q.left, 1) ? made : nullptr;
-  if (made->left.units() != 1 || q.weight.empty() || layer.weight.dim(1) > kInt8MostDepth) return nullptr;
+  made->left = q.left;
+  made->right = q.right;
+  if (!linear) return q.left.is_along(1) ? made : nullptr;
+  if (made->left->units() != 1 || q.weight.empty() || layer.weight.dim(1) > kInt8MostDepth) return nullptr;
   made->weight = same_weight ? same_weight->weight : code_weight(q.weight, made->right);
-  const int64_t columns = layer.weight.dim(0), units = made->right.units();
+  const int64_t columns = layer.weight.dim(0), units = made->right->units();
   made->dequantizer = make_dequantizer(made->left, 0, *made->weight,
-                                       [&](int64_t c) { return made->right.scale(0, c * units / columns); });
+                                       [&](int64_t c) { return made->right->plane_scale(0, c * units / columns); });
   return made;
 }
 
 void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y) {
   const int64_t depth = layer.weight->depth();
   for (int64_t c = begin; c < end; ++c) {
-    const float step = layer.right.scale(0, c * layer.right.units() / layer.weight->columns());
+    const float step = layer.right->plane_scale(0, c * layer.right->units() / layer.weight->columns());
     for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(layer.weight->code(c, k));
   }
 }
 
-CodedRows::CodedRows(const Coder& coder, int64_t r, int64_t depth)
-    : rows(r), stride(int8_stride(depth)), planes(coder.planes()), codes(r * planes * stride) {}
+CodedRows::CodedRows(const Grid& grid, int64_t r, int64_t depth)
+    : rows(r), stride(int8_stride(depth)), planes(grid->planes()), codes(r * planes * stride) {}
 
-CodedRows code_rows(const Coder& coder, const Tensor& x) {
+CodedRows code_rows(const Grid& grid, const Tensor& x) {
   const int64_t n = x.dim(-1);
-  CodedRows coded(coder, x.rows(), n);
-  for_rows(x, [&](int64_t r) { coder.rows(x.data + r * n, n, 0, coded.row(r), coded.stride); });
+  CodedRows coded(grid, x.rows(), n);
+  for_rows(x, [&](int64_t r) { grid->code(x.data + r * n, n, 0, coded.row(r), coded.stride); });
   return coded;
 }
 
 PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n,
                        int64_t stride) {
-  const Coder &left = layer.int8()->left, &coder = layer.int8()->right;
-  const int64_t unit = head * coder.units() / heads;
+  const Grid &left = layer.int8()->left, &grid = layer.int8()->right;
+  const int64_t unit = head * grid->units() / heads;
   if (layer.role == Role::QK) {
     right = Int8Panels(rows, n);
     std::vector<int8_t> codes(static_cast<size_t>(n));
     for (int64_t c = 0; c < rows; ++c) {
-      coder.signed_row(b + c * stride, n, unit, codes.data());
+      grid->code_signed(b + c * stride, n, unit, codes.data());
       right.set_column(c, codes.data());
     }
   } else {
@@ -132,12 +86,12 @@ PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const fl
     std::vector<int8_t> codes(static_cast<size_t>(4 * n));
     for (int64_t k = 0; k < rows; k += 4) {
       const int64_t some = std::min<int64_t>(4, rows - k);
-      for (int64_t i = 0; i < some; ++i) coder.signed_row(b + (k + i) * stride, n, unit, codes.data() + i * n);
+      for (int64_t i = 0; i < some; ++i) grid->code_signed(b + (k + i) * stride, n, unit, codes.data() + i * n);
       right.set_group(k / 4, some, codes.data(), n);
     }
   }
-  const float scale = coder.scale(0, unit);
-  dequantizer = make_dequantizer(left, head * left.units() / heads, right, [=](int64_t) { return scale; });
+  const float scale = grid->plane_scale(0, unit);
+  dequantizer = make_dequantizer(left, head * left->units() / heads, right, [=](int64_t) { return scale; });
 }
 
 Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape) {
@@ -164,7 +118,7 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
     const PackedHead head(layer, h, H, rhs.data + i * rows * n, rows, n, n);
     const CodedRows a(in.left, N, K);
     for (int64_t r = 0; r < N; ++r)
-      in.left.rows(x.data + (i * N + r) * K, K, h * in.left.units() / H, a.row(r), a.stride);
+      in.left->code(x.data + (i * N + r) * K, K, h * in.left->units() / H, a.row(r), a.stride);
     int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
                [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                  float* out = y.data + (i * N + r) * M;

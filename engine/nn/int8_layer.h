@@ -1,7 +1,7 @@
 // Layers in integers: what Precision::Integer computes.
 //
 // An operand is a sum of planes, x̂ = Σ_p s_p (u_p - z): one u8 plane with z = 128 for a uniform grid, two with z = 0
-// for a twin-uniform one (magnitudes of both terms). With s8 codes v of the other operand, ŵ = s_w v,
+// for a twin-uniform one (engine/grid). With s8 codes v of the other operand, ŵ = s_w v,
 //   x̂ ŵᵀ = Σ_p s_p s_w (Σ u_p v - z Σ v),
 // of which the sums are exact. What is rounded is one sum to a float if it has more than 24 bits, the product of the
 // scales, the product with it, and the additions of terms, bias and compensation: fewer roundings than the simulated
@@ -12,25 +12,6 @@
 #include "engine/nn/ops.h"
 
 namespace bcq {
-
-// How a row of floats becomes codes.
-class Coder {
- public:
-  Coder() = default;
-  explicit Coder(const Grid& grid) : grid_(grid) {}
-
-  int planes() const { return std::holds_alternative<Uniform>(grid_) ? 1 : 2; }
-  int32_t offset() const { return planes() == 1 ? 128 : 0; }
-  // Unit: which of the grid's steps, where it has several.
-  float scale(int plane, int64_t unit) const;
-  // x[0..n) to codes in each plane, the planes `stride` bytes apart.
-  void rows(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const;
-  void signed_row(const float* x, int64_t n, int64_t unit, int8_t* codes) const;  // of a uniform grid
-  int64_t units() const;
-
- private:
-  Grid grid_;
-};
 
 // Sums to floats, column by column: Σ_p scale_p sum_p + bias, of sums that begin at start: -z Σ v, or null for z = 0.
 // The bias is that of the layer as it stands when a product is computed, [columns]; null: none.
@@ -47,13 +28,13 @@ struct Dequantizer {
 
 // What a layer is run from.
 struct Int8Layer {
-  Coder left, right;
+  Grid left, right;
   std::shared_ptr<const Int8Panels> weight;  // of a linear layer
   Dequantizer dequantizer;                   // of a linear layer
 };
 
-// Null when the layer has to be simulated: an operand that stays float or has more than 8 bits, or a grid that has no
-// integer form here (affine, or steps along another axis than a linear layer's rows and a product's heads).
+// Null when the layer has to be simulated: an operand that stays float, or a grid that has no integer form here (more
+// than 8 bits, affine, or units along another axis than a linear layer's rows and a product's heads).
 // `same_weight` was made of the same weight on the same grid: its codes are shared.
 std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* same_weight);
 
@@ -67,7 +48,7 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
 
 // Codes [rows, planes, depth] of n rows of a left operand.
 struct CodedRows {
-  CodedRows(const Coder& coder, int64_t rows, int64_t depth);
+  CodedRows(const Grid& grid, int64_t rows, int64_t depth);
   Int8Rows view() const { return {codes.data(), rows, stride, planes}; }
   uint8_t* row(int64_t r) const { return codes.data() + r * planes * stride; }
 
@@ -75,7 +56,7 @@ struct CodedRows {
   int planes;
   Buffer<uint8_t> codes;
 };
-CodedRows code_rows(const Coder& coder, const Tensor& x);  // on all threads
+CodedRows code_rows(const Grid& grid, const Tensor& x);  // on all threads
 
 // A linear layer from the codes of its input: [rows, out], compensated; added is that of the output's shape. Each part
 // of a row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column,

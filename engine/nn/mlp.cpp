@@ -9,8 +9,8 @@ namespace {
 Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
   Shape shape = x.shape;
   shape.back() = fc1.weight.dim(0);
-  const Coder& coder = fc2.int8()->left;
-  const CodedRows hidden(coder, x.rows(), shape.back());
+  const Grid& grid = fc2.int8()->left;
+  const CodedRows hidden(grid, x.rows(), shape.back());
   int8_linear(
       fc1, code_rows(fc1.int8()->left, x), Broadcast(fc1.added, shape),
       [](int64_t, int64_t) {
@@ -19,7 +19,7 @@ Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
       },
       [&](int64_t r, int64_t c0, int64_t n, float* y) {
         kernels().gelu_erf(y, y, n);
-        coder.rows(y, n, 0, hidden.row(r) + c0, hidden.stride);
+        grid->code(y, n, 0, hidden.row(r) + c0, hidden.stride);
       });
   shape.back() = fc2.weight.dim(0);
   return int8_linear(fc2, hidden, shape);

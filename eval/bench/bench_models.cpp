@@ -5,6 +5,9 @@
 
 #include "engine/file/json.h"
 #include "engine/file/safetensors.h"
+#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin_softmax.h"
+#include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {

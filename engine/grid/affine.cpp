@@ -1,0 +1,44 @@
+#include "engine/grid/affine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/core/half.h"
+#include "engine/core/parallel.h"
+#include "engine/kernels/kernels.h"
+
+namespace bcq {
+
+void Affine::fake_quantize(const Tensor& x, Tensor& y) const {
+  const int64_t cols = x.dim(1), groups = scale.dim(1);
+  const float top = std::ldexp(1.f, bits) - 1;
+  parallel_for(x.dim(0), [&](int64_t r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const int64_t i = r * groups + group_of(c);
+      const float s = scale[i], z = zero[i];
+      y[r * cols + c] = s * (std::clamp(std::nearbyint(x[r * cols + c] / s) + z, 0.f, top) - z);
+    }
+  });
+}
+
+double Affine::storage_bits(const Shape& shape) const {
+  return static_cast<double>(numel(shape)) * bits + static_cast<double>(scale.size()) * (scale_bits(*this) + bits) +
+         32.0 * static_cast<double>(column_group.size());
+}
+
+bool is_symmetric(const Affine& grid) {
+  const float middle = static_cast<float>(1 << (grid.bits - 1));
+  return std::all_of(grid.zero.data, grid.zero.data + grid.zero.size(), [&](float z) { return z == middle; });
+}
+
+int scale_bits(const Affine& grid) {
+  for (int64_t i = 0; i < grid.scale.size(); ++i) {
+    const uint16_t half = to_f16(grid.scale[i]);
+    float back;
+    kernels().from_f16(&half, &back, 1);
+    if (back != grid.scale[i]) return 32;
+  }
+  return 16;
+}
+
+}  // namespace bcq

@@ -1,0 +1,28 @@
+#include "engine/grid/twin_softmax.h"
+
+#include <cmath>
+
+#include "engine/grid/parts.h"
+#include "engine/kernels/kernels.h"
+
+namespace bcq {
+
+Grid TwinSoftmax::read(const Fields& fields, bool official) {
+  return TwinSoftmax{bits_field(fields), field<float>(fields, "split"), official};
+}
+
+float TwinSoftmax::steps() const { return std::ldexp(1.f, bits - 1) - 1; }
+
+void TwinSoftmax::fake_quantize(const Tensor& x, Tensor& y) const {
+  map_chunks(x.data, y.data, x.size(), [&](const float* a, float* b, int64_t n) {
+    kernels().fake_twin_softmax(a, b, n, split, steps(), official);
+  });
+}
+
+double TwinSoftmax::storage_bits(const Shape& shape) const { return static_cast<double>(numel(shape)) * bits + 32; }
+
+void TwinSoftmax::code(const float* x, int64_t n, int64_t, uint8_t* codes, int64_t stride) const {
+  kernels().code_twin_softmax(x, codes, codes + stride, n, split, steps(), official);
+}
+
+}  // namespace bcq
