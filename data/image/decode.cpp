@@ -190,8 +190,9 @@ Image decode_bmp(const std::string& s, const std::string& where) {
   require_input(s.size() >= 54, "%s: truncated BMP: %d bytes", where, s.size());
   const size_t header = little32(s, 14);
   const bool core = header == 12;
-  const int64_t width = core ? little16(s, 18) : static_cast<int32_t>(little32(s, 18));
-  const int64_t rows = core ? little16(s, 20) : static_cast<int32_t>(little32(s, 22)), height = std::abs(rows);
+  const auto side = [&](size_t i) { return int64_t{static_cast<int32_t>(little32(s, i))}; };
+  const int64_t width = core ? int64_t{little16(s, 18)} : side(18), rows = core ? int64_t{little16(s, 20)} : side(22);
+  const int64_t height = std::abs(rows);
   const size_t bits = little16(s, core ? 24 : 28), compression = core ? 0 : little32(s, 30);
   const std::string_view masks("\0\0\xff\0\0\xff\0\0\xff\0\0\0", 12);
   const bool plain = compression == 0 && (bits == 1 || bits == 4 || bits == 8 || bits == 24 || bits == 32);
@@ -293,7 +294,8 @@ Image decode_with_stb(const std::string& bytes, const std::string& where) {
 Image decode_image(const std::string& bytes, const std::string& where) {
   require_input(bytes.size() <= kMaxBytes, "%s: image file of %d bytes is too large", where, bytes.size());
   if (bytes.compare(0, kPngSignature.size(), kPngSignature) == 0) {
-    const bool gray16 = bytes.compare(24, 2, std::string_view("\x10\0", 2)) == 0;  // bit depth, colour type
+    const bool gray16 =
+        bytes.size() > 26 && bytes.compare(24, 2, std::string_view("\x10\0", 2)) == 0;  // bit depth, colour type
     return gray16 ? decode_gray16(checked_png(bytes, where), where) : decode_with_stb(checked_png(bytes, where), where);
   }
   if (bytes.compare(0, 3, "\xff\xd8\xff") == 0) return decode_jpeg(bytes, where, check_jpeg(bytes, where));

@@ -124,7 +124,7 @@ std::vector<TarMember> Indexer::members(const Place& p) const {
   std::vector<TarMember> all;
   const auto valid = [](const std::string& index) {
     std::vector<TarMember> any;
-    return read_index(index, any);
+    return read_index(index, any) && !any.empty();
   };
   read_index(cached(cache, key, list, valid), all);
   return all;
@@ -274,10 +274,10 @@ void label_items(ImageFolder& out, const ModelClasses& classes, std::string file
     table = read_labels(file, classes);
     out.labelled_by = format("%s (%s)", file, table.form);
     for (const std::string& name : out.classes) of_folder.push_back(table.find(name));
-    const auto missing = std::find(of_folder.begin(), of_folder.end(), -1);
     const bool none = std::all_of(of_folder.begin(), of_folder.end(), [](int label) { return label < 0; });
-    require_input(none || missing == of_folder.end(), "%s: no class for the folder %s, but for others", file,
-                  quoted(none ? "" : out.classes[static_cast<size_t>(missing - of_folder.begin())]));
+    for (size_t i = 0; i < of_folder.size() && !none; ++i)
+      require_input(of_folder[i] >= 0, "%s: no class for the folder %s, but for others", file,
+                    bcq::quoted(out.classes[i]));
     if (none) of_folder.clear();  // it names images
   } else if (!out.classes.empty()) {
     of_folder = classes_of_folders(out, classes);

@@ -175,7 +175,7 @@ struct Line {
 std::vector<Line> read_lines(const std::string& path) {
   std::string text = read_file(path);
   if (text.rfind("\xef\xbb\xbf", 0) == 0) text.erase(0, 3);  // a byte-order mark
-  require_input(text.find('\0') == std::string::npos, "%s: has zero bytes: save it as UTF-8 text", path);
+  require_input(text.find('\0') == std::string::npos, "%s: has zero bytes, as UTF-16 has: save it as UTF-8 text", path);
   std::vector<Line> lines;
   std::istringstream stream(text);
   size_t number = 0;
