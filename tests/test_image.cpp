@@ -123,7 +123,7 @@ TEST_CASE("image: a PNG without its end decodes as the whole does, one that lack
   CHECK(test::contains(refusal(half.substr(0, half.size() - 12)), "cannot decode"));
 }
 
-std::string little(uint32_t v, size_t bytes) {
+std::string little(uint64_t v, size_t bytes) {
   std::string s;
   for (size_t i = 0; i < bytes; ++i) s += static_cast<char>(v >> (8 * i));
   return s;
