@@ -37,7 +37,7 @@ std::string added_text(Model& model, int64_t values) {
 
 void vision_model(const std::string& root, const std::string& name, json& records) {
   const auto model = load_model(root + "/" + name);
-  const ImageFolder data = list_images(root + "/images/val", model->info().outputs);
+  const ImageFolder data = list_images(root + "/images/val", classes_of(model->info()));
   const ImageFolder calib = list_images(root + "/images/calib");
   ProgressLine progress(name + ": ");
   print("\n%s.%s on %d images (Fashion-MNIST test); top-1 %%, calibrated on %d images, seed %d\n\n", model->info().name,

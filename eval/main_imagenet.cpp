@@ -28,7 +28,8 @@ void add_options(CLI::App& app, Options& o) {
                  "Images to evaluate, in one folder per class or all in one; or a tar archive of them, read in place")
       ->required()
       ->type_name("DIR|TAR");
-  app.add_option("--labels", o.labels, "Labels of images that lie in one folder: val.txt, JSON, Kaggle's CSV, devkit")
+  app.add_option("--labels", o.labels,
+                 "Classes of the images, by their names or their class folders': val.txt, JSON, Kaggle's CSV, devkit")
       ->type_name("FILE");
   app.add_option("--cache", o.cache, "Keep decoded images and indices of archives here, for further runs")
       ->type_name("DIR");
@@ -123,7 +124,8 @@ void run(Options& o) {
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
   warn_of_tag(*model, progress.warn());
-  const ImageFolder data = list_images(o.data, model->info().outputs, o.labels, o.cache, progress.callback());
+  const ImageFolder data = list_images(o.data, classes_of(model->info()), o.labels, o.cache, progress.callback());
+  if (!data.warning.empty()) progress.warn()(data.warning);
   int64_t bc_parameters = 0;
   PtqCost cost;
   std::vector<BcRanking> ranking;

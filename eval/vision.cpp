@@ -75,6 +75,8 @@ PtqOptions options_of(const VisionRun& run) {
   return o;
 }
 
+ModelClasses classes_of(const ModelInfo& info) { return {info.outputs, info.labels, info.timm}; }
+
 void warn_of_tag(const Model& model, const Warn& warn) {
   const ModelInfo& info = model.info();
   const std::string paper = tag_of_paper(info.name);

@@ -33,6 +33,9 @@ struct VisionRun {
 void add_calibration_options(CLI::App& app, VisionRun& run);
 void add_bc_options(CLI::App& app, VisionRun& run);
 
+// What the model tells apart, for list_images().
+ModelClasses classes_of(const ModelInfo& info);
+
 // The preset of run.method with the run's bits, seed and overrides. UsageError on an unknown method.
 PtqOptions options_of(const VisionRun& run);
 

@@ -161,6 +161,7 @@ void read_info(const VisionSource& source, int64_t side, ModelInfo& info) {
       get_or(config, "num_classes", get_or<int64_t>(pretrained, "num_classes", 1000, source.where), source.where);
   require_input(info.outputs > 0, "%s: num_classes must be positive", source.where);
   info.image = image_config(pretrained, side, source.where);
+  info.timm = !source.names;
 }
 
 std::string tag_of_paper(const std::string& architecture) {

@@ -1,5 +1,7 @@
 // Values kept in files: made once, never believed when damaged, never another key's.
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -66,6 +68,41 @@ TEST_CASE("cache: a truncated, damaged or exchanged entry is made again") {
     if (other != path) fs::copy_file(other, path, fs::copy_options::overwrite_existing);
   CHECK(get() == value);
   CHECK(made == 2);
+}
+
+TEST_CASE("cache: a sound entry that the caller cannot use is made again") {
+  const test::Folder folder;
+  int made = 0;
+  const auto get = [&](const std::string& value, size_t size) {
+    return cached(
+        folder.path, "key", [&] { return ++made, value; }, [&](const std::string& v) { return v.size() == size; });
+  };
+  CHECK(get("short", 12) == "short");
+  CHECK(get("long enough.", 12) == "long enough.");
+  CHECK(get("unused", 12) == "long enough.");
+  CHECK(get("more", 4) == "more");
+  CHECK(made == 3);
+}
+
+TEST_CASE("cache: processes that keep the same values at the same time all get them") {
+  const test::Folder folder;
+  std::vector<pid_t> children;
+  for (int i = 0; i < 6; ++i) {
+    children.push_back(fork());
+    if (children.back() != 0) continue;
+    bool sound = true;
+    for (int k = 0; k < 40; ++k) {
+      const std::string value(1000, static_cast<char>('a' + k % 26));
+      sound = sound && cached(folder.path, format("key %d", k), [&] { return value; }) == value;
+    }
+    _exit(sound ? 0 : 1);
+  }
+  for (const pid_t child : children) {
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0);
+  }
+  CHECK(files_in(folder.path).size() == 40);  // and no temporary file is left
 }
 
 TEST_CASE("cache: nothing is left behind when making fails; a folder that cannot be made is named") {

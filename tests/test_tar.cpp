@@ -24,6 +24,8 @@ void put(const std::string& path, const std::string& text) {
   test::write_text(path, text);
 }
 
+std::string octal(size_t n) { return n < 8 ? std::string(1, static_cast<char>('0' + n)) : octal(n / 8) + octal(n % 8); }
+
 // A header block as POSIX.1 has it; `size` is put as given, the checksum is right.
 std::string header(const std::string& name, const std::string& size, char type) {
   std::string h(512, '\0');
@@ -34,7 +36,7 @@ std::string header(const std::string& name, const std::string& size, char type) 
   h.replace(148, 8, "        ");
   int sum = 0;
   for (const char c : h) sum += static_cast<unsigned char>(c);
-  h.replace(148, 8, format("%06o", sum) + std::string("\0 ", 2));
+  h.replace(148, 8, format("%6s", octal(static_cast<size_t>(sum))) + std::string("\0 ", 2));
   return h;
 }
 std::string blocks(const std::string& data) { return data + std::string((512 - data.size() % 512) % 512, '\0'); }
@@ -124,6 +126,41 @@ TEST_CASE("tar: truncated at any block, damaged or not a tar archive") {
   CHECK_THROWS_AS(list_tar(folder.path), InputError);
   CHECK_THROWS_AS(list_tar(folder.file("nowhere")), InputError);
   CHECK_THROWS_AS(read_range(folder.file("bad.tar"), 1000, 4000), InputError);
+}
+
+TEST_CASE("tar: a path with a zero byte in a pax header is damage") {
+  const test::Folder folder;
+  const auto archive = [](const std::string& records) {
+    return header("x", octal(records.size()), 'x') + blocks(records) + header("a", "1", '0') + blocks("a") + kEnd;
+  };
+  CHECK(refusal(folder, archive("14 path=a.png\n")).empty());
+  for (const std::string& records :
+       {std::string("15 path=a.png\0\n", 15), std::string("17 path=a.png\0\0b\n", 17), std::string("11 path=\0a\n", 11),
+        std::string("14 path=b.png\n12 path=a\0b\n", 26)})
+    CHECK(test::contains(refusal(folder, archive(records)), "pax header at byte 512"));
+  CHECK(refusal(folder, archive(std::string("15 comment=a\0b\n", 15))).empty());  // means nothing here
+}
+
+TEST_CASE("tar: an archive inside another ends where that says, also when it is empty") {
+  const test::Folder folder;
+  const std::string path = folder.file("outer.tar");
+  test::write_text(path, header("in.tar", "0", '0') + header("a", "1", '0') + blocks("a") + kEnd);
+  const auto inner = list_tar(path).at(0);
+  CHECK(inner.size == 0);
+  const auto refused = [&](uint64_t begin, uint64_t size) {
+    return test::message_of<InputError>([&] { list_tar(path, begin, size); });
+  };
+  CHECK(test::contains(refused(inner.offset, inner.size), "truncated"));
+  CHECK(test::contains(refused(512, 1 << 20), "truncated"));
+  CHECK(test::contains(refused(1 << 20, 1), "truncated"));
+  CHECK(test::contains(refused(512, ~uint64_t{0} - 100), "truncated"));  // the end would wrap around
+  const auto range = [&](uint64_t offset, uint64_t size) {
+    return test::message_of<InputError>([&] { read_range(path, offset, size); });
+  };
+  CHECK(range(0, 512).empty());
+  for (const auto& [offset, size] :
+       {std::pair{uint64_t{0}, ~uint64_t{0}}, {uint64_t{1} << 40, uint64_t{1}}, {uint64_t{512}, uint64_t{1} << 50}})
+    CHECK(test::contains(range(offset, size), "outer.tar"));
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ uint64_t checksum(std::string_view bytes, uint64_t seed) {
   return h;
 }
 
-std::string cached(const std::string& folder, const std::string& key, const std::function<std::string()>& make) {
+std::string cached(const std::string& folder, const std::string& key, const std::function<std::string()>& make,
+                   const std::function<bool(const std::string&)>& valid) {
   if (folder.empty()) return make();
   const std::string name = format("%016x%016x", checksum(key, 1), checksum(key, 2));
   const fs::path place = fs::path(folder) / name.substr(0, 2);  // a folder of 50,000 files is slow to list
@@ -42,7 +43,7 @@ std::string cached(const std::string& folder, const std::string& key, const std:
     if (file.compare(0, head.size(), head) == 0 && file.size() >= head.size() + sizeof sum) {
       std::memcpy(&sum, file.data() + head.size(), sizeof sum);
       file.erase(0, head.size() + sizeof sum);
-      if (sum == checksum(file, 0)) return file;
+      if (sum == checksum(file, 0) && (!valid || valid(file))) return file;
     }
   }
   const std::string value = make();

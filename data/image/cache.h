@@ -12,9 +12,11 @@
 
 namespace bcq {
 
-// The value of `key` in the cache folder, or make() and then kept there. An entry that is truncated, damaged or of
-// another key counts as absent. folder "": make() alone. Error when the folder cannot be written.
-std::string cached(const std::string& folder, const std::string& key, const std::function<std::string()>& make);
+// The value of `key` in the cache folder, or make() and then kept there. An entry that is truncated, damaged, of
+// another key or not what the caller takes for valid counts as absent: its checksum shows damage, not who wrote it.
+// folder "": make() alone. Error when the folder cannot be written.
+std::string cached(const std::string& folder, const std::string& key, const std::function<std::string()>& make,
+                   const std::function<bool(const std::string&)>& valid = nullptr);
 
 // A sum in which one damaged word always shows; that of a piece may seed that of the next.
 uint64_t checksum(std::string_view bytes, uint64_t seed);

@@ -1,105 +1,14 @@
-// Decoding through stb_image (JPEG: or libjpeg-turbo) with the checks it leaves out, and Pillow's resampling; see
-// image.h. stb fills in what a truncated JPEG lacks and does not look at PNG checksums, so
-// both containers are walked here first.
+// Pillow's resampling and the evaluation transform; see image.h.
 #include "data/image/image.h"
-
-#include <stb/stb_image.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
-#include <memory>
-#include <string_view>
 
-#include "data/image/jpeg.h"
 #include "engine/core/check.h"
-#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
-
-constexpr size_t kMaxBytes = size_t{512} << 20;
-constexpr int64_t kMaxPixels = 178956970;
-constexpr std::string_view kPngSignature("\x89PNG\r\n\x1a\n", 8);
-
-uint32_t byte_at(const std::string& s, size_t i) { return static_cast<uint8_t>(s[i]); }
-uint32_t big16(const std::string& s, size_t i) { return byte_at(s, i) << 8 | byte_at(s, i + 1); }
-uint32_t big32(const std::string& s, size_t i) { return big16(s, i) << 16 | big16(s, i + 2); }
-
-// First position at or after `i` of a marker inside entropy-coded data: an 0xff that is
-// neither a stuffed byte, a restart marker nor fill.
-size_t end_of_scan(const std::string& s, size_t i) {
-  for (; i + 1 < s.size(); ++i) {
-    const uint32_t next = byte_at(s, i + 1);
-    if (byte_at(s, i) == 0xff && next != 0 && next != 0xff && (next < 0xd0 || next > 0xd7)) return i;
-  }
-  return s.size();
-}
-
-// Follow the markers to the end-of-image marker: a file that stops before it is truncated. False for four components
-// without the Adobe marker that says how its inks are stored.
-bool check_jpeg(const std::string& s, const std::string& where) {
-  uint32_t components = 0;
-  bool adobe = false;
-  size_t i = 2;
-  while (true) {
-    while (i + 1 < s.size() && (byte_at(s, i) != 0xff || byte_at(s, i + 1) == 0xff)) ++i;
-    require_input(i + 1 < s.size(), "%s: truncated JPEG: no end-of-image marker in %d bytes", where, s.size());
-    const uint32_t marker = byte_at(s, i + 1);
-    i += 2;
-    if (marker == 0xd9) break;
-    if (marker == 0x00 || marker == 0x01 || (marker >= 0xd0 && marker <= 0xd8)) continue;
-    const bool whole = i + 2 <= s.size() && big16(s, i) >= 2 && i + big16(s, i) <= s.size();
-    require_input(whole, "%s: truncated JPEG: segment 0x%02x at byte %d does not end", where, marker, i - 2);
-    const uint32_t length = big16(s, i);
-    const bool frame = marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc;
-    if (frame && length >= 8) components = byte_at(s, i + 7);
-    if (marker == 0xee && length >= 7 && s.compare(i + 2, 5, "Adobe") == 0) adobe = true;
-    i += length;
-    if (marker == 0xda) i = end_of_scan(s, i);
-  }
-  return components != 4 || adobe;
-}
-
-// The checksum of a PNG chunk (CRC-32, PNG specification annex D).
-uint32_t crc32(const std::string& s, size_t begin, size_t end) {
-  static const std::array<uint32_t, 256> table = [] {
-    std::array<uint32_t, 256> t;
-    for (uint32_t n = 0; n < 256; ++n) {
-      t[n] = n;
-      for (int k = 0; k < 8; ++k) t[n] = (t[n] & 1u) ? 0xedb88320u ^ (t[n] >> 1) : t[n] >> 1;
-    }
-    return t;
-  }();
-  uint32_t crc = 0xffffffffu;
-  for (size_t i = begin; i < end; ++i) crc = table[(crc ^ byte_at(s, i)) & 0xff] ^ (crc >> 8);
-  return ~crc;
-}
-
-// Check every chunk up to IEND. Returns the bytes to decode: the file itself, except that a
-// short palette is filled up to 256 black entries, because stb would look indices beyond it
-// up in memory it never wrote.
-std::string checked_png(const std::string& s, const std::string& where) {
-  size_t i = kPngSignature.size(), palette = 0;
-  while (true) {
-    require_input(i + 12 <= s.size(), "%s: truncated PNG: no IEND chunk in %d bytes", where, s.size());
-    const size_t length = big32(s, i), end = i + 12 + length;
-    require_input(end <= s.size(), "%s: truncated PNG: the chunk at byte %d does not end", where, i);
-    require_input(crc32(s, i + 4, end - 4) == big32(s, end - 4), "%s: damaged PNG: checksum of the chunk at byte %d",
-                  where, i);
-    if (s.compare(i + 4, 4, "PLTE") == 0 && palette == 0) palette = i;
-    if (s.compare(i + 4, 4, "IEND") == 0) break;
-    i = end;
-  }
-  if (palette == 0 || big32(s, palette) >= 768 || big32(s, palette) % 3 != 0) return s;
-  const size_t length = big32(s, palette);
-  std::string filled = s.substr(0, palette + 8 + length) + std::string(768 - length, '\0');
-  filled += s.substr(palette + 8 + length);
-  filled[palette + 2] = 3;  // 768, big endian
-  filled[palette + 3] = 0;
-  return filled;
-}
 
 // Fixed-point weights of one axis: output begin + u is the sum of weights[u * taps + k]
 // times input first[u] + k, over 2^22.
@@ -211,36 +120,6 @@ Image cut(const Image& in, const Region& w) {
 }
 
 }  // namespace
-
-void require_size(int64_t width, int64_t height, const std::string& where) {
-  require_input(width > 0 && height > 0 && width <= kMaxPixels / height,
-                "%s: image of %d x %d pixels is empty or too large", where, width, height);
-}
-
-Image decode_with_stb(const std::string& bytes, const std::string& where) {
-  const auto* data = reinterpret_cast<const stbi_uc*>(bytes.data());
-  const int size = static_cast<int>(bytes.size());
-  int width = 0, height = 0, channels = 0;
-  const bool known = stbi_info_from_memory(data, size, &width, &height, &channels) != 0;
-  require_input(known, "%s: cannot read the image header: %s", where, stbi_failure_reason());
-  require_size(width, height, where);
-  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load_from_memory(data, size, &width, &height, &channels, 3), stbi_image_free);
-  require_input(pixels != nullptr, "%s: cannot decode the image: %s", where, stbi_failure_reason());
-  const size_t count = static_cast<size_t>(width) * static_cast<size_t>(height) * 3;
-  return {height, width, std::vector<uint8_t>(pixels.get(), pixels.get() + count)};
-}
-
-Image decode_image(const std::string& bytes, const std::string& where) {
-  require_input(bytes.size() <= kMaxBytes, "%s: image file of %d bytes is too large", where, bytes.size());
-  if (bytes.compare(0, kPngSignature.size(), kPngSignature) == 0)
-    return decode_with_stb(checked_png(bytes, where), where);
-  require_input(bytes.compare(0, 3, "\xff\xd8\xff") == 0, "%s: neither a JPEG nor a PNG image", where);
-  const bool inks_known = check_jpeg(bytes, where);
-  return decode_jpeg(bytes, where, inks_known);
-}
-
-Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
 
 Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window) {
   require(image.height > 0 && image.width > 0 && height > 0 && width > 0, "resize from %d x %d to %d x %d pixels",

@@ -19,10 +19,12 @@ struct Image {
   std::vector<uint8_t> rgb;  // [height, width, 3]
 };
 
-// JPEG (see data/image/jpeg.h) or PNG bytes to RGB, recognised by content. Gray is replicated, a palette looked up,
-// alpha dropped without blending, 16-bit samples keep their high byte, EXIF orientation is
-// not applied. InputError, naming `where`: another format, a damaged or truncated file,
-// more than 178,956,970 pixels (Pillow's own limit).
+// JPEG (see data/image/jpeg.h), PNG, GIF or BMP bytes to RGB as Pillow's convert("RGB") makes it, recognised by
+// content. Gray is replicated, a palette looked up, alpha dropped without blending; 16-bit gray is cut off at 255,
+// other 16-bit samples keep their high byte; of a GIF the first picture; EXIF orientation is not applied. A PNG may
+// lack its end. InputError, naming `where`: another format (by its name where it is known), a damaged or truncated
+// file, more than 178,956,970 pixels (Pillow's own limit), a JPEG of more pixels than its bytes can hold or of so many
+// scans that decoding would take seconds.
 Image decode_image(const std::string& bytes, const std::string& where);
 Image load_image(const std::string& path);
 

@@ -10,7 +10,6 @@
 #include "data/image/cache.h"
 #include "data/image/image.h"
 #include "data/image/jpeg.h"
-#include "data/image/labels.h"
 #include "data/image/tar.h"
 #include "data/random.h"
 #include "engine/core/check.h"
@@ -35,9 +34,16 @@ bool one_of(const std::string& name, std::initializer_list<const char*> extensio
   const std::string ext = lower_extension(name);
   return std::any_of(extensions.begin(), extensions.end(), [&](const char* e) { return ext == e; });
 }
-bool decoded(const std::string& name) { return one_of(name, {"jpg", "jpeg", "png"}); }
-bool refused(const std::string& name) { return one_of(name, {"ppm", "bmp", "pgm", "tif", "tiff", "webp"}); }
+bool decoded(const std::string& name) { return one_of(name, {"jpg", "jpeg", "png", "bmp"}); }
+bool refused(const std::string& name) { return one_of(name, {"ppm", "pgm", "tif", "tiff", "webp"}); }
 bool archive(const std::string& name) { return one_of(name, {"tar"}); }
+
+// Hidden, or left by a system or a file server: not part of the data.
+bool left_out(const std::string& name) {
+  for (const char* other : {"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+    if (name == other) return true;
+  return name[0] == '.' && name != "..";
+}
 
 // "n01440764.tar", in any of ImageNet's releases.
 bool class_archive(const std::string& name) {
@@ -48,7 +54,7 @@ std::string stem(const std::string& name) { return name.substr(0, name.rfind('.'
 
 // Where the bytes of a file are: in an archive, or (null) at its own path.
 struct Place {
-  std::shared_ptr<const std::string> archive;
+  std::shared_ptr<const std::string> archive = nullptr;
   uint64_t offset = 0, size = 0;
 };
 // Every folder with the images in it. torchvision sorts by the path of the folder first, then by file name, as these
@@ -62,6 +68,7 @@ void walk(const std::string& folder, int depth, Tree& tree) {
   for (const auto& entry : fs::directory_iterator(folder, failure)) {
     const std::string name = entry.path().filename().string();
     std::error_code broken_link;
+    if (left_out(name)) continue;
     if (entry.is_directory(broken_link))
       walk(folder + "/" + name, depth + 1, tree);
     else if (decoded(name) || refused(name) || (depth == 0 && archive(name)))
@@ -80,8 +87,26 @@ struct Indexer {
   void add(const Place& p, const std::string& folder, int depth) const;
 };
 
-// The members of an archive, from the cache where it has them: lines "type offset size name", each ended by a zero
-// byte.
+// An index as it is cached: lines "type offset size name", each ended by a zero byte. False: it is not that.
+bool read_index(const std::string& index, std::vector<TarMember>& members) {
+  for (size_t at = 0; at < index.size();) {
+    const size_t end = index.find('\0', at);
+    if (end == std::string::npos || end < at + 2) return false;
+    char* rest = nullptr;
+    TarMember m;
+    m.type = index[at];
+    m.offset = std::strtoull(index.c_str() + at + 2, &rest, 10);
+    m.size = std::strtoull(rest, &rest, 10);
+    if (*rest != ' ') return false;
+    m.name = index.substr(static_cast<size_t>(rest + 1 - index.c_str()),
+                          end - static_cast<size_t>(rest + 1 - index.c_str()));
+    members.push_back(std::move(m));
+    at = end + 1;
+  }
+  return true;
+}
+
+// The members of an archive, from the cache where it has them.
 std::vector<TarMember> Indexer::members(const Place& p) const {
   const std::string& file = *p.archive;
   const auto tick = [&](uint64_t at) {
@@ -89,27 +114,19 @@ std::vector<TarMember> Indexer::members(const Place& p) const {
       progress("index of " + fs::path(file).filename().string(), static_cast<double>(at),
                static_cast<double>(fs::file_size(file)));
   };
-  const auto number = [](uint64_t n) { return static_cast<unsigned long long>(n); };
-  const std::string key =
-      cache.empty() ? "" : format("tar 1\n%s\n%d+%d", file_stamp(file), number(p.offset), number(p.size));
-  const std::string index = cached(cache, key, [&] {
+  const std::string key = cache.empty() ? "" : format("tar 2\n%s\n%d+%d", file_stamp(file), p.offset, p.size);
+  const auto list = [&] {
     std::string lines;
     for (const TarMember& m : list_tar(file, p.offset, p.size, tick))
-      lines += format("%c %d %d ", m.type, number(m.offset), number(m.size)) + m.name + '\0';
+      lines += format("%c %d %d ", m.type, m.offset, m.size) + m.name + '\0';
     return lines;
-  });
+  };
   std::vector<TarMember> all;
-  for (size_t at = 0; at < index.size();) {
-    const size_t end = index.find('\0', at);
-    char* rest = nullptr;
-    TarMember m;
-    m.type = index[at];
-    m.offset = std::strtoull(index.c_str() + at + 2, &rest, 10);
-    m.size = std::strtoull(rest, &rest, 10);
-    m.name = rest + 1;
-    all.push_back(std::move(m));
-    at = end + 1;
-  }
+  const auto valid = [](const std::string& index) {
+    std::vector<TarMember> any;
+    return read_index(index, any) && !any.empty();
+  };
+  read_index(cached(cache, key, list, valid), all);
   return all;
 }
 
@@ -121,11 +138,12 @@ void Indexer::add(const Place& p, const std::string& folder, int depth) const {
     const std::string name = slash == std::string::npos ? m.name : m.name.substr(slash + 1);
     const std::string at = slash == std::string::npos ? folder : folder + "/" + m.name.substr(0, slash);
     const Place place{p.archive, m.offset, m.size};
+    const fs::path path(m.name);
+    if (std::any_of(path.begin(), path.end(), [](const fs::path& part) { return left_out(part.string()); })) continue;
     if (m.type == '5')
       tree[folder + (m.name.empty() ? "" : "/" + m.name)];
     else if (decoded(name) || refused(name) || class_archive(name)) {
-      require_input(m.type == '0', "%s: %s is a link or a special file: unpack the archive", p.archive->c_str(),
-                    m.name);
+      require_input(m.type == '0', "%s: %s is a link or a special file: unpack the archive", *p.archive, m.name);
       if (class_archive(name))
         add(place, at + "/" + stem(name), depth + 1);
       else
@@ -150,7 +168,7 @@ void add_images(const Tree& tree, const std::string& folder, int label, std::vec
   const auto add = [&](const Tree::value_type& directory) {
     for (const auto& [name, place] : directory.second) {
       const std::string path = directory.first + "/" + name;
-      require_input(!refused(name), "%s: image format not supported (JPEG, PNG)", path);
+      require_input(!refused(name), "%s: image format not supported (JPEG, PNG, BMP)", path);
       if (decoded(name)) items.push_back({path, label, place.archive, place.offset, place.size});
     }
   };
@@ -160,22 +178,77 @@ void add_images(const Tree& tree, const std::string& folder, int label, std::vec
     add(*at);
 }
 
-void list_classes(ImageFolder& out, const Tree& tree, const std::string& root, int64_t classes) {
-  const bool synsets =
-      classes == kImageNetClasses &&
-      std::all_of(out.classes.begin(), out.classes.end(), [](const std::string& c) { return synset_label(c) >= 0; });
-  const auto folders = static_cast<int64_t>(out.classes.size());
-  require_input(synsets || classes == 0 || folders == classes,
-                "%s: %d class folders, but the model has %d classes: unless all are named by synset ids of "
-                "ImageNet-1k a label is the rank of the folder's name, and every class needs its folder",
-                out.root, folders, classes);
-  out.labelled_by = synsets ? "synset folder" : "folder rank";
-  for (size_t rank = 0; rank < out.classes.size(); ++rank) {
-    const std::string folder = root + "/" + out.classes[rank];
-    const size_t before = out.items.size();
-    add_images(tree, folder, synsets ? synset_label(out.classes[rank]) : static_cast<int>(rank), out.items);
-    require_input(out.items.size() > before, "%s: no JPEG or PNG images in this class folder", folder);
+// As timm sorts: runs of digits by value, letters in any case (ASCII), what is left over by its bytes.
+bool natural_less(const std::string& a, const std::string& b) {
+  const auto digit = [](const std::string& s, size_t i) { return i < s.size() && s[i] >= '0' && s[i] <= '9'; };
+  const auto run = [&](const std::string& s, size_t& i, bool digits) {
+    std::string text;
+    for (; i < s.size() && digit(s, i) == digits; ++i)
+      text += static_cast<char>(std::tolower(static_cast<unsigned char>(s[i])));
+    return digits ? text.erase(0, text.find_first_not_of('0')) : text;
+  };
+  for (size_t i = 0, j = 0; i < a.size() && j < b.size();) {
+    const std::string x = run(a, i, false), y = run(b, j, false);
+    if (x != y) return x < y;
+    if (!digit(a, i) || !digit(b, j)) break;  // one of them ends
+    const std::string m = run(a, i, true), n = run(b, j, true);
+    if (m != n) return m.size() != n.size() ? m.size() < n.size() : m < n;
   }
+  return a < b;
+}
+
+// The classes of folders by their own names, and by which rule.
+std::vector<int> classes_of_folders(ImageFolder& out, const ModelClasses& classes) {
+  const std::vector<std::string>& names = out.classes;
+  const auto each = [&](auto label_of) {
+    std::vector<int> labels;
+    for (const std::string& name : names) labels.push_back(label_of(name));
+    return labels;
+  };
+  const auto missing = [](const std::vector<int>& labels) { return std::count(labels.begin(), labels.end(), -1); };
+  const auto count = std::ssize(names);
+  std::vector<int> labels = each(synset_label);
+  out.labelled_by = "synset folder";
+  if (classes.count == kImageNetClasses && missing(labels) == 0) return labels;
+  labels = each([&](const std::string& name) { return classes.find(name); });
+  out.labelled_by = "the model's labels";
+  if (missing(labels) == 0) return labels;
+  const size_t stranger = static_cast<size_t>(std::find(labels.begin(), labels.end(), -1) - labels.begin());
+  require_input(missing(labels) == count,
+                "%s: %d of %d class folders are named as classes of the model, but %s is not: rename it, or give the "
+                "class of every folder (--labels)",
+                out.root, count - missing(labels), count, quoted(names[stranger]));
+  const bool own = !classes.names.empty() && classes.names[0].rfind("LABEL_", 0) != 0;  // those say nothing
+
+  labels = each([](const std::string& name) {
+    const bool digits = name.find_first_not_of("0123456789") == std::string::npos && name.size() < 10;
+    return digits ? std::stoi(name) : -1;
+  });
+  const bool numbers = missing(labels) == 0;
+  auto sorted = labels;
+  std::sort(sorted.begin(), sorted.end());
+  require_input(!numbers || std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
+                "%s: two class folders have the same number", out.root);
+  out.labelled_by = "folder number";
+  if (numbers && sorted.back() < classes.count) return labels;
+  require_input(count == classes.count,
+                "%s: %d class folders, but the model has %d classes: unless the folders are named by synset ids of "
+                "ImageNet-1k, by the model's own labels or by numbers below %d a label is the rank of the folder's "
+                "name, and every class needs its folder; or give the class of every folder (--labels)",
+                out.root, count, classes.count, classes.count);
+  const bool natural = numbers || classes.natural_order;
+  auto order = names;
+  if (natural) std::sort(order.begin(), order.end(), natural_less);
+  out.labelled_by = numbers ? "rank of the folder number" : natural ? "natural folder rank" : "folder rank";
+  if (numbers || own || classes.count == kImageNetClasses)
+    out.warning = format("%s: the class folders (%s to %s) are not named by %s: their rank is taken for the class",
+                         out.root, order.front(), order.back(),
+                         numbers ? "numbers below the number of classes"
+                         : own   ? "the model's labels, such as " + quoted(classes.names[0])
+                                 : std::string("synset ids of ImageNet-1k"));
+  return each([&](const std::string& name) {
+    return static_cast<int>(std::find(order.begin(), order.end(), name) - order.begin());
+  });
 }
 
 // Kaggle's archive has ILSVRC/Data/CLS-LOC/val and LOC_val_solution.csv beside ILSVRC.
@@ -187,23 +260,40 @@ std::string kaggle_labels(const std::string& root) {
   return "";
 }
 
-void label_flat(ImageFolder& out, int64_t classes, std::string labels) {
-  const auto suffix = [](const std::string& path) {
-    const std::string name = label_key(path);
-    const size_t at = name.rfind('_');
-    return at == std::string::npos ? -1 : synset_label(name.substr(at + 1));
-  };
-  if (labels.empty() && suffix(out.items[0].path) < 0) labels = kaggle_labels(out.root);
-  out.labelled_by = labels.empty() ? "synset suffix" : labels;
-  const auto table = labels.empty() ? std::map<std::string, int>{} : read_labels(labels);
+int synset_suffix(const std::string& path) {
+  const std::string name = fs::path(path).stem().string();
+  return synset_label(name.substr(name.rfind('_') + 1));
+}
+
+// Gives every item its label. Those in class folders have the place of their folder there.
+void label_items(ImageFolder& out, const ModelClasses& classes, std::string file) {
+  if (out.classes.empty() && file.empty() && synset_suffix(out.items[0].path) < 0) file = kaggle_labels(out.root);
+  std::vector<int> of_folder;
+  LabelFile table;
+  if (!file.empty()) {
+    table = read_labels(file, classes);
+    out.labelled_by = format("%s (%s)", file, table.form);
+    for (const std::string& name : out.classes) of_folder.push_back(table.find(name));
+    const bool none = std::all_of(of_folder.begin(), of_folder.end(), [](int label) { return label < 0; });
+    for (size_t i = 0; i < of_folder.size() && !none; ++i)
+      require_input(of_folder[i] >= 0, "%s: no class for the folder %s, but for others", file,
+                    bcq::quoted(out.classes[i]));
+    if (none) of_folder.clear();  // it names images
+  } else if (!out.classes.empty()) {
+    of_folder = classes_of_folders(out, classes);
+  } else {
+    out.labelled_by = "synset suffix";
+  }
   for (auto& item : out.items) {
-    const auto found = table.find(label_key(item.path));
-    item.label = !labels.empty() ? (found == table.end() ? -1 : found->second) : suffix(item.path);
+    item.label = !of_folder.empty() ? of_folder[static_cast<size_t>(item.label)]
+                 : file.empty()     ? synset_suffix(item.path)
+                                    : table.find(item.path);
     require_input(item.label >= 0,
                   "%s: no label for this image: it needs a class folder, a synset id at the end of its name, or a line "
                   "in a label file (--labels)",
                   item.path);
-    require_input(item.label < classes, "%s: label %d, but the model has %d classes", item.path, item.label, classes);
+    require_input(item.label < classes.count, "%s: label %d, but the model has %d classes", item.path, item.label,
+                  classes.count);
   }
 }
 
@@ -211,7 +301,7 @@ void label_flat(ImageFolder& out, int64_t classes, std::string labels) {
 // or the images.
 std::string gather(const std::string& root, const Indexer& index) {
   std::error_code failure;
-  const auto place = [](const std::string& path) { return Place{std::make_shared<std::string>(path), 0, 0}; };
+  const auto place = [](const std::string& path) { return Place{std::make_shared<std::string>(path), 0, kToEnd}; };
   if (!fs::is_directory(root, failure)) {
     require_input(fs::is_regular_file(root, failure), "%s: no such image folder or tar archive", root);
     index.add(place(root), root, 0);
@@ -239,23 +329,24 @@ std::string gather(const std::string& root, const Indexer& index) {
 
 }  // namespace
 
-ImageFolder list_images(const std::string& root, int64_t classes, const std::string& labels, const std::string& cache,
-                        const Progress& progress) {
+ImageFolder list_images(const std::string& root, const ModelClasses& classes, const std::string& labels,
+                        const std::string& cache, const Progress& progress) {
   ImageFolder out;
   out.root = root;
   out.cache = cache;
   Tree tree;
   const std::string base = gather(root, {cache, progress, tree});
   out.classes = folders_in(tree, base);
-  if (!out.classes.empty()) {
-    require_usage(labels.empty(), "--labels is for images in one folder; %s has class folders", root);
-    list_classes(out, tree, base, classes);
-    return out;
+  if (out.classes.empty()) add_images(tree, base, 0, out.items);
+  for (size_t rank = 0; rank < out.classes.size(); ++rank) {
+    const std::string folder = base + "/" + out.classes[rank];
+    const size_t before = out.items.size();
+    add_images(tree, folder, static_cast<int>(rank), out.items);
+    require_input(out.items.size() > before, "%s: no images (JPEG, PNG, BMP) in this class folder", folder);
   }
-  add_images(tree, base, 0, out.items);
   require_input(!out.items.empty(), "%s: no class folders and no images in it (expected <class>/<image>, or images)",
                 root);
-  if (classes > 0) label_flat(out, classes, labels);
+  if (classes.count > 0) label_items(out, classes, labels);
   return out;
 }
 
@@ -277,13 +368,15 @@ Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const st
   const auto decode = [&] { return resize_and_crop(decode_image(read_item(item), item.path), config); };
   if (cache.empty()) return decode();
   // A change of what decode() makes of an image has to change the number in front.
-  const std::string key = format("crop 1, %s\n%s\n%d+%d\n%d x %d, %a, %s, %s", jpeg_decoder(),
+  const std::string key = format("crop 2, %s\n%s\n%d+%d\n%d x %d, %a, %s, %s", jpeg_decoder(),
                                  file_stamp(item.archive ? *item.archive : item.path), item.offset, item.size,
                                  config.height, config.width, config.crop_pct, config.crop_mode, config.interpolation);
-  const std::string rgb = cached(cache, key, [&] {
+  const auto make = [&] {
     const Image crop = decode();
     return std::string(crop.rgb.begin(), crop.rgb.end());
-  });
+  };
+  const auto size = static_cast<size_t>(3 * config.height * config.width);
+  const std::string rgb = cached(cache, key, make, [&](const std::string& value) { return value.size() == size; });
   return {static_cast<int>(config.height), static_cast<int>(config.width), {rgb.begin(), rgb.end()}};
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "data/image/labels.h"
 #include "engine/core/progress.h"
 #include "engine/core/tensor.h"
 
@@ -23,28 +24,35 @@ struct ImageFolder {
     uint64_t offset = 0, size = 0;               // its bytes in `archive`
   };
   std::string root;
-  std::string cache;                 // folder of decoded images (see data/image/cache.h); "" for none
-  std::string labelled_by;           // "folder rank", "synset folder", "synset suffix", a label file, "" for none
+  std::string cache;        // folder of decoded images (see data/image/cache.h); "" for none
+  std::string labelled_by;  // how: one of the rules of list_images(), or a label file and its form; "" for none
+  std::string warning;      // "" or why the labels may be wrong
   std::vector<std::string> classes;  // names of the class folders, in byte order; empty when there are none
   std::vector<Item> items;           // by class, then folder path, then file name
 };
 
-// List root/<class>/**/*.{jpg,jpeg,png} or root/*.{jpg,jpeg,png} (any case; links followed). root may be
+// List root/<class>/**/*.{jpg,jpeg,png,bmp} or root/*.{jpg,jpeg,png,bmp} (any case; links followed). root may be
 //   a tar archive of either: it lists as it would unpacked, without a sole folder around everything;
 //   a folder or an archive that holds a tar archive called by a synset id, as ILSVRC2012_img_train.tar has 1000: it is
 //     that class's folder, unless the folder is there too;
 //   a folder with one other tar archive and nothing else.
 // Order and labels do not depend on which of these the images come from.
-// classes: what the model tells apart; 0 when labels are not needed. Labels are
-//   with class folders: the rank of the synset id for a model of ImageNet's 1000 classes when all folders are named
-//     so, else the rank of the folder's name, and then every class needs its folder;
-//   without: those of the file `labels` (see data/image/labels.h), else the synset id that ends each name
-//     ("..._n01751748.JPEG"), else LOC_val_solution.csv beside the folder or where Kaggle's archive has it.
+// Hidden files and folders and what systems leave behind (__MACOSX, lost+found and the like) count for nothing.
+// classes: what the model tells apart; without it no labels are needed. Labels of class folders are
+//   those of the file `labels`, by the names of the folders or of the images;
+//   "synset folder": the rank of the synset id, for a model of ImageNet's 1000 classes when all folders are named so;
+//   "the model's labels": when all folders are named as classes of the model;
+//   "folder number": the number, when all names are numbers below the number of classes;
+//   "rank of the folder number", "natural folder rank", "folder rank": the place among all folders, and then every
+//     class needs its folder.
+// Without class folders:
+//   those of the file `labels`, "synset suffix": the synset id that ends each name ("..._n01751748.JPEG"), else
+//   LOC_val_solution.csv beside the folder or where Kaggle's archive has it.
 // cache: kept in the result; the index of an archive is kept there, too. progress hears of the indexing.
-// InputError: no such folder, no images, a class without images, an image without label, a truncated or damaged
-// archive, or a file with an image extension that torchvision would list and this engine cannot decode: leaving it out
-// would change which images a seed draws.
-ImageFolder list_images(const std::string& root, int64_t classes = 0, const std::string& labels = "",
+// InputError: no such folder, no images, a class without images, an image without label, folders of which only some are
+// named as classes of the model, a truncated or damaged archive, or a file with an image extension that torchvision
+// would list and this engine cannot decode: leaving it out would change which images a seed draws.
+ImageFolder list_images(const std::string& root, const ModelClasses& classes = {}, const std::string& labels = "",
                         const std::string& cache = "", const Progress& progress = nullptr);
 
 // The bytes of an item. InputError when they cannot be read.

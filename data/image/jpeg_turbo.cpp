@@ -77,18 +77,17 @@ bool read_rows(Decoder& d, unsigned char* out) {
 
 const char* jpeg_decoder() { return "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION); }
 
-Image decode_jpeg(const std::string& bytes, const std::string& where, bool) {
+Image decode_jpeg(const std::string& bytes, const std::string& where, const JpegFrame&) {
   Decoder d;
   const bool known = read_header(d, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
-  require_input(known, "%s: cannot read the image header: %s", where.c_str(), d.message);
+  require_input(known, "%s: cannot read the image header: %s", where, d.message);
   require_size(d.state.output_width, d.state.output_height, where);
   const int components = d.state.num_components;
-  require_input(components == 1 || components == 3 || components == 4, "%s: JPEG of %d components", where.c_str(),
-                components);
+  require_input(components == 1 || components == 3 || components == 4, "%s: JPEG of %d components", where, components);
   Image image{static_cast<int>(d.state.output_height), static_cast<int>(d.state.output_width), {}};
   const size_t count = size_t{d.state.output_width} * d.state.output_height;
   image.rgb.resize(count * static_cast<size_t>(d.state.output_components));
-  require_input(read_rows(d, image.rgb.data()), "%s: cannot decode the image: %s", where.c_str(), d.message);
+  require_input(read_rows(d, image.rgb.data()), "%s: cannot decode the image: %s", where, d.message);
   if (components == 4) {
     // Pillow takes all inks as Adobe stores them, inverted: with c, m, y and k as stored, red is k - (255 - c) k / 255,
     // the product divided with rounding.

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
+#include <iterator>
 #include <sstream>
-#include <vector>
+#include <utility>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
@@ -100,48 +101,157 @@ constexpr char kSynsets[] =
     "13052670 13054560 13133613 15075141 ";
 constexpr size_t kDigits = 8;
 
+// Class of every id of the devkit of ILSVRC 2012 (1 to 1000), which is the order of map_clsloc.txt in later ones, too.
+constexpr int16_t kDevkitClasses[] = {
+    278, 212, 250, 193, 217, 147, 387, 285, 350, 283, 286, 353, 334, 150, 249, 362, 246, 166, 218, 172, 177, 148, 357,
+    386, 178, 202, 194, 271, 229, 290, 175, 163, 191, 276, 299, 197, 380, 364, 339, 359, 251, 165, 157, 361, 179, 268,
+    233, 356, 266, 264, 225, 349, 335, 375, 282, 204, 352, 272, 187, 256, 294, 277, 174, 234, 351, 176, 280, 223, 154,
+    262, 203, 190, 370, 298, 384, 292, 170, 342, 241, 340, 348, 245, 365, 253, 288, 239, 153, 185, 158, 211, 192, 382,
+    224, 216, 284, 367, 228, 160, 152, 376, 338, 270, 296, 366, 169, 265, 183, 345, 199, 244, 381, 236, 195, 238, 240,
+    155, 221, 259, 181, 343, 354, 369, 196, 231, 207, 184, 252, 232, 331, 242, 201, 162, 255, 210, 371, 274, 372, 373,
+    209, 243, 222, 378, 254, 206, 186, 205, 341, 261, 248, 215, 267, 189, 289, 214, 273, 198, 333, 200, 279, 188, 161,
+    346, 295, 332, 347, 379, 344, 260, 388, 180, 230, 257, 151, 281, 377, 208, 247, 363, 258, 164, 168, 358, 336, 227,
+    368, 355, 237, 330, 171, 291, 219, 213, 149, 385, 337, 220, 263, 156, 383, 159, 287, 275, 374, 173, 269, 293, 167,
+    226, 297, 182, 235, 360, 105, 101, 102, 104, 103, 106, 763, 879, 780, 805, 401, 310, 327, 117, 579, 620, 949, 404,
+    895, 405, 417, 812, 554, 576, 814, 625, 472, 914, 484, 871, 510, 628, 724, 403, 833, 913, 586, 847, 657, 450, 537,
+    444, 671, 565, 705, 428, 791, 670, 561, 547, 820, 408, 407, 436, 468, 511, 609, 627, 656, 661, 751, 817, 573, 575,
+    665, 803, 555, 569, 717, 864, 867, 675, 734, 757, 829, 802, 866, 660, 870, 880, 603, 612, 690, 431, 516, 520, 564,
+    453, 495, 648, 493, 846, 553, 703, 423, 857, 559, 765, 831, 861, 526, 736, 532, 548, 894, 948, 950, 951, 952, 953,
+    954, 955, 956, 957, 988, 989, 998, 984, 987, 990, 687, 881, 494, 541, 577, 641, 642, 822, 420, 486, 889, 594, 402,
+    546, 513, 566, 875, 593, 684, 699, 432, 683, 776, 558, 985, 986, 972, 979, 970, 980, 976, 977, 973, 975, 978, 974,
+    596, 499, 623, 726, 740, 621, 587, 512, 473, 731, 784, 792, 730, 491, 7,   8,   9,   10,  11,  12,  13,  14,  15,
+    16,  17,  18,  19,  20,  21,  22,  23,  24,  80,  81,  82,  83,  84,  85,  86,  87,  88,  89,  90,  91,  92,  93,
+    94,  95,  96,  97,  98,  99,  100, 127, 128, 129, 130, 132, 131, 133, 134, 135, 137, 138, 139, 140, 141, 142, 143,
+    136, 144, 145, 146, 2,   3,   4,   5,   6,   389, 391, 0,   1,   390, 392, 393, 396, 397, 394, 395, 33,  34,  35,
+    36,  37,  38,  39,  40,  41,  42,  43,  44,  45,  46,  47,  48,  51,  49,  50,  52,  53,  54,  55,  56,  57,  58,
+    59,  60,  61,  62,  63,  64,  65,  66,  67,  68,  25,  26,  27,  28,  29,  30,  31,  32,  902, 908, 696, 589, 691,
+    801, 632, 650, 782, 673, 545, 686, 828, 811, 827, 583, 426, 769, 685, 778, 409, 530, 892, 604, 835, 704, 826, 531,
+    823, 845, 635, 447, 745, 837, 633, 755, 456, 471, 413, 764, 744, 508, 878, 517, 626, 398, 480, 798, 527, 590, 681,
+    916, 595, 856, 742, 800, 886, 786, 613, 844, 600, 479, 694, 723, 739, 571, 476, 843, 758, 753, 746, 592, 836, 714,
+    475, 807, 761, 535, 464, 584, 616, 507, 695, 677, 772, 783, 676, 785, 795, 470, 607, 818, 862, 678, 718, 872, 645,
+    674, 815, 69,  70,  71,  72,  73,  74,  75,  76,  77,  78,  79,  126, 118, 119, 120, 121, 122, 123, 124, 125, 300,
+    301, 302, 303, 304, 305, 306, 307, 308, 309, 311, 312, 313, 314, 315, 316, 317, 318, 319, 320, 321, 322, 323, 324,
+    325, 326, 107, 108, 109, 110, 111, 112, 113, 114, 115, 116, 328, 329, 606, 550, 651, 544, 766, 859, 891, 882, 534,
+    760, 897, 521, 567, 909, 469, 505, 849, 813, 406, 873, 706, 821, 839, 888, 425, 580, 698, 663, 624, 410, 449, 497,
+    668, 832, 727, 762, 498, 598, 634, 506, 682, 863, 483, 743, 582, 415, 424, 454, 467, 509, 788, 860, 865, 562, 500,
+    915, 536, 458, 649, 421, 460, 525, 489, 716, 912, 825, 581, 799, 877, 672, 781, 599, 729, 708, 437, 935, 945, 936,
+    937, 938, 939, 940, 941, 942, 943, 944, 946, 947, 794, 608, 478, 591, 774, 412, 771, 923, 679, 522, 568, 855, 697,
+    770, 503, 492, 640, 662, 876, 868, 416, 931, 741, 614, 926, 901, 615, 921, 816, 796, 440, 518, 455, 858, 643, 638,
+    712, 560, 433, 850, 597, 737, 713, 887, 918, 574, 927, 834, 900, 552, 501, 966, 542, 787, 496, 601, 922, 819, 452,
+    962, 429, 551, 777, 838, 441, 996, 924, 619, 911, 958, 457, 636, 899, 463, 533, 809, 969, 666, 869, 693, 488, 840,
+    659, 964, 907, 789, 465, 540, 446, 474, 841, 738, 448, 588, 722, 709, 707, 925, 411, 747, 414, 982, 439, 710, 462,
+    669, 399, 667, 735, 523, 732, 810, 968, 752, 920, 749, 754, 961, 524, 652, 629, 793, 664, 688, 658, 459, 930, 883,
+    653, 768, 700, 995, 549, 655, 515, 874, 711, 435, 934, 991, 466, 721, 999, 481, 477, 618, 994, 631, 585, 400, 538,
+    519, 903, 965, 720, 490, 854, 905, 427, 896, 418, 430, 434, 514, 578, 904, 992, 487, 680, 422, 637, 617, 556, 654,
+    692, 646, 733, 602, 808, 715, 756, 893, 482, 917, 719, 919, 442, 563, 906, 890, 689, 775, 748, 451, 443, 701, 797,
+    851, 842, 647, 967, 963, 461, 790, 910, 773, 960, 981, 572, 993, 830, 898, 528, 804, 610, 779, 611, 728, 759, 529,
+    419, 929, 885, 852, 570, 539, 630, 928, 932, 750, 639, 848, 502, 605, 997, 983, 725, 644, 445, 806, 485, 622, 853,
+    884, 438, 971, 933, 702, 557, 504, 767, 824, 959, 543};
+static_assert(std::size(kDevkitClasses) == kImageNetClasses);
+
 bool is_number(const std::string& text) {
   return !text.empty() && text.size() < 6 &&
          std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
 }
 
-int label_of(const std::string& text, const std::string& where) {
-  const int label = is_number(text) ? std::stoi(text) : synset_label(text);
-  require_input(label >= 0, "%s: %s is neither a class number nor a synset id of ImageNet-1k", where, quoted(text));
-  return label;
+std::string trimmed(const std::string& text, const char* blanks = " \t\r\"") {
+  const size_t first = text.find_first_not_of(blanks);
+  return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(blanks) - first + 1);
 }
 
-std::vector<std::vector<std::string>> words_of_lines(const std::string& path) {
+// A label as another may be meant to equal it.
+std::string folded(const std::string& label) {
+  std::string text = trimmed(label);
+  for (char& c : text) c = c == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return text;
+}
+
+// A line of a label file: a name and a class; the name is empty when there is only one field.
+struct Line {
+  size_t number;
+  std::string name, label;
+};
+
+std::vector<Line> read_lines(const std::string& path) {
   std::string text = read_file(path);
-  std::replace(text.begin(), text.end(), ',', ' ');  // a CSV of plain words
-  std::vector<std::vector<std::string>> lines;
+  if (text.rfind("\xef\xbb\xbf", 0) == 0) text.erase(0, 3);  // a byte-order mark
+  require_input(text.find('\0') == std::string::npos, "%s: has zero bytes, as UTF-16 has: save it as UTF-8 text", path);
+  std::vector<Line> lines;
   std::istringstream stream(text);
+  size_t number = 0;
   for (std::string line; std::getline(stream, line);) {
-    std::istringstream words(line);
-    lines.emplace_back();
-    for (std::string word; words >> word;) lines.back().push_back(word);
+    line = trimmed(line);
+    ++number;
+    if (line.empty() || line.rfind("mkdir ", 0) == 0) continue;  // valprep.sh makes the folders first
+    if (line.rfind("mv ", 0) == 0) line = trimmed(line.substr(3), " \t\r/");
+    size_t at = std::string::npos;
+    for (const char separator : {'\t', ';', ','})
+      if (at == std::string::npos) at = line.find(separator);
+    if (at == std::string::npos) at = line.rfind(' ');
+    if (at == std::string::npos)
+      lines.push_back({number, "", line});
+    else
+      lines.push_back({number, trimmed(line.substr(0, at)), trimmed(line.substr(at + 1))});
   }
-  while (!lines.empty() && lines.back().empty()) lines.pop_back();
+  require_input(!lines.empty(), "%s: no labels in it", path);
   return lines;
 }
 
-// One ILSVRC id a line, of ILSVRC2012_val_00000001 and so on.
-std::map<std::string, int> read_devkit(const std::vector<std::vector<std::string>>& lines, const std::string& path) {
-  const std::string map = (std::filesystem::path(path).parent_path() / "map_clsloc.txt").string();
-  require_input(std::filesystem::exists(map),
-                "%s: a list of bare numbers is the devkit's, whose ids are not in the order of the synset ids: put "
-                "map_clsloc.txt (lines \"n02119789 1 kit_fox\") beside it, or use another label file",
+void add(LabelFile& file, const std::string& name, int label) {
+  const std::filesystem::path base = std::filesystem::path(trimmed(name, "/")).filename();
+  file.by_file.add(base.string(), label);
+  file.by_stem.add(base.stem().string(), label);
+}
+
+// Classes of ILSVRC2012_val_00000001 and so on.
+LabelFile read_ordered(const std::vector<Line>& lines, const std::string& path, const ModelClasses& classes) {
+  const auto any = [&](auto holds) { return std::any_of(lines.begin(), lines.end(), holds); };
+  const bool numbers = !any([](const Line& l) { return !is_number(l.label); });
+  const bool devkit = numbers && !any([](const Line& l) { return std::stoi(l.label) == 0; });  // its ids begin with 1
+  // Its list starts 490, 361 whatever the file is called.
+  require_input(!devkit || std::filesystem::path(path).filename().string().find("ground_truth") != std::string::npos ||
+                    (lines.size() > 1 && lines[0].label == "490" && lines[1].label == "361"),
+                "%s: numbers alone, and none is 0: they may be the devkit's ids, which are in an order of their own "
+                "(then call the file ILSVRC2012_validation_ground_truth.txt), or classes: put the names of the images "
+                "in front of them",
                 path);
-  std::map<std::string, int> class_of;  // by ILSVRC id
-  for (const auto& words : words_of_lines(map))
-    if (words.size() >= 2) class_of[words[1]] = label_of(words[0], map);
-  std::map<std::string, int> labels;
+  LabelFile file;
+  file.form = devkit ? "the devkit's ids" : numbers ? "class numbers in image order" : "classes in image order";
   for (size_t i = 0; i < lines.size(); ++i) {
-    const auto found = class_of.find(lines[i][0]);
-    require_input(found != class_of.end(), "%s: line %d: id %s is not in %s", path, i + 1, lines[i][0], map);
-    labels[format("ILSVRC2012_val_%08d", i + 1)] = found->second;
+    int label = classes.parse(lines[i].label);
+    if (devkit) label = label > kImageNetClasses ? -1 : kDevkitClasses[label - 1];
+    require_input(label >= 0, "%s: line %d: %s is no class", path, lines[i].number, quoted(lines[i].label));
+    add(file, format("ILSVRC2012_val_%08d", i + 1), label);
   }
-  return labels;
+  return file;
+}
+
+std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+LabelFile read_json_labels(const std::string& path, const ModelClasses& classes) {
+  const json all = read_json(path);
+  require_input((all.is_object() || all.is_array()) && !all.empty(), "%s: neither names and classes nor a list", path);
+  const auto single = [](const json& value) { return value.is_array() && value.size() == 1 ? value[0] : value; };
+  if (all.is_array()) {
+    std::vector<Line> lines;
+    for (const json& value : all) {
+      lines.push_back({lines.size() + 1, "", text_of(single(value))});
+      require_input(!single(value).is_structured(), "%s: entry %d: one class for each image is needed", path,
+                    lines.size());
+    }
+    return read_ordered(lines, path, classes);
+  }
+  LabelFile file;
+  file.form = "names and classes";
+  for (const auto& [key, value] : all.items()) {
+    const int label = single(value).is_structured() ? -1 : classes.parse(text_of(single(value)));
+    if (label >= 0) add(file, key, label);
+    const bool names = is_number(key) && (value.is_string() || value.is_array());  // {"7": ["n01514668", "cock"]}
+    for (const json& name : names&& value.is_array() ? value : names ? json{value} : json::array())
+      if (name.is_string()) add(file, name.get<std::string>(), std::stoi(key));
+    require_input(label >= 0 || names, "%s: %s of %s is no class", path, quoted(text_of(value)), quoted(key));
+  }
+  return file;
 }
 
 }  // namespace
@@ -158,28 +268,64 @@ int synset_label(const std::string& id) {
   return -1;
 }
 
-std::string label_key(const std::string& path) { return std::filesystem::path(path).stem().string(); }
+void ClassTable::add(const std::string& name, int label) {
+  const auto [at, fresh] = table_.emplace(name, label);
+  if (!fresh && at->second != label) at->second = -2;
+}
 
-std::map<std::string, int> read_labels(const std::string& path) {
-  std::map<std::string, int> labels;
-  if (std::filesystem::path(path).extension() == ".json") {
-    const json object = read_json(path);
-    require_input(object.is_object(), "%s: not an object of names and labels", path);
-    for (const auto& [name, value] : object.items())
-      labels[label_key(name)] = label_of(value.is_string() ? value.get<std::string>() : value.dump(), path);
-    return labels;
+int ClassTable::find(const std::string& name, const std::string& where) const {
+  const auto at = table_.find(name);
+  if (at == table_.end()) return -1;
+  require_input(at->second >= 0, "%s: %s stands for several classes", where, quoted(name));
+  return at->second;
+}
+
+ModelClasses::ModelClasses(int64_t n, std::vector<std::string> labels, bool natural)
+    : count(n), names(std::move(labels)), natural_order(natural) {
+  for (size_t i = 0; i < names.size(); ++i) {
+    exact_.add(names[i], static_cast<int>(i));
+    folded_.add(folded(names[i]), static_cast<int>(i));
   }
-  const auto lines = words_of_lines(path);
-  require_input(!lines.empty(), "%s: no labels in it", path);
-  if (std::all_of(lines.begin(), lines.end(), [](const auto& w) { return w.size() == 1 && is_number(w[0]); }))
-    return read_devkit(lines, path);
-  for (size_t i = 0; i < lines.size(); ++i) {
-    const auto& words = lines[i];
-    if (words.empty() || (i == 0 && words[0] == "ImageId")) continue;  // the head of Kaggle's table
-    require_input(words.size() >= 2, "%s: line %d: needs a file name and a label", path, i + 1);
-    labels[label_key(words[0])] = label_of(words[1], format("%s: line %d", path, i + 1));
+}
+
+int ModelClasses::find(const std::string& name) const {
+  const int label = exact_.find(name, "the model's labels");
+  return label >= 0 ? label : folded_.find(folded(name), "the model's labels");
+}
+
+int ModelClasses::parse(const std::string& text) const {
+  if (is_number(text)) return std::stoi(text);
+  const int synset = synset_label(text), own = find(text);
+  return own < 0 || (synset >= 0 && count == kImageNetClasses) ? synset : own;
+}
+
+int LabelFile::find(const std::string& path) const {
+  const std::filesystem::path name = std::filesystem::path(path).filename();
+  const int label = by_file.find(name.string(), path);
+  return label >= 0 ? label : by_stem.find(name.stem().string(), path);
+}
+
+LabelFile read_labels(const std::string& path, const ModelClasses& classes) {
+  if (std::filesystem::path(path).extension() == ".json") return read_json_labels(path, classes);
+  const std::vector<Line> lines = read_lines(path);
+  if (std::all_of(lines.begin(), lines.end(), [](const Line& l) { return l.name.empty(); }))
+    return read_ordered(lines, path, classes);
+  LabelFile file;
+  file.form = "names and classes";
+  for (const Line& line : lines) {
+    int label = classes.parse(line.label);
+    // Kaggle's table has boxes behind the synset id, a CSV maybe more columns.
+    if (label < 0) label = classes.parse(line.label.substr(0, line.label.find_first_of(" \t,;")));
+    const bool header = &line == &lines[0] && (line.name + line.label).find_first_of("0123456789") == std::string::npos;
+    if (label < 0 && header) continue;
+    require_input(!line.name.empty(), "%s: line %d: needs a file name and a class", path, line.number);
+    require_input(label >= 0,
+                  "%s: line %d: %s is neither a class number, a synset id of ImageNet-1k nor a label of "
+                  "the model",
+                  path, line.number, quoted(line.label));
+    add(file, line.name, label);
   }
-  return labels;
+  return file;
 }
 
 }  // namespace bcq

@@ -1,6 +1,6 @@
-// The one place where stb_image's implementation is compiled: JPEG and PNG, from memory.
+// The one place where stb_image's implementation is compiled: JPEG, PNG and GIF, from memory.
 // No project header goes in here. The sizes a decoder may meet are capped again, by
-// pixels, in image.cpp before anything is allocated.
+// pixels, in decode.cpp before anything is allocated.
 #pragma GCC diagnostic ignored "-Wall"
 #pragma GCC diagnostic ignored "-Wextra"
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -12,6 +12,7 @@
 #define STB_IMAGE_IMPLEMENTATION
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_PNG
+#define STBI_ONLY_GIF
 #define STBI_NO_STDIO
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR

@@ -19,8 +19,6 @@ namespace {
 constexpr uint64_t kBlock = 512;
 constexpr uint64_t kLongest = 1 << 20;  // of a long name or a pax header
 
-using ull = unsigned long long;
-
 class File {
  public:
   explicit File(const std::string& path) : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
@@ -43,8 +41,7 @@ class File {
       const ssize_t n = ::pread(fd_, bytes.data() + have, size - have, static_cast<off_t>(offset + have));
       if (n < 0 && errno == EINTR) continue;
       require_input(n >= 0, "%s: cannot be read: %s", path_, std::strerror(errno));
-      require_input(n > 0, "%s: ends at byte %d, in the middle of what was to be read", path_,
-                    static_cast<ull>(offset + have));
+      require_input(n > 0, "%s: ends at byte %d, in the middle of what was to be read", path_, offset + have);
       have += static_cast<uint64_t>(n);
     }
     return bytes;
@@ -129,6 +126,7 @@ bool read_pax(std::string_view records, Override& said) {
     if (equals == std::string_view::npos) return false;
     const std::string_view key = record.substr(0, equals), value = record.substr(equals + 1);
     if (key == "path") said.path = value;
+    if (key == "path" && value.find('\0') != value.npos) return false;
     if (key.rfind("GNU.sparse.", 0) == 0) said.sparse = true;
     if (key == "size") {
       said.has_size = !value.empty() && value.size() < 19;
@@ -149,38 +147,35 @@ std::vector<TarMember> list_tar(const std::string& path, uint64_t begin, uint64_
                                 const std::function<void(uint64_t)>& tick) {
   const File file(path);
   file.expect_jumps();
-  const uint64_t end = size == 0 ? file.size() : begin + size;
-  require_input(end <= file.size(), "%s: truncated: the archive inside it that starts at byte %d goes on to byte %d",
-                path, static_cast<ull>(begin), static_cast<ull>(end));
+  require_input(begin <= file.size() && (size == kToEnd || size <= file.size() - begin),
+                "%s: truncated: the archive inside it that starts at byte %d has %d bytes", path, begin, size);
+  const uint64_t end = size == kToEnd ? file.size() : begin + size;
   std::vector<TarMember> members;
   Override said;
   for (uint64_t at = begin;;) {
     require_input(at + kBlock <= end,
                   "%s: truncated tar archive: it ends at byte %d without an end-of-archive mark; copy it again", path,
-                  static_cast<ull>(end));
+                  end);
     const std::string header = file.read(at, kBlock);
     if (header.find_first_not_of('\0') == std::string::npos) return members;
     uint64_t length = 0;
     const bool sound = checksum_holds(header) && number(header, 124, 12, length);
     require_input(sound || at != begin, "%s: not a tar archive%s", path,
                   header.rfind("\x1f\x8b", 0) == 0 ? " but a gzip file: unpack it with gunzip first" : "");
-    require_input(sound, "%s: damaged tar archive: no member's header at byte %d; copy it again", path,
-                  static_cast<ull>(at));
+    require_input(sound, "%s: damaged tar archive: no member's header at byte %d; copy it again", path, at);
     const char type = header[156];
     if (said.has_size) length = said.size;
     if (type >= '1' && type <= '6') length = 0;  // links, devices, folders: a size stated means something else
     const uint64_t data = at + kBlock;
     require_input(length <= end - data,
-                  "%s: truncated tar archive: the member at byte %d has %d bytes, %d are left; copy it again", path,
-                  static_cast<ull>(at), static_cast<ull>(length), static_cast<ull>(end - data));
+                  "%s: truncated tar archive: the member at byte %d has %d bytes, %d are left; copy it again", path, at,
+                  length, end - data);
     at = data + (length + kBlock - 1) / kBlock * kBlock;
     if (type == 'L' || type == 'x') {
-      require_input(length <= kLongest, "%s: damaged tar archive: a name of %d bytes at byte %d", path,
-                    static_cast<ull>(length), static_cast<ull>(data));
+      require_input(length <= kLongest, "%s: damaged tar archive: a name of %d bytes at byte %d", path, length, data);
       const std::string bytes = file.read(data, length);
       if (type == 'L') said.path = text(bytes, 0, bytes.size());
-      require_input(type == 'L' || read_pax(bytes, said), "%s: damaged tar archive: pax header at byte %d", path,
-                    static_cast<ull>(data));
+      require_input(type == 'L' || read_pax(bytes, said), "%s: damaged tar archive: pax header at byte %d", path, data);
       continue;
     }
     if (type == 'K' || type == 'g') continue;  // the target of a link; defaults no member here depends on
@@ -192,7 +187,7 @@ std::vector<TarMember> list_tar(const std::string& path, uint64_t begin, uint64_
       if (!prefix.empty()) name = prefix + "/" + name;
     }
     require_input(!said.sparse && type != 'S', "%s: the member at byte %d is stored with holes: unpack the archive",
-                  path, static_cast<ull>(data - kBlock));
+                  path, data - kBlock);
     const bool folder = type == '5' || (!name.empty() && name.back() == '/');
     const bool regular = type == '0' || type == '\0' || type == '7';
     members.push_back({normal_path(name), folder ? '5' : regular ? '0' : type, data, length});
@@ -202,7 +197,10 @@ std::vector<TarMember> list_tar(const std::string& path, uint64_t begin, uint64_
 }
 
 std::string read_range(const std::string& path, uint64_t offset, uint64_t size) {
-  return File(path).read(offset, size);
+  const File file(path);
+  require_input(offset <= file.size() && size <= file.size() - offset, "%s: has %d bytes, not the %d from byte %d on",
+                path, file.size(), size, offset);
+  return file.read(offset, size);
 }
 
 }  // namespace bcq

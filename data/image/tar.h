@@ -16,11 +16,12 @@ struct TarMember {
   uint64_t offset = 0, size = 0;  // its bytes, counted from the start of the outermost file
 };
 
+constexpr uint64_t kToEnd = ~uint64_t{0};  // the size of what goes on to the end of the file
+
 // Members of the archive in bytes [begin, begin + size) of the file, in the order they lie there; a name may come
-// twice, and unpacking would keep the last. size 0: to the end of the file. tick, if given, hears how far the
-// reading is (an offset). InputError naming file and byte: not a tar archive, a damaged header, an archive that ends
-// before its end-of-archive mark.
-std::vector<TarMember> list_tar(const std::string& path, uint64_t begin = 0, uint64_t size = 0,
+// twice, and unpacking would keep the last. tick, if given, hears how far the reading is (an offset). InputError naming
+// file and byte: not a tar archive, a damaged header, an archive that ends before its end-of-archive mark.
+std::vector<TarMember> list_tar(const std::string& path, uint64_t begin = 0, uint64_t size = kToEnd,
                                 const std::function<void(uint64_t)>& tick = nullptr);
 
 // Bytes [offset, offset + size) of a file. InputError when it has fewer.

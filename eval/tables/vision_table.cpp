@@ -179,7 +179,8 @@ std::vector<json> measure(const VisionTable& o, const Cells& store, Column& colu
     if (missing == 0) return;
     const bool mini = o.imagenet.empty();
     const ImageFolder data = list_images(mini ? o.mini + "/images/val" : split_of(o.imagenet, "val"),
-                                         model->info().outputs, o.labels, o.cache, progress.callback());
+                                         classes_of(model->info()), o.labels, o.cache, progress.callback());
+    if (!data.warning.empty()) progress.warn()(data.warning);
     const ImageFolder calib = list_images(mini ? o.mini + "/images/calib" : split_of(o.imagenet, "train"), 0, "",
                                           o.cache, progress.callback());
     const auto done = [&](const VisionCell& cell, const VisionRun& run, const Accuracy& accuracy, int64_t values,
