@@ -9,6 +9,7 @@
 #include "data/text/corpus.h"
 #include "data/text/tokenizer.h"
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "tests/support.h"
 
 namespace bcq {
