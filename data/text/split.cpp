@@ -204,8 +204,8 @@ class Matcher {
     const bool slow = found == PCRE2_ERROR_MATCHLIMIT;
     if (slow) {
       last = from;
-      found =
-          match(from, last, static_cast<uint32_t>(std::min<size_t>(kSteps + 64 * (text_.size() - from), UINT32_MAX)));
+      found = match(from, last,
+                    static_cast<uint32_t>(std::min<size_t>(1'000'000 + 64 * (text_.size() - from), UINT32_MAX)));
     }
     if (found == PCRE2_ERROR_NOMATCH) {
       const size_t end = last < text_.size() ? next_character(text_, last) : text_.size();
