@@ -13,7 +13,7 @@ $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpe
 
 # Contraction off: the kernels promise equal bits on every instruction set (engine/kernels/kernels.h).
 FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
-LIBS  := -lopenblas -lpcre2-8 -lz
+LIBS  := -lopenblas -lpcre2-8 -lutf8proc -lz
 ifeq (,$(findstring clang,$(CXX)))
 LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/core/parallel.cpp
 endif
@@ -39,7 +39,7 @@ all: $(binaries)
 # package:a header only it brings (cblas.h comes with other libraries too)
 NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
          doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h zlib1g-dev:zlib.h \
-         $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h)
+         libutf8proc-dev:utf8proc.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h)
 
 setup: $(BUILD)/.setup
 $(BUILD)/.setup: Makefile $(BUILD)/jpeg

@@ -83,7 +83,7 @@ Generated generate(Model& model, const std::vector<int32_t>& prompt, int64_t tok
   require_usage(length < longest, "the prompt has %d tokens, but %s has positions for %d, and those that follow",
                 length, model.info().name, longest);
   const std::vector<int32_t> ends = end_tokens(model);
-  KvCache cache(std::min(longest, length + tokens));
+  KvCache cache(length + std::min(longest - length, tokens));
   Context ctx;
   ctx.precision = model.info().packed ? Precision::Fake : Precision::Float;
   ctx.cache = &cache;

@@ -1,9 +1,14 @@
 // Token windows of text files: definitions, perplexity windows, calibration crops, and their errors.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <numeric>
+#include <thread>
 
+#include "data/random.h"
 #include "data/text/corpus.h"
 #include "engine/core/check.h"
 #include "engine/file/json.h"
@@ -206,6 +211,216 @@ TEST_CASE("corpus: token ids from a file, in three forms") {
   test::write_text(dir.file("ids"), "1 2 3 4 5");
   CHECK(evaluation_ids({Definition::Tokens, dir.file("ids")}, nullptr, 4) == Ids{1, 2, 3, 4, 5});
   CHECK(calibration_windows({Definition::Tokens, dir.file("ids")}, nullptr, 4, 1, 0).ids == Ids{1, 2, 3, 4});
+}
+
+// What reads() gives when it opens a named pipe that `bytes` are written into, a few at a time.
+template <class Reads>
+auto through_pipe(const test::Folder& dir, const std::string& bytes, const Reads& reads) {
+  const std::string path = dir.file("pipe");
+  ::unlink(path.c_str());
+  REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+  std::thread writer([&] {
+    const int fd = ::open(path.c_str(), O_WRONLY);
+    for (size_t i = 0; i < bytes.size(); i += 3000)
+      if (::write(fd, bytes.data() + i, std::min<size_t>(3000, bytes.size() - i)) < 0) break;
+    ::close(fd);
+  });
+  const auto result = reads(path);
+  writer.join();
+  return result;
+}
+
+TEST_CASE("corpus: texts, documents and token ids come through pipes, compressed or not") {
+  const test::Folder dir;
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  for (const auto& [definition, file] : {std::pair{Definition::Wikitext2, "wiki.test.raw"},
+                                         {Definition::Ptb, "ptb.valid.txt"},
+                                         {Definition::C4, "c4.json.gz"}}) {
+    const std::string path = std::string("tests/fixtures/corpus/") + file;
+    const auto ids = [&, kind = definition](const std::string& from) {
+      return evaluation_ids({kind, from}, &tokenizer, 32);
+    };
+    CHECK(through_pipe(dir, read_file(path), ids) == ids(path));
+  }
+  const auto tokens = [&](const std::string& path) { return evaluation_ids({Definition::Tokens, path}, nullptr, 2); };
+  CHECK(through_pipe(dir, "1 2 3", tokens) == Ids{1, 2, 3});
+  const auto empty = [&](const std::string& path) { return test::message_of<InputError>([&] { read_text(path); }); };
+  CHECK(test::contains(through_pipe(dir, "", empty), "a pipe can be read once"));
+  CHECK(test::contains(empty(dir.path), "folder"));
+}
+
+TEST_CASE("corpus: bytes that are no characters are replaced and counted") {
+  const test::Folder dir;
+  std::vector<std::string> warnings;
+  const Warn warn = [&](const std::string& message) { warnings.push_back(message); };
+  const auto text = [&](const std::string& bytes) {
+    test::write_text(dir.file("a.txt"), bytes);
+    return read_text(dir.file("a.txt"), warn);
+  };
+  CHECK(text("caf\u00e9\n") == "caf\u00e9\n");
+  CHECK(warnings.empty());
+  CHECK(text("caf\xe9 au lait") == "caf\ufffd au lait");
+  CHECK(test::contains(warnings.back(), "a.txt: not valid UTF-8 in 1 places, the first at byte 3"));
+  CHECK(text("a\xed\xa0\x80"
+             "b\xf0\x9f\x98"
+             "c\xff") == "a\ufffd\ufffd\ufffdb\ufffdc\ufffd");  // as Python
+  CHECK(test::contains(warnings.back(), "in 5 places, the first at byte 1"));
+  CHECK(text("a" + std::string(3000000, '\xff')).size() == 9000001);
+  CHECK(warnings.size() == 3);
+  const auto refusal = [&](const char* bytes) {
+    test::write_text(dir.file("b.txt"), bytes);
+    return test::message_of<InputError>([&] { read_text(dir.file("b.txt"), warn); });
+  };
+  CHECK(test::contains(refusal("\xff\xfe"
+                               "a"),
+                       "UTF-16"));
+  CHECK(test::contains(refusal("\xfe\xff"
+                               "a"),
+                       "UTF-16"));
+}
+
+TEST_CASE("corpus: a damaged line among documents is mended and counted") {
+  const test::Folder dir;
+  const std::pair<std::string, const char*> lines[] = {
+      {R"(\ud800)", "\ufffd"},
+      {R"(a\udc00\ud83d\ude00)", "a\ufffd\U0001f600"},
+      {R"(\ud83d\ud83d\ude00)", "\ufffd\U0001f600"},
+      {R"(\ud83dx)", "\ufffdx"},
+      {R"(\q\\q)", "\ufffdq\\q"},
+      {R"(\u12g4)", "\ufffdu12g4"},
+      {R"(C:\data)", "C:\ufffddata"},
+      {"a\x01"
+       "b\tc",
+       "a\ufffdb\ufffdc"},
+      {"\xe9 \xed\xa0\x80", "\ufffd \ufffd\ufffd\ufffd"},
+  };
+  std::string bytes = "\xef\xbb\xbf{\"text\": \"\\u00e9\\n\\ud83d\\ude00 good\"}\n\n";
+  for (const auto& line : lines) bytes += "{\"text\": \"" + line.first + "\"}\n";
+  test::write_text(dir.file("a.jsonl"), bytes);
+  const Documents documents(dir.file("a.jsonl"));
+  std::vector<std::string> warnings;
+  const Warn warn = [&](const std::string& message) { warnings.push_back(message); };
+  REQUIRE(documents.size() == 10);
+  CHECK(documents.text(0) == "\u00e9\n\U0001f600 good");
+  documents.report(warn);
+  CHECK(warnings.empty());
+  for (size_t i = 0; i < std::size(lines); ++i) CHECK(documents.text(static_cast<int64_t>(i) + 1) == lines[i].second);
+  documents.text(1);
+  documents.report(warn);
+  REQUIRE(warnings.size() == 1);
+  CHECK(test::contains(warnings[0], "a.jsonl: 9 documents, the first in line 3"));
+  CHECK_THROWS_AS(documents.report({}), InputError);
+
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  warnings.clear();
+  calibration_windows({Definition::C4, dir.file("a.jsonl")}, &tokenizer, 2, 4, 0, Align::None, {}, warn);
+  CHECK(warnings.size() == 1);
+  CHECK_THROWS_AS(evaluation_ids({Definition::C4, dir.file("a.jsonl")}, &tokenizer, 2), InputError);
+}
+
+// `count` draws of randint(0, documents - 1) that may_start() accepts.
+std::vector<int64_t> drawn(int64_t documents, int64_t count, int64_t seed,
+                           const std::function<bool(int64_t)>& may_start) {
+  PythonRandom random(seed);
+  std::vector<int64_t> picks;
+  while (static_cast<int64_t>(picks.size()) < count)
+    if (const int64_t i = random.randint(0, documents - 1); may_start(i)) picks.push_back(i);
+  return picks;
+}
+
+Ids window(const Windows& w, size_t i) {
+  const auto first = w.ids.begin() + static_cast<std::ptrdiff_t>(i) * w.length;
+  return {first, first + w.length};
+}
+
+TEST_CASE("corpus: calibration windows of token ids begin with a separator") {
+  const test::Folder dir;
+  test::write_text(dir.file("ids"), "5 9 1 2 3 8 4 5 9 6 7 8 1 1 1 9 2");
+  const TextSource source{Definition::Tokens, dir.file("ids")};
+  const Ids ids = read_tokens(source.path);
+  const auto windows = [&](int64_t length, const Ids& separators) {
+    return calibration_windows(source, nullptr, length, 20, 3, Align::Document, separators);
+  };
+  const std::vector<int64_t> starts{0, 1, 5, 8, 11, 15};  // the first token, and every 8 and 9
+  const Windows some = windows(4, {8, 9});
+  const auto picks = drawn(6, 20, 3, [&](int64_t i) { return starts[static_cast<size_t>(i)] + 4 <= 17; });
+  for (size_t i = 0; i < 20; ++i) {
+    const auto from = ids.begin() + starts[static_cast<size_t>(picks[i])];
+    CHECK(window(some, i) == Ids(from, from + 4));
+  }
+  CHECK(some.count == 20);
+  CHECK(std::count(picks.begin(), picks.end(), 0) > 0);
+  for (size_t i = 0; i < 20; ++i) CHECK(window(windows(17, {8}), i) == ids);  // only the first is long enough
+  const auto refusal = [&](int64_t length, const Ids& separators) {
+    return test::message_of<InputError>([&] { windows(length, separators); });
+  };
+  CHECK(test::contains(refusal(18, {8}), "none of the 3 documents is followed by 18 tokens"));
+  CHECK(test::contains(refusal(4, {77}), "all one document"));
+  CHECK_THROWS_AS(windows(4, {}), UsageError);                                     // which token?
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");  // begins texts with 2
+  const Windows by_tokenizer = calibration_windows(source, &tokenizer, 2, 8, 0, Align::Document);
+  for (size_t i = 0; i < 8; ++i) CHECK((window(by_tokenizer, i) == Ids{5, 9} || window(by_tokenizer, i) == Ids{2, 3}));
+  // Without alignment, the same windows as ever.
+  CHECK(calibration_windows(source, nullptr, 4, 20, 3, Align::None, {8}).ids ==
+        calibration_crops(ids, 4, 20, 3, "text").ids);
+}
+
+TEST_CASE("corpus: calibration windows begin with JSON documents, which follow each other") {
+  const test::Folder dir;
+  const std::vector<std::string> texts{"the rain", "in", "the end of the rain", "an"};
+  std::string bytes;
+  for (const std::string& text : texts) bytes += json{{"text", text}}.dump() + "\n";
+  test::write_text(dir.file("a.jsonl"), bytes);
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  std::vector<Ids> from(texts.size());
+  for (size_t i = texts.size(); i-- > 0;) {
+    from[i] = tokenizer.encode(texts[i]);
+    if (i + 1 < texts.size()) from[i].insert(from[i].end(), from[i + 1].begin(), from[i + 1].end());
+  }
+  const int64_t length = static_cast<int64_t>(from[2].size());  // the last cannot begin a window
+  for (const Definition definition : {Definition::C4, Definition::C4New}) {
+    const Windows w =
+        calibration_windows({definition, dir.file("a.jsonl")}, &tokenizer, length, 12, 5, Align::Document);
+    const auto picks = drawn(4, 12, 5, [](int64_t i) { return i < 3; });
+    for (size_t i = 0; i < 12; ++i) {
+      const Ids& all = from[static_cast<size_t>(picks[i])];
+      CHECK(window(w, i) == Ids(all.begin(), all.begin() + length));
+      CHECK(window(w, i)[0] == 2);
+    }
+  }
+}
+
+TEST_CASE("corpus: calibration windows begin after blank lines") {
+  const test::Folder dir;
+  std::string text;
+  std::vector<size_t> starts;
+  for (int i = 0; i < 60; ++i) {
+    starts.push_back(text.size());
+    for (int word = 0; word < 5 + 7 * (i % 5); ++word)
+      text += "na\u00efve rain " + std::to_string(word * i) + (word % 4 ? " " : "\n");
+    text += i % 3 ? "\n\n" : "\n \n\n\n";
+  }
+  test::write_text(dir.file("a.txt"), text);
+  const TextSource source{Definition::Plain, dir.file("a.txt")};
+  for (const char* name : {"legacy", "bloom"}) {
+    const Tokenizer tokenizer = Tokenizer::load(std::string("tests/fixtures/tokenizer/") + name);
+    const Windows w = calibration_windows(source, &tokenizer, 64, 16, 1, Align::Document);
+    const auto ids = [&](int64_t i) { return tokenizer.encode(text.substr(starts[static_cast<size_t>(i)])); };
+    const auto picks = drawn(60, 16, 1, [&](int64_t i) { return ids(i).size() >= 64; });
+    for (size_t i = 0; i < 16; ++i) {
+      const Ids all = ids(picks[i]);
+      CHECK(window(w, i) == Ids(all.begin(), all.begin() + 64));
+    }
+  }
+  // A separator that is given decides instead.
+  const Tokenizer tokenizer = Tokenizer::load("tests/fixtures/tokenizer/legacy");
+  const int32_t newline = tokenizer.encode("\n", false).at(0);
+  const Windows w = calibration_windows(source, &tokenizer, 8, 16, 1, Align::Document, {newline});
+  for (size_t i = 0; i < 16; ++i) CHECK((window(w, i)[0] == newline || window(w, i)[0] == 2));
+  test::write_text(dir.file("a.txt"), "one line\nand another\n");
+  CHECK(test::contains(
+      test::message_of<InputError>([&] { calibration_windows(source, &tokenizer, 2, 2, 0, Align::Document); }),
+      "all one document"));
 }
 
 TEST_CASE("corpus: bytes and words of the predicted tokens") {

@@ -66,6 +66,44 @@ TEST_CASE("generate: with a cache, token by token and in pieces, logits are thos
   }
 }
 
+TEST_CASE("generate: a cache takes memory as it is filled") {
+  const int64_t T = 1500, heads = 2, D = 8;
+  const Tensor q = random({2, T, D}, 1), k = random({2, T, D}, 2), v = random({2, T, D}, 3);
+  const std::vector<float> slopes{0.01f, 0.02f};
+  const Tensor whole = causal_attention(q, k, v, heads, 0.5f, slopes);
+  KvCache cache(INT64_MAX), exact(T);
+  const auto rows = [&](const Tensor& x, int64_t begin, int64_t end) {
+    Tensor out({2, end - begin, D});
+    for (int64_t b = 0; b < 2; ++b)
+      std::copy(x.data + (b * T + begin) * D, x.data + (b * T + end) * D, out.data + b * (end - begin) * D);
+    return out;
+  };
+  const std::vector<int64_t> cuts{0, 3, 300, 323, 324, 900, 901, 1500};
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    const int64_t begin = cuts[i], end = cuts[i + 1];
+    const auto step = [&](KvCache& c) {
+      const Tensor y =
+          cached_attention(c, 1, rows(q, begin, end), rows(k, begin, end), rows(v, begin, end), heads, 0.5f, slopes);
+      c.length = end;
+      return y;
+    };
+    const Tensor y = step(cache);
+    CHECK(same_bits(y, step(exact)));
+    CHECK(relative_error(y, rows(whole, begin, end)) < 1e-5);
+    CHECK(cache.blocks[1].v.dim(2) <= 2 * end + 5 * KvCache::kKeys);
+    CHECK(exact.blocks[1].v.dim(2) <= T + KvCache::kKeys);
+  }
+  CHECK_THROWS_AS(cached_attention(exact, 1, rows(q, 0, 1), rows(k, 0, 1), rows(v, 0, 1), heads, 0.5f, slopes), Error);
+  // More tokens than can be counted may be asked of a model without positions.
+  const auto model = load_model("data/mini/bloom");
+  int left = 20;
+  const auto stop = [&](int32_t) { require(--left > 0, "enough"); };
+  for (const int64_t most : {INT64_MAX, INT64_MAX / 2, int64_t{1} << 40}) {
+    left = 20;
+    CHECK(message_of<Error>([&] { generate(*model, {5, 6, 7}, most, {0.8, 0, 1, 1}, stop); }) == "enough");
+  }
+}
+
 TEST_CASE("generate: a cache of more tokens than are multiplied at once") {
   const auto model = load_model(kBloom);
   Batch batch;

@@ -1,6 +1,7 @@
 // The byte alphabet and the merge loop; see bpe.h.
 #include "data/text/bpe.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <queue>
@@ -88,21 +89,46 @@ const Bpe::Merge* Bpe::find_merge(int32_t left, int32_t right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
-void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
-  const int32_t n = static_cast<int32_t>(piece.size());
-  std::vector<int32_t> symbol(piece.size()), before(piece.size()), after(piece.size());
-  std::string spelled;
-  for (int32_t i = 0; i < n; ++i) {
-    const size_t at = static_cast<size_t>(i);
-    const uint8_t byte = static_cast<uint8_t>(piece[at]);
-    symbol[at] = bytes_[byte] >= 0 ? bytes_[byte] : unknown_;
-    require_input(symbol[at] >= 0, "%s: the vocabulary has no token for byte 0x%02x", where_, byte);
-    before[at] = i - 1;
-    after[at] = i + 1;
-    if (ignore_merges_) spelled += byte_character(byte);
+void Bpe::set_byte_fallback() {
+  constexpr char kHex[] = "0123456789ABCDEF";
+  for (uint32_t b = 0; b < 256; ++b) {
+    if (bytes_[b] >= 0) continue;
+    std::vector<int32_t> ids;
+    for (const char c : byte_character(static_cast<uint8_t>(b)))
+      ids.push_back(find({'<', '0', 'x', kHex[c >> 4 & 15], kHex[c & 15], '>'}));
+    if (std::count(ids.begin(), ids.end(), -1) == 0) fallback_[b] = ids;
   }
+}
+
+std::vector<int32_t> Bpe::symbols(std::string_view piece) const {
+  std::vector<int32_t> ids;
+  ids.reserve(piece.size());
+  bool waits = false;  // an unknown is written when the next byte is none, and after what byte fallback writes
+  for (const char c : piece) {
+    const int32_t id = bytes_[c & 255];
+    const std::vector<int32_t>& fallback = fallback_[c & 255];
+    ids.insert(ids.end(), fallback.begin(), fallback.end());
+    if (!fallback.empty()) continue;
+    require_input(id >= 0 || unknown_ >= 0, "%s: the vocabulary has no token for byte 0x%02x", where_, c & 255);
+    if (waits && (id >= 0 || !fuse_unknown_)) ids.push_back(unknown_);
+    if (id >= 0) ids.push_back(id);
+    waits = id < 0;
+  }
+  if (waits) ids.push_back(unknown_);
+  return ids;
+}
+
+void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   if (ignore_merges_) {
+    std::string spelled;
+    for (const char c : piece) spelled += byte_character(static_cast<uint8_t>(c));
     if (const int32_t whole = find(spelled); whole >= 0) return ids.push_back(whole);
+  }
+  std::vector<int32_t> symbol = symbols(piece), before(symbol.size()), after(symbol.size());
+  const int32_t n = static_cast<int32_t>(symbol.size());
+  for (int32_t i = 0; i < n; ++i) {
+    before[static_cast<size_t>(i)] = i - 1;
+    after[static_cast<size_t>(i)] = i + 1;
   }
   // Pairs that may be merged, best rank first and leftmost first among equals. Entries go
   // stale when a neighbour is merged; they are recognised when popped.

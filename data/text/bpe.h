@@ -28,9 +28,14 @@ class Bpe {
   int64_t size() const { return static_cast<int64_t>(vocab_.size()); }
   const std::unordered_map<std::string, int32_t>& vocab() const { return vocab_; }
 
-  // What a byte without a token becomes (-1, the default: InputError), and whether a piece
-  // that is itself a token skips the merges.
-  void set_unknown(int32_t id) { unknown_ = id; }
+  // What a byte without a token becomes: the tokens "<0xC4>" and "<0xA0>" of the bytes C4 A0 of its character (as
+  // the reference does it, where the vocabulary has both), else `unknown`, of which a run is one when `fuse` is set;
+  // by default InputError. And whether a piece that is itself a token skips the merges.
+  void set_byte_fallback();
+  void set_unknown(int32_t id, bool fuse) {
+    unknown_ = id;
+    fuse_unknown_ = fuse;
+  }
   void set_ignore_merges(bool on) { ignore_merges_ = on; }
 
   // Append the ids of `piece` (raw bytes): start from single bytes and keep merging the
@@ -42,13 +47,15 @@ class Bpe {
     int32_t rank, id;
   };
   const Merge* find_merge(int32_t left, int32_t right) const;
+  std::vector<int32_t> symbols(std::string_view piece) const;  // of its bytes, before any merge
 
   std::string where_;
   std::unordered_map<std::string, int32_t> vocab_;
   std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
-  int32_t bytes_[256];
+  int32_t bytes_[256];                          // -1: there is no token
+  std::vector<int32_t> fallback_[256];          // of those bytes; empty: unknown
   int32_t unknown_ = -1;
-  bool ignore_merges_ = false;
+  bool fuse_unknown_ = false, ignore_merges_ = false;
 };
 
 }  // namespace bcq

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 
 #include "data/random.h"
 #include "engine/core/check.h"
@@ -67,8 +68,8 @@ std::string join(const std::vector<std::string>& rows, const char* between) {
 }
 
 // The text that WikiText-2's and PTB's loaders tokenize; for Plain the file.
-std::string joined_text(const TextSource& source) {
-  const std::string text = read_text(source.path);
+std::string joined_text(const TextSource& source, const Warn& warn) {
+  const std::string text = read_text(source.path, warn);
   if (source.definition == Definition::Plain) return text;
   std::vector<std::string> rows = python_lines(text);
   for (std::string& row : rows) {
@@ -76,6 +77,82 @@ std::string joined_text(const TextSource& source) {
     if (source.definition != Definition::Wikitext2 || stripped.empty()) row = stripped;
   }
   return join(rows, source.definition == Definition::PtbNew ? " " : "\n\n");
+}
+
+bool has_documents(const TextSource& source) {
+  return source.definition == Definition::C4 || source.definition == Definition::C4New;
+}
+
+// Windows of the tokens from random documents on: ids_from(i) gives `length` of them or more, or all that are left.
+Windows draw_documents(int64_t documents, int64_t length, int64_t count, int64_t seed, const std::string& where,
+                       const std::function<std::vector<int32_t>(int64_t)>& ids_from) {
+  require_usage(length >= 1 && count >= 1, "%d windows of %d tokens", count, length);
+  require_input(documents >= 2, "%s: the text is all one document: no window can begin with another", where);
+  Windows out{{}, length, count};
+  PythonRandom random(seed);
+  std::vector<bool> is_short(static_cast<size_t>(documents));
+  for (int64_t drawn = 0, left = documents; drawn < count;) {
+    const int64_t i = random.randint(0, documents - 1);
+    if (is_short[static_cast<size_t>(i)]) continue;
+    const std::vector<int32_t> ids = ids_from(i);
+    if (static_cast<int64_t>(ids.size()) < length) {
+      is_short[static_cast<size_t>(i)] = true;
+      require_input(--left > 0, "%s: none of the %d documents is followed by %d tokens", where, documents, length);
+      continue;
+    }
+    out.ids.insert(out.ids.end(), ids.begin(), ids.begin() + length);
+    ++drawn;
+  }
+  return out;
+}
+
+Windows windows_of_documents(const Documents& documents, const Tokenizer& tokenizer, int64_t length, int64_t count,
+                             int64_t seed, const std::string& where) {
+  return draw_documents(documents.size(), length, count, seed, where, [&](int64_t i) {
+    std::vector<int32_t> ids;
+    for (; i < documents.size() && static_cast<int64_t>(ids.size()) < length; ++i) {
+      const std::vector<int32_t> next = tokenizer.encode(documents.text(i));
+      ids.insert(ids.end(), next.begin(), next.end());
+    }
+    return ids;
+  });
+}
+
+Windows windows_of_ids(const std::vector<int32_t>& ids, const std::vector<int32_t>& begins, int64_t length,
+                       int64_t count, int64_t seed, const std::string& where) {
+  std::vector<size_t> starts;
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (i == 0 || std::find(begins.begin(), begins.end(), ids[i]) != begins.end()) starts.push_back(i);
+  return draw_documents(static_cast<int64_t>(starts.size()), length, count, seed, where, [&](int64_t i) {
+    const auto first = ids.begin() + static_cast<std::ptrdiff_t>(starts[static_cast<size_t>(i)]);
+    return std::vector<int32_t>(first, first + std::min(ids.end() - first, static_cast<std::ptrdiff_t>(length)));
+  });
+}
+
+// Documents after blank lines. A window is tokenized from its first byte on, with twice the tokens it needs: where the
+// text was cut the last of them can be others.
+Windows windows_of_text(const std::string& text, const Tokenizer& tokenizer, int64_t length, int64_t count,
+                        int64_t seed, const std::string& where) {
+  std::vector<size_t> starts;
+  bool after_blank = true;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const bool blank = text.find_first_not_of(" \t\r", begin) >= end;
+    if (!blank && after_blank) starts.push_back(begin);
+    after_blank = blank;
+    begin = end + 1;
+  }
+  return draw_documents(static_cast<int64_t>(starts.size()), length, count, seed, where, [&](int64_t i) {
+    const size_t start = starts[static_cast<size_t>(i)];
+    std::vector<int32_t> ids;
+    for (size_t bytes = 8 * static_cast<size_t>(length);; bytes *= 2) {
+      std::string part = text.substr(start, bytes);
+      if (const int64_t cut = invalid_utf8(part); cut >= 0)
+        part.resize(static_cast<size_t>(cut));  // within a character
+      ids = tokenizer.encode(part);
+      if (bytes >= text.size() - start || static_cast<int64_t>(ids.size()) >= 2 * length) return ids;
+    }
+  });
 }
 
 }  // namespace
@@ -115,26 +192,44 @@ TextSource text_source(const std::string& spec, const std::string& corpora, Spli
   return source;
 }
 
-std::vector<int32_t> evaluation_ids(const TextSource& source, const Tokenizer* tokenizer, int64_t length) {
+std::vector<int32_t> evaluation_ids(const TextSource& source, const Tokenizer* tokenizer, int64_t length,
+                                    const Warn& warn) {
   if (source.definition == Definition::Tokens) return read_tokens(source.path);
   require(tokenizer != nullptr, "%s: a text needs a tokenizer", source.path);
-  if (source.definition == Definition::C4)
-    return document_crops(Documents(source.path), *tokenizer, length, kC4Windows, 0, source.path).ids;
-  if (source.definition != Definition::C4New) return tokenizer->encode(joined_text(source));
+  if (!has_documents(source)) return tokenizer->encode(joined_text(source, warn));
   const Documents documents(source.path);
-  std::vector<std::string> texts;
-  for (int64_t i = 0; i < std::min(kC4NewDocuments, documents.size()); ++i) texts.push_back(documents.text(i));
-  std::vector<int32_t> ids = tokenizer->encode(join(texts, " "));
-  ids.resize(std::min(ids.size(), static_cast<size_t>(kC4Windows * length)));
+  std::vector<int32_t> ids;
+  if (source.definition == Definition::C4) {
+    ids = document_crops(documents, *tokenizer, length, kC4Windows, 0, source.path).ids;
+  } else {
+    std::vector<std::string> texts;
+    for (int64_t i = 0; i < std::min(kC4NewDocuments, documents.size()); ++i) texts.push_back(documents.text(i));
+    ids = tokenizer->encode(join(texts, " "));
+    ids.resize(std::min(ids.size(), static_cast<size_t>(kC4Windows * length)));
+  }
+  documents.report(warn);
   return ids;
 }
 
 Windows calibration_windows(const TextSource& source, const Tokenizer* tokenizer, int64_t length, int64_t count,
-                            int64_t seed) {
-  const bool documents = source.definition == Definition::C4 || source.definition == Definition::C4New;
-  if (documents && tokenizer)
-    return document_crops(Documents(source.path), *tokenizer, length, count, seed, source.path);
-  return calibration_crops(evaluation_ids(source, tokenizer, length), length, count, seed, source.path);
+                            int64_t seed, Align align, const std::vector<int32_t>& separators, const Warn& warn) {
+  const std::string& where = source.path;
+  if (has_documents(source) && tokenizer) {
+    const Documents documents(where);
+    const Windows windows = align == Align::None
+                                ? document_crops(documents, *tokenizer, length, count, seed, where)
+                                : windows_of_documents(documents, *tokenizer, length, count, seed, where);
+    documents.report(warn);
+    return windows;
+  }
+  if (align == Align::Document && source.definition != Definition::Tokens && separators.empty())
+    return windows_of_text(joined_text(source, warn), *tokenizer, length, count, seed, where);
+  const std::vector<int32_t> ids = evaluation_ids(source, tokenizer, length, warn);
+  if (align == Align::None) return calibration_crops(ids, length, count, seed, where);
+  std::vector<int32_t> begins = separators;
+  if (begins.empty() && tokenizer && tokenizer->bos() >= 0) begins = {tokenizer->bos()};
+  require_usage(!begins.empty(), "%s: windows of token ids begin where documents begin: say with which token", where);
+  return windows_of_ids(ids, begins, length, count, seed, where);
 }
 
 std::string token_hash(const std::vector<int32_t>& ids) {

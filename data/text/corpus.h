@@ -59,13 +59,28 @@ struct Windows {
 
 // The tokens perplexity is measured on. A tokenizer with a beginning-of-text token gives one per tokenized string:
 // one in total, or for C4 one per document, inside a crop only when that starts at 0. `tokenizer` may be null for
-// Definition::Tokens. InputError naming the file for what is wrong in it.
-std::vector<int32_t> evaluation_ids(const TextSource& source, const Tokenizer* tokenizer, int64_t length);
+// Definition::Tokens. InputError naming the file for what is wrong in it; `warn` (may be empty) is told what was
+// mended.
+std::vector<int32_t> evaluation_ids(const TextSource& source, const Tokenizer* tokenizer, int64_t length,
+                                    const Warn& warn = {});
 
-// Calibration windows as the published loaders draw them after random.seed(seed): C4 (both) from random documents,
-// the others from random places of the whole text.
+// Where calibration windows begin.
+//   None      as in the published loaders after random.seed(seed): C4 (both) in random documents, the others at random
+//             places of the whole text
+//   Document  at random documents, with random.seed(seed) and one randint for each; where a document is shorter than
+//   the
+//             window, the next ones follow. Documents are the objects of C4 (both), each tokenized on its own; of token
+//             ids what begins with one of `separators`; of other texts the same if any are given, else what follows a
+//             blank line.
+// For networks that have seen nothing but whole documents: from inside one they predict badly, and errors of
+// quantization there are not those that matter.
+enum class Align { None, Document };
+
+// `separators`: by default the tokenizer's beginning-of-text token. UsageError when token ids have none. InputError
+// when no document is followed by enough tokens, or the text is all one document.
 Windows calibration_windows(const TextSource& source, const Tokenizer* tokenizer, int64_t length, int64_t count,
-                            int64_t seed);
+                            int64_t seed, Align align = Align::None, const std::vector<int32_t>& separators = {},
+                            const Warn& warn = {});
 
 // Consecutive, non-overlapping windows from the first token on; the last T mod L tokens are
 // dropped. `where` names the text in messages. UsageError when length < 2 (nothing would be

@@ -6,6 +6,7 @@
 #include <pcre2.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 
 #include "engine/core/check.h"
@@ -164,12 +165,76 @@ std::shared_ptr<void> compile(const std::string& pattern, const std::string& whe
                                                        pcre2_compile_context_free);
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get());
+                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT, &error,
+                                   &offset, context.get());
   require_input(code != nullptr, "%s: split pattern \"%s\": %s at byte %d", where, pattern, pcre2_message(error),
                 static_cast<size_t>(offset));
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // without it the interpreter is used
   return {code, [](pcre2_code* c) { pcre2_code_free(c); }};
 }
+
+size_t next_character(std::string_view s, size_t at) {
+  do ++at;
+  while (at < s.size() && (static_cast<uint8_t>(s[at]) & 0xc0) == 0x80);
+  return at;
+}
+
+// Matches of a pattern in a text, in steps that each end soon, whatever the pattern.
+class Matcher {
+ public:
+  struct Found {
+    size_t begin, end;  // equal: no match begins before them
+    int error;          // of PCRE2, or 0
+    bool slow;          // it took more than usual
+  };
+
+  Matcher(const pcre2_code* code, std::string_view text)
+      : code_(code),
+        text_(text),
+        match_(pcre2_match_data_create(1, nullptr), pcre2_match_data_free),
+        context_(pcre2_match_context_create(nullptr), pcre2_match_context_free) {
+    pcre2_set_heap_limit(context_.get(), 1 << 18);  // KiB
+  }
+
+  // The first match that begins at or after `from`, or the place up to which there is none.
+  Found next(size_t from) {
+    constexpr uint32_t kSteps = 10'000;  // PCRE2's count of one match; those of known patterns take below 100
+    size_t last = std::min(from + 15, text_.size());  // where a match may begin
+    int found = match(from, last, kSteps);
+    const bool slow = found == PCRE2_ERROR_MATCHLIMIT;
+    if (slow) {
+      last = from;
+      found = match(from, last,
+                    static_cast<uint32_t>(std::min<size_t>(1'000'000 + 64 * (text_.size() - from), UINT32_MAX)));
+    }
+    if (found == PCRE2_ERROR_NOMATCH) {
+      const size_t end = last < text_.size() ? next_character(text_, last) : text_.size();
+      return {end, end, 0, slow};
+    }
+    if (found < 0) return {from, from, found, slow};
+    const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match_.get());
+    const bool forwards = span[0] >= from && span[1] > span[0];
+    return {span[0], span[1], forwards ? 0 : PCRE2_ERROR_BADOFFSET, slow};
+  }
+
+ private:
+  int match(size_t from, size_t last, uint32_t steps) {
+    pcre2_set_offset_limit(context_.get(), last);
+    pcre2_set_match_limit(context_.get(), steps);
+    // The text was validated as a whole; checking it again at every match would be quadratic.
+    const auto with = [&](uint32_t options) {
+      return pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text_.data()), text_.size(), from,
+                         PCRE2_NO_UTF_CHECK | options, match_.get(), context_.get());
+    };
+    const int found = with(0);
+    return found == PCRE2_ERROR_JIT_STACKLIMIT ? with(PCRE2_NO_JIT) : found;
+  }
+
+  const pcre2_code* code_;
+  std::string_view text_;
+  std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> match_;
+  std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> context_;
+};
 
 // Code point that starts at `at`.
 uint32_t code_point(std::string_view s, size_t at) {
@@ -179,12 +244,6 @@ uint32_t code_point(std::string_view s, size_t at) {
   if (b < 0xe0) return (b & 0x1f) << 6 | (byte(1) & 0x3f);
   if (b < 0xf0) return (b & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f);
   return (b & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f);
-}
-
-size_t next_character(std::string_view s, size_t at) {
-  do ++at;
-  while (at < s.size() && (static_cast<uint8_t>(s[at]) & 0xc0) == 0x80);
-  return at;
 }
 
 size_t previous_character(std::string_view s, size_t at) {
@@ -246,33 +305,41 @@ size_t character_start(std::string_view text) {
 std::string to_pcre2(const std::string& pattern, const std::string& where) { return Translator(pattern, where).run(); }
 
 Splitter::Splitter(const std::string& pattern, const std::string& where)
-    : where_(where), code_(compile(to_pcre2(pattern, where), where)) {
+    : where_(where), pattern_(pattern), code_(compile(to_pcre2(pattern, where), where)) {
   uint32_t matches_empty = 0;
   pcre2_pattern_info(code_of(code_), PCRE2_INFO_MATCHEMPTY, &matches_empty);
   require_input(!matches_empty, "%s: split pattern \"%s\" can match the empty string", where, pattern);
 }
 
-void Splitter::split(std::string_view text, const std::function<void(std::string_view)>& piece) const {
-  const pcre2_code* code = code_of(code_);
-  const std::shared_ptr<pcre2_match_data> match(pcre2_match_data_create(1, nullptr), pcre2_match_data_free);
-  const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  size_t done = 0;
-  while (done < text.size()) {
-    // The text was validated as a whole; checking it again at every match would be quadratic.
-    int found = pcre2_match(code, subject, text.size(), done, PCRE2_NO_UTF_CHECK, match.get(), nullptr);
-    if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
-      found = pcre2_match(code, subject, text.size(), done, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match.get(), nullptr);
+void Splitter::split(std::string_view text, const std::function<void(std::string_view)>& piece,
+                     SplitBudget* budget) const {
+  const auto refuse = [&](size_t at, const std::string& why) {
+    throw InputError(format(
+        "%s: split pattern \"%s\": at byte %d of a text of %d: %s; it can match the same characters in too many ways",
+        where_, pattern_, at, text.size(), why));
+  };
+  Matcher matcher(code_of(code_), text);
+  std::array<std::string_view, 8> parts;  // found between two looks at the clock
+  for (size_t done = 0, from = 0; done < text.size();) {
+    const auto begin = std::chrono::steady_clock::now();
+    const size_t first = from;
+    size_t n = 0;
+    bool slow = false;
+    for (int tries = 0; tries < 4 && done < text.size() && !slow; ++tries) {
+      const Matcher::Found found = matcher.next(from);
+      if (found.error) refuse(from, pcre2_message(found.error));
+      slow = found.slow;
+      from = found.end;
+      const bool matched = found.begin < found.end;
+      if (!matched && from < text.size()) continue;
+      if (found.begin > done) parts[n++] = text.substr(done, found.begin - done);
+      if (matched) parts[n++] = text.substr(found.begin, found.end - found.begin);
+      done = found.end;
     }
-    if (found == PCRE2_ERROR_NOMATCH) break;
-    require_input(found >= 0, "%s: splitting text at byte %d: %s", where_, done, pcre2_message(found));
-    const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());
-    const size_t begin = span[0], end = span[1];
-    require_input(begin >= done && end > begin, "%s: split pattern matched backwards at byte %d", where_, done);
-    if (begin > done) piece(text.substr(done, begin - done));
-    piece(text.substr(begin, end - begin));
-    done = end;
+    if (budget && !budget->spend(std::chrono::steady_clock::now() - begin, from - first))
+      refuse(from, "this takes too long");
+    for (size_t i = 0; i < n; ++i) piece(parts[i]);
   }
-  if (done < text.size()) piece(text.substr(done));
 }
 
 size_t spaces_before(std::string_view text, size_t at) {

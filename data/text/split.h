@@ -6,6 +6,9 @@
 // Unicode White_Space, and \p{L} and \p{N} are those of Unicode 16, as in the Hugging Face
 // tokenizers library, even where the installed PCRE2 knows only Unicode 14.
 #pragma once
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -29,6 +32,22 @@ size_t character_start(std::string_view text);
 // (?=...) (?!...), | ? * + {m,n}. InputError naming `where` and the construct for the rest.
 std::string to_pcre2(const std::string& pattern, const std::string& where);
 
+// The time that splitting may take, all texts of a tokenizer together: half a second, and a microsecond for every byte
+// that a step has split, some 20 times what the patterns of known tokenizers take. Patterns can be written that take
+// longer than any time (nested repeats, alternatives that match the same), and PCRE2's limits are those of one match.
+// For many threads.
+class SplitBudget {
+ public:
+  // False when it is used up. What a program stood still for does not count in full: at most a quarter of a second.
+  bool spend(std::chrono::nanoseconds time, size_t bytes) {
+    const auto charged = std::min<int64_t>(time.count(), 250'000'000);
+    return (left_ += static_cast<int64_t>(1000 * bytes) - charged) >= 0;
+  }
+
+ private:
+  std::atomic<int64_t> left_ = 500'000'000;  // ns
+};
+
 // One compiled pattern; copies share it, and it may be used from many threads.
 class Splitter {
  public:
@@ -36,11 +55,13 @@ class Splitter {
   Splitter(const std::string& pattern, const std::string& where);
 
   // Call piece(part) for every match and for every gap between matches, in order: the parts
-  // are views into `text` and join up to it. `text` has to be valid UTF-8.
-  void split(std::string_view text, const std::function<void(std::string_view)>& piece) const;
+  // are views into `text` and join up to it. `text` has to be valid UTF-8. InputError when a match or all of them
+  // take too long; `budget` may be null.
+  void split(std::string_view text, const std::function<void(std::string_view)>& piece,
+             SplitBudget* budget = nullptr) const;
 
  private:
-  std::string where_;
+  std::string where_, pattern_;
   std::shared_ptr<void> code_;  // pcre2_code
 };
 

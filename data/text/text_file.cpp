@@ -25,6 +25,8 @@ void refuse_containers(const std::string& head, const std::string& path) {
        "pandas.read_parquet(FILE)[['text']].to_json('FILE.jsonl', orient='records', lines=True)"},
       {"ARROW1", "Arrow; save the data set with to_json('FILE.jsonl') of the datasets library"},
       {"\xff\xff\xff\xff", "Arrow; save the data set with to_json('FILE.jsonl') of the datasets library"},
+      {"\xff\xfe", "UTF-16; write it as UTF-8 first (iconv -f UTF-16 -t UTF-8)"},
+      {"\xfe\xff", "UTF-16; write it as UTF-8 first (iconv -f UTF-16 -t UTF-8)"},
       {"PK\x03\x04", "a zip archive; unpack it first"},
       {"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first (zstd -d)"},
       {"\xfd\x37zXZ", "compressed with xz; decompress it first (xz -d)"}};
@@ -38,17 +40,73 @@ bool is_blank(const std::string& bytes, size_t begin, size_t end) {
                      [](char c) { return std::strchr(" \t\r", c) != nullptr && c != 0; });
 }
 
+constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
+
+// `text` with U+FFFD for what is not UTF-8, and how often.
+std::pair<std::string, int64_t> as_utf8(std::string_view text) {
+  std::string out;
+  for (int64_t replaced = 0;; ++replaced) {
+    const int64_t bad = invalid_utf8(text);
+    out += text.substr(0, static_cast<size_t>(bad));  // -1: all
+    if (bad < 0) return {out, replaced};
+    text.remove_prefix(static_cast<size_t>(bad));
+    out += kReplacement;
+    text.remove_prefix(std::max<size_t>(1, character_start(text)));
+  }
+}
+
+// The four hexadecimal digits of a \u escape that begins at `at`; -1: there is none.
+int escaped_unit(std::string_view s, size_t at) {
+  if (s.substr(at, 2) != "\\u" || s.size() < at + 6) return -1;
+  int unit = 0;
+  const auto [stop, error] = std::from_chars(s.data() + at + 2, s.data() + at + 6, unit, 16);
+  return error == std::errc() && stop == s.data() + at + 6 && unit >= 0 ? unit : -1;
+}
+
+// The length of the escape that begins at `at`; negative: of a surrogate alone; 0: it is none.
+int escape_length(std::string_view s, size_t at) {
+  const int unit = escaped_unit(s, at);
+  if (unit < 0) return at + 1 < s.size() && std::strchr("\"\\/bfnrt", s[at + 1]) && s[at + 1] ? 2 : 0;
+  if (unit < 0xd800 || unit > 0xdfff) return 6;
+  const int other = escaped_unit(s, at + 6);
+  return unit < 0xdc00 && other >= 0xdc00 && other <= 0xdfff ? 12 : -6;
+}
+
+// A JSON text with U+FFFD for what its strings may not hold, and how often.
+std::pair<std::string, int64_t> mended_json(std::string_view line) {
+  auto [text, replaced] = as_utf8(line);
+  std::string out;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    const int length = in_string && c == '\\' ? escape_length(text, i) : 1;
+    const bool control = in_string && c >= 0 && c < ' ';
+    in_string ^= c == '"';
+    if (length > 0 && !control) {
+      out.append(text, i, static_cast<size_t>(length));
+    } else {
+      out += kReplacement;
+      ++replaced;
+    }
+    i += static_cast<size_t>(std::max(1, std::abs(length)));
+  }
+  return {out, replaced};
+}
+
 }  // namespace
 
 std::string read_bytes(const std::string& path) {
-  require_input(std::filesystem::is_regular_file(path), "%s: no such file", path);
+  namespace fs = std::filesystem;
+  require_input(fs::exists(path), "%s: no such file", path);
+  require_input(!fs::is_directory(path), "%s: this is a folder", path);
+  const bool regular = fs::is_regular_file(path);
   errno = 0;
   const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"),
                                                         gzclose);  // passes on what is not gzip
   require_input(file != nullptr, "%s: cannot read: %s", path, std::strerror(errno));
   gzbuffer(file.get(), 1 << 18);
   std::string bytes;
-  bytes.reserve(std::filesystem::file_size(path));
+  if (regular) bytes.reserve(fs::file_size(path));
   std::vector<char> part(size_t{1} << 20);
   int n = 0;
   while ((n = gzread(file.get(), part.data(), static_cast<unsigned>(part.size()))) > 0) {
@@ -59,15 +117,19 @@ std::string read_bytes(const std::string& path) {
   const char* problem = gzerror(file.get(), &code);
   if (code == Z_BUF_ERROR) problem = "the compressed data ends early";
   require_input(code == Z_OK, "%s: damaged gzip file: %s", path, problem);
-  require_input(!bytes.empty(), "%s: the text file is empty", path);
+  require_input(!bytes.empty(), "%s: the text is empty%s", path,
+                std::string(regular ? "" : "; a pipe can be read once"));
   return bytes;
 }
 
-std::string read_text(const std::string& path) {
+std::string read_text(const std::string& path, const Warn& warn) {
   std::string text = read_bytes(path);
   const int64_t bad = invalid_utf8(text);
-  require_input(bad < 0, "%s: not valid UTF-8 at byte %d", path, bad);
-  return text;
+  if (bad < 0) return text;
+  require_input(warn != nullptr, "%s: not valid UTF-8 at byte %d", path, bad);
+  auto [utf8, replaced] = as_utf8(text);
+  warn(format("%s: not valid UTF-8 in %d places, the first at byte %d: they were read as U+FFFD", path, replaced, bad));
+  return utf8;
 }
 
 std::vector<std::string> python_lines(const std::string& text) {
@@ -99,7 +161,8 @@ std::string python_strip(const std::string& text) {
 
 Documents::Documents(const std::string& path) : path_(path), bytes_(read_bytes(path)) {
   int64_t number = 0;
-  for (size_t begin = 0; begin < bytes_.size();) {
+  const size_t mark = bytes_.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0;  // of byte order
+  for (size_t begin = mark; begin < bytes_.size();) {
     const size_t end = std::min(bytes_.find('\n', begin), bytes_.size());
     ++number;
     if (!is_blank(bytes_, begin, end)) {
@@ -115,7 +178,19 @@ Documents::Documents(const std::string& path) : path_(path), bytes_(read_bytes(p
 std::string Documents::text(int64_t i) const {
   const Line& line = lines_[static_cast<size_t>(i)];
   const std::string where = format("%s: line %d", path_, line.number);
-  return get<std::string>(parse_json(bytes_.substr(line.begin, line.end - line.begin), where), "text", where);
+  const auto [json_text, replaced] = mended_json(std::string_view(bytes_).substr(line.begin, line.end - line.begin));
+  if (replaced > 0) mended_.insert(line.number);
+  return get<std::string>(parse_json(json_text, where), "text", where);
+}
+
+void Documents::report(const Warn& warn) const {
+  if (mended_.empty()) return;
+  const int64_t first = *mended_.begin();
+  require_input(warn != nullptr, "%s: line %d holds bytes or escapes that are no characters", path_, first);
+  warn(
+      format("%s: %d documents, the first in line %d, hold bytes or escapes that are no characters: they were read as "
+             "U+FFFD",
+             path_, mended_.size(), first));
 }
 
 std::vector<int32_t> read_tokens(const std::string& path) {

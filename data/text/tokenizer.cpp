@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "data/text/normalize.h"
 #include "engine/core/check.h"
 
 namespace bcq {
@@ -71,9 +72,11 @@ void Tokenizer::cut_at_added(std::string_view text, bool normalized, const Emit&
   if (done < text.size()) rest(text.substr(done));
 }
 
-void Tokenizer::split(std::string_view text, size_t step, const Emit& piece) const {
-  if (step == steps_.size()) return piece(text);
-  steps_[step].split(text, [&](std::string_view part) { split(part, step + 1, piece); });
+void Tokenizer::split(std::string_view text, int step, const Emit& piece) const {
+  if (step == prefix_step_ && text.front() != ' ') return split(" " + std::string(text), step, piece);
+  if (step == static_cast<int>(steps_.size())) return piece(text);
+  const auto next = [&](std::string_view part) { split(part, step + 1, piece); };
+  steps_[static_cast<size_t>(step)].split(text, next, budget_.get());
 }
 
 std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special) const {
@@ -84,14 +87,10 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
   if (add_special) ids = prefix_;
   PieceCache cache(bpe_);
   const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
-  const Emit stretch = [&](std::string_view part) {
-    if (!add_prefix_space_ || part.front() == ' ') return split(part, 0, piece);
-    std::string prefixed(1, ' ');
-    prefixed += part;
-    split(prefixed, 0, piece);
-  };
-  cut_at_added(
-      utf8, false, [&](std::string_view part) { cut_at_added(part, true, stretch, ids); }, ids);
+  const Emit stretch = [&](std::string_view part) { split(part, 0, piece); };
+  const Emit normal = [&](std::string_view part) { cut_at_added(part, true, stretch, ids); };
+  const Emit raw = [&](std::string_view part) { nfc_ ? normal(nfc(part)) : normal(part); };
+  cut_at_added(utf8, false, raw, ids);
   if (add_special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
   return ids;
 }

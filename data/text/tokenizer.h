@@ -1,24 +1,24 @@
 // Byte-level BPE tokenizers (GPT-2, OPT, BLOOM) from the files a model ships with: text to
 // token ids, equal to the Hugging Face tokenizers library, and back.
 //
-// Two layouts are read: tokenizer.json, or vocab.json with merges.txt. Every part of
-// tokenizer.json that would change an id is either obeyed or refused by name.
+// Two layouts are read: tokenizer.json, or vocab.json with merges.txt. What a file asks for is
+// obeyed, passed over where it changes no id, or refused by name.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "data/text/bpe.h"
 #include "data/text/split.h"
-#include "engine/file/json.h"
 
 namespace bcq {
 
 // A token that is found in the text before it is split, with the flags of the file.
 struct AddedToken {
-  std::string content;
+  std::string content;  // as it is searched: in NFC where the text is
   int32_t id = 0;
   bool single_word = false;  // only where no word character touches it
   bool lstrip = false;       // swallows the white space before it
@@ -35,12 +35,15 @@ class Tokenizer {
   // "add_bos_token": true beside one that inserts nothing is a contradiction and refused.
   // vocab.json: add_bos_token of tokenizer_config.json, without that key true exactly when
   // config.json says the model is OPT. Truncation and padding settings are ignored.
+  //
+  // Added tokens beside vocab.json: those of added_tokens_decoder (tokenizer_config.json) with their flags; where that
+  // is missing those of added_tokens.json; and the special tokens that are in the vocabulary.
   static Tokenizer load(const std::string& dir);
 
   // Ids of a text; add_special: with the tokens the post-processor puts around it. An added
   // token written in the text becomes its id either way. InputError with the byte offset when
   // the text is not valid UTF-8 (nothing is replaced: a damaged corpus is not a result), or
-  // longer than 2^31 - 1 bytes. Linear in the length of the text.
+  // longer than 2^31 - 1 bytes, or when splitting takes too long (SplitBudget: over all texts of this tokenizer).
   std::vector<int32_t> encode(const std::string& utf8, bool add_special = true) const;
 
   // The bytes the tokens spell; raw, so a cut character stays as it is. Error on unknown ids.
@@ -56,22 +59,18 @@ class Tokenizer {
   const std::vector<AddedToken>& added_tokens() const { return added_; }
 
  private:
+  friend class TokenizerReader;
   explicit Tokenizer(Bpe bpe) : bpe_(std::move(bpe)) {}
-  static Tokenizer from_json(const std::string& dir);
-  static Tokenizer from_vocab(const std::string& dir);
-  void read_added(const json& list, const std::string& where);
-  void read_pre_tokenizer(const json& node, const std::string& where);
-  void read_post_processor(const json& node, const std::string& where);
-  void add(const AddedToken& token, const std::string& where);
-  void finish(const std::string& where);
 
   using Emit = std::function<void(std::string_view)>;
   void cut_at_added(std::string_view text, bool normalized, const Emit& rest, std::vector<int32_t>& ids) const;
-  void split(std::string_view text, size_t step, const Emit& piece) const;
+  void split(std::string_view text, int step, const Emit& piece) const;
 
   Bpe bpe_;
-  std::vector<Splitter> steps_;    // applied one after another, each to every piece of the last
-  bool add_prefix_space_ = false;  // to each stretch of text that does not start with a space
+  bool nfc_ = false;             // the text between the added tokens that are not normalized is brought into NFC
+  std::vector<Splitter> steps_;  // applied one after another, each to every piece of the last
+  int prefix_step_ = -1;         // what comes to this step without a space at its start is given one; -1: nothing
+  std::shared_ptr<SplitBudget> budget_ = std::make_shared<SplitBudget>();
   std::vector<AddedToken> added_;  // longest first
   bool starts_[2][256] = {};       // [normalized][byte]: an added token begins with that byte
   std::vector<int32_t> prefix_, suffix_;

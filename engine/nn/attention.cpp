@@ -178,21 +178,39 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
   return fused_float_attention(heads_of(q, k, v, heads), {{heads, true, {}, {}}, scale, true, slopes});
 }
 
+namespace {
+
+// A block of a cache with room for `room` tokens that begins with what `held` holds.
+KvCache::Block with_room(const KvCache::Block& held, const Heads& x, int64_t heads, int64_t room) {
+  const int64_t d = x.channels;
+  KvCache::Block out{Tensor::uninitialized({x.samples, heads, room / KvCache::kKeys, d, KvCache::kKeys}),
+                     Tensor::uninitialized({x.samples, heads, room, d})};
+  const int64_t n = held.v.empty() ? 0 : held.v.dim(2) * d;
+  for (int64_t i = 0; n > 0 && i < x.count(); ++i) {
+    std::memcpy(out.k.data + i * room * d, held.k.data + i * n, static_cast<size_t>(n) * 4);
+    std::memcpy(out.v.data + i * room * d, held.v.data + i * n, static_cast<size_t>(n) * 4);
+  }
+  return out;
+}
+
+}  // namespace
+
 Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                         float scale, const std::vector<float>& slopes) {
   const Heads x = heads_of(q, k, v, heads);
   const int64_t d = x.channels, first = cache.length, length = first + x.tokens;
   constexpr int64_t kKeys = KvCache::kKeys;
-  const int64_t room = (cache.capacity + kKeys - 1) / kKeys * kKeys;
   require(length <= cache.capacity, "%d tokens after %d do not fit into a cache of %d", x.tokens, first,
           cache.capacity);
   cache.blocks.resize(std::max(cache.blocks.size(), static_cast<size_t>(layer) + 1));
   KvCache::Block& held = cache.blocks[static_cast<size_t>(layer)];
-  if (held.k.empty())
-    held = {Tensor::uninitialized({x.samples, heads, room / kKeys, d, kKeys}),
-            Tensor::uninitialized({x.samples, heads, room, d})};
-  require(held.k.dim(0) == x.samples && held.k.dim(1) == heads && held.v.dim(3) == d,
+  require(held.k.empty() || (held.k.dim(0) == x.samples && held.k.dim(1) == heads && held.v.dim(3) == d),
           "the cache belongs to another model");
+  if (held.k.empty() || held.v.dim(2) < length) {
+    const int64_t tokens = std::min(cache.capacity, length + length / 2 + 4 * kKeys);
+    held = with_room(held, x, heads, (tokens + kKeys - 1) / kKeys * kKeys);
+  }
+  const int64_t room = held.v.dim(2);
 
   Tensor y = x.result();
   parallel_for(x.count(), [&](int64_t i) {

@@ -34,7 +34,7 @@ struct KvCache {
   };
 
   explicit KvCache(int64_t tokens) : capacity(tokens) {}
-  int64_t capacity;           // tokens of a window there is room for
+  int64_t capacity;           // tokens of a window it may hold; memory is taken as they come
   int64_t length = 0;         // tokens it holds; the model moves it on when all blocks have run
   std::vector<Block> blocks;  // made when a block first runs
 };
