@@ -163,7 +163,7 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
     const double float_mb = peak_memory_mb();
     for (const int bits : {8, 4}) {
       quantize_by_range(model, batch, bits, bits == 4);
-      model.prepare_integer();
+      model.prepare_int8();
       measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
     }
     print(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
