@@ -212,3 +212,35 @@ TEST_CASE("integer: networks of every method, fused and layer by layer, against 
         }
       }
 }
+
+TEST_CASE("integer: what is compensated once the codes are made is compensated, in one go and layer by layer") {
+  for (const std::string& fixture : {kVit, kDeit, kSwin})
+    for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+      CAPTURE(fixture);
+      const auto model = load_model(fixture), other = load_model(fixture);
+      const Batch batch = pixels_of(fixture);
+      PtqOptions options = ptq4vit(4, 4);
+      options.eq_n = 4;
+      options.rounds = options.draws = 1;
+      for (Model* m : {model.get(), other.get()}) quantize_ptq(*m, batch.pixels, options, nullptr, nullptr);
+      BcOptions bc;
+      bc.shape = shape;
+      bc.block = true;
+
+      model->prepare_int8();
+      const Tensor before = model->forward(kInteger, batch);
+      compensate(*model, {batch}, bc);
+      const Tensor after = model->forward(kInteger, batch);
+      Observer watching;  // every product is computed for it
+      CHECK(same_bits(after, model->forward({Precision::Integer, nullptr, &watching}, batch)));
+      CHECK(relative_error(after, before) > 1e-3);
+
+      compensate(*other, {batch}, bc);
+      other->prepare_int8();
+      CHECK(relative_error(after, other->forward(kInteger, batch)) == 0);
+
+      model->clear_compensation();
+      CHECK(same_bits(model->forward(kInteger, batch), before));
+      CHECK(same_bits(model->forward({Precision::Integer, nullptr, &watching}, batch), before));
+    }
+}

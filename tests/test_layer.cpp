@@ -154,3 +154,87 @@ TEST_CASE("without what quantization made of it, and cleared of compensation, a 
   Model::point_of(layer).clear();
   CHECK(same_bits(layer.run(kFake, x), before));
 }
+
+TEST_CASE("what quantization made of a layer is replaced whole: what holds the old one keeps it") {
+  static_assert(std::is_same_v<decltype(Layer::quantized), std::shared_ptr<const Quantized>>);
+  Layer layer = linear_layer();
+  const Tensor x = random({2, 3, 5}, 26);
+  set_grids(layer, Uniform{4, 0, {0.1f}}, Uniform{4, 0, {0.2f}});
+  const auto first = layer.quantized;
+  const Layer copy = layer;  // shares it
+  const Tensor y = layer.run(kFake, x), weight = first->weight.values().clone();
+
+  REQUIRE(layer.prepare_int8());
+  CHECK(layer.quantized != first);
+  CHECK(layer.int8() != nullptr);
+  CHECK(first->int8 == nullptr);
+  const auto second = layer.quantized;
+  const Tensor y_int8 = layer.run({Precision::Integer}, x);
+
+  // Another weight leaves no codes of the one before, and the grid of the input as it is.
+  layer.quantize(PackedWeight(Affine{4, 5, random({7, 1}, 27), Tensor({7, 1})}, {7, 5}, std::vector<uint8_t>(35, 3)));
+  CHECK(layer.packed() != nullptr);
+  CHECK(layer.int8() == nullptr);
+  CHECK(std::get<Uniform>(layer.left_grid()).delta == std::vector<float>{0.1f});
+  CHECK_FALSE(same_bits(layer.run(kFake, x), y));
+  CHECK(same_bits(layer.run({Precision::Integer}, x), layer.run(kFake, x)));
+
+  set_grids(layer, Uniform{4, 0, {0.3f}}, Uniform{4, 0, {0.5f}});
+  CHECK(layer.packed() == nullptr);
+  CHECK(layer.int8() == nullptr);
+
+  CHECK(same_bits(first->weight.values(), weight));
+  CHECK(std::get<Uniform>(first->right).delta == std::vector<float>{0.2f});
+  CHECK(same_bits(copy.run(kFake, x), y));
+  layer.quantized = second;
+  CHECK(same_bits(layer.run({Precision::Integer}, x), y_int8));
+  layer.quantized = first;
+  CHECK(same_bits(layer.run(kFake, x), y));
+}
+
+TEST_CASE("a point of a product takes vectors for each head, one on top of the other, and none of another shape") {
+  Layer av = product(Role::AV);
+  const Tensor a = random({2, 3, 4, 5}, 28), v = random({2, 3, 5, 8}, 29), b = random({3, 1, 8}, 30);
+  const Tensor y = av.run(kFloat, a, v);
+  const Point point = Model::point_of(av);
+  CHECK(point.kind == Point::Kind::Matmul);
+  CHECK(point.is_product());
+  CHECK(point.layer == &av);
+  CHECK(point.folds_into.empty());
+  point.add(b);
+  point.add(b);
+  CHECK(same_bits(av.run(kFloat, a, v), y));
+  const Tensor z = av.run(kFake, a, v);
+  for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + 2 * b[i / 32 % 3 * 8 + i % 8]);
+  for (const Shape& shape : {Shape{3, 4, 8}, Shape{3, 1, 7}, Shape{8}}) {
+    const std::string message = message_of<Error>([&] { point.add(random(shape, 31)); });
+    CHECK(contains(message, to_string(shape)));
+    CHECK(contains(message, to_string(b.shape)));
+  }
+  point.clear();
+  CHECK(same_bits(av.run(kFake, a, v), y));
+}
+
+TEST_CASE("a point of a linear layer folds a value per channel into its bias, and keeps others apart") {
+  for (const bool with_bias : {true, false}) {
+    Layer layer = linear_layer(with_bias);
+    const Tensor x = random({2, 3, 5}, 32), y = layer.run(kFloat, x), b = random({7}, 33), rows = random({3, 7}, 34);
+    const Point point = Model::point_of(layer);
+    CHECK(point.kind == Point::Kind::Linear);
+    CHECK(point.tensor == "blocks.0.mlp.fc1.bias");
+    point.add(b);
+    CHECK(layer.added.empty());
+    point.add(rows);
+    CHECK(same_bits(layer.added, rows));
+    point.add(b);
+    for (int64_t c = 0; c < 7; ++c)
+      CHECK(layer.bias.compensated[c] == doctest::Approx((with_bias ? layer.bias.loaded[c] : 0.f) + 2 * b[c]));
+    const Tensor z = layer.run(kFake, x);
+    for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == doctest::Approx(y[i] + 2 * b[i % 7] + rows[i % 21]));
+    CHECK(same_bits(layer.run(kFloat, x), y));
+    CHECK_THROWS_AS(point.add(random({6}, 35)), Error);
+    CHECK_THROWS_AS(point.add(random({2, 7}, 36)), Error);
+    point.clear();
+    CHECK(same_bits(layer.run(kFake, x), y));
+  }
+}
