@@ -213,7 +213,7 @@ TEST_CASE("integer: networks of every method, fused and layer by layer, against 
       }
 }
 
-TEST_CASE("integer: what is compensated once the codes are made is compensated, in one go and layer by layer") {
+TEST_CASE("integer: what is compensated once the codes are made is compensated, fused and layer by layer") {
   for (const std::string& fixture : {kVit, kDeit, kSwin})
     for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
       CAPTURE(fixture);
