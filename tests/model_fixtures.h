@@ -11,7 +11,7 @@ namespace bcq::test {
 
 inline const std::string kVit = "tests/fixtures/vit_tiny", kDeit = "tests/fixtures/deit_tiny",
                          kSwin = "tests/fixtures/swin_tiny", kOpt = "tests/fixtures/opt_tiny";
-// Fixture and its number of sites.
+// Fixture and its number of layers.
 inline const std::pair<std::string, size_t> kVisions[] = {{kVit, 14}, {kDeit, 9}, {kSwin, 21}};
 inline const std::string kOptPost = "tests/fixtures/opt_post_tiny", kOptPlain = "tests/fixtures/opt_plain_tiny",
                          kBloom = "tests/fixtures/bloom_tiny", kBloomResidual = "tests/fixtures/bloom_residual_tiny";
@@ -73,7 +73,7 @@ inline Batch ids_of(const std::string& fixture) {
 inline Batch opt_batch() { return ids_of(kOpt); }
 
 // Everything the reference file holds about a forward pass.
-inline void compare_with_reference(Model& model, const Batch& batch, const std::string& fixture, size_t sites) {
+inline void compare_with_reference(Model& model, const Batch& batch, const std::string& fixture, size_t layers) {
   const SafeTensors want = SafeTensors::open(fixture + "/reference.safetensors");
   Record record;
   const Context ctx{Precision::Float, nullptr, &record};
@@ -87,7 +87,7 @@ inline void compare_with_reference(Model& model, const Batch& batch, const std::
   CHECK(relative_error(logits, want.get("logits")) < kTight);
   CHECK(same_bits(logits, model.forward(kFloat, batch)));
   CHECK(same_bits(logits, model.forward({Precision::Fake, nullptr, nullptr}, batch)));  // nothing is quantized yet
-  CHECK(record.order.size() == sites);
+  CHECK(record.order.size() == layers);
   for (const auto& entry : record.outputs) {
     const std::string& name = entry.first;
     const Tensor& y = entry.second;
@@ -95,7 +95,7 @@ inline void compare_with_reference(Model& model, const Batch& batch, const std::
     CHECK(relative_error(y, want.get("site." + name)) < kTight);
   }
   std::vector<std::string> order;
-  for (const Layer* site : model.all_layers()) order.push_back(site->name);
+  for (const Layer* layer : model.all_layers()) order.push_back(layer->name);
   CHECK(order == record.order);
 }
 

@@ -17,6 +17,7 @@
 #include "engine/core/parallel.h"
 #include "engine/core/tensor.h"
 #include "engine/file/safetensors.h"
+#include "engine/nn/layer.h"
 #include "engine/nn/ops.h"
 
 namespace bcq::test {
@@ -120,6 +121,18 @@ inline double gradient_error(const Function& f, const Tensor& x, uint32_t seed) 
 
 // Entry b of the first dimension, kept as a batch of one.
 inline Tensor sample(const Tensor& x, int64_t b) { return x.slice(b, b + 1).clone(); }
+
+// Quantize a layer to these grids; the weight of a linear one is rounded to the right one.
+inline void set_grids(Layer& layer, const Grid& left, const Grid& right) {
+  Weight rounded;
+  if (layer.is_linear() && !is_identity(right)) rounded = fake_quantize(right, layer.weight.values());
+  layer.quantize({left, right, rounded, nullptr, nullptr});
+}
+// The grid of a layer's right operand: identity where it stays float.
+inline const Grid& right_grid(const Layer& layer) {
+  static const Grid identity;
+  return layer.quantized ? layer.quantized->right : identity;
+}
 
 // The message of the exception f() throws as an E; "" when it throws none.
 template <class E>

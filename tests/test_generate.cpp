@@ -58,9 +58,9 @@ TEST_CASE("generate: with a cache, token by token and in pieces, logits are thos
     GptqOptions grid;
     grid.bits = 3;
     quantize_rtn(*model, grid);
-    for (Layer* site : model->all_layers()) site->added = random({11, site->weight.dim(0)}, 1, 0.1);
-    model->block_bc.assign(static_cast<size_t>(model->depth()),
-                           random({11, model->layers(0).back()->weight.dim(0)}, 2, 0.1));
+    for (Layer* layer : model->all_layers()) layer->added = random({11, layer->weight.dim(0)}, 1, 0.1);
+    const Tensor of_block = random({11, model->layers(0).back()->weight.dim(0)}, 2, 0.1);
+    for (int i = 0; i < model->depth(); ++i) model->part(i).output.add(of_block);
     for (const auto& cuts : {single, pieces}) CHECK(cached_error(*model, Precision::Fake, batch, cuts) < kTight);
     CHECK(longest_text(*model) == 11);
   }

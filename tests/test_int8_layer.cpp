@@ -1,4 +1,4 @@
-// Sites in integers: against sums of their grids' values in double precision, against the simulated site, and
+// Layers in integers: against sums of their grids' values in double precision, against the simulated layer, and
 // whole networks against both.
 #include <doctest/doctest.h>
 
@@ -16,17 +16,17 @@ namespace {
 const Context kFake{Precision::Fake, nullptr, nullptr}, kInteger{Precision::Integer, nullptr, nullptr};
 constexpr double kUnit = 0x1p-24;  // of rounding to float
 
-// The product of a site from the values on its grids, in double: y and the sum of magnitudes of its terms.
+// The product of a layer from the values on its grids, in double: y and the sum of magnitudes of its terms.
 struct Exact {
   std::vector<double> y, size;
 };
-Exact exact(const Layer& site, const Tensor& a, const Tensor& b) {
-  const bool linear = site.is_linear(), transposed = site.role != Role::AV;
-  const Tensor left = fake_quantize(site.a, a);
-  const Tensor right = linear ? site.weight_in(Precision::Fake).values() : fake_quantize(site.b, b);
+Exact exact(const Layer& layer, const Tensor& a, const Tensor& b) {
+  const bool linear = layer.is_linear(), transposed = layer.role != Role::AV;
+  const Tensor left = fake_quantize(layer.left_grid(), a);
+  const Tensor right = linear ? layer.weight_in(Precision::Fake).values() : fake_quantize(right_grid(layer), b);
   const int64_t heads = linear ? 1 : a.dim(0) * a.dim(1), N = a.rows() / heads, K = a.dim(-1);
   const int64_t M = right.size() / heads / K;
-  const Tensor& bias = site.bias.compensated.empty() ? site.bias.loaded : site.bias.compensated;
+  const Tensor& bias = layer.bias.compensated.empty() ? layer.bias.loaded : layer.bias.compensated;
   Exact e;
   for (int64_t i = 0; i < heads * N; ++i)
     for (int64_t c = 0; c < M; ++c) {
@@ -49,14 +49,14 @@ Exact exact(const Layer& site, const Tensor& a, const Tensor& b) {
 struct Errors {
   double integer = 0, fake = 0;
 };
-void check_site(Errors& errors, Layer& site, const Tensor& a, const Tensor& b = {}) {
-  const Tensor fake = site.run(kFake, a, b);
-  const Exact want = exact(site, a, b);
-  REQUIRE(site.prepare_int8());
-  const Tensor got = site.run(kInteger, a, b);
+void check_layer(Errors& errors, Layer& layer, const Tensor& a, const Tensor& b = {}) {
+  const Tensor fake = layer.run(kFake, a, b);
+  const Exact want = exact(layer, a, b);
+  REQUIRE(layer.prepare_int8());
+  const Tensor got = layer.run(kInteger, a, b);
   CHECK(got.shape == fake.shape);
-  CHECK(relative_error(site.run(kFake, a, b), fake) == 0);  // from decoded weights
-  const Tensor bc = site.added;
+  CHECK(relative_error(layer.run(kFake, a, b), fake) == 0);  // from decoded weights
+  const Tensor bc = layer.added;
   Tensor added(fake.shape);
   if (!bc.empty()) add_broadcast(added, bc);
   double worst = 0, worst_fake = 0;
@@ -70,29 +70,26 @@ void check_site(Errors& errors, Layer& site, const Tensor& a, const Tensor& b = 
   }
   CHECK(worst <= 1);
   CHECK(worst_fake <= 1);
-  CHECK(same_on_two_threads([&] { return site.run(kInteger, a, b); }));
+  CHECK(same_on_two_threads([&] { return layer.run(kInteger, a, b); }));
   for (int64_t s = 0; s < a.dim(0); ++s)
-    CHECK(same_bits(site.run(kInteger, sample(a, s), b.empty() ? b : sample(b, s)), sample(got, s)));
+    CHECK(same_bits(layer.run(kInteger, sample(a, s), b.empty() ? b : sample(b, s)), sample(got, s)));
 }
 
-Layer linear_site(int64_t out, int64_t in, const Grid& a, const Uniform& b) {
-  Layer site;
-  site.name = "fc";
-  site.weight = random({out, in}, 1);
-  site.bias.loaded = random({out}, 2);
-  site.a = a;
-  site.b = b;
-  site.weight_hat = fake_quantize(b, site.weight.values());
-  return site;
+Layer linear_layer(int64_t out, int64_t in, const Grid& a, const Uniform& b) {
+  Layer layer;
+  layer.name = "fc";
+  layer.weight = random({out, in}, 1);
+  layer.bias.loaded = random({out}, 2);
+  set_grids(layer, a, b);
+  return layer;
 }
 
 Layer product(Role role, const Grid& a, const Grid& b) {
-  Layer site;
-  site.name = "matmul";
-  site.role = role;
-  site.a = a;
-  site.b = b;
-  return site;
+  Layer layer;
+  layer.name = "matmul";
+  layer.role = role;
+  set_grids(layer, a, b);
+  return layer;
 }
 
 Uniform uniform(int bits, int axis, int64_t units, float top) {
@@ -106,28 +103,28 @@ Tensor probabilities(Shape shape) { return softmax(nullptr, random(std::move(sha
 
 }  // namespace
 
-TEST_CASE("integer: linear sites of every grid") {
+TEST_CASE("integer: linear layers of every grid") {
   Errors errors;
   const Tensor x = random({3, 5, 50}, 3), after_gelu = gelu_erf(nullptr, random({3, 5, 50}, 4, 4));
   for (const int bits : {8, 6, 4, 2})
     for (const int64_t units : {1, 3, 66}) {
       CAPTURE(bits);
       CAPTURE(units);
-      Layer site = linear_site(66, 50, uniform(bits, 0, 1, 1), uniform(bits, 0, units, 1));
-      check_site(errors, site, x);
-      site.bias.loaded = Tensor{};
-      check_site(errors, site, x);
-      site.bias.compensated = random({66}, 5);
-      site.added = random({5, 66}, 6);
-      check_site(errors, site, x);
-      Layer twin = linear_site(66, 50, TwinGelu{bits, 0.9f / std::ldexp(1.f, bits), 0.17f / std::ldexp(1.f, bits - 1)},
-                              uniform(bits, 0, units, 1));
-      check_site(errors, twin, after_gelu);
+      Layer layer = linear_layer(66, 50, uniform(bits, 0, 1, 1), uniform(bits, 0, units, 1));
+      check_layer(errors, layer, x);
+      layer.bias.loaded = Tensor{};
+      check_layer(errors, layer, x);
+      layer.bias.compensated = random({66}, 5);
+      layer.added = random({5, 66}, 6);
+      check_layer(errors, layer, x);
+      Layer twin = linear_layer(66, 50, TwinGelu{bits, 0.9f / std::ldexp(1.f, bits), 0.17f / std::ldexp(1.f, bits - 1)},
+                                uniform(bits, 0, units, 1));
+      check_layer(errors, twin, after_gelu);
       twin.added = random({1, 66}, 6);
-      check_site(errors, twin, after_gelu);
+      check_layer(errors, twin, after_gelu);
     }
-  Layer head = linear_site(7, 10, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
-  check_site(errors, head, random({9, 10}, 8));  // no tokens
+  Layer head = linear_layer(7, 10, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  check_layer(errors, head, random({9, 10}, 8));  // no tokens
   CHECK(errors.integer < errors.fake);
 }
 
@@ -140,16 +137,16 @@ TEST_CASE("integer: products of activations of every grid") {
       CAPTURE(bits);
       CAPTURE(units);
       Layer qk = product(Role::QK, uniform(bits, 1, units, 1), uniform(bits, 1, units, 1));
-      check_site(errors, qk, q, k);
+      check_layer(errors, qk, q, k);
       qk.added = random({4, 13, 9}, 6);
-      check_site(errors, qk, q, k);
+      check_layer(errors, qk, q, k);
       const Grid grids[] = {uniform(bits, 1, units, 1), TwinSoftmax{bits, 0.125f, true},
                             TwinSoftmax{bits, 0.125f, false}};
       for (const Grid& grid : grids) {
         Layer av = product(Role::AV, grid, uniform(bits, 1, units, 1));
-        check_site(errors, av, a, v);
+        check_layer(errors, av, a, v);
         av.added = random({4, 1, 35}, 6);
-        check_site(errors, av, a, v);
+        check_layer(errors, av, a, v);
       }
     }
 }
@@ -158,21 +155,20 @@ TEST_CASE("integer: what has no integer form is simulated") {
   const Tensor x = random({2, 5, 50}, 3);
   const Grid nine = uniform(9, 0, 1, 1), affine = Affine{4, 50, Tensor({66, 1}), Tensor({66, 1})};
   for (const Grid& grid : {Grid{Identity{}}, nine, affine}) {
-    Layer left = linear_site(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
+    Layer left = linear_layer(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
     CHECK_FALSE(left.prepare_int8());
-    right.a = uniform(8, 0, 1, 1);
-    right.b = grid;
+    right.quantize({uniform(8, 0, 1, 1), grid, left.quantized->weight, nullptr, nullptr});
     CHECK_FALSE(right.prepare_int8());
     if (!std::holds_alternative<Affine>(grid)) CHECK(same_bits(left.run(kInteger, x), left.run(kFake, x)));
   }
-  Layer other_axis = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 1, 2, 1));
+  Layer other_axis = linear_layer(66, 50, uniform(8, 0, 1, 1), uniform(8, 1, 2, 1));
   CHECK_FALSE(other_axis.prepare_int8());
-  Layer float_weight = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
-  float_weight.weight_hat = Weight{};
+  Layer float_weight = linear_layer(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  float_weight.quantize({float_weight.left_grid(), right_grid(float_weight), {}, nullptr, nullptr});
   CHECK_FALSE(float_weight.prepare_int8());
-  Layer cleared = linear_site(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
+  Layer cleared = linear_layer(66, 50, uniform(8, 0, 1, 1), uniform(8, 0, 1, 1));
   CHECK(cleared.prepare_int8());
-  cleared.clear();
+  cleared.quantized = nullptr;
   CHECK(same_bits(cleared.run(kInteger, x), cleared.run(kFloat, x)));
 }
 
@@ -215,4 +211,36 @@ TEST_CASE("integer: networks of every method, fused and layer by layer, against 
           CHECK(same_bits(model->forward(kInteger, one), sample(got, s)));
         }
       }
+}
+
+TEST_CASE("integer: what is compensated once the codes are made is compensated, fused and layer by layer") {
+  for (const std::string& fixture : {kVit, kDeit, kSwin})
+    for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
+      CAPTURE(fixture);
+      const auto model = load_model(fixture), other = load_model(fixture);
+      const Batch batch = pixels_of(fixture);
+      PtqOptions options = ptq4vit(4, 4);
+      options.eq_n = 4;
+      options.rounds = options.draws = 1;
+      for (Model* m : {model.get(), other.get()}) quantize_ptq(*m, batch.pixels, options, nullptr, nullptr);
+      BcOptions bc;
+      bc.shape = shape;
+      bc.block = true;
+
+      model->prepare_int8();
+      const Tensor before = model->forward(kInteger, batch);
+      compensate(*model, {batch}, bc);
+      const Tensor after = model->forward(kInteger, batch);
+      Observer watching;  // every product is computed for it
+      CHECK(same_bits(after, model->forward({Precision::Integer, nullptr, &watching}, batch)));
+      CHECK(relative_error(after, before) > 1e-3);
+
+      compensate(*other, {batch}, bc);
+      other->prepare_int8();
+      CHECK(relative_error(after, other->forward(kInteger, batch)) == 0);
+
+      model->clear_compensation();
+      CHECK(same_bits(model->forward(kInteger, batch), before));
+      CHECK(same_bits(model->forward({Precision::Integer, nullptr, &watching}, batch), before));
+    }
 }

@@ -141,8 +141,8 @@ TEST_CASE("16-bit files give the bits of their values in 32 bits") {
     const Tensor want = v.load(false)->forward(kFloat, batch);
     const auto half = v.load(true);
     CHECK(same_bits(half->forward(kFloat, batch), want));
-    const Layer& site = *half->layers(0)[0];                          // its weight stays as it is stored
-    CHECK(site.weight.values().data != site.weight.values().data);  // each time decoded
+    const Layer& layer = *half->layers(0)[0];                         // its weight stays as it is stored
+    CHECK(layer.weight.values().data != layer.weight.values().data);  // each time decoded
     CHECK(relative_error(want, load_model(fixture)->forward(kFloat, batch)) > 1e-5);
   }
 }
@@ -194,11 +194,12 @@ TEST_CASE("a block compensation acts in Fake alone, and clear removes it") {
   const auto model = load_model(kVit);
   const Context fake{Precision::Fake, nullptr, nullptr};
   const Tensor x = random({2, 10, 24}, 1), y = model->block(kFloat, 1, x);
-  model->block_bc = {Tensor{}, random({10, 24}, 2)};
+  const Tensor added = random({10, 24}, 2);
+  model->part(1).output.add(added);
   CHECK(same_bits(model->block(kFloat, 1, x), y));
   CHECK(same_bits(model->block(fake, 0, x), model->block(kFloat, 0, x)));
   const Tensor z = model->block(fake, 1, x);
-  for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + model->block_bc[1][i % 240]);
+  for (int64_t i = 0; i < y.size(); ++i) CHECK(z[i] == y[i] + added[i % 240]);
   model->clear();
   CHECK(same_bits(model->block(fake, 1, x), y));
 }
@@ -215,8 +216,8 @@ TEST_CASE("a vector that compensates a block goes into the vector the block ends
     const auto model = load_model(entry.first);
     const int64_t D = entry.first == kVit ? 24 : 16;
     const Tensor x = random({2, 10, D}, 1), y = model->block(kFloat, 0, x), b = random({D}, 2);
-    CHECK(model->block_end(0).name == entry.second);
-    compensate_block(*model, 0, b);
+    CHECK(model->part(0).output.tensor == entry.second);
+    model->part(0).output.add(b);
     const Tensor z = model->block(fake, 0, x);
     Tensor want = y.clone();
     add_broadcast(want, b.reshaped({1, D}));

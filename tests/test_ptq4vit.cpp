@@ -42,17 +42,17 @@ Tensor squared(Tensor g) {
   return g;
 }
 
-Layer make_site(Role role, Tensor weight = {}, Tensor bias = {}) {
-  Layer site;
-  site.name = "site";
-  site.role = role;
-  site.weight = std::move(weight);
-  site.bias.loaded = std::move(bias);
-  return site;
+Layer make_layer(Role role, Tensor weight = {}, Tensor bias = {}) {
+  Layer layer;
+  layer.name = "layer";
+  layer.role = role;
+  layer.weight = std::move(weight);
+  layer.bias.loaded = std::move(bias);
+  return layer;
 }
 
-Operands make_data(const Layer& site, const Tensor& a, const Tensor& b, const Tensor& g) {
-  return {a, b, site.product({Precision::Float}, a, b), squared(g.clone())};
+Operands make_data(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& g) {
+  return {a, b, layer.product({Precision::Float}, a, b), squared(g.clone())};
 }
 
 const std::vector<float>& steps(const Grid& grid) { return std::get<Uniform>(grid).delta; }
@@ -85,33 +85,33 @@ Tensor tiny_images(int64_t n) { return random({n, 3, 12, 12}, 5, 2); }
 
 TEST_CASE("ptq4vit: golden linear with one row block") {
   const Golden in;
-  Layer site = make_site(Role::Proj, in.weight, in.bias);
-  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
-  check_close(steps(site.b), {0.1181803}, 1e-6);
-  check_close(steps(site.a), {0.4293383}, 1e-6);
-  CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{75});
-  CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
-  CHECK(same_bits(site.weight_in(Precision::Fake).values(), fake_quantize(site.b, site.weight.values())));
+  Layer layer = make_layer(Role::Proj, in.weight, in.bias);
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  check_close(steps(right_grid(layer)), {0.1181803}, 1e-6);
+  check_close(steps(layer.left_grid()), {0.4293383}, 1e-6);
+  CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{75});
+  CHECK(indices(steps(layer.left_grid()), {0.3928431f}) == std::vector<int>{91});
+  CHECK(same_bits(layer.weight_in(Precision::Fake).values(), fake_quantize(right_grid(layer), layer.weight.values())));
 }
 
 TEST_CASE("ptq4vit: golden linear with three row blocks") {
   const Golden in;
-  Layer site = make_site(Role::QKV, in.weight, in.bias);
-  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
-  check_close(steps(site.b), {0.1199149, 0.1194952, 0.1431127}, 1e-6);
-  CHECK(indices(steps(site.b), {0.1121643f, 0.1143167f, 0.1309477f}) == std::vector<int>{89, 87, 91});
-  CHECK(indices(steps(site.a), {0.3928431f}) == std::vector<int>{91});
+  Layer layer = make_layer(Role::QKV, in.weight, in.bias);
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  check_close(steps(right_grid(layer)), {0.1199149, 0.1194952, 0.1431127}, 1e-6);
+  CHECK(indices(steps(right_grid(layer)), {0.1121643f, 0.1143167f, 0.1309477f}) == std::vector<int>{89, 87, 91});
+  CHECK(indices(steps(layer.left_grid()), {0.3928431f}) == std::vector<int>{91});
 }
 
 TEST_CASE("ptq4vit: golden linear after GELU") {
   Golden in;
   kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
-  Layer site = make_site(Role::Fc2, in.weight, in.bias);
-  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
-  const auto& a = std::get<TwinGelu>(site.a);
-  CHECK(indices(steps(site.b), {0.1309477f}) == std::vector<int>{76});
+  Layer layer = make_layer(Role::Fc2, in.weight, in.bias);
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  const auto& a = std::get<TwinGelu>(layer.left_grid());
+  CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{76});
   CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
-  check_close(steps(site.b), {0.1197386}, 1e-6);
+  check_close(steps(right_grid(layer)), {0.1197386}, 1e-6);
   check_close({a.pos, a.neg}, {0.3471575, 0.0212464}, 2e-6);
 }
 
@@ -122,46 +122,46 @@ TEST_CASE("ptq4vit: golden query-key product") {
   for (int64_t h = 0; h < 4; ++h)
     for (int64_t d = 0; d < 3; ++d)
       for (int64_t m = 0; m < 4; ++m) k[(h * 4 + m) * 3 + d] = kt[(h * 3 + d) * 4 + m];
-  Layer site = make_site(Role::QK);
+  Layer layer = make_layer(Role::QK);
   const Tensor g = fill({2, 2, 4, 4}, [](int64_t i) { return u(7001 + i); });
-  calibrate_layer(site, make_data(site, q, k, g), ptq4vit(4, 4));
-  CHECK(indices(steps(site.a), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
-  CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
-  CHECK(std::get<Uniform>(site.a).axis == 1);
+  calibrate_layer(layer, make_data(layer, q, k, g), ptq4vit(4, 4));
+  CHECK(indices(steps(layer.left_grid()), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
+  CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
+  CHECK(std::get<Uniform>(layer.left_grid()).axis == 1);
 }
 
 TEST_CASE("ptq4vit: golden product after softmax") {
   const Tensor a = softmaxed(fill({2, 2, 4, 4}, [](int64_t i) { return 4 * u(8001 + i); }));
   const Tensor b = fill({2, 2, 4, 3}, [](int64_t i) { return u(9001 + i); });
   const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
-  Layer site = make_site(Role::AV);
-  calibrate_layer(site, make_data(site, a, b, g), ptq4vit(4, 4));
-  CHECK(std::get<TwinSoftmax>(site.a).split == std::ldexp(1.f, -19));
-  CHECK(indices(steps(site.b), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
-  const Tensor q = fake_quantize(site.a, a);
+  Layer layer = make_layer(Role::AV);
+  calibrate_layer(layer, make_data(layer, a, b, g), ptq4vit(4, 4));
+  CHECK(std::get<TwinSoftmax>(layer.left_grid()).split == std::ldexp(1.f, -19));
+  CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
+  const Tensor q = fake_quantize(layer.left_grid(), a);
   check_close({q[0], q[1], q[2], q[3]}, {0.5714305, 0.2857162, 0.1428591, 0.1428591}, 1e-6);
 }
 
 TEST_CASE("ptq4vit: gradients that vanish do not decide") {
   const Golden in;
-  Layer zero = make_site(Role::QKV, in.weight, in.bias), plain = zero;
+  Layer zero = make_layer(Role::QKV, in.weight, in.bias), plain = zero;
   Operands data = make_data(zero, in.x, {}, Tensor({2, 5, 6}));
   calibrate_layer(zero, data, ptq4vit(4, 4));
   data.g2 = {};
   calibrate_layer(plain, data, ptq4vit(4, 4));
-  CHECK(steps(zero.b) == steps(plain.b));
-  CHECK(steps(zero.a) == steps(plain.a));
-  CHECK(steps(zero.a)[0] > 0.1f);
+  CHECK(steps(right_grid(zero)) == steps(right_grid(plain)));
+  CHECK(steps(zero.left_grid()) == steps(plain.left_grid()));
+  CHECK(steps(zero.left_grid())[0] > 0.1f);
 }
 
 TEST_CASE("ptq4vit: a part without values gets a usable step") {
   Golden in;
   std::fill_n(in.weight.data, 16, 0.f);
-  Layer site = make_site(Role::QKV, in.weight, in.bias);
-  calibrate_layer(site, make_data(site, in.x, {}, in.g), ptq4vit(4, 4));
-  CHECK(steps(site.b)[0] == doctest::Approx(1).epsilon(0.01));
-  CHECK(kernels().all_finite(site.weight_in(Precision::Fake).values().data, site.weight_hat.size()));
-  CHECK(site.weight_in(Precision::Fake).values()[3] == 0);
+  Layer layer = make_layer(Role::QKV, in.weight, in.bias);
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  CHECK(steps(right_grid(layer))[0] == doctest::Approx(1).epsilon(0.01));
+  CHECK(kernels().all_finite(layer.weight_in(Precision::Fake).values().data, layer.weight.size()));
+  CHECK(layer.weight_in(Precision::Fake).values()[3] == 0);
 }
 
 namespace {
@@ -233,13 +233,13 @@ std::vector<float> scales_of(const Grid& grid) {
 
 }  // namespace
 
-// The compensation of a quantized site, each half of the samples a batch.
-Tensor fitted(const Layer& site, const Operands& data) {
+// The compensation of a quantized layer, each half of the samples a batch.
+Tensor fitted(const Layer& layer, const Operands& data) {
   RunningMean error(BcShape::Position);
   const int64_t n = data.a.dim(0), half = n / 2;
   for (const auto& [first, last] : {std::pair{int64_t{0}, half}, std::pair{half, n}}) {
     const Tensor a = data.a.slice(first, last), b = data.b.empty() ? data.b : data.b.slice(first, last);
-    error.update(data.y.slice(first, last), site.product({Precision::Fake}, a, b));
+    error.update(data.y.slice(first, last), layer.product({Precision::Fake}, a, b));
   }
   return error.mean();
 }
@@ -252,13 +252,13 @@ TEST_CASE("ptq4vit: every operation, preset and width as the official code choos
     CAPTURE(op);
     CAPTURE(bits);
     const Case in = case_of(op);
-    Layer site = make_site(in.role, in.weight, in.bias);
+    Layer layer = make_layer(in.role, in.weight, in.bias);
     const bool base = want.at("preset") == "base_ptq";
-    const Operands data = make_data(site, in.a, in.b, in.g);
-    calibrate_layer(site, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
-    check_close(scales_of(site.a), want.at("a").get<std::vector<double>>(), 2e-6);
-    check_close(scales_of(site.b), want.at("b").get<std::vector<double>>(), 2e-6);
-    const std::vector<double> bias = doubles(fitted(site, data));
+    const Operands data = make_data(layer, in.a, in.b, in.g);
+    calibrate_layer(layer, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
+    check_close(scales_of(layer.left_grid()), want.at("a").get<std::vector<double>>(), 2e-6);
+    check_close(scales_of(right_grid(layer)), want.at("b").get<std::vector<double>>(), 2e-6);
+    const std::vector<double> bias = doubles(fitted(layer, data));
     double sum = 0, squares = 0;
     for (const double x : bias) sum += x, squares += x * x;
     const double tolerance = 1e-4 * max_abs(bias);
@@ -293,24 +293,24 @@ TEST_CASE("ptq4vit: the twin grids are their formulas") {
 TEST_CASE("ptq4vit: which grid goes where") {
   const auto model = tiny();
   quantize_ptq(*model, tiny_images(3), ptq4vit(6, 5), kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) {
-    CAPTURE(site->name);
-    CHECK(is_identity(site->a) == (site->role == Role::Patch));
-    CHECK(std::holds_alternative<TwinSoftmax>(site->a) == (site->role == Role::AV));
-    CHECK(std::holds_alternative<TwinGelu>(site->a) == (site->role == Role::Fc2));
-    const auto& b = std::get<Uniform>(site->b);
-    CHECK(b.bits == (site->is_linear() ? 6 : 5));
-    CHECK(b.delta.size() == (site->role == Role::Patch                       ? 24u
-                             : !site->is_linear() || site->role == Role::QKV ? 3u
-                                                                             : 1u));
-    CHECK(site->weight_hat.empty() == !site->is_linear());
+  for (const Layer* layer : model->all_layers()) {
+    CAPTURE(layer->name);
+    CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
+    CHECK(std::holds_alternative<TwinSoftmax>(layer->left_grid()) == (layer->role == Role::AV));
+    CHECK(std::holds_alternative<TwinGelu>(layer->left_grid()) == (layer->role == Role::Fc2));
+    const auto& b = std::get<Uniform>(right_grid(*layer));
+    CHECK(b.bits == (layer->is_linear() ? 6 : 5));
+    CHECK(b.delta.size() == (layer->role == Role::Patch                        ? 24u
+                             : !layer->is_linear() || layer->role == Role::QKV ? 3u
+                                                                               : 1u));
+    CHECK(layer->quantized->weight.empty() == !layer->is_linear());
   }
   quantize_ptq(*model, tiny_images(3), base_ptq(6, 6), kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) {
-    CAPTURE(site->name);
-    CHECK(std::holds_alternative<Uniform>(site->a) == (site->role != Role::Patch));
-    if (site->role == Role::Patch) CHECK(steps(site->b).size() == 1);
-    if (site->role == Role::AV) CHECK(steps(site->a).size() == 3);
+  for (const Layer* layer : model->all_layers()) {
+    CAPTURE(layer->name);
+    CHECK(std::holds_alternative<Uniform>(layer->left_grid()) == (layer->role != Role::Patch));
+    if (layer->role == Role::Patch) CHECK(steps(right_grid(*layer)).size() == 1);
+    if (layer->role == Role::AV) CHECK(steps(layer->left_grid()).size() == 3);
   }
 }
 
@@ -322,15 +322,15 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   o.head_intervals = o.channel_conv = false;
   o.quantize_pixels = true;
   quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) {
-    CAPTURE(site->name);
-    if (site->role == Role::Patch) CHECK(steps(site->a).size() == 1);
-    if (!site->is_linear()) CHECK(steps(site->b).size() == 1);
-    if (site->role == Role::QK) CHECK(steps(site->a).size() == 1);
-    if (site->role == Role::Patch) CHECK(steps(site->b).size() == 1);
-    if (site->role == Role::AV) CHECK_FALSE(std::get<TwinSoftmax>(site->a).official);
-    if (site->role == Role::Fc2) {
-      const auto& grid = std::get<TwinGelu>(site->a);
+  for (const Layer* layer : model->all_layers()) {
+    CAPTURE(layer->name);
+    if (layer->role == Role::Patch) CHECK(steps(layer->left_grid()).size() == 1);
+    if (!layer->is_linear()) CHECK(steps(right_grid(*layer)).size() == 1);
+    if (layer->role == Role::QK) CHECK(steps(layer->left_grid()).size() == 1);
+    if (layer->role == Role::Patch) CHECK(steps(right_grid(*layer)).size() == 1);
+    if (layer->role == Role::AV) CHECK_FALSE(std::get<TwinSoftmax>(layer->left_grid()).official);
+    if (layer->role == Role::Fc2) {
+      const auto& grid = std::get<TwinGelu>(layer->left_grid());
       int exponent = 0;
       CHECK(std::frexp(grid.pos / grid.neg, &exponent) == 0.5f);  // a power of two
       CHECK(grid.pos >= grid.neg);
@@ -339,7 +339,7 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   o.softmax_twin = SoftmaxTwin::None;
   o.gelu_twin = GeluTwin::None;
   quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) CHECK(std::holds_alternative<Uniform>(site->a));
+  for (const Layer* layer : model->all_layers()) CHECK(std::holds_alternative<Uniform>(layer->left_grid()));
 }
 
 TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
@@ -362,28 +362,28 @@ TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
 TEST_CASE("ptq4vit: 32 bits leave an operand float") {
   const auto model = tiny();
   quantize_ptq(*model, tiny_images(2), ptq4vit(32, 8), kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) {
-    CHECK(site->weight_hat.empty());
-    CHECK(is_identity(site->b) == site->is_linear());
-    CHECK(is_identity(site->a) == (site->role == Role::Patch));
+  for (const Layer* layer : model->all_layers()) {
+    CHECK((!layer->quantized || layer->quantized->weight.empty()));
+    CHECK(is_identity(right_grid(*layer)) == layer->is_linear());
+    CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
   }
   quantize_ptq(*model, tiny_images(2), ptq4vit(8, 32), kSilent, kQuiet);
-  for (const Layer* site : model->all_layers()) {
-    CHECK(is_identity(site->a));
-    CHECK(is_identity(site->b) == !site->is_linear());
+  for (const Layer* layer : model->all_layers()) {
+    CHECK(is_identity(layer->left_grid()));
+    CHECK(is_identity(right_grid(*layer)) == !layer->is_linear());
   }
 }
 
 namespace {
 
-// The calibration data of every site from one tape over the whole network, one draw of the noise probe.
+// The calibration data of every layer from one tape over the whole network, one draw of the noise probe.
 struct WholeNetwork : Observer {
   Tape tape;
   std::vector<std::pair<const Layer*, Operands>> seen;
   std::vector<Tensor> outputs;
 
-  void product(const Layer& site, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    seen.emplace_back(&site, Operands{a, site.is_linear() ? Tensor{} : b, y, {}});
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    seen.emplace_back(&layer, Operands{a, layer.is_linear() ? Tensor{} : b, y, {}});
     outputs.push_back(y);
   }
   void run(const Model& model, const Tensor& images, uint32_t seed) {
@@ -417,26 +417,25 @@ TEST_CASE("ptq4vit: gradients block by block are those of the whole network") {
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     WholeNetwork whole;
     whole.run(*again, images, options.seed);
-    const std::vector<Layer*> sites = model->all_layers(), others = again->all_layers();
-    REQUIRE(whole.seen.size() == sites.size());
-    for (size_t i = 0; i < sites.size(); ++i) {
-      CAPTURE(sites[i]->name);
+    const std::vector<Layer*> layers = model->all_layers(), others = again->all_layers();
+    REQUIRE(whole.seen.size() == layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+      CAPTURE(layers[i]->name);
       REQUIRE(whole.seen[i].first == others[i]);
       calibrate_layer(*others[i], whole.seen[i].second, options);
-      CHECK(scales_of(sites[i]->a) == scales_of(others[i]->a));
-      CHECK(scales_of(sites[i]->b) == scales_of(others[i]->b));
+      CHECK(scales_of(layers[i]->left_grid()) == scales_of(others[i]->left_grid()));
+      CHECK(scales_of(right_grid(*layers[i])) == scales_of(right_grid(*others[i])));
     }
   }
 }
 
 namespace {
 
-// What one site gets when the network runs quantized.
-struct OneSite : Observer {
-  explicit OneSite(const std::string& n) : name(n) {}
-  void product(const Layer& site, const Tensor& a, const Tensor& b, const Tensor&) override {
-    if (site.name == name)
-      data = {a, site.is_linear() ? Tensor{} : b, site.product({Precision::Float}, a, b), {}};
+// What one layer gets when the network runs quantized.
+struct OneLayer : Observer {
+  explicit OneLayer(const std::string& n) : name(n) {}
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
+    if (layer.name == name) data = {a, layer.is_linear() ? Tensor{} : b, layer.product({Precision::Float}, a, b), {}};
   }
   std::string name;
   Operands data;
@@ -444,31 +443,31 @@ struct OneSite : Observer {
 
 }  // namespace
 
-TEST_CASE("easyquant: a site is calibrated on what the quantized sites before it produce") {
+TEST_CASE("easyquant: a layer is calibrated on what the quantized layers before it produce") {
   for (const char* fixture : {"vit_tiny", "swin_tiny"}) {
     CAPTURE(fixture);
     const auto model = load_model(std::string("tests/fixtures/") + fixture);
     const Tensor images = tiny_images(11);
     const PtqOptions options = easy_quant(4, 4);
     quantize_ptq(*model, images, options, kSilent, kQuiet);
-    const std::vector<Layer*> sites = model->all_layers();
-    for (Layer* site : sites) {
-      CAPTURE(site->name);
-      OneSite here(site->name);
+    const std::vector<Layer*> layers = model->all_layers();
+    for (Layer* layer : layers) {
+      CAPTURE(layer->name);
+      OneLayer here(layer->name);
       model->forward({Precision::Fake, nullptr, &here}, Batch{images, {}, 0, 0});
-      Layer again = *site;
-      again.clear();
+      Layer again = *layer;
+      again.quantized = nullptr;
       calibrate_layer(again, here.data, options);
-      CHECK(scales_of(again.a) == scales_of(site->a));
-      CHECK(scales_of(again.b) == scales_of(site->b));
+      CHECK(scales_of(again.left_grid()) == scales_of(layer->left_grid()));
+      CHECK(scales_of(right_grid(again)) == scales_of(right_grid(*layer)));
     }
     // Deep in the network that differs from the calibration on float inputs, and at its entrance it does not.
     const auto parallel = load_model(std::string("tests/fixtures/") + fixture);
     PtqOptions float_inputs = options;
     float_inputs.sequential = false;
     quantize_ptq(*parallel, images, float_inputs, kSilent, kQuiet);
-    CHECK(scales_of(parallel->all_layers().front()->b) == scales_of(sites.front()->b));
-    CHECK(scales_of(parallel->all_layers().back()->a) != scales_of(sites.back()->a));
+    CHECK(scales_of(right_grid(*parallel->all_layers().front())) == scales_of(right_grid(*layers.front())));
+    CHECK(scales_of(parallel->all_layers().back()->left_grid()) != scales_of(layers.back()->left_grid()));
   }
   PtqOptions options = easy_quant(4, 4);
   options.metric = Metric::Hessian;
@@ -482,8 +481,8 @@ TEST_CASE("ptq4vit: deterministic, on any number of threads, and the probe matte
     const auto model = tiny();
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     std::vector<float> all;
-    for (const Layer* site : model->all_layers())
-      for (const Grid* grid : {&site->a, &site->b})
+    for (const Layer* layer : model->all_layers())
+      for (const Grid* grid : {&layer->left_grid(), &right_grid(*layer)})
         for (const float s : scales_of(*grid)) all.push_back(s);
     return all;
   };
@@ -539,8 +538,8 @@ TEST_CASE("ptq4vit: what cannot be done is refused") {
   const auto message = message_of<Error>([&] { quantize_ptq(*model, broken, ptq4vit(8, 8), kSilent, kQuiet); });
   CHECK(contains(message, "patch_embed.proj"));
   const Golden in;
-  Layer site = make_site(Role::Proj, in.weight, in.bias);
-  Operands data = make_data(site, in.x, {}, in.g);
+  Layer layer = make_layer(Role::Proj, in.weight, in.bias);
+  Operands data = make_data(layer, in.x, {}, in.g);
   data.y[3] = INFINITY;
-  CHECK(contains(message_of<Error>([&] { calibrate_layer(site, data, ptq4vit(4, 4)); }), "site"));
+  CHECK(contains(message_of<Error>([&] { calibrate_layer(layer, data, ptq4vit(4, 4)); }), "layer"));
 }

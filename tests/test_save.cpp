@@ -47,27 +47,28 @@ WeightGrid grid_of(int bits, int64_t group, bool sym = false, bool half = false)
 
 // The columns of a quantized layer in an order that does not follow them, as act-order leaves it.
 void scatter(Model& model) {
-  for (Layer* site : model.all_layers()) {
-    if (!site->packed()) continue;
-    Affine grid = site->packed()->grid();
-    const int64_t in = site->packed()->shape()[1], groups = grid.scale.dim(1);
+  for (Layer* layer : model.all_layers()) {
+    if (!layer->packed()) continue;
+    Affine grid = layer->packed()->grid();
+    const int64_t in = layer->packed()->shape()[1], groups = grid.scale.dim(1);
     for (int64_t c = 0; c < in; ++c)
       grid.column_group.push_back(static_cast<int32_t>((c * 7 + 3) % in / grid.group % groups));
-    site->set_packed(PackedWeight(grid, site->packed()->shape(), site->packed()->codes()));
+    layer->quantize(PackedWeight(grid, layer->packed()->shape(), layer->packed()->codes()));
   }
 }
 
 // Both are quantized alike and compute the same.
 void check_same(Model& a, Model& b) {
-  const auto sites_a = a.all_layers(), sites_b = b.all_layers();
-  REQUIRE(sites_a.size() == sites_b.size());
-  for (size_t s = 0; s < sites_a.size(); ++s) {
-    CAPTURE(sites_a[s]->name);
-    REQUIRE(!sites_a[s]->packed == !sites_b[s]->packed);
-    if (!sites_a[s]->packed) continue;
-    CHECK(sites_a[s]->packed->codes() == sites_b[s]->packed->codes());
-    CHECK(same_bits(sites_a[s]->weight_hat.values(), sites_b[s]->weight_hat.values()));
-    CHECK(sites_a[s]->packed->grid().column_group == sites_b[s]->packed->grid().column_group);
+  const auto layers_a = a.all_layers(), layers_b = b.all_layers();
+  REQUIRE(layers_a.size() == layers_b.size());
+  for (size_t s = 0; s < layers_a.size(); ++s) {
+    CAPTURE(layers_a[s]->name);
+    REQUIRE(!layers_a[s]->packed() == !layers_b[s]->packed());
+    if (!layers_a[s]->packed()) continue;
+    CHECK(layers_a[s]->packed()->codes() == layers_b[s]->packed()->codes());
+    CHECK(
+        same_bits(layers_a[s]->weight_in(Precision::Fake).values(), layers_b[s]->weight_in(Precision::Fake).values()));
+    CHECK(layers_a[s]->packed()->grid().column_group == layers_b[s]->packed()->grid().column_group);
   }
   CHECK(same_bits(a.forward(kFake, kBatch), b.forward(kFake, kBatch)));
 }
@@ -113,11 +114,11 @@ TEST_CASE("GPTQ checkpoints written by GPTQModel's packing: its dequantized weig
     const auto model = load_model(folder);
     const SafeTensors want = SafeTensors::open(folder + "/reference.st");
     CHECK(model->info().packed);
-    for (const Layer* site : model->all_layers()) {
-      CAPTURE(site->name);
-      REQUIRE(site->packed());
-      CHECK(same_bits(site->weight.values(), want.get(site->name + ".weight")));
-      CHECK(same_bits(site->weight_in(Precision::Fake).values(), site->weight.values()));
+    for (const Layer* layer : model->all_layers()) {
+      CAPTURE(layer->name);
+      REQUIRE(layer->packed());
+      CHECK(same_bits(layer->weight.values(), want.get(layer->name + ".weight")));
+      CHECK(same_bits(layer->weight_in(Precision::Fake).values(), layer->weight.values()));
     }
     Shape shape;
     const auto ids = want.get_ints("input_ids", &shape);

@@ -63,7 +63,7 @@ def compare(what, folder, model, ids):
         want = model(input_ids=ids, use_cache=False).logits
     with tempfile.TemporaryDirectory() as work:
         save_file({"input_ids": ids}, f"{work}/in")
-        subprocess.run([BIN / "parity/dump_sites", str(folder), f"{work}/in", f"{work}/out"], check=True)
+        subprocess.run([BIN / "parity/dump_layers", str(folder), f"{work}/in", f"{work}/out"], check=True)
         got = load_file(f"{work}/out")
     assert weights, "no packed layer was found"
     differ = sum(int((got["weight." + n.removeprefix("model.decoder.").removeprefix("transformer.")] != w).sum())

@@ -1,4 +1,4 @@
-# The paper's models at full size with random weights: bcq's logits, block outputs, site outputs and gradients
+# The paper's models at full size with random weights: bcq's logits, block outputs, outputs of layers and gradients
 # against timm and transformers. One line per comparison: the largest absolute difference over the largest
 # absolute value of the reference. Run by `make parity`; names given as arguments are compared alone.
 # Nothing is downloaded.
@@ -66,7 +66,7 @@ def forward(model, inputs, folder):
 
 def dump(model, inputs, folder):
     save_file(inputs, folder / "input.safetensors")
-    run(BIN / "parity" / "dump_sites", model, folder / "input.safetensors", folder / "dump.safetensors")
+    run(BIN / "parity" / "dump_layers", model, folder / "input.safetensors", folder / "dump.safetensors")
     return load_file(folder / "dump.safetensors")
 
 

@@ -1,6 +1,6 @@
-// dump_sites MODEL INPUT OUTPUT: what a float forward pass computes on the way, for
+// dump_layers MODEL INPUT OUTPUT: what a float forward pass computes on the way, for
 // comparison with a reference implementation. Writes embed, block.<i>, site.<name>,
-// logits, weight.<site> of a packed model and, when the input holds grad_logits, grad.<name> for every site.
+// logits, weight.<layer> of a packed model and, when the input holds grad_logits, grad.<name> for every layer.
 // INPUT as for the program forward: pixel_values or input_ids.
 #include <cstdio>
 #include <map>
@@ -15,7 +15,7 @@ namespace {
 using namespace bcq;
 
 struct Recorder : Observer {
-  void product(const Layer& site, const Tensor&, const Tensor&, const Tensor& y) override { outputs[site.name] = y; }
+  void product(const Layer& layer, const Tensor&, const Tensor&, const Tensor& y) override { outputs[layer.name] = y; }
   std::map<std::string, Tensor> outputs;
 };
 
@@ -48,7 +48,7 @@ void dump(const std::string& model_path, const std::string& input_path, const st
   const Tensor logits = out["logits"] = model->head(ctx, x);
   for (const auto& [name, y] : recorder.outputs) out["site." + name] = y;
   if (model->info().packed)
-    for (const Layer* site : model->all_layers()) out["weight." + site->name] = site->weight.values();
+    for (const Layer* layer : model->all_layers()) out["weight." + layer->name] = layer->weight.values();
   if (gradients) {
     tape.backward(logits, input.get("grad_logits", logits.shape));
     for (const auto& [name, y] : recorder.outputs) out["grad." + name] = tape.grad(y);
@@ -60,14 +60,14 @@ void dump(const std::string& model_path, const std::string& input_path, const st
 
 int main(int argc, char** argv) {
   if (argc != 4) {
-    std::fprintf(stderr, "usage: dump_sites MODEL INPUT OUTPUT\n");
+    std::fprintf(stderr, "usage: dump_layers MODEL INPUT OUTPUT\n");
     return 2;
   }
   try {
     dump(argv[1], argv[2], argv[3]);
     return 0;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "dump_sites: %s\n", e.what());
+    std::fprintf(stderr, "dump_layers: %s\n", e.what());
     return 1;
   }
 }
