@@ -513,7 +513,7 @@ TEST_CASE("grids and compensations in one calibration") {
       CAPTURE(fixture);
       CAPTURE(block);
       auto together = load_model(fixture), apart = load_model(fixture);
-      const std::vector<Batch> data = data_of(*together);
+      const std::vector<Batch> data = together->info().family == Family::Vision ? images(2, 2) : windows(3, 9);
       // BasePTQ looks at the float network alone: compensations change nothing of what it finds.
       for (const Stream stream : {Stream::Float, Stream::Quantized}) {
         const BcOptions o = bc(BcShape::Channel, block, stream);
