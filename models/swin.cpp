@@ -121,6 +121,7 @@ class Swin : public Model {
     Layer& last = step.is_merge ? step.merge.reduction : step.block.fc2;
     Part part = step.is_merge ? Part{Part::Kind::Merge, step.name, {{{&last}, {&step.merge.norm}}}}
                               : vision_part(step.block, step.name, {});
+    part.is_sum = false;  // what attention puts out stands in windows
     part.output = block_point(i, step.name, &last.bias, last.name + ".bias");
     if (step.is_merge) part.output.kind = Point::Kind::Downsample;
     part.ends_stage = step.is_merge || i + 1 == depth();

@@ -150,8 +150,10 @@ class Calibration {
               const CalibrationOptions& options)
       : model_(model), data_(data), methods_(methods), options_(options) {
     const std::vector<Layer*> all = model.all_layers();
-    // The mean output of a layer follows from its mean input only where that is not rounded.
-    by_means_ = std::all_of(all.begin(), all.end(), [](Layer* l) { return is_identity(l->left_grid()); });
+    // The mean output of a layer follows from its mean input only where that is not rounded, now or by a method that
+    // looks at operands.
+    by_means_ = std::all_of(all.begin(), all.end(), [](Layer* l) { return is_identity(l->left_grid()); }) &&
+                std::none_of(methods.begin(), methods.end(), [](Method* m) { return m->needs().operands; });
     for (Method* method : methods) add_to_stages(method);
     for (const Stage& stage : stages_) {
       has_real_ |= stage.passes() && stage.sees_float();
@@ -309,7 +311,7 @@ class Calibration {
           sum.errors.emplace_back(shape);
         }
     }
-    if (stage.needs.operands) return observe_operands(i, groups, begin, end);
+    if (stage.needs.operands) return observe_operands(i, stage, groups, begin, end);
     for_samples(
         [&](size_t j) {
           Observed x = observe_one(i, j, stage, groups, begin, end, watched);
@@ -365,8 +367,11 @@ class Calibration {
     return x;
   }
 
-  // Whole operands and outputs of each layer, which is still float, on what the quantized layers before it make.
-  std::vector<GroupSums> observe_operands(int i, const std::vector<Group>& groups, size_t begin, size_t end) {
+  // Whole operands and outputs of each layer: in the float network, or still float itself on what the quantized layers
+  // before it make.
+  std::vector<GroupSums> observe_operands(int i, const Stage& stage, const std::vector<Group>& groups, size_t begin,
+                                          size_t end) {
+    const bool is_float = stage.needs.stream == Stream::Float;
     Group watched;
     for (size_t g = begin; g < end; ++g) watched.insert(watched.end(), groups[g].begin(), groups[g].end());
     OperandCapture capture(data_);
@@ -377,7 +382,8 @@ class Calibration {
       pass.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
         capture.add(layer, a, b, y);
       });
-      model_.run({Precision::Fake, nullptr, &pass}, i, data_[j], quantized_[j]);
+      const Precision precision = is_float ? Precision::Float : Precision::Fake;
+      model_.run({precision, nullptr, &pass}, i, data_[j], is_float ? real_[j] : quantized_[j]);
     }
     std::vector<GroupSums> sums(end - begin);
     for (size_t g = begin; g < end; ++g)
@@ -578,6 +584,8 @@ void check(Model& model, const std::vector<Batch>& data, const std::vector<Metho
     require_usage(!needs.gradients || model.info().family == Family::Vision,
                   "%s is a language model, of which there are no gradients: choose a metric without them",
                   model.info().name);
+    require_usage(!needs.gradients || methods.size() == 1,
+                  "gradients go from the head back: a method that needs them calibrates alone, others after it");
   }
 }
 

@@ -43,11 +43,12 @@ std::vector<Batch> windows(int batches, int64_t size, int64_t length, uint32_t s
 struct Ranges : Observer {
   explicit Ranges(int n) : bits(n) {}
   void product(const Layer& s, const Tensor& a, const Tensor& b, const Tensor&) override {
-    Layer& site = const_cast<Layer&>(s);
-    if (s.role != Role::Patch) site.a = grid(a, s.is_linear() ? 1 : a.dim(1));
+    Quantized q;
+    if (s.role != Role::Patch) q.left = grid(a, s.is_linear() ? 1 : a.dim(1));
     const Tensor right = s.is_linear() ? s.weight.values() : b;
-    site.b = grid(right, s.is_linear() ? 1 : b.dim(1));
-    if (s.is_linear()) site.weight_hat = fake_quantize(site.b, right);
+    q.right = grid(right, s.is_linear() ? 1 : b.dim(1));
+    if (s.is_linear()) q.weight = fake_quantize(q.right, right);
+    const_cast<Layer&>(s).quantize(std::move(q));
   }
   Grid grid(const Tensor& x, int64_t heads) const {
     const int64_t size = x.size() / x.dim(0) / heads;
@@ -73,8 +74,8 @@ std::unique_ptr<Model> quantized_opt(int bits) {
   auto model = load_model(kOpt);
   const Ranges ranges(bits);
   for (Layer* site : model->all_layers()) {
-    site->b = ranges.grid(site->weight.values(), 1);
-    site->weight_hat = fake_quantize(site->b, site->weight.values());
+    const Grid grid = ranges.grid(site->weight.values(), 1);
+    site->quantize({{}, grid, fake_quantize(grid, site->weight.values()), nullptr, nullptr});
   }
   return model;
 }
@@ -108,7 +109,17 @@ struct SiteError : Observer {
 // The compensation a site carries, however it is attached.
 Tensor bias_of(const Layer& site) {
   if (!site.added.empty()) return site.added;
-  return site.bias.compensated.empty() ? Tensor{} : add(nullptr, site.bias.compensated, scale(nullptr, site.bias.loaded, -1));
+  return site.bias.compensated.empty() ? Tensor{}
+                                       : add(nullptr, site.bias.compensated, scale(nullptr, site.bias.loaded, -1));
+}
+
+// What is added to the outputs of blocks, of those that have something that cannot be folded.
+std::vector<Tensor> added_to_blocks(Model& model) {
+  std::vector<Tensor> all;
+  for (const Point& point : model.all_points())
+    for (const Tensor* added : point.added)
+      if (point.kind == Point::Kind::Block && !added->empty()) all.push_back(*added);
+  return all;
 }
 
 double mean_square(const Tensor& b) {
@@ -205,16 +216,16 @@ TEST_CASE("after fitting, the mean error of every site is zero and its squared e
 TEST_CASE("a quantizer that changes nothing needs no compensation") {
   const auto data = images(2, 3);
   const auto model = load_model(kVit);
-  CHECK(compensate(*model, data, options(BcShape::Position), kSilent) == 0);  // no grids at all
+  CHECK(compensate(*model, data, options(BcShape::Position), kSilent).fitted() == 0);  // no grids at all
   for (Layer* site : model->all_layers()) {  // a grid of 16 bits and more of resolution than the weights hold errors
     if (!site->is_linear()) continue;
-    site->b = Uniform{16, 0, {1}};
-    site->weight_hat = site->weight;
+    site->quantize({{}, Uniform{16, 0, {1}}, site->weight, nullptr, nullptr});
   }
-  CHECK(compensate(*model, data, options(BcShape::Position, true), kSilent) > 0);
+  CHECK(compensate(*model, data, options(BcShape::Position, true), kSilent).fitted() > 0);
   for (Layer* site : model->all_layers())
     if (site->is_linear()) CHECK(max_abs(doubles(bias_of(*site))) == 0);
-  for (const Tensor& b : model->block_bc) CHECK(max_abs(doubles(b)) == 0);
+  CHECK(added_to_blocks(*model).size() == 2);
+  for (const Tensor& b : added_to_blocks(*model)) CHECK(max_abs(doubles(b)) == 0);
   const Batch& batch = data[0];
   CHECK(same_bits(model->forward(kFake, batch), model->forward(kFloat, batch)));
 }
@@ -228,7 +239,7 @@ TEST_CASE("options name the sites, and the number of values is that of their sha
     o.linear = linear;
     o.matmul = matmul;
     o.block = block;
-    return compensate(*model, data, o, kSilent);
+    return compensate(*model, data, o, kSilent).fitted();
   };
   const BcOptions full = options(BcShape::Position), small = options(BcShape::Channel);
   CHECK(count(full, true, false, false) == D * (N - 1));
@@ -252,7 +263,7 @@ TEST_CASE("options name the sites, and the number of values is that of their sha
   const auto text = windows(2, 1, 9);
   const auto opt = [&](BcShape shape) {
     const auto model = quantized_opt(3);
-    return compensate(*model, text, options(shape, true), kSilent);
+    return compensate(*model, text, options(shape, true), kSilent).fitted();
   };
   const auto opt_values = [](int64_t d, int64_t ffn, int64_t layers) { return layers * (4 * d + ffn + d + d); };
   CHECK(opt(BcShape::Channel) == opt_values(16, 40, 2));
@@ -267,10 +278,10 @@ TEST_CASE("a bias per channel on k alone changes no logits") {
   const Tensor before = model->forward(kFake, text);
   for (int i = 0; i < model->depth(); ++i)
     for (Layer* site : model->layers(i))
-      if (site->role == Role::Key) compensate(*site, random({16}, 5));
+      if (site->role == Role::Key) Model::point_of(*site).add(random({16}, 5));
   CHECK(relative_error(model->forward(kFake, text), before) < 1e-5);
   for (Layer* site : model->layers(0))
-    if (site->role == Role::Query) compensate(*site, random({16}, 5));  // where it does not cancel
+    if (site->role == Role::Query) Model::point_of(*site).add(random({16}, 5));  // where it does not cancel
   CHECK(relative_error(model->forward(kFake, text), before) > 1e-3);
 }
 
@@ -281,12 +292,12 @@ TEST_CASE("folded compensations give the logits of added ones") {
   for (int i = 0; i < folded->depth(); ++i) {
     const auto from = folded->layers(i), to = added->layers(i);
     for (size_t s = 0; s < from.size(); ++s) {
-      CHECK(from[s]->bc.empty());  // nothing is left to add at run time
+      CHECK(from[s]->added.empty());  // nothing is left to add at run time
       const Tensor b = bias_of(*from[s]);
-      to[s]->bc = b.reshaped({1, b.size()});
+      to[s]->added = b.reshaped({1, b.size()});
     }
   }
-  CHECK(folded->block_bc.empty());
+  CHECK(added_to_blocks(*folded).empty());
   const Tensor want = added->forward(kFake, text[0]), plain = quantized_opt(3)->forward(kFake, text[0]);
   CHECK(relative_error(folded->forward(kFake, text[0]), want) < 1e-5);
   CHECK(relative_error(plain, want) > 1e-3);
@@ -311,9 +322,9 @@ TEST_CASE("the block compensation is fitted with the sites compensated, on the f
   for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
     const auto text = windows(3, 2, 9);
     const auto model = quantized_opt(3);
-    const auto count = compensate(*model, text, options(shape, true), kSilent);
+    const auto count = compensate(*model, text, options(shape, true), kSilent).fitted();
     CHECK(count > 0);
-    CHECK(model->block_bc.size() == (shape == BcShape::Position ? 2u : 0u));
+    CHECK(added_to_blocks(*model).size() == (shape == BcShape::Position ? 2u : 0u));
     std::vector<RunningMean> errors(2, RunningMean(shape));
     double size[2] = {};
     for (const Batch& batch : text) {
@@ -386,7 +397,7 @@ TEST_CASE("chains, merges, stages and the network's output: no mean error is lef
       const auto model = quantized(fixture, data);
       BcOptions o = only(shape);
       o.attention = true;
-      CHECK(compensate(*model, data, o, kSilent) > 0);
+      CHECK(compensate(*model, data, o, kSilent).fitted() > 0);
       ChainError attention(shape, Role::Proj);
       for (const Batch& batch : data) model->forward({Precision::Float, nullptr, &attention}, batch);
       CHECK(attention.means.size() == (fixture == kVit ? 2u : 3u));
@@ -472,14 +483,15 @@ TEST_CASE("output_errors: what compensation takes off an output's error is the s
     CAPTURE(before[i].name);
     CHECK(before[i].name == after[i].name);
     CHECK(before[i].signal == after[i].signal);
-    const Layer* site = before[i].site;
+    const Layer* site = before[i].layer;
     if (site == nullptr) continue;
     CHECK(site == model->all_layers()[sites++]);
     CHECK(before[i].name == site->name);
     CHECK(before[i].signal > before[i].error);
     CHECK(before[i].error - after[i].error ==
-          doctest::Approx(site->bias.empty() ? mean_square(site->added.empty() ? site->bias.compensated : site->added)
-                                             : mean_square(bias_of(*site)))
+          doctest::Approx(site->bias.loaded.empty()
+                              ? mean_square(site->added.empty() ? site->bias.compensated : site->added)
+                              : mean_square(bias_of(*site)))
               .epsilon(1e-3));
   }
   CHECK(sites == 21);
@@ -514,11 +526,12 @@ TEST_CASE("output_errors: of chains, blocks, merges, stages and the network they
   o.block = true;
   compensate(*model, data, o, kSilent);
   const auto after = output_errors(*model, data, kSilent);
+  const std::vector<Tensor> added = added_to_blocks(*model);
+  REQUIRE(added.size() == 3);
   for (size_t i = 0, block = 0; i < rows.size(); ++i) {
     if (rows[i].kind != "block") continue;
     CAPTURE(rows[i].name);
-    while (model->block_bc[block].empty()) ++block;
-    CHECK(rows[i].error - after[i].error == doctest::Approx(mean_square(model->block_bc[block++])).epsilon(1e-3));
+    CHECK(rows[i].error - after[i].error == doctest::Approx(mean_square(added[block++])).epsilon(1e-3));
     CHECK(rows[i].name.find(".blocks.") != std::string::npos);
   }
 }
@@ -527,17 +540,17 @@ TEST_CASE("on the quantized stream the network's own mean error is gone, on the 
   const auto data = images(1, 4);
   for (const char* folder : {"tests/fixtures/vit_tiny", "tests/fixtures/swin_tiny"}) {
     CAPTURE(folder);
-    const auto left = [&](bool quantized_stream) {
+    const auto left = [&](Stream stream) {
       const auto model = quantized(folder, data);
       BcOptions o = options(BcShape::Position);
-      o.quantized_stream = quantized_stream;
+      o.stream = stream;
       compensate(*model, data, o, kSilent);
       RunningMean error(BcShape::Position);
       error.update(model->forward(kFloat, data[0]), model->forward(kFake, data[0]));
       return mean_square(error.mean());
     };
-    CHECK(left(true) < 1e-9);
-    CHECK(left(false) > 1e-6);
+    CHECK(left(Stream::Quantized) < 1e-9);
+    CHECK(left(Stream::Float) > 1e-6);
   }
 }
 
@@ -575,12 +588,13 @@ TEST_CASE("compensations add up, and are forgotten by clear") {
   const auto model = quantized_vit(4, data);
   Layer& site = *model->layers(0)[0];
   const Tensor b = random({72}, 6), c = random({72}, 7);
-  compensate(site, b);
-  compensate(site, c);
+  const Point point = Model::point_of(site), output = model->part(1).output;
+  point.add(b);
+  point.add(c);
   CHECK(same_bits(site.bias.compensated, add(nullptr, add(nullptr, site.bias.loaded, b), c)));
-  compensate_block(*model, 1, random({10, 24}, 8));
-  CHECK_THROWS_AS(compensate_block(*model, 1, random({10, 23}, 8)), Error);
-  CHECK_THROWS_AS(compensate(site, random({71}, 8)), Error);
+  output.add(random({10, 24}, 8));
+  CHECK_THROWS_AS(output.add(random({10, 23}, 8)), Error);
+  CHECK_THROWS_AS(point.add(random({71}, 8)), Error);
   model->clear();
   CHECK(same_bits(model->forward(kFake, data[0]), model->forward(kFloat, data[0])));
 }

@@ -44,15 +44,17 @@ class Toy : public Model {
     return add(nullptr, a, b);
   }
   Tensor head(const Context&, const Tensor& x) const override { return x; }
-  std::vector<Layer*> sites(int i) override {
-    if (i < 0 || i >= depth()) return {};
+  Part part(int i) override {
+    if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
     Layer* s = &sites_[index(3 * i)];
-    return {s, s + 1, s + 2};
+    return {Part::Kind::Block, std::to_string(i), {{{s, s + 1}}, {{s + 2}}}};
   }
 
  private:
   std::vector<Layer> sites_;
 };
+
+Tensor rounded(const Layer& layer) { return layer.quantized->weight.values(); }
 
 std::vector<Batch> windows_of(const Tensor& x) {
   std::vector<Batch> windows(index(x.dim(0)));
@@ -151,7 +153,7 @@ TEST_CASE("quantize_rtn rounds every linear site of every block") {
     const QuantizedWeight q = round_to_nearest(site->weight.values(), {3, 4});
     CHECK(same_bits(site->weight_in(Precision::Fake).values(), q.values));
     CHECK(same_bits(site->packed()->grid().scale, q.grid.scale));
-    CHECK(is_identity(site->a));
+    CHECK(is_identity(site->left_grid()));
   }
 }
 
@@ -163,11 +165,11 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
       toy, windows_of(x), {options(3, 4)},
       [&](const std::string& what, double done, double total) {
         CHECK(what == "GPTQ");
-        CHECK(total == 2);
+        CHECK(total == 3);  // parts: the embedding and two blocks
         reported.push_back(done);
       },
       kNoWarning);
-  CHECK(reported == std::vector<double>{0, 1, 2});
+  CHECK(reported == std::vector<double>{0, 1, 2, 3});
 
   Tensor stream = x;
   for (int i = 0; i < 2; ++i) {
@@ -175,13 +177,12 @@ TEST_CASE("quantize_gptq: a block sees quantized blocks before it and its own la
     for (Layer* site : expected.layers(i)) {
       const Tensor& input = site == expected.layers(i)[2] ? middle : stream;
       const QuantizedWeight q = gptq(site->weight.values(), hessian_of(input), options(3, 4), site->name, kNoWarning);
-      site->b = q.grid;
-      site->weight_hat = q.values;
+      site->quantize({{}, q.grid, q.values, nullptr, nullptr});
     }
     stream = expected.block({Precision::Fake}, i, stream);
     for (size_t s = 0; s < 3; ++s) {
-      CHECK(relative_error(toy.layers(i)[s]->weight_hat.values(), expected.layers(i)[s]->weight_hat.values()) < 1e-4);
-      CHECK(toy.layers(i)[s]->packed->group() == 4);
+      CHECK(relative_error(rounded(*toy.layers(i)[s]), rounded(*expected.layers(i)[s])) < 1e-4);
+      CHECK(toy.layers(i)[s]->packed()->group() == 4);
     }
   }
   CHECK(relative_error(toy.forward({Precision::Fake}, windows_of(x)[1]), sample(stream, 1)) < 1e-4);
@@ -193,10 +194,10 @@ TEST_CASE("quantize_rtn and quantize_gptq give layers bits of their own, or leav
   quantize_rtn(rtn, {3, 4}, bits(rtn));
   quantize_gptq(gptq, windows_of(random({2, 20, 6}, 25)), {options(3, 4), bits(gptq)}, kSilent, kNoWarning);
   for (Toy* toy : {&rtn, &gptq}) {
-    CHECK(toy->layers(0)[0]->packed->bits() == 8);
+    CHECK(toy->layers(0)[0]->packed()->bits() == 8);
     CHECK_FALSE(toy->layers(0)[1]->is_quantized());
-    CHECK(toy->layers(0)[1]->weight_hat.empty());
-    CHECK(toy->layers(0)[2]->packed->bits() == 3);
+    CHECK((!toy->layers(0)[1]->quantized || toy->layers(0)[1]->quantized->weight.empty()));
+    CHECK(toy->layers(0)[2]->packed()->bits() == 3);
   }
 }
 
@@ -216,6 +217,6 @@ TEST_CASE("quantize_gptq gives the same bits on one and on two threads") {
     Batch batch;
     batch.pixels = random({3, 64, 300}, 13);
     quantize_gptq(toy, {batch, batch}, {options(4)}, kSilent, [](const std::string&) {});
-    return toy.layers(0)[2]->weight_hat.values();
+    return rounded(*toy.layers(0)[2]);
   }));
 }
