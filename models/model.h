@@ -21,10 +21,12 @@ struct ModelInfo {
   std::string weights;    // the file, or the index of the files, they were read from
   bool packed = false;    // the weights are codes: quantized as loaded
   Family family = Family::Vision;
-  ImageConfig image;       // vision: how pixels are made
-  int64_t outputs = 0;     // classes, or vocabulary entries
-  int64_t max_length = 0;  // language: longest window
-  int64_t parameters = 0;  // values of all tensors the network uses
+  ImageConfig image;                // vision: how pixels are made
+  int64_t outputs = 0;              // classes, or vocabulary entries
+  int64_t max_length = 0;           // language: longest window
+  int64_t parameters = 0;           // values of all tensors the network uses
+  std::vector<std::string> labels;  // vision: names of the classes as the model carries them; empty: it has none
+  std::vector<std::string> notes;   // what a person should know of how it was read: defaults that were taken
 };
 
 struct Norm;  // models/layers.h

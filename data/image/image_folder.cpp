@@ -277,9 +277,9 @@ Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const st
   const auto decode = [&] { return resize_and_crop(decode_image(read_item(item), item.path), config); };
   if (cache.empty()) return decode();
   // A change of what decode() makes of an image has to change the number in front.
-  const std::string key = format("crop 1, %s\n%s\n%d+%d\n%d x %d, %a, %s, %s", jpeg_decoder(),
-                                 file_stamp(item.archive ? *item.archive : item.path), item.offset, item.size,
-                                 config.height, config.width, config.crop_pct, config.crop_mode, config.interpolation);
+  const std::string key =
+      format("crop 2, %s\n%s\n%d+%d\n%s", jpeg_decoder(), file_stamp(item.archive ? *item.archive : item.path),
+             item.offset, item.size, dump(to_json(config)));
   const std::string rgb = cached(cache, key, [&] {
     const Image crop = decode();
     return std::string(crop.rgb.begin(), crop.rgb.end());
