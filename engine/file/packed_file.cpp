@@ -128,9 +128,11 @@ json find_configuration(const json& config, const std::string& folder, std::stri
       where = path;
     }
     if (!found.is_object() || !other.is_object()) continue;
-    for (const char* key : {"bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_method"})
-      require_input(!found.contains(key) || !other.contains(key) || found[key] == other[key],
-                    "%s: %s is %s, but in %s it is %s", where, key, shown(found[key]), path, shown(other[key]));
+    for (const char* key : {"bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_method"}) {
+      const json here = found.value(key, json()), there = other.value(key, json());
+      require_input(here.is_null() || there.is_null() || here == there, "%s: %s is %s, but in %s it is %s", where, key,
+                    shown(here), path, shown(there));
+    }
   }
   return found;
 }
