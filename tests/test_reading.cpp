@@ -263,7 +263,7 @@ TEST_CASE("reading: fields of a packed model that contradict each other are refu
                    p.q["dynamic"] = {{"+:x", {{"bits", 8}}}};
                    p.tensors["a.scales"] = store(Packed::ones({}), DType::F16, "scales");
                  }),
-                 "a.scales: has shape []"));
+                 "has shape [], but scales"));
   CHECK(contains(refusal([](Packed& p) { p.tensors["a.qweight"] = store(Shape{}, std::vector<int32_t>{1}); }),
                  "a.qweight"));
   CHECK(contains(refusal([](Packed& p) { p.q = json::array(); }), "must be a JSON object"));
