@@ -29,30 +29,21 @@ void note_missing(const ConfigReader& in, std::initializer_list<const char*> key
 
 using Resize = ImageConfig::Resize;
 
+constexpr float kHalf[] = {0.5f, 0.5f, 0.5f}, kClipMean[] = {0.48145466f, 0.4578275f, 0.40821073f},
+                kClipStd[] = {0.26862954f, 0.26130258f, 0.27577711f};
+
 // What an image processor does where its file says nothing (image_processing_*.py).
 struct Processor {
   const char* name;
   Resize resize;
   int64_t size, crop_size;  // crop_size 0: cuts nothing
   int resample;             // as Pillow numbers its filters
-  float mean[3], std[3];
+  const float *mean, *std;
 };
-constexpr Processor kProcessors[] = {{"ViT", Resize::Exact, 224, 0, 2, {0.5f, 0.5f, 0.5f}, {0.5f, 0.5f, 0.5f}},
-                                     {"DeiT", Resize::Exact, 256, 224, 3, {0.5f, 0.5f, 0.5f}, {0.5f, 0.5f, 0.5f}},
-                                     {"CLIP",
-                                      Resize::Shortest,
-                                      224,
-                                      224,
-                                      3,
-                                      {0.48145466f, 0.4578275f, 0.40821073f},
-                                      {0.26862954f, 0.26130258f, 0.27577711f}},
-                                     {"Bit",
-                                      Resize::Shortest,
-                                      224,
-                                      224,
-                                      3,
-                                      {0.48145466f, 0.4578275f, 0.40821073f},
-                                      {0.26862954f, 0.26130258f, 0.27577711f}}};
+constexpr Processor kProcessors[] = {{"ViT", Resize::Exact, 224, 0, 2, kHalf, kHalf},
+                                     {"DeiT", Resize::Exact, 256, 224, 3, kHalf, kHalf},
+                                     {"CLIP", Resize::Shortest, 224, 224, 3, kClipMean, kClipStd},
+                                     {"Bit", Resize::Shortest, 224, 224, 3, kClipMean, kClipStd}};
 
 // "ViTImageProcessorFast", "DeiTFeatureExtractor" and the like.
 const Processor& processor_of(const ConfigReader& in, const std::string& model_type) {

@@ -90,8 +90,8 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
   // Without a second head the first one decides alone (transformers' DeiTForImageClassification).
   if (c.distilled && file.has("head_dist.weight"))
     head_dist_ = load_linear(file, Role::Head, "head_dist", info.outputs, D);
-  // pre_logits is left over in old files: timm's networks without one never apply it.
-  info_.parameters = count_parameters(file, {"pre_logits."}, info_.name);
+  // Left over in some files: timm's networks without pre_logits, and transformers' classifiers, never apply these.
+  info_.parameters = count_parameters(file, {"pre_logits.", ".pooler.dense."}, info_.name);
 }
 
 // Sizes by timm architecture name; "vit_<size>_patch<P>_<R>" fixes the rest.

@@ -147,6 +147,18 @@ TEST_CASE("reading: numbers of labels, and none") {
   CHECK(contains(v.refusal(), "label_names"));
 }
 
+TEST_CASE("reading: a pooler that a classifier never applies may be left over") {
+  for (const char* fixture : {"vit", "deit"}) {
+    Variant v("tests/fixtures/" + std::string(fixture) + "_hf");
+    const auto parameters = v.load()->info().parameters;
+    v.tensors[std::string(fixture) + ".pooler.dense.weight"] = random({24, 24}, 1);
+    v.tensors[std::string(fixture) + ".pooler.dense.bias"] = random({24}, 1);
+    CHECK(v.load()->info().parameters == parameters);
+    v.tensors[std::string(fixture) + ".embeddings.mask_token"] = random({1, 1, 24}, 1);
+    CHECK(contains(v.refusal(), "mask_token"));
+  }
+}
+
 TEST_CASE("reading: a list where a number is usual") {
   Variant vit(kVitHf), swin(kSwinHf), timm(kVit), old(kSwin);
   const Tensor want = timm.load()->forward(kFloat, vit_batch());

@@ -135,6 +135,14 @@ class Output {
   std::string path_;
 };
 
+void require_space(const std::string& folder, const std::string& path, uint64_t bytes) {
+  struct statvfs disk = {};
+  if (::statvfs(folder.c_str(), &disk) != 0) return;
+  const auto free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
+  require_usage(free >= bytes, "%s: cannot be written: it needs %d MB, and %d MB are free in %s", path, bytes >> 20,
+                free >> 20, folder);
+}
+
 void probe_creation(const std::string& folder, const std::string& path, uint64_t bytes) {
   std::error_code ignored;
   require_usage(fs::exists(folder, ignored), "%s: cannot be written: there is no folder %s", path, folder);
@@ -143,11 +151,7 @@ void probe_creation(const std::string& folder, const std::string& path, uint64_t
   Descriptor file(create_beside(folder + "/probe", name));
   require_usage(file.fd >= 0, "%s: cannot be written: %s in %s", path, std::strerror(errno), folder);
   ::unlink(name.c_str());
-  struct statvfs disk = {};
-  if (::statvfs(folder.c_str(), &disk) != 0) return;
-  const auto free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-  require_usage(free >= bytes, "%s: cannot be written: it needs %d MB, and %d MB are free in %s", path, bytes >> 20,
-                free >> 20, folder);
+  require_space(folder, path, bytes);
 }
 
 }  // namespace
@@ -192,6 +196,7 @@ void probe_output(const std::string& path, uint64_t bytes) {
   if (::stat(path.c_str(), &found) != 0) return probe_creation(folder_of(resolved(path)), path, bytes);
   require_usage(!S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder, and a file is wanted", path);
   require_usage(::access(path.c_str(), W_OK) == 0, "%s: cannot be written: %s", path, std::strerror(errno));
+  if (S_ISREG(found.st_mode)) require_space(folder_of(resolved(path)), path, bytes);
 }
 
 void probe_folder(const std::string& path, uint64_t bytes) {
