@@ -17,7 +17,7 @@ void read_channels(const ConfigReader& in, const char* key, double min, double m
   for (size_t c = 0; c < 3; ++c) out[c] = static_cast<float>(values[c]);
 }
 
-void note_missing(const ConfigReader& in, std::initializer_list<const char*> keys, Notes& notes,
+void note_missing(const ConfigReader& in, const std::vector<const char*>& keys, Notes& notes,
                   const std::string& whose) {
   std::string missing;
   for (const char* key : keys)
@@ -124,8 +124,8 @@ ImageConfig timm_preprocessing(const ConfigReader& in, int64_t side, Notes& note
     in.refuse("crop_mode", "\"center\" or \"squash\": others are not supported");
   read_channels(in, "mean", -1e3, 1e3, image.mean);
   read_channels(in, "std", 1e-6, 1e6, image.std);
-  note_missing(in, {"crop_pct", "interpolation", "mean", "std"}, notes,
-               "timm's defaults (crop_pct 0.875, bicubic, ImageNet's mean and std)");
+  note_missing(in, {"input_size", "crop_pct", "interpolation", "mean", "std"}, notes,
+               "the network's size, and timm's defaults (crop_pct 0.875, bicubic, ImageNet's mean and std)");
   return image;
 }
 
@@ -190,10 +190,12 @@ ImageConfig transformers_preprocessing(const std::string& folder, const std::str
   }
   in.require_known();
   const std::string whose = std::string("the defaults of transformers' ") + p.name + "ImageProcessor";
+  std::vector<const char*> keys = {"size", "resample", "image_mean", "image_std"};
+  if (crops) keys.push_back("crop_size");
   if (!is_there)
     notes.push_back(path + " is missing: " + whose + format(", at %d pixels", side));
   else
-    note_missing(in, {"size", "resample", "image_mean", "image_std"}, notes, whose);
+    note_missing(in, keys, notes, whose);
   return image;
 }
 

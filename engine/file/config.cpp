@@ -14,8 +14,8 @@ const json kNull, kEmpty = json::object();
 
 ConfigReader::ConfigReader(const json& object, std::string where, std::string prefix)
     : object_(&object), where_(std::move(where)), prefix_(std::move(prefix)) {
-  require_input(object.is_object(), "%s: %s must be a JSON object, but is %s", where_,
-                prefix_.empty() ? "the whole" : prefix_.substr(0, prefix_.size() - 1), shown(object));
+  require_input(object.is_object(), "%s: %smust be a JSON object, but is %s", where_,
+                prefix_.empty() ? "" : prefix_.substr(0, prefix_.size() - 1) + " ", shown(object));
 }
 
 const json& ConfigReader::value(const char* key) const {
