@@ -203,4 +203,5 @@ TEST_CASE("preprocessing: a record of it tells any two settings apart") {
                                      }),
                                      change([](Config& c) { c.resize = Config::Resize::Within; })};
   CHECK(all.size() == 16);
+  CHECK(contains(dump(to_json(ImageConfig{})), "\"mean\":[0.485,0.456,0.406]"));
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -350,6 +351,22 @@ Tensor normalise(const Image& crop, const ImageConfig& config) {
   return out;
 }
 
+namespace {
+
+// The number a float was written as: 0.485, not 0.48500001430511475.
+json written(const float values[3]) {
+  json list = json::array();
+  for (int c = 0; c < 3; ++c) {
+    char text[32];
+    double value = 0;
+    std::from_chars(text, std::to_chars(text, text + sizeof text, values[c]).ptr, value);
+    list.push_back(value);
+  }
+  return list;
+}
+
+}  // namespace
+
 json to_json(const ImageConfig& config) {
   constexpr const char* kResize[] = {"crop_pct", "none", "exact", "shortest", "within"};
   constexpr const char* kCrop[] = {"torchvision", "transformers", "none"};
@@ -359,8 +376,8 @@ json to_json(const ImageConfig& config) {
             {"interpolation", config.interpolation},
             {"crop", kCrop[static_cast<int>(config.crop)]},
             {"rescale_factor", config.rescale},
-            {"mean", config.mean},
-            {"std", config.std}};
+            {"mean", written(config.mean)},
+            {"std", written(config.std)}};
   if (config.resize == ImageConfig::Resize::CropPct) {
     j["crop_pct"] = config.crop_pct;
     j["crop_mode"] = config.crop_mode;
