@@ -77,15 +77,14 @@ std::string BlockFiles::path(const std::string& walk, int i) const {
 bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& record) {
   const std::string where = path(walk, i);
   if (!fs::exists(where)) return false;
-  SafeTensors file = SafeTensors::open(where);
+  const SafeTensors file = SafeTensors::open(where);
   const json about = parse_json(file.metadata().at("block"), where);
   PackedFormat format;
   format.by_layer = true;
   format.group = get<int64_t>(about, "group", where);
   format.positions = get<int64_t>(about, "positions", where);
   format.where = where;
-  file.packed = std::make_shared<const PackedFormat>(format);
-  get_block(model, i, Loader(file));
+  get_block(model, i, Loader(file, nullptr, std::make_shared<const PackedFormat>(format)));
   record = from_json(about, where);
   return true;
 }

@@ -123,23 +123,22 @@ std::vector<float> alibi_slopes(int64_t heads) {
   return slopes;
 }
 
-std::unique_ptr<Model> load_bloom(const json& config, const std::string& where, const SafeTensors& file,
-                                  ModelInfo info) {
-  require_tied(config, where);
+std::unique_ptr<Model> load_bloom(const json& config, const std::string& where, const Loader& root, ModelInfo info) {
+  const ConfigReader in(config, where);
   BloomConfig c;
-  c.hidden = get_size(config, {"hidden_size", "n_embed"}, where);
-  c.layers = get_size(config, {"n_layer", "num_hidden_layers"}, where);
-  c.heads = get_size(config, {"n_head", "num_attention_heads"}, where);
-  c.vocab = get_size(config, {"vocab_size"}, where);
-  c.eps = get_or(config, "layer_norm_epsilon", c.eps, where);
-  c.residual_after_norm = get_or(config, "apply_residual_connection_post_layernorm", false, where);
+  c.hidden = in.integer({"hidden_size", "n_embed"}, kWidth);
+  c.layers = in.integer({"n_layer", "num_hidden_layers"}, kDepth);
+  c.heads = in.integer({"n_head", "num_attention_heads"});
+  c.vocab = in.integer({"vocab_size"}, kVocabulary);
+  c.eps = static_cast<float>(in.number("layer_norm_epsilon", 0, 1, static_cast<double>(c.eps)));
+  c.residual_after_norm = in.flag("apply_residual_connection_post_layernorm", false);
   require_heads(c.hidden, c.heads, where);
   info.outputs = c.vocab;
   info.max_length = std::numeric_limits<int32_t>::max();  // ALiBi has no last position
 
-  const Loader root(file);
-  const std::string prefix = find_prefix(file, {"transformer.", ""}, "word_embeddings_layernorm.weight", "BLOOM");
-  const Weight embedding = load_tied_embedding(root, prefix + "word_embeddings.weight", {c.vocab, c.hidden});
+  const std::string prefix =
+      find_prefix(root.file(), {"transformer.", ""}, "word_embeddings_layernorm.weight", "BLOOM");
+  const Weight embedding = load_tied_embedding(root, prefix + "word_embeddings.weight", {c.vocab, c.hidden}, in);
   return std::make_unique<Bloom>(c, prefix.empty() ? root : root.sub("transformer"), embedding, info);
 }
 

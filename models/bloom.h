@@ -3,7 +3,7 @@
 // Reads names with and without "transformer.", the tied embedding under either name, and old and new keys of
 // the config.
 #pragma once
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
 #include "engine/file/safetensors.h"
 #include "models/model.h"
 
@@ -13,8 +13,7 @@ namespace bcq {
 // every other one of 2c heads, 2^(-4 i / c) for i = 1, 3, 5, ...
 std::vector<float> alibi_slopes(int64_t heads);
 
-// config: a Hugging Face config.json with model_type "bloom", read from config_path. Throws InputError.
-std::unique_ptr<Model> load_bloom(const json& config, const std::string& config_path, const SafeTensors& file,
-                                  ModelInfo info);
+// config: a Hugging Face config.json with model_type "bloom", read from `where`; root: all tensors. Throws InputError.
+std::unique_ptr<Model> load_bloom(const json& config, const std::string& where, const Loader& root, ModelInfo info);
 
 }  // namespace bcq

@@ -19,19 +19,31 @@ std::string find_prefix(const SafeTensors& file, std::initializer_list<const cha
   throw InputError(format("%s: %s is there: not a %s checkpoint in Hugging Face's names", file.path(), tried, family));
 }
 
-Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape) {
+namespace {
+
+// Whether two tensors have the same values, whatever they are stored as.
+bool equal(const SafeTensors& file, const std::string& a, const std::string& b) {
+  const TensorInfo &x = file.tensors().at(a), &y = file.tensors().at(b);
+  if (x.shape != y.shape) return false;
+  if (x.dtype == y.dtype) return std::memcmp(x.bytes, y.bytes, x.size()) == 0;
+  const Tensor s = file.get(a), t = file.get(b);
+  return std::equal(s.data, s.data + s.size(), t.data);
+}
+
+}  // namespace
+
+Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape,
+                           const ConfigReader& config) {
   const std::string head = "lm_head.weight";
-  const auto& tensors = file.file().tensors();
-  if (file.has(name)) {
-    if (file.has(head)) {
-      const TensorInfo &a = tensors.at(name), &b = tensors.at(head);
-      const size_t bytes = static_cast<size_t>(numel(a.shape)) * bytes_of(a.dtype);
-      require_input(a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.bytes, b.bytes, bytes) == 0,
-                    "%s: lm_head.weight differs from %s: this engine runs models that tie them", b.path, name);
-      file.ignore(head);
-    }
-    return file.get_weight(name, shape);
-  }
+  const bool both = file.has(name) && file.has(head);
+  require_input(both || config.flag("tie_word_embeddings", true),
+                "%s: tie_word_embeddings is false, but %s does not have both %s and %s: a head of its own is not "
+                "supported",
+                config.where(), file.file().path(), name, head);
+  require_input(!both || equal(file.file(), name, head),
+                "%s: lm_head.weight differs from %s: this engine runs models that tie them", file.file().path(), name);
+  if (both) file.ignore(head);
+  if (file.has(name)) return file.get_weight(name, shape);
   const auto& metadata = file.file().metadata();
   for (const std::string& dropped : {name, head}) {
     const auto alias = metadata.find(dropped);
@@ -70,22 +82,9 @@ Activation activation(const std::string& name, const std::string& where) {
   return gelu_tanh;
 }
 
-void require_tied(const json& config, const std::string& where) {
-  require_input(get_or(config, "tie_word_embeddings", true, where),
-                "%s: tie_word_embeddings = false is not supported: the head is the embedding here", where);
-}
-
 void require_heads(int64_t hidden, int64_t heads, const std::string& where) {
   require_input(hidden % heads == 0, "%s: a hidden size of %d is not a multiple of num_attention_heads = %d", where,
                 hidden, heads);
-}
-
-int64_t get_size(const json& config, std::initializer_list<const char*> keys, const std::string& where) {
-  const auto found = std::find_if(keys.begin(), keys.end(), [&](const char* key) { return config.contains(key); });
-  const char* key = found == keys.end() ? *keys.begin() : *found;
-  const auto size = get<int64_t>(config, key, where);
-  require_input(size > 0, "%s: %s is %d, but must be positive", where, key, size);
-  return size;
 }
 
 }  // namespace bcq

@@ -2,7 +2,7 @@
 #pragma once
 #include <string>
 
-#include "engine/file/json.h"
+#include "engine/file/config.h"
 #include "engine/file/safetensors.h"
 #include "models/model.h"
 
@@ -13,10 +13,13 @@ namespace bcq {
 std::string find_prefix(const SafeTensors& file, std::initializer_list<const char*> prefixes, const std::string& name,
                         const char* family);
 
+// Entries of a vocabulary (BLOOM has 250,880).
+constexpr Range kVocabulary = {1, 1 << 24};
+
 // The embedding [V, E] a file keeps under `name`, under lm_head.weight, or under both; files converted to
 // safetensors keep one name of shared tensors and note the others as aliases in their metadata.
-// InputError when it is nowhere, or when the two differ.
-Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape);
+// InputError when it is nowhere, or when the two differ; with tie_word_embeddings false both must be there.
+Weight load_tied_embedding(const Loader& file, const std::string& name, const Shape& shape, const ConfigReader& config);
 
 // The rows of a batch's tokens: [B, T, E]. InputError for ids that are not in the vocabulary.
 Tensor look_up(const Weight& embedding, const Batch& batch, const std::string& model);
@@ -29,9 +32,6 @@ Tensor attention(const Context& ctx, int i, const Tensor& q, const Tensor& k, co
 using Activation = Tensor (*)(const Tensor& x);
 Activation activation(const std::string& name, const std::string& where);
 
-void require_tied(const json& config, const std::string& where);              // InputError for a head of its own
 void require_heads(int64_t hidden, int64_t heads, const std::string& where);  // InputError unless hidden is divisible
-// A positive number a config keeps under one of several keys. InputError naming the first when there is none.
-int64_t get_size(const json& config, std::initializer_list<const char*> keys, const std::string& where);
 
 }  // namespace bcq

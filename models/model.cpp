@@ -177,30 +177,35 @@ std::unique_ptr<Model> load_model(const std::string& path) {
   const std::string config_path = (folder / "config.json").string();
   require_input(fs::exists(config_path), "%s: config.json is missing: it belongs beside the weights", folder.string());
   const json config = read_json(config_path);
-  SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
+  const SafeTensors file = SafeTensors::open(is_folder ? weights_of(path) : path);
 
   ModelInfo info;
   info.directory = folder.string();
   info.weights = file.path();
   info.name = fs::canonical(folder).filename().string();
-  const std::string type = get_or<std::string>(config, "model_type", "", config_path);
+  const ConfigReader in(config, config_path);
+  const std::string type = in.text("model_type", "");
   if (type == "opt" || type == "bloom") {
-    file.packed = read_packed_format(config, config_path, folder.string(), file);
-    info.packed = file.packed != nullptr;
+    const auto packed = read_packed_format(config, config_path, folder.string(), file);
+    info.packed = packed != nullptr;
     info.family = Family::Language;
-    return type == "opt" ? load_opt(config, config_path, file, info) : load_bloom(config, config_path, file, info);
+    const Loader root(file, nullptr, packed);
+    return type == "opt" ? load_opt(config, config_path, root, info) : load_bloom(config, config_path, root, info);
   }
-  VisionSource source{config, config_path, nullptr};
-  if (type == "vit" || type == "deit" || type == "swin")
+  VisionSource source;
+  if (type == "vit" || type == "deit" || type == "swin" || type == "timm_wrapper") {
     source = from_transformers(config, config_path, folder.string(), file);
-  else
+  } else {
+    source.config = std::make_shared<const json>(config);
+    source.where = config_path;
     require_input(type.empty(),
-                  "%s: model_type \"%s\" is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
-                  "\"swin\", and "
-                  "timm's models (a config.json with \"architecture\")",
-                  config_path, type);
-  const auto architecture = get<std::string>(source.config, "architecture", config_path);
-  return architecture.rfind("swin_", 0) == 0 ? load_swin(source, file, info) : load_vit(source, file, info);
+                  "%s: model_type %s is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
+                  "\"swin\", \"timm_wrapper\", and timm's models (a config.json with \"architecture\")",
+                  config_path, quoted(type));
+    require_input(in.has("architecture"), "%s: has neither \"model_type\" nor \"architecture\"", config_path);
+  }
+  const bool is_swin = ConfigReader(*source.config, config_path).text("architecture", "").rfind("swin_", 0) == 0;
+  return is_swin ? load_swin(source, file, info) : load_vit(source, file, info);
 }
 
 }  // namespace bcq

@@ -27,6 +27,7 @@ struct ModelInfo {
   int64_t parameters = 0;           // values of all tensors the network uses
   bool timm = false;                // vision: timm's config.json, not transformers'
   std::vector<std::string> labels;  // vision: names of the classes as the model carries them; empty: it has none
+  std::vector<std::string> notes;   // what a person should know of how it was read: defaults that were taken
 };
 
 struct Norm;  // models/layers.h

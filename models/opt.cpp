@@ -142,28 +142,27 @@ Opt::Opt(const OptConfig& c, const Loader& decoder, const Weight& embedding, con
 
 }  // namespace
 
-std::unique_ptr<Model> load_opt(const json& config, const std::string& where, const SafeTensors& file, ModelInfo info) {
-  require_tied(config, where);
+std::unique_ptr<Model> load_opt(const json& config, const std::string& where, const Loader& root, ModelInfo info) {
+  const ConfigReader in(config, where);
   OptConfig c;
-  c.hidden = get_size(config, {"hidden_size"}, where);
-  c.layers = get_size(config, {"num_hidden_layers"}, where);
-  c.heads = get_size(config, {"num_attention_heads"}, where);
-  c.ffn = get_size(config, {"ffn_dim"}, where);
-  c.vocab = get_size(config, {"vocab_size"}, where);
-  c.positions = get_size(config, {"max_position_embeddings"}, where);
-  c.embedding = get_size(config, {"word_embed_proj_dim", "hidden_size"}, where);
-  c.pre_norm = get_or(config, "do_layer_norm_before", true, where);
-  c.final_norm = c.pre_norm && !get_or(config, "_remove_final_layer_norm", false, where);
-  c.has_bias = get_or(config, "enable_bias", true, where);
-  c.affine_norm = get_or(config, "layer_norm_elementwise_affine", true, where);
-  c.activation = activation(get_or<std::string>(config, "activation_function", "relu", where), where);
+  c.hidden = in.integer({"hidden_size"}, kWidth);
+  c.layers = in.integer({"num_hidden_layers"}, kDepth);
+  c.heads = in.integer({"num_attention_heads"});
+  c.ffn = in.integer({"ffn_dim"});
+  c.vocab = in.integer({"vocab_size"}, kVocabulary);
+  c.positions = in.integer({"max_position_embeddings"});
+  c.embedding = in.integer({"word_embed_proj_dim"}, kWidth, c.hidden);
+  c.pre_norm = in.flag("do_layer_norm_before", true);
+  c.final_norm = c.pre_norm && !in.flag("_remove_final_layer_norm", false);
+  c.has_bias = in.flag("enable_bias", true);
+  c.affine_norm = in.flag("layer_norm_elementwise_affine", true);
+  c.activation = activation(in.text("activation_function", "relu"), where);
   require_heads(c.hidden, c.heads, where);
   info.outputs = c.vocab;
   info.max_length = c.positions;
 
-  const Loader root(file);
-  const std::string prefix = find_prefix(file, {"model.decoder.", "decoder."}, "embed_positions.weight", "OPT");
-  const Weight embedding = load_tied_embedding(root, prefix + "embed_tokens.weight", {c.vocab, c.embedding});
+  const std::string prefix = find_prefix(root.file(), {"model.decoder.", "decoder."}, "embed_positions.weight", "OPT");
+  const Weight embedding = load_tied_embedding(root, prefix + "embed_tokens.weight", {c.vocab, c.embedding}, in);
   return std::make_unique<Opt>(c, root.sub(prefix.substr(0, prefix.size() - 1)), embedding, info);
 }
 

@@ -1,7 +1,7 @@
 #include "models/swin.h"
 
+#include <algorithm>
 #include <numeric>
-#include <regex>
 
 #include "engine/nn/attention.h"
 #include "engine/nn/mlp.h"
@@ -205,58 +205,61 @@ Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : con
 }
 
 struct Preset {
-  const char* size;
   int64_t dim;
   std::vector<int64_t> depths, heads;
 };
-const Preset kPresets[] = {{"tiny", 96, {2, 2, 6, 2}, {3, 6, 12, 24}},
-                           {"small", 96, {2, 2, 18, 2}, {3, 6, 12, 24}},
-                           {"base", 128, {2, 2, 18, 2}, {4, 8, 16, 32}},
-                           {"large", 192, {2, 2, 18, 2}, {6, 12, 24, 48}}};
-
-// Keys of model_args that this forward pass obeys, or that do not change it at inference, and those that
-// are fine with exactly one value.
-const std::set<std::string> kKnownArgs = {"img_size",  "patch_size", "window_size", "embed_dim",      "depths",
-                                          "num_heads", "mlp_ratio",  "drop_rate",   "drop_path_rate", "weight_init"};
-const json kFixedArgs = {{"qkv_bias", true}, {"global_pool", "avg"}, {"in_chans", 3},
-                         {"ape", false},     {"patch_norm", true},   {"head_dim", nullptr}};
+const Preset kPresets[] = {{96, {2, 2, 6, 2}, {3, 6, 12, 24}},  // tiny, small, base, large
+                           {96, {2, 2, 18, 2}, {3, 6, 12, 24}},
+                           {128, {2, 2, 18, 2}, {4, 8, 16, 32}},
+                           {192, {2, 2, 18, 2}, {6, 12, 24, 48}}};
 
 SwinConfig preset_of(const std::string& architecture, const std::string& where) {
-  static const std::regex form("swin_(tiny|small|base|large)_patch([1-9][0-9]?)_window([1-9][0-9]?)_([1-9][0-9]{0,3})");
-  std::smatch part;
+  std::string_view rest = architecture;
+  const bool known = take(rest, "swin_");
+  const int size = take_size(rest);
+  const int64_t patch = take(rest, "_patch") ? take_number(rest, 2) : 0;
+  const int64_t window = take(rest, "_window") ? take_number(rest, 2) : 0;
+  const int64_t side = take(rest, "_") ? take_number(rest, 4) : 0;
   require_input(
-      std::regex_match(architecture, part, form),
+      known && size >= 0 && patch > 0 && window > 0 && side > 0 && rest.empty(),
       "%s: architecture \"%s\" is not one this engine knows: swin_{tiny,small,base,large}_patch4_window<W>_<R>", where,
       architecture);
-  const Preset* p = kPresets;
-  while (part[1] != p->size) ++p;
-  return {std::stoll(part[4]), std::stoll(part[2]), std::stoll(part[3]), p->dim, p->depths, p->heads};
+  const Preset& p = kPresets[size];
+  return {side, patch, window, p.dim, p.depths, p.heads};
 }
 
-void check(const SwinConfig& c, const std::string& where) {
-  bool fits = c.patch > 0 && c.window > 0 && c.dim > 0 && c.side > 0 && c.side % c.patch == 0 && c.mlp_ratio > 0 &&
-              !c.depths.empty() && c.depths.size() < 16 && c.depths.size() == c.heads.size();
+void check(const SwinConfig& c, const Loader& file, const std::string& where) {
+  bool fits = c.side % c.patch == 0 && static_cast<double>(c.dim) * c.mlp_ratio >= 1 && !c.depths.empty() &&
+              c.depths.size() < 16 && c.depths.size() == c.heads.size();
   int64_t R = fits ? c.side / c.patch : 0, C = c.dim;
   for (size_t s = 0; fits && s < c.depths.size(); ++s, R /= 2, C *= 2) {
-    fits = c.depths[s] > 0 && c.heads[s] > 0 && C % c.heads[s] == 0 && R > 0 && R % std::min(R, c.window) == 0 &&
-           (s + 1 == c.depths.size() || R % 2 == 0);
+    fits = C % c.heads[s] == 0 && R > 0 && R % std::min(R, c.window) == 0 && (s + 1 == c.depths.size() || R % 2 == 0);
   }
   require_input(fits,
                 "%s: dim %d, patch %d, window %d, image %d and the depths and heads given do not make a Swin "
                 "whose grids divide into windows",
                 where, c.dim, c.patch, c.window, c.side);
+  // The biases and masks of windows are made from little in the file: w^4 values from (2w-1)^2, and w^2 for a patch.
+  constexpr int64_t kMaxWindow = 48, kMaxGrid = 2048, kMaxMask = 1 << 25;
+  R = c.side / c.patch;
+  const int64_t w = std::min(R, c.window);
+  require_input(w <= kMaxWindow && R <= kMaxGrid && R * R <= kMaxMask / (w * w),
+                "%s: windows of %d on a grid of %d patches are too large", where, w, R);
+  file.sub("layers").sub(0).sub("blocks").sub(0).sub("attn").get("relative_position_bias_table",
+                                                                 {(2 * w - 1) * (2 * w - 1), c.heads[0]});
 }
 
 // Names of today's layout -> the one before timm 0.8, then through `next` if there is one.
 NameMap from_old_layout(const NameMap& next) {
   return [next](const std::string& name) {
-    static const std::regex merge("layers\\.([0-9]+)\\.(downsample\\..*)");
     std::string old = name;
-    std::smatch part;
-    if (name.rfind("head.fc.", 0) == 0)
-      old = "head." + name.substr(8);
-    else if (std::regex_match(name, part, merge))
-      old = "layers." + std::to_string(std::stoll(part[1]) - 1) + "." + part[2].str();
+    std::string_view rest = name;
+    if (take(rest, "head.fc.")) old = "head." + std::string(rest);
+    if (take(rest, "layers.")) {
+      const int64_t stage = take_number(rest, 9);
+      if (stage > 0 && rest.substr(0, 12) == ".downsample.")
+        old = "layers." + std::to_string(stage - 1) + std::string(rest);
+    }
     return next ? next(old) : std::vector<std::string>{old};
   };
 }
@@ -264,27 +267,39 @@ NameMap from_old_layout(const NameMap& next) {
 }  // namespace
 
 std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& file, ModelInfo info) {
-  const json& config = source.config;
-  const std::string& where = source.where;
-  SwinConfig c = preset_of(get<std::string>(config, "architecture", where), where);
-  if (config.contains("model_args")) {
-    const json& args = config["model_args"];
-    check_model_args(args, kKnownArgs, kFixedArgs, where);
-    c.side = get_or(args, "img_size", c.side, where);
-    c.patch = get_or(args, "patch_size", c.patch, where);
-    c.window = get_or(args, "window_size", c.window, where);
-    c.dim = get_or(args, "embed_dim", c.dim, where);
-    c.depths = get_or(args, "depths", c.depths, where);
-    c.heads = get_or(args, "num_heads", c.heads, where);
-    c.mlp_ratio = get_or(args, "mlp_ratio", c.mlp_ratio, where);
-  }
-  c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
-  const auto pool = get_or<std::string>(config, "global_pool", "avg", where);
-  require_input(pool == "avg", "%s: global_pool \"%s\" is not supported (only \"avg\")", where, pool);
-  check(c, where);
+  const ConfigReader in(*source.config, source.where), args = in.object("model_args");
+  SwinConfig c = preset_of(in.text("architecture", ""), source.where);
+  c.side = args.side("img_size", kSide, c.side);
+  c.patch = args.side("patch_size", kPatch, c.patch);
+  c.window = args.side("window_size", kSide, c.window);
+  c.dim = args.integer({"embed_dim"}, kWidth, c.dim);
+  c.depths = args.integers("depths", kDepth, c.depths);
+  c.heads = args.integers("num_heads", kHeads, c.heads);
+  c.mlp_ratio = args.number("mlp_ratio", kLeastRatio, kMostRatio, c.mlp_ratio);
+  // What changes nothing at inference, and what is fine with one value.
+  args.only({{"drop_rate", ""},
+             {"proj_drop_rate", ""},
+             {"attn_drop_rate", ""},
+             {"drop_path_rate", ""},
+             {"weight_init", ""},
+             {"strict_img_size", ""},
+             {"dynamic_img_size", "false"},
+             {"always_partition", "false"},
+             {"qkv_bias", "true"},
+             {"global_pool", "\"avg\""},
+             {"in_chans", "3"},
+             {"ape", "false"},
+             {"patch_norm", "true"},
+             {"head_dim", "null"},
+             {"norm_layer", "null"}});
+  args.require_known();
+  in.only({{"global_pool", "null|\"avg\""}});
+  c.eps = static_cast<float>(in.number("layer_norm_eps", 0, 1, static_cast<double>(c.eps)));
   read_info(source, c.side, info);
-  const NameMap names = file.has("head.fc.weight") ? source.names : from_old_layout(source.names);
-  return std::make_unique<Swin>(c, Loader(file, names), info);
+  const bool new_layout = Loader(file, source.names).has("head.fc.weight");
+  const Loader at(file, new_layout ? source.names : from_old_layout(source.names));
+  check(c, at, source.where);
+  return std::make_unique<Swin>(c, at, info);
 }
 
 }  // namespace bcq

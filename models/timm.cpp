@@ -1,36 +1,15 @@
 #include "models/timm.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <filesystem>
-#include <regex>
+
+#include "engine/core/check.h"
+#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
-
-void read_floats(const json& from, const char* key, float out[3], const std::string& where) {
-  const auto values = get_or(from, key, std::vector<float>{out[0], out[1], out[2]}, where);
-  require_input(values.size() == 3, "%s: \"%s\" needs 3 numbers, has %d", where, key, values.size());
-  std::copy(values.begin(), values.end(), out);
-}
-
-ImageConfig image_config(const json& pretrained, int64_t side, const std::string& where) {
-  ImageConfig image;
-  const auto size = get_or(pretrained, "input_size", std::vector<int64_t>{3, side, side}, where);
-  require_input(size.size() == 3 && size[0] == 3, "%s: input_size must be [3, height, width]", where);
-  image.height = size[1];
-  image.width = size[2];
-  require_input(image.height == side && image.width == side,
-                "%s: input_size %s does not match the %d pixels of the architecture", where, to_string(size), side);
-  image.crop_pct = get_or(pretrained, "crop_pct", 0.9, where);
-  require_input(image.crop_pct > 0 && image.crop_pct <= 1, "%s: crop_pct must be in (0, 1]", where);
-  image.interpolation = get_or<std::string>(pretrained, "interpolation", "bicubic", where);
-  image.crop_mode = get_or<std::string>(pretrained, "crop_mode", "center", where);
-  require_input(image.crop_mode == "center" || image.crop_mode == "squash",
-                "%s: crop_mode \"%s\" is not supported (only \"center\" and \"squash\")", where, image.crop_mode);
-  read_floats(pretrained, "mean", image.mean, where);
-  read_floats(pretrained, "std", image.std, where);
-  return image;
-}
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
   for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
@@ -64,114 +43,178 @@ std::vector<std::string> transformers_names(const std::string& name, const std::
   return {replaced(to, "QKV", "query"), replaced(to, "QKV", "key"), replaced(to, "QKV", "value")};
 }
 
-// timm's pretrained_cfg out of transformers' image processor.
-json preprocessing(const std::string& folder, int64_t side) {
-  const std::string path = (std::filesystem::path(folder) / "preprocessor_config.json").string();
-  const json processor = std::filesystem::exists(path) ? read_json(path) : json::object();
-  json out = {{"tag", ""}, {"input_size", {3, side, side}}, {"crop_mode", "squash"}};
-  const auto edge = [&](const char* key) {
-    const json size = processor.contains(key) ? processor[key] : json(side);
-    if (size.is_number_integer()) return size.get<int64_t>();
-    const int64_t height = get<int64_t>(size, "height", path), width = get<int64_t>(size, "width", path);
-    require_input(height == width, "%s: %s is not square", path, key);
-    return height;
-  };
-  const bool crops = get_or(processor, "do_center_crop", false, path);
-  const int64_t resized = edge("size"), kept = crops ? edge("crop_size") : resized;
-  require_input(kept == side && resized >= side, "%s: makes images of %d pixels, the network takes %d", path, kept,
-                side);
-  out["crop_pct"] = static_cast<double>(side) / (static_cast<double>(resized) + 0.5);  // floor() meets `resized`
-  const int resample = get_or(processor, "resample", 2, path);
-  require_input(resample == 2 || resample == 3, "%s: resample %d is not supported (2 bilinear, 3 bicubic)", path,
-                resample);
-  out["interpolation"] = resample == 2 ? "bilinear" : "bicubic";
-  out["mean"] = processor.value("image_mean", json{0.5, 0.5, 0.5});
-  out["std"] = processor.value("image_std", json{0.5, 0.5, 0.5});
-  return out;
+// The names of the classes in "id2label", whose keys are "0" to "n-1"; empty when there is none.
+std::vector<std::string> labels_of(const ConfigReader& in, Notes& notes) {
+  std::vector<std::string> labels;
+  const json& by_id = in.value("id2label");
+  if (by_id.is_null() || (by_id.is_object() && by_id.empty())) return labels;
+  if (!by_id.is_object()) in.refuse("id2label", "an object of names by number");
+  for (size_t i = 0; i < by_id.size(); ++i) {
+    const auto at = by_id.find(std::to_string(i));
+    if (at == by_id.end() || !at->is_string())
+      in.refuse("id2label", format("names by number, from \"0\" to \"%d\" without a gap", by_id.size() - 1));
+    labels.push_back(at->get<std::string>());
+  }
+  if (!in.has("label2id")) return labels;
+  for (const auto& [name, id] : in.value("label2id").items()) {
+    const json& label = by_id.value(id.is_string() ? id.get<std::string>() : dump(id), json());
+    if (label == name) continue;
+    notes.push_back(format("%s: label2id and id2label disagree on %s: id2label is obeyed", in.where(), quoted(name)));
+    break;
+  }
+  return labels;
+}
+
+// Without id2label transformers makes num_labels classes, by default two; what the head has decides.
+int64_t classes_of(const ConfigReader& in, const SafeTensors& file, const std::string& head, Notes& notes) {
+  if (in.has("num_labels")) return in.integer({"num_labels"});
+  const auto weight = file.tensors().find(head);
+  const bool known = weight != file.tensors().end() && weight->second.shape.size() == 2;
+  const int64_t rows = known ? weight->second.shape[0] : 2;
+  notes.push_back(format("%s: no id2label: %d classes, %s", in.where(), rows,
+                         known ? "as many as the head has rows" : "the default of transformers"));
+  return rows;
+}
+
+// An mlp_ratio of which int(width * ratio) is `hidden`: the quotient alone may give one less.
+double mlp_ratio(int64_t hidden, int64_t width) {
+  const auto w = static_cast<double>(width), h = static_cast<double>(hidden);
+  return w * (h / w) < h ? std::nextafter(h / w, h) : h / w;
 }
 
 }  // namespace
 
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
                                const SafeTensors& file) {
-  const auto type = get<std::string>(config, "model_type", where);
-  const auto activation = get_or<std::string>(config, "hidden_act", "gelu", where);
-  require_input(activation == "gelu", "%s: hidden_act \"%s\" is not supported (only \"gelu\")", where, activation);
-  require_input(get_or(config, "qkv_bias", true, where), "%s: qkv_bias false is not supported", where);
-  require_input(get_or(config, "num_channels", 3, where) == 3, "%s: num_channels must be 3", where);
-  const int64_t side = get_or<int64_t>(config, "image_size", 224, where);
-  json args = {{"img_size", side}};
-  std::string architecture;
-  bool teacher = false;
-  if (type == "swin") {
-    require_input(!get_or(config, "use_absolute_embeddings", false, where),
-                  "%s: use_absolute_embeddings is not supported", where);
-    architecture = "swin_tiny_patch4_window7_224";
-    args["patch_size"] = get_or<int64_t>(config, "patch_size", 4, where);
-    args["embed_dim"] = get<int64_t>(config, "embed_dim", where);
-    args["window_size"] = get_or<int64_t>(config, "window_size", 7, where);
-    args["depths"] = get<std::vector<int64_t>>(config, "depths", where);
-    args["num_heads"] = get<std::vector<int64_t>>(config, "num_heads", where);
-    args["mlp_ratio"] = get_or(config, "mlp_ratio", 4.0, where);
-  } else {
-    // DeiT's own class always has the second token; its second head came with the teacher.
-    teacher = file.has("distillation_classifier.weight");
-    architecture = type == "deit" ? "deit_base_distilled_patch16_224" : "vit_base_patch16_224";
-    const auto dim = get<int64_t>(config, "hidden_size", where);
-    args["patch_size"] = get_or<int64_t>(config, "patch_size", 16, where);
-    args["embed_dim"] = dim;
-    args["depth"] = get<int64_t>(config, "num_hidden_layers", where);
-    args["num_heads"] = get<int64_t>(config, "num_attention_heads", where);
-    args["mlp_ratio"] =
-        static_cast<double>(get<int64_t>(config, "intermediate_size", where)) / static_cast<double>(dim);
-  }
-  const json labels = config.value("id2label", json::object());
-  const int64_t classes =
-      labels.empty() ? get_or<int64_t>(config, "num_labels", 1000, where) : static_cast<int64_t>(labels.size());
+  const ConfigReader in(config, where);
+  const std::string type = in.text("model_type", "");
   VisionSource source;
   source.where = where;
-  source.config = {{"architecture", architecture},
-                   {"name", std::filesystem::canonical(folder).filename().string()},
-                   {"num_classes", classes},
-                   {"model_args", args},
-                   {"layer_norm_eps", get_or(config, "layer_norm_eps", type == "swin" ? 1e-5 : 1e-12, where)},
-                   {"pretrained_cfg", preprocessing(folder, side)}};
+  if (type == "timm_wrapper") {  // timm's own config.json, in which transformers left its keys
+    source.config = std::make_shared<const json>(config);
+    const auto has_prefix = [](const auto& entry) { return entry.first.rfind("timm_model.", 0) == 0; };
+    if (std::any_of(file.tensors().begin(), file.tensors().end(), has_prefix))
+      source.names = [](const std::string& name) { return std::vector{"timm_model." + name}; };
+    return source;
+  }
+  in.only(
+      {{"hidden_act", "\"gelu\""}, {"qkv_bias", "true"}, {"num_channels", "3"}, {"use_absolute_embeddings", "false"}});
+  const bool swin = type == "swin";
+  const int64_t side = in.side("image_size", kSide, 224);
+  json args = {{"img_size", side}, {"patch_size", in.side("patch_size", kPatch, swin ? 4 : 16)}};
+  if (swin) {
+    args["embed_dim"] = in.integer({"embed_dim"}, kWidth, 96);
+    args["window_size"] = in.side("window_size", kSide, 7);
+    args["depths"] = in.integers("depths", kDepth, {2, 2, 6, 2});
+    args["num_heads"] = in.integers("num_heads", kHeads, {3, 6, 12, 24});
+    args["mlp_ratio"] = in.number("mlp_ratio", kLeastRatio, kMostRatio, 4.0);
+  } else {
+    const int64_t width = in.integer({"hidden_size"}, kWidth);
+    args["embed_dim"] = width;
+    args["depth"] = in.integer({"num_hidden_layers"}, kDepth);
+    args["num_heads"] = in.integer({"num_attention_heads"}, kHeads);
+    args["mlp_ratio"] = mlp_ratio(in.integer({"intermediate_size"}), width);
+  }
+  // DeiT's own class always has the second token; its second head came with the teacher.
+  const bool teacher = file.has("distillation_classifier.weight");
+  const std::vector<std::string> labels = labels_of(in, source.notes);
+  json timm = {{"architecture", swin             ? "swin_tiny_patch4_window7_224"
+                                : type == "deit" ? "deit_base_distilled_patch16_224"
+                                                 : "vit_base_patch16_224"},
+               {"name", std::filesystem::canonical(folder).filename().string()},
+               {"model_args", args},
+               {"layer_norm_eps", in.number("layer_norm_eps", 0, 1, swin ? 1e-5 : 1e-12)},
+               {"pretrained_cfg", json::object()}};
+  timm["num_classes"] =
+      labels.empty() ? classes_of(in, file, teacher ? "cls_classifier.weight" : "classifier.weight", source.notes)
+                     : static_cast<int64_t>(labels.size());
+  if (!labels.empty()) timm["label_names"] = labels;
+  source.config = std::make_shared<const json>(timm);
+  source.image = transformers_preprocessing(folder, type, side, source.notes);
   source.names = [type, teacher](const std::string& name) { return transformers_names(name, type, teacher); };
   return source;
 }
 
-void check_model_args(const json& args, const std::set<std::string>& known, const json& fixed,
-                      const std::string& where) {
-  for (const auto& [key, value] : args.items()) {
-    if (known.count(key)) continue;
-    require_input(fixed.contains(key), "%s: model_args.%s is not supported", where, key);
-    require_input(fixed.at(key) == value, "%s: model_args.%s = %s is not supported (only %s)", where, key, value.dump(),
-                  fixed.at(key).dump());
-  }
+bool take(std::string_view& name, std::string_view word) {
+  const bool found = name.substr(0, word.size()) == word;
+  if (found) name.remove_prefix(word.size());
+  return found;
+}
+
+int64_t take_number(std::string_view& name, size_t digits) {
+  int64_t number = 0;
+  if (name.empty() || name[0] == '0') return 0;
+  const char* const end = std::from_chars(name.data(), name.data() + std::min(digits, name.size()), number).ptr;
+  name.remove_prefix(static_cast<size_t>(end - name.data()));
+  return std::max<int64_t>(number, 0);  // "-1" is a number to from_chars
+}
+
+int take_size(std::string_view& name) {
+  const char* const sizes[] = {"tiny", "small", "base", "large"};
+  for (int i = 0; i < 4; ++i)
+    if (take(name, sizes[i])) return i;
+  return -1;
 }
 
 void read_info(const VisionSource& source, int64_t side, ModelInfo& info) {
-  const json& config = source.config;
+  const ConfigReader in(*source.config, source.where);
   // Old files have the pretrained settings at the top level.
-  const json pretrained = config.contains("pretrained_cfg") ? config["pretrained_cfg"] : config;
+  const bool flat = !in.has("pretrained_cfg");
+  const ConfigReader pretrained = flat ? in : in.object("pretrained_cfg");
   info.family = Family::Vision;
-  info.name = get_or(config, "name", get<std::string>(config, "architecture", source.where), source.where);
-  info.tag = get_or<std::string>(pretrained, "tag", "", source.where);
-  info.outputs =
-      get_or(config, "num_classes", get_or<int64_t>(pretrained, "num_classes", 1000, source.where), source.where);
-  require_input(info.outputs > 0, "%s: num_classes must be positive", source.where);
-  info.image = image_config(pretrained, side, source.where);
-  info.timm = !source.names;
+  info.name = in.text("name", in.text("architecture", ""));
+  info.tag = pretrained.text("tag", "");
+  info.outputs = in.integer({"num_classes"}, {}, pretrained.integer({"num_classes"}, {}, 1000));
+  info.notes = source.notes;
+  info.timm = !source.image;
+  for (const auto& [where, key] :
+       {std::pair{&in, "label_names"}, {&pretrained, "label_names"}, {&pretrained, "labels"}})
+    if (info.labels.empty()) info.labels = where->texts(key);
+  require_input(info.labels.empty() || static_cast<int64_t>(info.labels.size()) == info.outputs,
+                "%s: label_names has %d names, but num_classes is %d", source.where, info.labels.size(), info.outputs);
+  if (source.image) {
+    info.image = *source.image;
+    return;
+  }
+  info.image = timm_preprocessing(pretrained, side, info.notes);
+  if (flat) return;  // among the keys of the network
+  pretrained.only({{"url", ""},
+                   {"file", ""},
+                   {"state_dict", "null"},
+                   {"hf_hub_id", ""},
+                   {"source", ""},
+                   {"license", ""},
+                   {"hf_hub_filename", ""},
+                   {"architecture", ""},
+                   {"custom_load", ""},
+                   {"pool_size", ""},
+                   {"min_input_size", ""},
+                   {"fixed_input_size", ""},
+                   {"label_offset", "null|0"},
+                   {"label_descriptions", ""},
+                   {"label_names", ""},
+                   {"labels", ""},
+                   {"test_pool_size", ""},
+                   {"first_conv", ""},
+                   {"classifier", ""},
+                   {"description", ""},
+                   {"origin_url", ""},
+                   {"paper_name", ""},
+                   {"paper_ids", ""},
+                   {"notes", ""}});
+  pretrained.require_known();
 }
 
 std::string tag_of_paper(const std::string& architecture) {
-  static const std::pair<std::regex, const char*> rows[] = {
-      {std::regex("vit_(small|base)_patch16_224|vit_base_patch16_384"), "augreg_in21k_ft_in1k"},
-      {std::regex("deit_(small|base)_patch16_224|deit_base_patch16_384"), "fb_in1k"},
-      {std::regex("swin_(tiny|small)_patch4_window7_224"), "ms_in1k"},
-      {std::regex("swin_base_patch4_window(7_224|12_384)"), "ms_in22k_ft_in1k"}};
-  for (const auto& [pattern, tag] : rows)
-    if (std::regex_match(architecture, pattern)) return tag;
+  constexpr struct {
+    const char *tag, *architectures[3];
+  } rows[] = {{"augreg_in21k_ft_in1k", {"vit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch16_384"}},
+              {"fb_in1k", {"deit_small_patch16_224", "deit_base_patch16_224", "deit_base_patch16_384"}},
+              {"ms_in1k", {"swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224"}},
+              {"ms_in22k_ft_in1k", {"swin_base_patch4_window7_224", "swin_base_patch4_window12_384"}}};
+  for (const auto& row : rows)
+    for (const char* name : row.architectures)
+      if (name && architecture == name) return row.tag;
   return "";
 }
 

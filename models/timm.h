@@ -1,32 +1,43 @@
 // What the vision families share: reading timm's config.json, and the map from Hugging Face
 // transformers' form of the same networks (ViTForImageClassification, DeiT..., Swin...) to timm's.
 #pragma once
-#include <set>
+#include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 
-#include "engine/file/json.h"
+#include "engine/file/config.h"
 #include "engine/file/safetensors.h"
 #include "models/model.h"
+#include "models/preprocessing.h"
 
 namespace bcq {
 
 // A checkpoint in timm's terms, wherever it came from.
 struct VisionSource {
-  json config;        // timm's config.json: architecture, model_args, pretrained_cfg, num_classes
-  std::string where;  // the file it was read from, for messages
-  NameMap names;      // where timm's tensor names stand in the file; empty: as they are
+  std::shared_ptr<const json> config;  // timm's config.json: architecture, model_args, pretrained_cfg, num_classes
+  std::string where;                   // the file it was read from, for messages
+  NameMap names;                       // where timm's tensor names stand in the file; empty: as they are
+  std::optional<ImageConfig> image;    // where pretrained_cfg does not say it
+  Notes notes;
 };
 
-// The same from transformers' config.json (model_type vit, deit or swin) and the preprocessor_config.json in
-// `folder` (ImageNet's usual transform when there is none). InputError on what the forward passes lack.
+// The same from transformers' config.json (model_type vit, deit, swin or timm_wrapper) and the
+// preprocessor_config.json in `folder`. InputError on what the forward passes lack.
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
                                const SafeTensors& file);
 
-// model_args may hold `known` keys and those of `fixed` with exactly that value. InputError otherwise.
-void check_model_args(const json& args, const std::set<std::string>& known, const json& fixed,
-                      const std::string& where);
+// Ranges of what a network is made of; their products do not overflow.
+constexpr Range kPatch = {1, 1024}, kHeads = {1, 4096};
+constexpr double kLeastRatio = 1e-3, kMostRatio = 1e3;  // of an MLP's width to the network's
 
-// Fill name, tag, family, outputs and the preprocessing from the config; side: pixels the network takes.
+// Of a name from its front: a word, a number without a leading zero of up to `digits` digits (0: there is none).
+bool take(std::string_view& name, std::string_view word);
+int64_t take_number(std::string_view& name, size_t digits);
+// One of tiny, small, base, large, as an index; -1: none.
+int take_size(std::string_view& name);
+
+// Fill name, tag, family, outputs, labels, notes and the preprocessing from the config; side: pixels the network takes.
 void read_info(const VisionSource& source, int64_t side, ModelInfo& info);
 
 // The checkpoint tag the paper's row of this architecture was measured with, "" when it has no such row.

@@ -1,8 +1,5 @@
 #include "models/vit.h"
 
-#include <regex>
-#include <set>
-
 #include "engine/nn/attention.h"
 #include "engine/nn/mlp.h"
 #include "engine/nn/ops.h"
@@ -93,66 +90,79 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
   // Without a second head the first one decides alone (transformers' DeiTForImageClassification).
   if (c.distilled && file.has("head_dist.weight"))
     head_dist_ = load_linear(file, Role::Head, "head_dist", info.outputs, D);
-  // pre_logits is left over in old files: timm's networks without one never apply it.
-  info_.parameters = count_parameters(file, {"pre_logits."}, info_.name);
+  // Left over in some files: timm's networks without pre_logits, and transformers' classifiers, never apply these.
+  info_.parameters = count_parameters(file, {"pre_logits.", ".pooler.dense."}, info_.name);
 }
 
 // Sizes by timm architecture name; "vit_<size>_patch<P>_<R>" fixes the rest.
 struct Preset {
-  const char* size;
   int64_t dim, depth, heads;
 };
-constexpr Preset kPresets[] = {
-    {"tiny", 192, 12, 3}, {"small", 384, 12, 6}, {"base", 768, 12, 12}, {"large", 1024, 24, 16}};
-
-// Keys of model_args that this forward pass obeys, or that do not change it at inference, and those that
-// are fine with exactly one value.
-const std::set<std::string> kKnownArgs = {"img_size",    "patch_size",      "embed_dim", "depth",
-                                          "num_heads",   "mlp_ratio",       "drop_rate", "drop_path_rate",
-                                          "weight_init", "dynamic_img_size"};
-const json kFixedArgs = {{"qkv_bias", true},  {"class_token", true},    {"global_pool", "token"},
-                         {"in_chans", 3},     {"pre_norm", false},      {"no_embed_class", false},
-                         {"qk_norm", false},  {"init_values", nullptr}, {"reg_tokens", 0},
-                         {"fc_norm", nullptr}};
+constexpr Preset kPresets[] = {{192, 12, 3}, {384, 12, 6}, {768, 12, 12}, {1024, 24, 16}};  // tiny, small, base, large
 
 VitConfig preset_of(const std::string& architecture, const std::string& where) {
   if (architecture == "test_vit") return {16, 64, 6, 2, 192, 160};
-  static const std::regex form(
-      "(vit|deit)_(tiny|small|base|large)(_distilled)?_patch([1-9][0-9]{0,2})_([1-9][0-9]{0,3})");
-  std::smatch part;
-  require_input(std::regex_match(architecture, part, form) && (part[1] == "deit" || !part[3].matched),
+  std::string_view rest = architecture;
+  const bool deit = take(rest, "deit_"), known = deit || take(rest, "vit_");
+  const int size = take_size(rest);
+  const bool distilled = deit && take(rest, "_distilled");
+  const int64_t patch = take(rest, "_patch") ? take_number(rest, 3) : 0;
+  const int64_t side = take(rest, "_") ? take_number(rest, 4) : 0;
+  require_input(known && size >= 0 && patch > 0 && side > 0 && rest.empty(),
                 "%s: architecture \"%s\" is not one this engine knows: vit_{tiny,small,base,large}_patch<P>_<R>, "
                 "deit_..., deit_..._distilled_..., test_vit, swin_...",
                 where, architecture);
-  const Preset* p = kPresets;
-  while (part[2] != p->size) ++p;
-  return {std::stoll(part[4]), p->dim, p->depth, p->heads, 4 * p->dim, std::stoll(part[5]), 1e-6f, part[3].matched};
+  const Preset& p = kPresets[size];
+  return {patch, p.dim, p.depth, p.heads, 4 * p.dim, side, 1e-6f, distilled};
 }
 
 }  // namespace
 
 std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& file, ModelInfo info) {
-  const json& config = source.config;
-  const std::string& where = source.where;
-  VitConfig c = preset_of(get<std::string>(config, "architecture", where), where);
-  if (config.contains("model_args")) {
-    const json& args = config["model_args"];
-    check_model_args(args, kKnownArgs, kFixedArgs, where);
-    const double ratio = static_cast<double>(c.mlp) / static_cast<double>(c.dim);
-    c.dim = get_or(args, "embed_dim", c.dim, where);
-    c.depth = get_or(args, "depth", c.depth, where);
-    c.heads = get_or(args, "num_heads", c.heads, where);
-    c.patch = get_or(args, "patch_size", c.patch, where);
-    c.mlp = static_cast<int64_t>(static_cast<double>(c.dim) * get_or(args, "mlp_ratio", ratio, where));
-    c.side = get_or(args, "img_size", c.side, where);
-  }
-  c.eps = static_cast<float>(get_or(config, "layer_norm_eps", static_cast<double>(c.eps), where));
-  const auto pool = get_or<std::string>(config, "global_pool", "token", where);
-  require_input(pool == "token", "%s: global_pool \"%s\" is not supported (only \"token\")", where, pool);
-  require_input(c.patch > 0 && c.dim > 0 && c.depth > 0 && c.mlp > 0 && c.heads > 0 && c.dim % c.heads == 0 &&
-                    c.side > 0 && c.side % c.patch == 0,
-                "%s: dim %d, depth %d, heads %d, patch %d, image %d do not make a ViT", where, c.dim, c.depth, c.heads,
-                c.patch, c.side);
+  const ConfigReader in(*source.config, source.where), args = in.object("model_args");
+  VitConfig c = preset_of(in.text("architecture", ""), source.where);
+  const double ratio = static_cast<double>(c.mlp) / static_cast<double>(c.dim);
+  c.dim = args.integer({"embed_dim"}, kWidth, c.dim);
+  c.depth = args.integer({"depth"}, kDepth, c.depth);
+  c.heads = args.integer({"num_heads"}, kHeads, c.heads);
+  c.patch = args.side("patch_size", kPatch, c.patch);
+  c.mlp = static_cast<int64_t>(static_cast<double>(c.dim) * args.number("mlp_ratio", kLeastRatio, kMostRatio, ratio));
+  c.side = args.side("img_size", kSide, c.side);
+  // What changes nothing at inference, and what is fine with one value.
+  args.only({{"drop_rate", ""},
+             {"pos_drop_rate", ""},
+             {"patch_drop_rate", ""},
+             {"proj_drop_rate", ""},
+             {"attn_drop_rate", ""},
+             {"drop_path_rate", ""},
+             {"weight_init", ""},
+             {"fix_init", ""},
+             {"dynamic_img_size", ""},
+             {"dynamic_img_pad", "false"},
+             {"qkv_bias", "true"},
+             {"proj_bias", "true"},
+             {"class_token", "true"},
+             {"global_pool", "\"token\""},
+             {"pos_embed", "\"learn\""},
+             {"in_chans", "3"},
+             {"pre_norm", "false"},
+             {"final_norm", "true"},
+             {"no_embed_class", "false"},
+             {"qk_norm", "false"},
+             {"scale_attn_norm", "false"},
+             {"scale_mlp_norm", "false"},
+             {"pool_include_prefix", "false"},
+             {"init_values", "null"},
+             {"reg_tokens", "0"},
+             {"fc_norm", "null"},
+             {"norm_layer", "null"},
+             {"act_layer", "null"}});
+  args.require_known();
+  in.only({{"global_pool", "null|\"token\""}});
+  c.eps = static_cast<float>(in.number("layer_norm_eps", 0, 1, static_cast<double>(c.eps)));
+  require_input(c.mlp > 0 && c.dim % c.heads == 0 && c.side % c.patch == 0,
+                "%s: dim %d, depth %d, heads %d, patch %d, image %d do not make a ViT", source.where, c.dim, c.depth,
+                c.heads, c.patch, c.side);
   read_info(source, c.side, info);
   return std::make_unique<Vit>(c, Loader(file, source.names), info);
 }

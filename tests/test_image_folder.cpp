@@ -442,6 +442,11 @@ TEST_CASE("image_folder: decoded images and indices are kept in a cache and used
     other.interpolation = "bilinear";
     CHECK(test::same_bits(pixels(cache, other), pixels("", other)));
     CHECK(files_below(cache).size() == first.size() + 6);
+    other.resize = ImageConfig::Resize::Shortest;
+    other.resize_to[0] = 16;
+    other.crop = ImageConfig::Crop::Transformers;
+    CHECK(test::same_bits(pixels(cache, other), pixels("", other)));
+    CHECK(files_below(cache).size() == first.size() + 9);
   }
   // Another picture under the same name, size and time.
   const std::string cache = root.file("cache-in"), path = root.file("in/n01440764/1.png");

@@ -364,7 +364,7 @@ TEST_CASE("safetensors: a file that cannot be written leaves nothing behind") {
   CHECK(contains(failure(path, {{"x", Tensor()}}), "no values"));
   CHECK(contains(failure(path, {{"\xff", Tensor({1}, {1})}}), "UTF-8"));
   CHECK(contains(failure(dir.file("no/dir.safetensors"), {{"x", Tensor({1}, {1})}}), "cannot be written"));
-  CHECK(contains(failure(dir.path, {{"x", Tensor({1}, {1})}}), "not a regular file"));
+  CHECK(contains(failure(dir.path, {{"x", Tensor({1}, {1})}}), "folder"));
   CHECK(std::filesystem::is_empty(dir.path));
 }
 

@@ -292,7 +292,9 @@ TEST_CASE("packed files that are not what they should be are refused by file and
     }
     const auto g_idx = [&](int32_t bad) {
       return refusal([&](auto& t, json&) {
-        std::vector<int32_t> values(512, 0);
+        std::vector<int32_t> values(512);
+        for (size_t c = 0; c < 512; ++c) values[c] = static_cast<int32_t>(c / 32);
+        std::swap(values[77], values[511]);
         values[77] = bad;
         t[layer + ".g_idx"] = store({512}, values);
       });
@@ -312,7 +314,8 @@ TEST_CASE("packed files that are not what they should be are refused by file and
     CHECK(contains(refusal([](auto&, json& q) { q = nullptr; }), "packed, but neither"));
     if (format == "gptq") {
       CHECK(contains(refusal([](auto&, json& q) { q["checkpoint_format"] = "marlin"; }), "\"marlin\""));
-      CHECK(contains(refusal([&](auto& t, json&) {
+      CHECK(contains(refusal([&](auto& t, json& q) {
+                       q["sym"] = false;
                        t[layer + ".qzeros"] = store({16, 16}, std::vector<int32_t>(256, -1));
                      }),
                      "overflowed"));

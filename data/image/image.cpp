@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 
 #include "engine/core/check.h"
@@ -141,27 +142,67 @@ Image resize(const Image& image, int height, int width, const std::string& inter
   return resample_y ? resample_columns(strip, down, row0) : strip;
 }
 
+namespace {
+
+struct Size {
+  double height, width;
+};
+
+// What a picture is resized to; the fractions are cut off.
+Size resized(const Image& image, const ImageConfig& config) {
+  using Resize = ImageConfig::Resize;
+  const double H = image.height, W = image.width, a = static_cast<double>(config.resize_to[0]),
+               b = static_cast<double>(config.resize_to[1]);
+  const auto shortest_to = [&](double side) { return W > H ? Size{side, side * W / H} : Size{side * H / W, side}; };
+  switch (config.resize) {
+    case Resize::CropPct: {
+      require_input(config.crop_pct > 0.0 && config.crop_pct <= 4.0, "crop_pct %g is not in (0, 4]", config.crop_pct);
+      const double side = std::floor(static_cast<double>(config.height) / config.crop_pct);
+      return config.crop_mode == "squash" ? Size{side, side} : shortest_to(side);
+    }
+    case Resize::None:
+      return {H, W};
+    case Resize::Exact:
+      return {a, b};
+    case Resize::Shortest: {  // transformers' get_size_with_aspect_ratio()
+      const double shorter = std::min(H, W), longer = std::max(H, W);
+      if (b == 0 || longer / shorter * a <= b) return shortest_to(a);
+      const double exact = b * shorter / longer, side = std::nearbyint(exact);
+      if (side == shorter) return {H, W};
+      return W >= H ? Size{side, exact * W / H} : Size{exact * H / W, side};
+    }
+    case Resize::Within: {  // transformers' get_image_size_for_max_height_width()
+      const double scale = std::min(a / H, b / W);
+      return {H * scale, W * scale};
+    }
+  }
+  throw Error("a resize that does not exist");
+}
+
+// Where the centre `size` of `have` pixels begins; negative when there are fewer.
+int64_t crop_offset(int64_t have, int64_t size, bool torchvision) {
+  if (have < size) return torchvision ? -((size - have) / 2) : -((size - have + 1) / 2);
+  return torchvision ? std::lrint(static_cast<double>(have - size) / 2.0) : (have - size) / 2;
+}
+
+}  // namespace
+
 Image resize_and_crop(const Image& image, const ImageConfig& config) {
   require_input(config.height == config.width && config.height > 0 && config.height <= 8192,
                 "image size %d x %d is not supported: square, up to 8192", config.height, config.width);
-  require_input(config.crop_pct > 0.0 && config.crop_pct <= 4.0, "crop_pct %g is not in (0, 4]", config.crop_pct);
-  const int size = static_cast<int>(config.height);
-  const double target = std::floor(size / config.crop_pct);
-  require_input(target >= 1.0 && target <= 65535.0, "crop_pct %g makes images of %g pixels", config.crop_pct, target);
-  const bool wide = image.width > image.height;
-  const int side = static_cast<int>(target), shortest = wide ? image.height : image.width;
-  const double longest = target * (wide ? image.width : image.height) / shortest;
-  require_input(longest < 2147483647.0, "an image of %d x %d pixels is too narrow", image.width, image.height);
-  const bool squash = config.crop_mode == "squash";
-  const int height = wide || squash ? side : static_cast<int>(longest);
-  const int width = wide && !squash ? static_cast<int>(longest) : side;
-
-  // Offsets of the crop in the picture; negative when the picture is the smaller one. There
-  // torchvision pads floor(missing / 2) before and the rest after.
-  const auto offset = [size](int have) {
-    return have >= size ? static_cast<int>(std::nearbyint((have - size) / 2.0)) : -((size - have) / 2);
-  };
-  const int top = offset(height), left = offset(width);
+  const Size exact = resized(image, config);
+  require_input(exact.height >= 1 && exact.width >= 1 && exact.height < 2147483647.0 && exact.width < 2147483647.0,
+                "an image of %d x %d pixels is too narrow, or becomes too large: %.0f x %.0f", image.width,
+                image.height, exact.width, exact.height);
+  const int size = static_cast<int>(config.height), height = static_cast<int>(exact.height),
+            width = static_cast<int>(exact.width);
+  require_input(config.crop != ImageConfig::Crop::None || (height == size && width == size),
+                "the network takes %d x %d pixels, but this image has %d x %d, and the model's preprocessing cuts "
+                "nothing out",
+                size, size, width, height);
+  const bool torchvision = config.crop != ImageConfig::Crop::Transformers;
+  const auto top = static_cast<int>(crop_offset(height, size, torchvision)),
+             left = static_cast<int>(crop_offset(width, size, torchvision));
   const Region window{std::max(top, 0), std::max(left, 0), std::min(height, size), std::min(width, size)};
   Image part = resize(image, height, width, config.interpolation, window);
   if (part.height == size && part.width == size) return part;
@@ -181,11 +222,48 @@ Tensor normalise(const Image& crop, const ImageConfig& config) {
   for (size_t c = 0; c < 3; ++c) {
     require_input(config.std[c] > 0.0f, "image std %g is not positive", static_cast<double>(config.std[c]));
     std::array<float, 256> value;
-    for (size_t v = 0; v < 256; ++v) value[v] = (static_cast<float>(v) / 255.0f - config.mean[c]) / config.std[c];
+    for (size_t v = 0; v < 256; ++v)  // v times the double 1/255, rounded, is v / 255.0f for every byte
+      value[v] = (static_cast<float>(static_cast<double>(v) * config.rescale) - config.mean[c]) / config.std[c];
     float* to = out.data + c * plane;
     for (size_t i = 0; i < plane; ++i) to[i] = value[crop.rgb[i * 3 + c]];
   }
   return out;
+}
+
+namespace {
+
+// The number a float was written as: 0.485, not 0.48500001430511475.
+json written(const float values[3]) {
+  json list = json::array();
+  for (int c = 0; c < 3; ++c) {
+    char text[32];
+    double value = 0;
+    std::from_chars(text, std::to_chars(text, text + sizeof text, values[c]).ptr, value);
+    list.push_back(value);
+  }
+  return list;
+}
+
+}  // namespace
+
+json to_json(const ImageConfig& config) {
+  constexpr const char* kResize[] = {"crop_pct", "none", "exact", "shortest", "within"};
+  constexpr const char* kCrop[] = {"torchvision", "transformers", "none"};
+  json j = {{"height", config.height},
+            {"width", config.width},
+            {"resize", kResize[static_cast<int>(config.resize)]},
+            {"interpolation", config.interpolation},
+            {"crop", kCrop[static_cast<int>(config.crop)]},
+            {"rescale_factor", config.rescale},
+            {"mean", written(config.mean)},
+            {"std", written(config.std)}};
+  if (config.resize == ImageConfig::Resize::CropPct) {
+    j["crop_pct"] = config.crop_pct;
+    j["crop_mode"] = config.crop_mode;
+  } else if (config.resize != ImageConfig::Resize::None) {
+    j["resize_to"] = config.resize_to;
+  }
+  return j;
 }
 
 Tensor preprocess(const Image& image, const ImageConfig& config) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
+#include "engine/file/json_fwd.h"
 
 namespace bcq {
 
@@ -38,15 +39,18 @@ struct Region {
 // "bilinear", else InputError. A window that sticks out is an Error.
 Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window = {});
 
-// Steps 1-4 of the evaluation transform: the short side becomes floor(size / crop_pct), the
-// long side follows (truncated), and the centre size x size is kept: offsets round half to
-// even, and a picture smaller than the crop is padded with zeros, as torchvision does.
-// Only square targets exist; InputError for others and for a crop_pct that is not in (0, 4].
+// A picture resized and cut to height x width as the config says (engine/core/tensor.h). timm's rule: the short side
+// becomes floor(size / crop_pct), the long side follows (truncated), and the centre is kept. A picture smaller than the
+// crop is padded with zeros. Only square targets exist; InputError for others, for a crop_pct that is not in (0, 4],
+// and for a picture that has another size where nothing is cut.
 Image resize_and_crop(const Image& image, const ImageConfig& config);
 
-// The rest of it: [3, H, W] float32, (x / 255 - mean) / std in float arithmetic, equal
-// to torchvision's ToTensor and Normalize. InputError when a std is not positive.
+// The rest of it: [3, H, W] float32, (x * rescale - mean) / std in float arithmetic, equal to torchvision's ToTensor
+// and Normalize, and to transformers' rescale and normalize in numpy. InputError when a std is not positive.
 Tensor normalise(const Image& crop, const ImageConfig& config);
+
+// All of a config, for records and as a key of what was made by it.
+json to_json(const ImageConfig& config);
 
 // The whole transform.
 Tensor preprocess(const Image& image, const ImageConfig& config);

@@ -367,10 +367,12 @@ namespace {
 Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const std::string& cache) {
   const auto decode = [&] { return resize_and_crop(decode_image(read_item(item), item.path), config); };
   if (cache.empty()) return decode();
+  json settings = to_json(config);
+  for (const char* later : {"rescale_factor", "mean", "std"}) settings.erase(later);  // come after the pixels
   // A change of what decode() makes of an image has to change the number in front.
-  const std::string key = format("crop 2, %s\n%s\n%d+%d\n%d x %d, %a, %s, %s", jpeg_decoder(),
-                                 file_stamp(item.archive ? *item.archive : item.path), item.offset, item.size,
-                                 config.height, config.width, config.crop_pct, config.crop_mode, config.interpolation);
+  const std::string key =
+      format("crop 2, %s\n%s\n%d+%d\n%s", jpeg_decoder(), file_stamp(item.archive ? *item.archive : item.path),
+             item.offset, item.size, dump(settings));
   const auto make = [&] {
     const Image crop = decode();
     return std::string(crop.rgb.begin(), crop.rgb.end());

@@ -58,12 +58,24 @@ struct Batch {
 
 // How an image becomes pixels: read from a model's config, obeyed by data/image.
 struct ImageConfig {
-  int64_t height = 224, width = 224;
-  double crop_pct = 0.9;
-  std::string interpolation = "bicubic";
+  int64_t height = 224, width = 224;  // that the network takes
+  // What a picture is resized to. CropPct is timm's rule: by crop_pct and crop_mode. The others are transformers':
+  // not at all; to height resize_to[0] and width [1]; the shorter side to [0], with the longer at most [1] unless that
+  // is 0; as large as fits into height [0] and width [1].
+  enum class Resize { CropPct, None, Exact, Shortest, Within };
+  Resize resize = Resize::CropPct;
+  int64_t resize_to[2] = {0, 0};
+  double crop_pct = 0.875;           // these defaults: timm's PretrainedCfg
   std::string crop_mode = "center";  // keep the picture's shape and cut; or "squash" it into a square before
-  float mean[3] = {0.5f, 0.5f, 0.5f};
-  float std[3] = {0.5f, 0.5f, 0.5f};
+  std::string interpolation = "bicubic";
+  // Then the centre of height x width is cut out. An odd rest: torchvision's crop rounds half of it to even,
+  // transformers' rounds down; of what is missing the one pads the smaller half before, the other the larger. None:
+  // the picture must have that size by now.
+  enum class Crop { Torchvision, Transformers, None };
+  Crop crop = Crop::Torchvision;
+  double rescale = 1.0 / 255;  // of a byte's value, to which mean and std belong; without any: 1, 0 and 1
+  float mean[3] = {0.485f, 0.456f, 0.406f};
+  float std[3] = {0.229f, 0.224f, 0.225f};
 };
 
 }  // namespace bcq

@@ -1,17 +1,9 @@
-// JSON as the engine accepts it, and whole files read and written. Refuses what
-// nlohmann/json would let pass (duplicate keys, unlimited depth) and says what is
-// wrong before it would, in words that name the file (invalid UTF-8).
+// JSON as the engine accepts it. Refuses what nlohmann/json would let pass (duplicate keys, unlimited depth) and says
+// what is wrong before it would, in words that name the file (invalid UTF-8).
 #include "engine/file/json.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <atomic>
-#include <cerrno>
-#include <cstring>
 #include <unordered_set>
-#include <utility>
+#include <vector>
 
 namespace bcq {
 namespace {
@@ -72,58 +64,11 @@ std::string plain_message(const json::exception& error) {
   return what;
 }
 
-struct Descriptor {
-  int fd;
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-// A file that removes itself unless it was renamed to its final name.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& final_path) : final_path_(final_path) {
-    static std::atomic<unsigned> counter{0};
-    path_ = format("%s.tmp-%d-%d", final_path, static_cast<int>(::getpid()), counter++);
-    file_.fd = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (file_.fd < 0) fail();
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  ~TemporaryFile() {
-    if (!renamed_) ::unlink(path_.c_str());
-  }
-
-  void write(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(file_.fd, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail();
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-  }
-
-  void sync() {
-    if (::fsync(file_.fd) != 0) fail();
-  }
-
-  void rename() {
-    const int fd = std::exchange(file_.fd, -1);
-    if (::close(fd) != 0) fail();  // network file systems report a full disk here
-    if (::rename(path_.c_str(), final_path_.c_str()) != 0) fail();
-    renamed_ = true;
-  }
-
- private:
-  [[noreturn]] void fail() const {
-    throw Error(format("%s: cannot be written: %s", final_path_, std::strerror(errno)));
-  }
-
-  std::string final_path_, path_;
-  Descriptor file_{-1};
-  bool renamed_ = false;
-};
-
 }  // namespace
+
+std::string dump(const json& value, int indent) {
+  return value.dump(indent, ' ', false, json::error_handler_t::replace);
+}
 
 std::string quoted(const std::string& text) {
   constexpr size_t kLongest = 120;
@@ -134,7 +79,13 @@ std::string quoted(const std::string& text) {
     if (invalid != std::string::npos && invalid + 4 > cut.size()) cut.resize(invalid);
     cut += "...";
   }
-  return json(cut).dump(-1, ' ', false, json::error_handler_t::replace);
+  return dump(json(cut));
+}
+
+std::string shown(const json& value) {
+  constexpr size_t kLongest = 80;
+  const std::string text = dump(value);
+  return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
 }
 
 json parse_json(const std::string& text, const std::string& where) {
@@ -150,41 +101,5 @@ json parse_json(const std::string& text, const std::string& where) {
 }
 
 json read_json(const std::string& path) { return parse_json(read_file(path), path); }
-
-std::string read_file(const std::string& path) {
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  require_input(file.fd >= 0, "%s: cannot be opened: %s", path, std::strerror(errno));
-  struct stat status = {};
-  require_input(::fstat(file.fd, &status) == 0 && !S_ISDIR(status.st_mode), "%s: is a directory, not a file", path);
-  std::string text;
-  // The size is only a first guess: a pipe has none, a growing file more.
-  text.resize(status.st_size > 0 ? static_cast<size_t>(status.st_size) + 1 : 4096);
-  size_t used = 0;
-  for (;;) {
-    if (used == text.size()) text.resize(2 * used);
-    const ssize_t n = ::read(file.fd, text.data() + used, text.size() - used);
-    if (n < 0 && errno == EINTR) continue;
-    require_input(n >= 0, "%s: cannot be read: %s", path, std::strerror(errno));
-    if (n == 0) break;
-    used += static_cast<size_t>(n);
-  }
-  text.resize(used);
-  return text;
-}
-
-void write_file(const std::string& path, const std::string& text) {
-  write_file(path, std::vector<std::string_view>{text});
-}
-
-void write_file(const std::string& path, const std::vector<std::string_view>& pieces, bool lasting) {
-  struct stat status = {};
-  const bool exists = ::stat(path.c_str(), &status) == 0;
-  // Renaming over /dev/null would replace the device, over a directory fails obscurely.
-  require(!exists || S_ISREG(status.st_mode), "%s: cannot be written: it exists and is not a regular file", path);
-  TemporaryFile file(path);
-  for (const std::string_view piece : pieces) file.write(piece);
-  if (lasting) file.sync();
-  file.rename();
-}
 
 }  // namespace bcq

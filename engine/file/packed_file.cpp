@@ -5,6 +5,8 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/file/config.h"
+#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
@@ -55,43 +57,84 @@ void require_shape(const Loader& from, const char* child, const Shape& found, co
 }
 
 // The group of every column as the file has it; empty when columns are in order.
-std::vector<int32_t> get_groups(const Loader& from, int64_t in, int64_t groups) {
+std::vector<int32_t> get_groups(const Loader& from, int64_t in, int64_t group, int64_t groups) {
   if (!from.has("g_idx")) return {};
   Shape shape;
   const std::vector<int64_t> values = from.get_ints("g_idx", &shape);
+  if (shape == Shape{0}) return {};  // as without act-order some tools write it
   require_shape(from, "g_idx", shape, {in});
-  for (int64_t c = 0; c < in; ++c)
-    require_input(values[at(c)] >= 0 && values[at(c)] < groups, "%s: column %d is in group %d, but there are %d",
-                  from.describe("g_idx"), c, values[at(c)], groups);
-  return std::vector<int32_t>(values.begin(), values.end());
+  std::vector<int64_t> columns(at(groups));
+  bool in_order = true;
+  for (int64_t c = 0; c < in; ++c) {
+    const int64_t g = values[at(c)];
+    require_input(g >= 0 && g < groups, "%s: column %d is in group %d, but there are %d", from.describe("g_idx"), c, g,
+                  groups);
+    require_input(++columns[at(g)] <= group, "%s: more than %d columns are in group %d", from.describe("g_idx"), group,
+                  g);
+    in_order = in_order && g == c / group;
+  }
+  return in_order ? std::vector<int32_t>{} : std::vector<int32_t>(values.begin(), values.end());
+}
+
+// Stored zero points of a symmetric quantization, all 2^(bits-1) or, as v1 has them, all one less: what to add to
+// them. -1: they are something else.
+int symmetric_offset(const std::vector<uint8_t>& stored, int bits) {
+  const int middle = 1 << (bits - 1);
+  const bool same = std::all_of(stored.begin(), stored.end(), [&](uint8_t z) { return z == stored[0]; });
+  return same && (stored[0] == middle || stored[0] == middle - 1) ? middle - stored[0] : -1;
 }
 
 // Zero points [out, groups] from words [groups, words of out].
-Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, Kind kind) {
+Tensor get_zeros(const Loader& from, int64_t out, int64_t groups, int bits, const PackedFormat& format) {
   const Words words(from, "qzeros");
   const int64_t row = packed_words(out, bits);
   require_shape(from, "qzeros", words.shape, {groups, row});
-  const int top = (1 << bits) - 1;
-  Tensor zeros = Tensor::uninitialized({out, groups});
-  std::vector<uint8_t> codes(at(out));
+  std::vector<uint8_t> stored(at(groups * out));
   std::vector<uint32_t> stream(at(row));
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[g * row + k];
-    unpack_codes(stream.data(), out, bits, codes.data());
+    unpack_codes(stream.data(), out, bits, stored.data() + g * out);
+  }
+  int offset = format.kind == Kind::GptqV1 ? 1 : 0;
+  const int symmetric = symmetric_offset(stored, bits);
+  require_input(symmetric >= 0 || format.symmetry != PackedFormat::Symmetry::Yes,
+                "%s: sym is true in %s, but the zero points are not all %d (stored, or stored less 1)",
+                from.describe("qzeros"), format.where, 1 << (bits - 1));
+  if (symmetric >= 0 && format.kind != Kind::Own && format.symmetry != PackedFormat::Symmetry::No) offset = symmetric;
+  Tensor zeros = Tensor::uninitialized({out, groups});
+  for (int64_t g = 0; g < groups; ++g) {
     for (int64_t r = 0; r < out; ++r) {
-      int zero = codes[at(r)];
-      if (kind == Kind::GptqV1) {
-        // A zero point of 0 becomes -1 in v1 and runs over the neighbours in its word: those are lost.
-        require_input(zero < top,
-                      "%s: an asymmetric zero point overflowed when this GPTQ v1 file was written; the checkpoint "
-                      "is only good in v2 (checkpoint_format \"gptq_v2\")",
-                      from.describe("qzeros"));
-        ++zero;
-      }
+      const int zero = stored[at(g * out + r)] + offset;
+      // A zero point of 0 becomes -1 in v1 and runs over the neighbours in its word: those are lost.
+      require_input(zero < 1 << bits,
+                    "%s: an asymmetric zero point overflowed when this GPTQ v1 file was written; the checkpoint "
+                    "is only good in v2 (checkpoint_format \"gptq_v2\")",
+                    from.describe("qzeros"));
       zeros[r * groups + g] = static_cast<float>(zero);
     }
   }
   return zeros;
+}
+
+// The configurations of a quantization, of which a folder may have two; `where` becomes the file the first is in.
+json find_configuration(const json& config, const std::string& folder, std::string& where) {
+  json found = config.is_object() ? config.value("quantization_config", json()) : json();
+  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+    const std::string path = (std::filesystem::path(folder) / name).string();
+    if (!std::filesystem::exists(path)) continue;
+    const json other = read_json(path);
+    if (found.is_null()) {
+      found = other;
+      where = path;
+    }
+    if (!found.is_object() || !other.is_object()) continue;
+    for (const char* key : {"bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_method"}) {
+      const json here = found.value(key, json()), there = other.value(key, json());
+      require_input(here.is_null() || there.is_null() || here == there, "%s: %s is %s, but in %s it is %s", where, key,
+                    shown(here), path, shown(there));
+    }
+  }
+  return found;
 }
 
 }  // namespace
@@ -100,13 +143,7 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
                                                        const std::string& folder, const SafeTensors& file) {
   PackedFormat f;
   f.where = where;
-  json q = config.is_object() ? config.value("quantization_config", json()) : json();
-  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
-    const std::string path = (std::filesystem::path(folder) / name).string();
-    if (!q.is_null() || !std::filesystem::exists(path)) continue;
-    q = read_json(path);
-    f.where = path;
-  }
+  const json q = find_configuration(config, folder, f.where);
   const auto packed = std::find_if(file.tensors().begin(), file.tensors().end(),
                                    [](const auto& entry) { return entry.first.ends_with(".qweight"); });
   const bool is_packed = packed != file.tensors().end();
@@ -117,40 +154,44 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
   require_input(q.is_null() || is_packed, "%s: no tensor is packed, but %s has a quantization_config", file.path(),
                 f.where);
   if (q.is_null()) return nullptr;
-  require_input(q.is_object(), "%s: the quantization's configuration is not an object", f.where);
 
+  const ConfigReader in(q, f.where);
   const auto text = [&](const char* key, const char* other, const std::string& fallback) {
-    return get_or<std::string>(q, key, get_or<std::string>(q, other, fallback, f.where), f.where);
+    require_input(!in.has(key) || !in.has(other) || in.text(key, "") == in.text(other, ""),
+                  "%s: %s is %s, but %s is %s", f.where, key, shown(in.value(key)), other, shown(in.value(other)));
+    return in.text(key, in.text(other, fallback));
   };
   const std::string method = text("quant_method", "method", "gptq");
   if (method == "bcq") {
-    const auto version = get<int64_t>(q, "format_version", f.where);
+    const int64_t version = in.integer({"format_version"});
     require_input(version == 1, "%s: format_version %d is newer than this program", f.where, version);
-    f.positions = get_or<int64_t>(q, "bc_positions", 0, f.where);
-    require_input(f.positions >= 0, "%s: bc_positions is %d", f.where, f.positions);
+    f.positions = in.integer({"bc_positions"}, {0, 1 << 24}, 0);
   } else {
     const std::string format =
-        get_or(q, "is_marlin_format", false, f.where) ? "marlin" : text("checkpoint_format", "format", "gptq");
-    require_input(method == "gptq" && (format == "gptq" || format == "gptq_v2") &&
-                      text("pack_dtype", "pack_dtype", "int32") == "int32",
-                  "%s: this checkpoint is quantized as %s (%s), which is not read here; GPTQ's gptq and gptq_v2 with "
-                  "int32 words are",
-                  f.where, quoted(method), quoted(format));
+        in.flag("is_marlin_format", false) ? "marlin" : text("checkpoint_format", "format", "gptq");
+    require_input(
+        method == "gptq" && (format == "gptq" || format == "gptq_v2") && in.text("pack_dtype", "int32") == "int32",
+        "%s: this checkpoint is quantized as %s (%s), which is not read here; GPTQ's gptq and gptq_v2 with "
+        "int32 words are",
+        f.where, quoted(method), quoted(format));
     f.kind = format == "gptq" ? Kind::GptqV1 : Kind::GptqV2;
   }
-  f.by_layer = q.contains("dynamic") && !q["dynamic"].empty();
-  f.bits = static_cast<int>(get<int64_t>(q, "bits", f.where));
-  f.group = get_or<int64_t>(q, "group_size", -1, f.where);
+  const json& dynamic = in.value("dynamic");
+  f.by_layer = !dynamic.is_null() && !dynamic.empty();
+  if (in.has("sym") && dump(dynamic).find("\"sym\"") == std::string::npos)
+    f.symmetry = in.flag("sym", true) ? PackedFormat::Symmetry::Yes : PackedFormat::Symmetry::No;
+  f.bits = static_cast<int>(in.integer({"bits"}, {0, 64}));
+  f.group = in.integer({"group_size"}, {-1, 1 << 20}, -1);
   const bool fits = f.kind == Kind::Own ? f.bits >= 2 && f.bits <= 8 : is_gptq_width(f.bits);
   require_input(fits && (f.group == -1 || f.group >= 1), "%s: bits %d with group_size %d is not a quantization",
                 f.where, f.bits, f.group);
   return std::make_shared<const PackedFormat>(f);
 }
 
-bool has_packed(const Loader& at) { return at.file().packed && !at.has("weight"); }
+bool has_packed(const Loader& at) { return at.packed() && !at.has("weight"); }
 
 PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
-  const PackedFormat& f = *from.file().packed;
+  const PackedFormat& f = *from.packed();
   const bool own = f.kind == Kind::Own;
   const Words words(from, "qweight");
   require_input(words.shape.size() == 2 && words.shape[own ? 0 : 1] == out,
@@ -166,17 +207,16 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   Affine grid{static_cast<int>(bits), f.group < 0 ? in : std::min(f.group, in), {}, {}};
   int64_t groups = (in + grid.group - 1) / grid.group;
   if (f.by_layer && from.has("scales")) {  // only the tensors know
-    groups = from.shape("scales")[own ? 1 : 0];
+    const Shape& shape = from.shape("scales");
+    require_input(shape.size() == 2, "%s: has shape %s, but scales have two dimensions", from.describe("scales"),
+                  to_string(shape));
+    groups = shape[own ? 1 : 0];
     require_input(groups >= 1 && groups <= in, "%s: %d groups for %d inputs", from.describe("scales"), groups, in);
     if ((in + grid.group - 1) / grid.group != groups) grid.group = (in + groups - 1) / groups;
   }
   grid.scale = own ? from.get("scales", {out, groups}) : transposed(from.get("scales", {groups, out}));
-  grid.zero = get_zeros(from, out, groups, grid.bits, f.kind);
-  grid.column_group = get_groups(from, in, groups);
-  bool in_order = true;
-  for (int64_t c = 0; c < in && in_order && !grid.column_group.empty(); ++c)
-    in_order = grid.column_group[at(c)] == c / grid.group;
-  if (in_order) grid.column_group.clear();
+  grid.zero = get_zeros(from, out, groups, grid.bits, f);
+  grid.column_group = get_groups(from, in, grid.group, groups);
   from.count(out * in - grid.scale.size());  // parameters are weights, not scales
   PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
     std::vector<uint32_t> stream(at(row));
@@ -188,8 +228,8 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
 }
 
 Tensor get_bc(const Loader& at, int64_t width) {
-  if (!at.file().packed || !at.has("bc")) return {};
-  const Tensor bc = at.get("bc", {at.file().packed->positions, width});
+  if (!at.packed() || !at.has("bc")) return {};
+  const Tensor bc = at.get("bc", {at.packed()->positions, width});
   at.count(-bc.size());  // nor compensations
   return bc;
 }

@@ -17,7 +17,7 @@
 #include <memory>
 #include <string>
 
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
 #include "engine/file/safetensors.h"
 #include "engine/gemm/packed.h"
 
@@ -29,21 +29,24 @@ struct PackedFormat {
   int bits = 4;
   int64_t group = -1;     // columns that share a scale; -1: a whole row
   bool by_layer = false;  // some layers differ ("dynamic"); what they have follows from their tensors
+  // What "sym" says: all zero points are 2^(bits-1). Unknown: nothing says it for all layers.
+  enum class Symmetry { Unknown, Yes, No };
+  Symmetry symmetry = Symmetry::Unknown;
   int64_t positions = 0;  // T of compensations per position; 0: there are none
   std::string where;      // the file that says so, for messages
 };
 
 // How `file` keeps packed weights, as "quantization_config" of config.json, or quantize_config.json in the same folder,
 // says; null when there is neither. InputError for formats that are not read here, by name, and when file and
-// configuration disagree on whether weights are packed.
+// configuration disagree on whether weights are packed, or the two configurations on how.
 std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const std::string& where,
                                                        const std::string& folder, const SafeTensors& file);
 
 // Whether the layer at this place is packed.
 bool has_packed(const Loader& at);
-// Its packed weight [out, in]. InputError, naming
-// file and tensor, when a tensor is missing, does not fit the others or the configuration, or counts groups that
-// do not exist.
+// Its packed weight [out, in]. InputError, naming file and tensor, when a tensor is missing, does not fit the others or
+// the configuration, or counts groups that do not exist. Zero points of a symmetric quantization are read as they are
+// stored, less 1 or not, whatever the name of the format says: the two are told apart by their value.
 PackedWeight get_packed(const Loader& at, int64_t out, int64_t in);
 
 // The compensation per position [T, width] of the layer or block at this place; empty when there is none.

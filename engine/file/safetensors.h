@@ -49,8 +49,6 @@ class SafeTensors {
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   bool has(const std::string& name) const { return tensors_.count(name) != 0; }
-  // How packed weights are kept in it, which is written elsewhere; null when there are none.
-  std::shared_ptr<const PackedFormat> packed;
 
   // The tensor as float32 (F32 borrowed from the mapping when aligned, F16/BF16/F64 converted).
   // Throws InputError when it is missing, of another shape, of an integer type or not finite:
@@ -77,8 +75,10 @@ using NameMap = std::function<std::vector<std::string>(const std::string& name)>
 // and it knows in the end which tensors nobody asked for.
 class Loader {
  public:
-  explicit Loader(const SafeTensors& file, NameMap names = nullptr)
-      : file_(&file), names_(std::move(names)), asked_(std::make_shared<Asked>()) {}
+  // packed: how packed weights are kept in the file, which is written elsewhere; null: there are none.
+  explicit Loader(const SafeTensors& file, NameMap names = nullptr,
+                  std::shared_ptr<const PackedFormat> packed = nullptr)
+      : file_(&file), names_(std::move(names)), packed_(std::move(packed)), asked_(std::make_shared<Asked>()) {}
   Loader sub(const std::string& child) const {
     Loader inner = *this;
     inner.prefix_ += child + ".";
@@ -86,6 +86,7 @@ class Loader {
   }
   Loader sub(int64_t index) const { return sub(std::to_string(index)); }
   const SafeTensors& file() const { return *file_; }
+  const PackedFormat* packed() const { return packed_.get(); }
   bool has(const std::string& child) const;
   // InputError as SafeTensors::get has it.
   Tensor get(const std::string& child, const Shape& expected) const;
@@ -112,6 +113,7 @@ class Loader {
   std::vector<std::string> ask(const std::string& child, int64_t values) const;
   const SafeTensors* file_;
   NameMap names_;
+  std::shared_ptr<const PackedFormat> packed_;
   std::string prefix_;
   struct Asked {
     std::set<std::string> names;
@@ -123,7 +125,7 @@ class Loader {
 constexpr uint64_t kMaxHeader = 100'000'000;  // bytes: the reference reader's limit
 
 // Write tensors as the reference writer does (names in its order, header padded to 8 bytes, metadata
-// {"format": "pt"} plus what is given), to a temporary file beside `path` that is then renamed.
+// {"format": "pt"} plus what is given, with bytes that are not UTF-8 replaced), as write_file() does.
 // Throws Error when it cannot be written; nothing is left behind then.
 void write_safetensors(const std::string& path, const std::map<std::string, TensorInfo>& tensors,
                        const std::map<std::string, std::string>& metadata = {});

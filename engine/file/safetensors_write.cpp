@@ -47,7 +47,7 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
   try {
     json all_metadata = metadata;
     all_metadata["format"] = "pt";  // without it transformers refuses the file
-    std::string header = "{\"__metadata__\":" + all_metadata.dump();
+    std::string header = "{\"__metadata__\":" + dump(all_metadata);
     std::vector<std::string_view> pieces = {{}, {}};
     uint64_t offset = 0;
     for (const auto& [name, t] : sorted) {
@@ -64,8 +64,8 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
     pieces[0] = {reinterpret_cast<const char*>(&length), sizeof length};
     pieces[1] = header;
     write_file(path, pieces);
-  } catch (const json::exception& error) {  // dump() of a name or value that is not UTF-8
-    throw Error(format("%s: not written: a name or metadata value is not valid UTF-8", path));
+  } catch (const json::exception& error) {  // dump() of a name that is not UTF-8
+    throw Error(format("%s: not written: a name is not valid UTF-8", path));
   }
 }
 

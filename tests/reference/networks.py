@@ -99,8 +99,8 @@ def transformers_vision(kind, seed, **sizes):
 def write_transformers(model, folder):
     model.save_pretrained(folder)
     processor = {"do_resize": True, "size": {"height": model.config.image_size, "width": model.config.image_size},
-                 "resample": 3, "do_rescale": True, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
-                 "image_std": [0.229, 0.224, 0.225]}
+                 "do_center_crop": False, "resample": 3, "do_rescale": True, "do_normalize": True,
+                 "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 

@@ -1,0 +1,210 @@
+#include "engine/file/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <random>
+#include <utility>
+
+#include "engine/core/check.h"
+
+namespace bcq {
+namespace fs = std::filesystem;
+namespace {
+
+struct Descriptor {
+  int fd;
+  explicit Descriptor(int opened) : fd(opened) {}
+  Descriptor(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+  int close() { return ::close(std::exchange(fd, -1)); }  // network file systems report a full disk here
+};
+
+bool same_file(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
+
+// What `path` names after links, also when that is not there yet.
+std::string resolved(std::string path) {
+  std::error_code failure;
+  for (int links = 0; links < 40; ++links) {
+    const fs::path target = fs::read_symlink(path, failure);
+    if (failure) break;
+    path = target.is_absolute() ? target.string() : (fs::path(path).parent_path() / target).string();
+  }
+  return path;
+}
+
+std::string folder_of(const std::string& path) {
+  const fs::path parent = fs::path(path).parent_path();
+  return parent.empty() ? "." : parent.string();
+}
+
+// A new file beside `path`; fd -1 with errno when there can be none.
+int create_beside(const std::string& path, std::string& name) {
+  for (int tries = 0; tries < 100; ++tries) {
+    name = temporary_name(path);
+    const int fd = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0 || errno != EEXIST) return fd;
+  }
+  return -1;
+}
+
+// Errors of a folder that takes no new file, or of a file that cannot be replaced: mounted (EBUSY, EXDEV), or another's
+// in a sticky folder.
+bool is_forbidden(int error) {
+  return error == EACCES || error == EPERM || error == EROFS || error == EBUSY || error == EXDEV ||
+         error == ENAMETOOLONG;
+}
+
+class Output {
+ public:
+  explicit Output(std::string path) : path_(std::move(path)) {}
+
+  void write(const std::vector<std::string_view>& pieces, bool lasting) {
+    struct stat found = {};
+    const bool exists = ::stat(path_.c_str(), &found) == 0;
+    if (!exists && errno != ENOENT) fail(errno);  // a circle of links, or a file where a folder should be
+    require(!exists || !S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder", path_);
+    for (const int stream : {1, 2}) {
+      struct stat of_stream = {};
+      if (!exists || ::fstat(stream, &of_stream) != 0 || !same_file(found, of_stream)) continue;
+      std::cout.flush();
+      std::fflush(nullptr);
+      return write_to(stream, pieces);
+    }
+    if (exists && !S_ISREG(found.st_mode)) return write_in_place(pieces, false);
+    if (!replace(exists ? &found : nullptr, pieces, lasting)) write_in_place(pieces, lasting);
+  }
+
+ private:
+  [[noreturn]] void fail(int error) const {
+    throw Error(format("%s: cannot be written: %s", path_, std::strerror(error)));
+  }
+
+  void write_to(int fd, const std::vector<std::string_view>& pieces) const {
+    for (std::string_view piece : pieces) {
+      while (!piece.empty()) {
+        const ssize_t n = ::write(fd, piece.data(), piece.size());
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) fail(errno);
+        piece.remove_prefix(static_cast<size_t>(n));
+      }
+    }
+  }
+
+  // By way of a temporary file. False, with nothing done, when there is a file that only can be written in place.
+  bool replace(const struct stat* found, const std::vector<std::string_view>& pieces, bool lasting) const {
+    const std::string target = resolved(path_);
+    struct stat at_target = {};
+    if (found && (::stat(target.c_str(), &at_target) != 0 || !same_file(*found, at_target))) return false;
+    std::string name;
+    Descriptor file(create_beside(target, name));
+    if (file.fd < 0 && found && is_forbidden(errno)) return false;
+    if (file.fd < 0) fail(errno);
+    try {
+      write_to(file.fd, pieces);
+      if (found) (void)!::fchmod(file.fd, found->st_mode & 07777);
+      if (lasting && ::fsync(file.fd) != 0) fail(errno);
+      if (file.close() != 0) fail(errno);
+      if (::rename(name.c_str(), target.c_str()) == 0) return true;
+      if (!found || !is_forbidden(errno)) fail(errno);
+      ::unlink(name.c_str());
+      return false;
+    } catch (...) {
+      ::unlink(name.c_str());
+      throw;
+    }
+  }
+
+  void write_in_place(const std::vector<std::string_view>& pieces, bool lasting) const {
+    Descriptor file(::open(path_.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
+    if (file.fd < 0) fail(errno);
+    write_to(file.fd, pieces);
+    if (lasting && ::fsync(file.fd) != 0 && errno != EINVAL) fail(errno);
+    if (file.close() != 0) fail(errno);
+  }
+
+  std::string path_;
+};
+
+void require_space(const std::string& folder, const std::string& path, uint64_t bytes) {
+  struct statvfs disk = {};
+  if (::statvfs(folder.c_str(), &disk) != 0) return;
+  const auto free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
+  require_usage(free >= bytes, "%s: cannot be written: it needs %d MB, and %d MB are free in %s", path, bytes >> 20,
+                free >> 20, folder);
+}
+
+void probe_creation(const std::string& folder, const std::string& path, uint64_t bytes) {
+  std::error_code ignored;
+  require_usage(fs::exists(folder, ignored), "%s: cannot be written: there is no folder %s", path, folder);
+  require_usage(fs::is_directory(folder, ignored), "%s: cannot be written: %s is not a folder", path, folder);
+  std::string name;
+  Descriptor file(create_beside(folder + "/probe", name));
+  require_usage(file.fd >= 0, "%s: cannot be written: %s in %s", path, std::strerror(errno), folder);
+  ::unlink(name.c_str());
+  require_space(folder, path, bytes);
+}
+
+}  // namespace
+
+std::string temporary_name(const std::string& path) {
+  static thread_local std::random_device random;
+  return format("%s/.bcq-%08x%08x.tmp", folder_of(path), random(), random());
+}
+
+std::string read_file(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  require_input(file.fd >= 0, "%s: cannot be opened: %s", path, std::strerror(errno));
+  struct stat status = {};
+  require_input(::fstat(file.fd, &status) == 0 && !S_ISDIR(status.st_mode), "%s: is a directory, not a file", path);
+  std::string text;
+  // The size is only a first guess: a pipe has none, a growing file more.
+  text.resize(status.st_size > 0 ? static_cast<size_t>(status.st_size) + 1 : 4096);
+  size_t used = 0;
+  for (;;) {
+    if (used == text.size()) text.resize(2 * used);
+    const ssize_t n = ::read(file.fd, text.data() + used, text.size() - used);
+    if (n < 0 && errno == EINTR) continue;
+    require_input(n >= 0, "%s: cannot be read: %s", path, std::strerror(errno));
+    if (n == 0) break;
+    used += static_cast<size_t>(n);
+  }
+  text.resize(used);
+  return text;
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  write_file(path, std::vector<std::string_view>{text});
+}
+
+void write_file(const std::string& path, const std::vector<std::string_view>& pieces, bool lasting) {
+  Output(path).write(pieces, lasting);
+}
+
+void probe_output(const std::string& path, uint64_t bytes) {
+  if (path.empty() || path == "-") return;
+  struct stat found = {};
+  if (::stat(path.c_str(), &found) != 0) return probe_creation(folder_of(resolved(path)), path, bytes);
+  require_usage(!S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder, and a file is wanted", path);
+  require_usage(::access(path.c_str(), W_OK) == 0, "%s: cannot be written: %s", path, std::strerror(errno));
+  if (S_ISREG(found.st_mode)) require_space(folder_of(resolved(path)), path, bytes);
+}
+
+void probe_folder(const std::string& path, uint64_t bytes) {
+  if (path.empty()) return;
+  std::error_code ignored;
+  fs::path there = fs::absolute(path);
+  while (!fs::exists(there, ignored) && there.has_relative_path()) there = there.parent_path();
+  probe_creation(there.string(), path, bytes);
+}
+
+}  // namespace bcq
