@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "engine/core/check.h"
-#include "engine/gemm/product.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/nn/int8_layer.h"
 #include "engine/nn/ops.h"
 
@@ -87,7 +87,8 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
       for (int64_t r = 0; r < n; ++r) kernels().scale(q.at(r, 0).data, form.scale, scaled.data() + r * d, d);
       q = row_major(scaled.data(), d);
     }
-    multiply(q, n, head.keys, d, keys, nullptr, 0, scores.data(), padded);
+    gemm_float(
+        {.a = q, .rows = n, .b = head.keys, .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
     for (int64_t r = begin; r < end; ++r) {
       float* row = scores.data() + (r - begin) * padded;
       const int64_t seen = form.causal ? r + 1 : T;
@@ -96,8 +97,13 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
                   form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
-    multiply(row_major(scores.data(), padded), n, head.values, keys, d, nullptr, 0, y.data + x.out(i, begin),
-             x.heads * d);
+    gemm_float({.a = row_major(scores.data(), padded),
+                .rows = n,
+                .b = head.values,
+                .depth = keys,
+                .columns = d,
+                .c = y.data + x.out(i, begin),
+                .c_stride = x.heads * d});
   };
   if (!form.causal) {
     parallel_for(x.count(), [&](int64_t i) {
@@ -134,21 +140,21 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
       }
       queries.rows(q, d, h * queries.units() / H, coded.row(r), coded.stride);
     }
-    int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
-               [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
-                 float* scores = row.data();
-                 keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
-                 if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
-                 if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
-                 softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
-                 weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
-               });
-    int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
-               [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
-                 float* out = y.data + x.out(i, r);
-                 values.dequantizer(0, d, sum1, sum2, nullptr, out);
-                 if (!av.added.empty()) kernels().add(out, av_added.row(i * N + r), out, d);
-               });
+    gemm_int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
+                    [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
+                      float* scores = row.data();
+                      keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
+                      if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
+                      if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
+                      softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
+                      weights.rows(scores, padded, h * weights.units() / H, a.row(r), a.stride);
+                    });
+    gemm_int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
+                    [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
+                      float* out = y.data + x.out(i, r);
+                      values.dequantizer(0, d, sum1, sum2, nullptr, out);
+                      if (!av.added.empty()) kernels().add(out, av_added.row(i * N + r), out, d);
+                    });
   });
   return y;
 }

@@ -3,7 +3,7 @@
 //
 // A result depends neither on the number of threads nor on what else is in the batch
 // nor on the instruction set: every value of a matrix product is a sum of its own
-// (engine/gemm/product.h).
+// (engine/gemm/gemm_float.h).
 #pragma once
 #include "engine/core/parallel.h"
 #include "engine/gemm/weight.h"
@@ -21,10 +21,9 @@ void for_rows(const Tensor& x, F f) {
   });
 }
 
-// y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
-Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
-// gelu_erf(x W1ᵀ + b1) W2ᵀ + b2: the bits of the three operations one by one, with fewer passes over memory.
-Tensor fused_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
+// y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]. window_bits: of
+// PackedWeight::multiply.
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias, int window_bits = 24);
 
 // Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
 Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
