@@ -116,7 +116,7 @@ void float_tile(const FloatTile& t) {
       part.columns = t.columns - j < kAcross ? t.columns - j : kAcross;
       part.c += r * t.c_stride + j;
       if (t.start) part.start += r * t.start_stride + j;
-      with_rows<kTall>(t.rows - r, [&](auto rows) { float_micro_kernel<rows>(part); });
+      with_constant<kTall>(t.rows - r, [&](auto rows) { float_micro_kernel<rows>(part); });
     }
 }
 

@@ -112,7 +112,7 @@ void int8_tile(const Int8Tile& t) {
     Int8Tile part = t;
     part.a += r * t.a_stride;
     part.c += r * t.c_stride;
-    with_rows<kMostRows>(t.rows - r, [&](auto rows) { int8_micro_kernel<rows>(part); });
+    with_constant<kMostRows>(t.rows - r, [&](auto rows) { int8_micro_kernel<rows>(part); });
   }
 }
 

@@ -107,30 +107,20 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
   }
 }
 
-template <int kBits>
-void product_of(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
-  // Two registers of rows share the limbs, and hide how long a dot product takes.
-  for (int64_t row = 0; row < blocks * kInt8Panel; row += 2 * kWide) product_of_rows<kBits, 2>(r, x, row, y);
-}
-
-template <int kBits>
-void codes_of_block(const PackedRows& r, uint8_t* y) {
-  for (int64_t c = 0; c < r.chunks; ++c)
-    for (int64_t q = 0; q < 8; ++q)
-      for (int64_t row = 0; row < kInt8Panel; row += kWide, y += sizeof(Words))
-        store(codes_of<kBits>(r.words + c * kBits * kInt8Panel + row, q), y);
-}
-
 void packed_product(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
-  constexpr decltype(&packed_product) of[] = {product_of<1>, product_of<2>, product_of<3>, product_of<4>,
-                                              product_of<5>, product_of<6>, product_of<7>, product_of<8>};
-  of[r.bits - 1](r, blocks, x, y);
+  // Two registers of rows share the limbs, and hide how long a dot product takes.
+  with_constant<8>(r.bits, [&](auto bits) {
+    for (int64_t row = 0; row < blocks * kInt8Panel; row += 2 * kWide) product_of_rows<bits, 2>(r, x, row, y);
+  });
 }
 
 void packed_codes(const PackedRows& r, uint8_t* y) {
-  constexpr decltype(&packed_codes) of[] = {codes_of_block<1>, codes_of_block<2>, codes_of_block<3>, codes_of_block<4>,
-                                            codes_of_block<5>, codes_of_block<6>, codes_of_block<7>, codes_of_block<8>};
-  of[r.bits - 1](r, y);
+  with_constant<8>(r.bits, [&](auto bits) {
+    for (int64_t c = 0; c < r.chunks; ++c)
+      for (int64_t q = 0; q < 8; ++q)
+        for (int64_t row = 0; row < kInt8Panel; row += kWide, y += sizeof(Words))
+          store(codes_of<bits>(r.words + c * bits * kInt8Panel + row, q), y);
+  });
 }
 
 template <int kLimbs, bool kLessZero>

@@ -143,13 +143,13 @@ inline Floats to_floats(const uint16_t* halves) {
 inline Sums to_sums(const uint8_t* x) { return Sums{x[0], x[1], x[2], x[3]}; }
 #endif
 
-// micro_kernel(n) for n = min(rows, kMost) as a constant of the type.
-template <int kMost, class MicroKernel>
-inline void with_rows(int rows, const MicroKernel& micro_kernel) {
+// body(m) for m = min(n, kMost) as a constant, n >= 1.
+template <int kMost, class Body>
+inline void with_constant(int n, const Body& body) {
   if constexpr (kMost > 1) {
-    if (rows < kMost) return with_rows<kMost - 1>(rows, micro_kernel);
+    if (n < kMost) return with_constant<kMost - 1>(n, body);
   }
-  micro_kernel(std::integral_constant<int, kMost>());
+  body(std::integral_constant<int, kMost>());
 }
 
 }  // namespace

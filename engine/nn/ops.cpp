@@ -203,18 +203,7 @@ Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const T
 }
 
 Tensor select_token(Tape* tape, const Tensor& x, int64_t index) {
-  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
-  Tensor y = Tensor::uninitialized({B, D});
-  for (int64_t b = 0; b < B; ++b) std::memcpy(y.data + b * D, x.data + (b * N + index) * D, static_cast<size_t>(D) * 4);
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) {
-      Tensor& dx = tape->grad(x);
-      for (int64_t b = 0; b < B; ++b) {
-        float* out = dx.data + (b * N + index) * D;
-        kernels().add(out, dy.data + b * D, out, D);
-      }
-    });
-  return y;
+  return gather_rows(tape, x, {index}, {x.dim(0), x.dim(2)});
 }
 
 Tensor mean_tokens(Tape* tape, const Tensor& x) {
@@ -234,24 +223,21 @@ Tensor mean_tokens(Tape* tape, const Tensor& x) {
   return y;
 }
 
-Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
-  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
-  require(static_cast<int64_t>(index.size()) == N && numel(shape) == x.size(),
-          "permute_rows: %d indices and shape %s for %s", index.size(), to_string(shape), to_string(x.shape));
+Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2), M = static_cast<int64_t>(index.size());
+  require(
+      numel(shape) == B * M * D && std::all_of(index.begin(), index.end(), [&](int64_t i) { return 0 <= i && i < N; }),
+      "gather_rows: %d indices and shape %s for %s", M, to_string(shape), to_string(x.shape));
   Tensor y = Tensor::uninitialized(shape);
-  parallel_for(B, [&](int64_t b) {
-    for (int64_t n = 0; n < N; ++n)
-      std::memcpy(y.data + (b * N + n) * D, x.data + (b * N + index[static_cast<size_t>(n)]) * D,
-                  static_cast<size_t>(D) * 4);
-  });
+  const auto row_of = [=](int64_t r) { return (r / M * N + index[static_cast<size_t>(r % M)]) * D; };  // of row r of y
+  for_rows(y.reshaped({B * M, D}),
+           [&](int64_t r) { std::memcpy(y.data + r * D, x.data + row_of(r), static_cast<size_t>(D) * 4); });
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {
-      Tensor& dx = tape->grad(x);
-      for (int64_t b = 0; b < B; ++b)
-        for (int64_t n = 0; n < N; ++n) {
-          float* into = dx.data + (b * N + index[static_cast<size_t>(n)]) * D;
-          kernels().add(into, dy.data + (b * N + n) * D, into, D);
-        }
+      float* dx = tape->grad(x).data;
+      parallel_for(B, [&](int64_t b) {
+        for (int64_t r = b * M; r < (b + 1) * M; ++r) kernels().add(dx + row_of(r), dy.data + r * D, dx + row_of(r), D);
+      });
     });
   return y;
 }

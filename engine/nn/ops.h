@@ -43,9 +43,9 @@ Tensor select_token(Tape* tape, const Tensor& x, int64_t index);  // [B, N, D] -
 
 Tensor mean_tokens(Tape* tape, const Tensor& x);  // [B, N, D] -> [B, D]
 
-// Row i of each sample of the result is row index[i] of the sample of x; index is a permutation of 0 ... N-1.
-// x [B, N, D] -> shape, which has B*N*D values in all.
-Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
+// Row i of each sample of the result is row index[i] of the sample of x: x [B, N, D], index [M] -> shape, of B*M*D
+// values in all.
+Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
 // Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
 Tensor unfold_patches(const Tensor& pixels, int64_t patch);
