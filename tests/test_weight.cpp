@@ -71,14 +71,14 @@ TEST_CASE("a product decodes no more than its blocks of rows, and has the bits o
   CHECK(same_on_two_threads([&] { return linear(nullptr, x, large.weight(), bias); }));
   CHECK_THROWS_AS(linear(nullptr, random({1, 2, 95}, 4), large.weight(), bias), Error);
 
-  Layer site;  // a storage form for the float and one for the quantized weight
+  Layer layer;  // a storage form for the float and one for the quantized weight
   Codes hat({1000, 96});
   hat.codes[5] = static_cast<int8_t>(hat.codes[5] + 1);
-  site.weight = large.weight();
-  site.weight_hat = hat.weight();
-  CHECK(site.is_linear());
-  CHECK(same_bits(site.run({Precision::Float}, x), linear(nullptr, x, large.values(), Tensor{})));
-  CHECK(same_bits(site.run({Precision::Fake}, x), linear(nullptr, x, hat.values(), Tensor{})));
+  layer.weight = large.weight();
+  layer.quantize({{}, {}, hat.weight(), nullptr, nullptr});
+  CHECK(layer.is_linear());
+  CHECK(same_bits(layer.run({Precision::Float}, x), linear(nullptr, x, large.values(), Tensor{})));
+  CHECK(same_bits(layer.run({Precision::Fake}, x), linear(nullptr, x, hat.values(), Tensor{})));
 }
 
 TEST_CASE("a product with a decoded weight has its gradient") {
