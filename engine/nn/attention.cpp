@@ -97,13 +97,7 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
                   form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
-    gemm_float({.a = row_major(scores.data(), padded),
-                .rows = n,
-                .b = head.values,
-                .depth = keys,
-                .columns = d,
-                .c = y.data + x.out(i, begin),
-                .c_stride = x.heads * d});
+    gemm_float({row_major(scores.data(), padded), n, head.values, keys, d, y.data + x.out(i, begin), x.heads * d});
   };
   if (!form.causal) {
     parallel_for(x.count(), [&](int64_t i) {
