@@ -15,7 +15,7 @@ $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpe
 FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8 -lutf8proc -lz
 ifeq (,$(findstring clang,$(CXX)))
-LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/core/parallel.cpp
+LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/core/process.cpp
 endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 

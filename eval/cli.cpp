@@ -11,6 +11,7 @@
 
 #include "data/image/jpeg.h"
 #include "engine/core/parallel.h"
+#include "engine/core/process.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -39,6 +40,7 @@ std::string full_version() {
 }  // namespace
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
+  tune_process();
   // A function, because naming the kernels may itself fail (BCQ_ISA).
   app.add_flag_function(
          "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); },

@@ -189,7 +189,8 @@ Perplexity perplexity(std::string definition, std::vector<double> nll, std::vect
 std::vector<Perplexity> evaluate_language(const Model& model, const EvaluationText& text, const LanguageRun& run,
                                           const Progress& progress) {
   check_method(run);
-  const Context ctx{run.method == "fp" ? Precision::Float : Precision::Fake};
+  Context ctx{run.method == "fp" ? Precision::Float : Precision::Fake};
+  ctx.window_bits = run.prefill_bits;
   const int32_t bos = text.facts.bos;
   const auto swaps = [&](const std::string& definition) { return definition == "llamacpp" && bos >= 0; };
   std::vector<double> plain, swapped;  // empty until a definition needs them

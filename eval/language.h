@@ -27,7 +27,7 @@ struct LanguageRun {
   std::string bc = "none";       // none, channel, position
   std::string bc_sites = "linear,block";
   std::string bc_stream = "float";          // float, quantized: BcStream. GPTQ does the latter in its own walk
-  int prefill_bits = 24;                    // set_window_bits()
+  int prefill_bits = 24;                    // Context::window_bits
   int64_t limit = 0;                        // windows to evaluate from the start; 0: all
   std::vector<std::string> ppl = {"gptq"};  // definitions of perplexity, see below; the first is the result
 };

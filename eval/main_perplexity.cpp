@@ -3,7 +3,6 @@
 #include <optional>
 
 #include "engine/core/check.h"
-#include "engine/gemm/packed.h"
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/layer_report.h"
@@ -268,7 +267,6 @@ void run(Options& o) {
   require_usage(r.method != "fp" || !saves, "--save writes a quantized model: give --method rtn or gptq");
   require_usage(saves || !o.resume, "--resume finds its blocks beside the folder of --save");
   if (saves && o.save.is_gptq()) r.weights.half = true;
-  set_window_bits(r.prefill_bits);
   require_usage(r.method != "fp" || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
   const std::vector<TextSource> sources = evaluation_sources(o);
   const TextSource calib_source = calibrates ? calibration_source(o) : TextSource{};

@@ -133,10 +133,10 @@ class Swin : public Model {
     Tape* t = ctx.tape;
     const Windows& w = *b.windows;
     const Tensor u = layer_norm(t, x0, b.norm1.weight, b.norm1.bias.loaded, config_.eps);
-    const Tensor cut = permute_rows(t, u, w.to, {u.dim(0) * w.count, w.tokens, u.dim(2)});
+    const Tensor cut = gather_rows(t, u, w.to, {u.dim(0) * w.count, w.tokens, u.dim(2)});
     const Tensor z =
         run_branch(ctx, b.proj, cut, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
-    const Tensor x1 = add(t, x0, permute_rows(t, z.reshaped(x0.shape), w.back, x0.shape));
+    const Tensor x1 = add(t, x0, gather_rows(t, z.reshaped(x0.shape), w.back, x0.shape));
     const Tensor m = layer_norm(t, x1, b.norm2.weight, b.norm2.bias.loaded, config_.eps);
     return add(t, x1,
                run_branch(ctx, b.fc2, m, [&](const Context& c, const Tensor& v) { return mlp(c, b.fc1, b.fc2, v); }));
@@ -150,7 +150,7 @@ class Swin : public Model {
   }
 
   Tensor merge(const Context& ctx, const Merge& m, const Tensor& x) const {
-    const Tensor four = permute_rows(ctx.tape, x, m.index, {x.dim(0), x.dim(1) / 4, 4 * x.dim(2)});
+    const Tensor four = gather_rows(ctx.tape, x, m.index, {x.dim(0), x.dim(1) / 4, 4 * x.dim(2)});
     return m.reduction.run(ctx, layer_norm(ctx.tape, four, m.norm.weight, m.norm.bias.loaded, config_.eps));
   }
 

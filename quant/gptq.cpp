@@ -266,6 +266,7 @@ QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid) {
 
 QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
                      const Warn& warn) {
+  const OneBlasThread one;
   require_options(options);
   QuantizedWeight q = unfilled(w, options);
   const int64_t n = w.dim(1), group = q.grid.group;

@@ -26,7 +26,7 @@ bool factor_inverse(std::vector<double>& h, int64_t n) {
   const size_t size = static_cast<size_t>(n);
   require(n >= 0 && h.size() == size * size, "factor_inverse: %d values are not %d squared", h.size(), n);
   if (n == 0) return true;
-  threads();  // OpenBLAS is made single-threaded by the first use of engine/parallel
+  const OneBlasThread one;
   std::reverse(h.begin(), h.end());
 
   std::vector<double> diagonal(size);
@@ -55,7 +55,7 @@ bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
   const size_t size = static_cast<size_t>(n);
   require(n > 0 && h.size() == size * size && rows.size() % size == 0, "solve_rows: %d and %d values for order %d",
           h.size(), rows.size(), n);
-  threads();
+  const OneBlasThread one;
   const int order = static_cast<int>(n), count = static_cast<int>(rows.size() / size);
   int info = 0;
   dpotrf_("U", &order, h.data(), &order, &info, 1);

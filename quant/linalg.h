@@ -1,5 +1,5 @@
-// The dense algebra GPTQ needs, in double, by OpenBLAS's LAPACK. OpenBLAS runs on one
-// thread in this process (engine/core/parallel.cpp), so results do not depend on threads.
+// The dense algebra GPTQ needs, in double, by OpenBLAS's LAPACK. It runs on one
+// thread here (OneBlasThread), so results do not depend on threads.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -4,7 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
-#include "engine/gemm/product.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -97,8 +97,15 @@ void Moments::add_products(const Panels& left, const Panels& right, std::vector<
         for (int64_t j = upper ? i : 0; j < width; j += kFloatPanel) {
           const int64_t p = (t.row + i) / kFloatPanel, q = (t.column + j) / kFloatPanel;
           float* c = tile.data() + i * width + j;
-          multiply({left.at_run(run, p).panel(0), 1, kFloatPanel}, left.width(p), right.at_run(run, q),
-                   right.depth(run), right.width(q), run > 0 ? c : nullptr, width, c, width);
+          gemm_float({.a = {left.at_run(run, p).panel(0), 1, kFloatPanel},
+                      .rows = left.width(p),
+                      .b = right.at_run(run, q),
+                      .depth = right.depth(run),
+                      .columns = right.width(q),
+                      .c = c,
+                      .c_stride = width,
+                      .start = run > 0 ? c : nullptr,
+                      .start_stride = width});
         }
     for (int64_t i = 0; i < height; ++i) {
       const int64_t j = upper ? i : 0;

@@ -1,7 +1,7 @@
 // What a linear site is fed, summed up: all that the solvers for its weight and its bias know of the data.
 //
 // Inputs are streamed: a tensor is read when it is added, and not kept. The products of
-// one window are summed in float (engine/gemm/product.h), and windows are added up in
+// one window are summed in float (engine/gemm/gemm_float.h), and windows are added up in
 // double in the order they come: sums depend neither on the number of threads nor on how
 // windows are batched, and their error does not grow with the number of windows.
 #pragma once

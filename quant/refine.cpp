@@ -34,6 +34,7 @@ void for_row_chunks(const Tensor& q, const Tensor& v, const std::vector<double>&
 
 // Both triangles of c give the same, so e c eᵀ = 2 e U eᵀ - e D eᵀ with its upper triangle U and diagonal D.
 double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c) {
+  const OneBlasThread one;
   const int64_t n = q.dim(-1);
   std::vector<double> of_row(at(q.rows()));
   for_row_chunks(q, v, c, [&](int64_t r0, int64_t rows, const std::vector<double>& e) {
@@ -67,6 +68,7 @@ double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>
 }
 
 void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& upper, int sweeps) {
+  const OneBlasThread one;
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
   std::vector<double> c = upper;  // both triangles: its rows are what a change adds to the gradient
   for (int64_t i = 0; i < n; ++i)

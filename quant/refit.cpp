@@ -58,6 +58,7 @@ struct Half {
 }  // namespace
 
 Refit refit(const std::vector<Tensor>& weights, Moments& a, const Moments& b, bool centred) {
+  const OneBlasThread one;
   const int64_t n = a.columns();
   Matrix w;
   for (const Tensor& weight : weights) w.insert(w.end(), weight.data, weight.data + weight.size());

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "engine/core/format.h"
+#include "engine/core/process.h"
 
 namespace {
 
@@ -35,6 +36,7 @@ REGISTER_LISTENER("counter", 1, Counter);
 }  // namespace
 
 int main(int argc, char** argv) {
+  bcq::tune_process();
   doctest::Context context(argc, argv);
   const int code = context.run();
   if (has_run) {

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "engine/gemm/int8.h"
+#include "engine/gemm/gemm_int8.h"
 #include "engine/grid/grid.h"
 #include "tests/support.h"
 
@@ -23,12 +23,6 @@ std::vector<T> random_codes(int64_t n, uint32_t seed) {
     codes.push_back(static_cast<T>(r % 3 == 0 ? (r >> 8 & 1 ? 0x80 : 0x7f) : r % 3 == 1 ? 0xff : r >> 16));
   }
   return codes;
-}
-
-int32_t sum_of(const uint8_t* a, const int8_t* b, int64_t n) {
-  int32_t sum = 0;
-  for (int64_t k = 0; k < n; ++k) sum += a[k] * b[k];
-  return sum;
 }
 
 std::vector<const Kernels*> sets() {
@@ -53,15 +47,16 @@ TEST_CASE("int8: a tile of sums is exact on every instruction set") {
           const auto a = random_codes<uint8_t>(rows * stride + shift, 1);
           const auto b = random_codes<int8_t>(4 * groups * 32 + shift, 2);
           std::vector<int32_t> c(static_cast<size_t>(rows * ldc + shift + 8), -7), want = c;
+          std::vector<int8_t> columns(static_cast<size_t>(32 * 4 * groups));  // [32, depth] of the panel
+          for (int64_t j = 0; j < 32; ++j)
+            for (int64_t i = 0; i < 4 * groups; ++i)
+              columns[static_cast<size_t>(j * 4 * groups + i)] =
+                  b[static_cast<size_t>(shift + (i / 4 * 32 + j) * 4 + i % 4)];
+          const int32_t* const from = from_zero ? nullptr : start.data() + shift;
           for (int64_t r = 0; r < rows; ++r)
-            for (int64_t j = 0; j < 32; ++j) {
-              int32_t& sum = want[static_cast<size_t>(shift + r * ldc + j)] =
-                  from_zero ? 0 : start[static_cast<size_t>(shift + j)];
-              for (int64_t g = 0; g < groups; ++g)
-                sum += sum_of(a.data() + shift + r * stride + 4 * g, b.data() + shift + 4 * (g * 32 + j), 4);
-            }
-          k->int8_tile(rows, a.data() + shift, stride, b.data() + shift, groups,
-                       from_zero ? nullptr : start.data() + shift, c.data() + shift, ldc);
+            gemm_int8_reference(a.data() + shift + r * stride, 1, columns.data(), 32, 4 * groups, from,
+                                want.data() + shift + r * ldc);
+          k->int8_tile({rows, a.data() + shift, stride, b.data() + shift, groups, from, c.data() + shift, ldc});
           if (c != want) FAIL_CHECK(k->name << ": " << rows << " rows, " << groups << " groups, shift " << shift);
         }
 }
@@ -72,10 +67,10 @@ TEST_CASE("int8: the largest sums of the largest depth are exact") {
   const std::vector<int8_t> b(static_cast<size_t>(kInt8MostDepth * 32), -128);
   for (const Kernels* k : sets()) {
     std::vector<int32_t> c(32);
-    k->int8_tile(1, a.data(), 0, b.data(), groups, nullptr, c.data(), 32);
+    k->int8_tile({1, a.data(), 0, b.data(), groups, nullptr, c.data(), 32});
     CHECK(c == std::vector<int32_t>(32, -255 * 128 * 65536));
     const std::vector<int32_t> start(32, 128 * 128 * 65536 - 1);  // a sum of the other sign: they may pass any number
-    k->int8_tile(1, a.data(), 0, b.data(), groups, start.data(), c.data(), 32);
+    k->int8_tile({1, a.data(), 0, b.data(), groups, start.data(), c.data(), 32});
     CHECK(c == std::vector<int32_t>(32, -127 * 128 * 65536 - 1));
   }
 }
@@ -203,17 +198,17 @@ TEST_CASE("int8: products of packed codes, by columns and by groups of depths, i
     for (const int64_t depth : {1, 3, 4, 50, 197}) {
       const auto b = random_codes<int8_t>(columns * depth, 5);  // [columns, depth]
       Int8Panels by_column(columns, depth), by_group(columns, depth);
-      std::vector<int8_t> turned(b.size());  // [depth, columns]
+      std::vector<int8_t> transposed(b.size());  // [depth, columns]
       std::vector<int32_t> sums(static_cast<size_t>(by_column.panels() * kInt8Panel));
       for (int64_t c = 0; c < columns; ++c) {
         by_column.set_column(c, b.data() + c * depth);
         for (int64_t k = 0; k < depth; ++k) {
-          turned[static_cast<size_t>(k * columns + c)] = b[static_cast<size_t>(c * depth + k)];
+          transposed[static_cast<size_t>(k * columns + c)] = b[static_cast<size_t>(c * depth + k)];
           sums[static_cast<size_t>(c)] += 3 * b[static_cast<size_t>(c * depth + k)];
         }
       }
       for (int64_t g = 0; 4 * g < depth; ++g)
-        by_group.set_group(g, std::min<int64_t>(4, depth - 4 * g), turned.data() + 4 * g * columns, columns);
+        by_group.set_group(g, std::min<int64_t>(4, depth - 4 * g), transposed.data() + 4 * g * columns, columns);
       CHECK(std::memcmp(by_column.panel(0), by_group.panel(0), static_cast<size_t>(by_column.bytes())) == 0);
       CHECK(by_column.sums(3) == sums);
       for (const int planes : {1, 2})
@@ -223,16 +218,15 @@ TEST_CASE("int8: products of packed codes, by columns and by groups of depths, i
           const Int8Rows a{codes.data(), rows, stride, planes};
           std::vector<int32_t> got(static_cast<size_t>(rows * planes * columns)), want = got;
           const int32_t* const start = rows == 7 ? nullptr : sums.data();
-          int8_product(a, by_column, start,
-                       [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
-                         std::copy_n(sum1, n, got.data() + r * planes * columns + c0);
-                         CHECK((sum2 != nullptr) == (planes == 2));
-                         if (sum2) std::copy_n(sum2, n, got.data() + (r * planes + 1) * columns + c0);
-                       });
+          gemm_int8(a, by_column, start,
+                    [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+                      std::copy_n(sum1, n, got.data() + r * planes * columns + c0);
+                      CHECK((sum2 != nullptr) == (planes == 2));
+                      if (sum2) std::copy_n(sum2, n, got.data() + (r * planes + 1) * columns + c0);
+                    });
           for (int64_t r = 0; r < rows * planes; ++r)
-            for (int64_t c = 0; c < columns; ++c)
-              want[static_cast<size_t>(r * columns + c)] =
-                  (start ? start[c] : 0) + sum_of(codes.data() + r * stride, b.data() + c * depth, depth);
+            gemm_int8_reference(codes.data() + r * stride, 1, b.data(), columns, depth, start,
+                                want.data() + r * columns);
           CHECK(got == want);
         }
     }

@@ -89,15 +89,15 @@ const std::vector<Call>& calls() {
       {"dot_float", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.dot_float(in.a, in.b, n); }},
       {"weighted_rows", [](auto& k, auto& in, int64_t n,
                            float* y) { k.weighted_rows(in.b, in.a, n / 3, std::min<int64_t>(n, 3), n / 3, y); }},
-      {"digits",
+      {"to_limbs",
        [](auto& k, auto& in, int64_t n, float* y) {
-         y[n] = k.digits(in.a, n, 3, 0, reinterpret_cast<uint8_t*>(y), n);
-         y[n + 1] = static_cast<float>(k.sum_codes(reinterpret_cast<const uint8_t*>(y), n, 0));
+         y[n] = k.to_limbs(in.a, n, 3, 0, reinterpret_cast<uint8_t*>(y), n);
+         y[n + 1] = static_cast<float>(k.sum_limbs(reinterpret_cast<const uint8_t*>(y), n, 0));
        }},
-      {"digits + 128",
+      {"to_limbs + 128",
        [](auto& k, auto& in, int64_t n, float* y) {
-         y[n] = k.digits(in.a, n, 2, 128, reinterpret_cast<uint8_t*>(y), n);
-         y[n + 1] = static_cast<float>(k.sum_codes(reinterpret_cast<const uint8_t*>(y), n, 128));
+         y[n] = k.to_limbs(in.a, n, 2, 128, reinterpret_cast<uint8_t*>(y), n);
+         y[n + 1] = static_cast<float>(k.sum_limbs(reinterpret_cast<const uint8_t*>(y), n, 128));
        }},
       {"max_abs", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.max_abs(in.a, n); }},
       {"all_finite", [](auto& k, auto& in, int64_t n, float* y) { y[n] = k.all_finite(in.a, n); }},
@@ -356,12 +356,12 @@ TEST_CASE("kernels: all 65536 halves and bfloats") {
   CHECK(wrong == 0);
 }
 
-TEST_CASE("kernels: digits of 24 and 16 bits are the nearest, of any magnitude") {
+TEST_CASE("kernels: limbs of 24 and 16 bits are the nearest, of any magnitude") {
   const auto check = [](const Row& x, int planes) {
     const auto n = static_cast<int64_t>(x.size());
     std::vector<uint8_t> low(3 * x.size()), high(low);
-    const float unit = plain().digits(x.data(), n, planes, 0, low.data(), n);
-    CHECK(plain().digits(x.data(), n, planes, 128, high.data(), n) == unit);
+    const float unit = plain().to_limbs(x.data(), n, planes, 0, low.data(), n);
+    CHECK(plain().to_limbs(x.data(), n, planes, 128, high.data(), n) == unit);
     double top = 0, error = 0;
     for (size_t i = 0; i < x.size(); ++i) {
       double q = 0;
@@ -391,7 +391,7 @@ TEST_CASE("kernels: digits of 24 and 16 bits are the nearest, of any magnitude")
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     const Row x = {1, 2, bad, 4};
     uint8_t y[12];
-    CHECK(std::isnan(plain().digits(x.data(), 4, 3, 0, y, 4)));
+    CHECK(std::isnan(plain().to_limbs(x.data(), 4, 3, 0, y, 4)));
   }
 }
 
@@ -409,21 +409,21 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
         std::vector<uint32_t> words(static_cast<size_t>(kBlocks * kChunks * width * kInt8Panel));
         for (uint32_t& w : words) w = static_cast<uint32_t>(bits());
         std::vector<uint16_t> scale16(steps);
-        std::vector<uint8_t> zero(steps), digits(kTokens * 3 * kQuads * 4);
-        for (uint8_t& d : digits) d = static_cast<uint8_t>(bits());
-        digits[0] = digits[1] = 128;  // -128
+        std::vector<uint8_t> zero(steps), limbs(kTokens * 3 * kQuads * 4);
+        for (uint8_t& d : limbs) d = static_cast<uint8_t>(bits());
+        limbs[0] = limbs[1] = 128;  // -128
         for (size_t i = 0; i < steps; ++i) {
           scale16[i] = static_cast<uint16_t>(bits() % 0x7c00);
           zero[i] = static_cast<uint8_t>(bits());
         }
-        std::vector<int32_t> digit_sums(static_cast<size_t>(kTokens * groups * 3)), sums(kTokens * 3 * kRows);
-        for (int32_t& sum : digit_sums) sum = static_cast<int32_t>(bits() % 200000) - 100000;
+        std::vector<int32_t> limb_sums(static_cast<size_t>(kTokens * groups * 3)), sums(kTokens * 3 * kRows);
+        for (int32_t& sum : limb_sums) sum = static_cast<int32_t>(bits() % 200000) - 100000;
         for (int32_t& sum : sums) sum = static_cast<int32_t>(bits() % 2000000000) - 1000000000;
         const Row scale = random_row(static_cast<int64_t>(steps), 6, 1);
         const PackedRows rows{width,          kChunks,     words.data(),
                               groups,         ends.data(), half ? nullptr : scale.data(),
                               scale16.data(), zero.data()};
-        const PackedToken token{0.125f, digits.data(), kQuads * 4, digit_sums.data()};
+        const PackedToken token{0.125f, limbs.data(), kQuads * 4, limb_sums.data()};
         struct Results {
           Row product = Row(kRows), sums3 = Row(kTokens * kRows), sums2 = Row(kTokens * kRows),
               less3 = Row(kTokens * kRows), less2 = Row(kTokens * kRows);
@@ -431,12 +431,15 @@ TEST_CASE("kernels: packed rows, every width, groups that end anywhere") {
         };
         const auto results = [&](const Kernels& k) {
           Results y;
+          const auto sum = [&](int limbs, const int32_t* limb_sums, Row& to) {
+            k.packed_sums(rows, {kBlocks, groups - 1, kTokens, limbs, sums.data(), limb_sums, to.data(), kRows});
+          };
           k.packed_product(rows, kBlocks, token, y.product.data());
           k.packed_codes(rows, y.codes.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, digit_sums.data(), y.sums3.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, digit_sums.data(), y.sums2.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 3, sums.data(), kRows, nullptr, y.less3.data());
-          k.packed_sums(rows, kBlocks, groups - 1, kTokens, 2, sums.data(), kRows, nullptr, y.less2.data());
+          sum(3, limb_sums.data(), y.sums3);
+          sum(2, limb_sums.data(), y.sums2);
+          sum(3, nullptr, y.less3);
+          sum(2, nullptr, y.less2);
           return y;
         };
         const Results want = results(plain());

@@ -249,7 +249,7 @@ TEST_CASE("prepend_tokens and select_token address the rows of a sample") {
   }
 }
 
-TEST_CASE("mean_tokens, permute_rows and add_window_bias compute what they say") {
+TEST_CASE("mean_tokens, gather_rows and add_window_bias compute what they say") {
   const Tensor x = random({2, 4, 3}, 71);
   const Tensor mean = mean_tokens(nullptr, x);
   REQUIRE(mean.shape == Shape{2, 3});
@@ -260,11 +260,15 @@ TEST_CASE("mean_tokens, permute_rows and add_window_bias compute what they say")
       CHECK(mean[b * 3 + c] == doctest::Approx(sum / 4).epsilon(1e-6));
     }
 
-  const Tensor y = permute_rows(nullptr, x, {2, 0, 3, 1}, {4, 2, 3});
+  const Tensor y = gather_rows(nullptr, x, {2, 0, 3, 1}, {4, 2, 3});
   REQUIRE(y.shape == Shape{4, 2, 3});
   const int64_t from[] = {2, 0, 3, 1};
   for (int64_t i = 0; i < y.size(); ++i) CHECK(y[i] == x[(i / 12 * 4 + from[i / 3 % 4]) * 3 + i % 3]);
-  CHECK_THROWS_AS(permute_rows(nullptr, x, {0, 1, 2}, {2, 3, 3}), Error);
+  const Tensor twice = gather_rows(nullptr, x, {3, 3}, {2, 6});
+  for (int64_t i = 0; i < twice.size(); ++i) CHECK(twice[i] == x[(i / 6 * 4 + 3) * 3 + i % 3]);
+  CHECK_THROWS_AS(gather_rows(nullptr, x, {0, 1, 2}, {2, 4, 3}), Error);
+  CHECK_THROWS_AS(gather_rows(nullptr, x, {0, 4}, {2, 2, 3}), Error);
+  CHECK_THROWS_AS(gather_rows(nullptr, x, {-1, 0}, {2, 2, 3}), Error);
 
   // two images of two windows, three heads, windows of two tokens
   const Tensor scores = random({4, 3, 2, 2}, 72), bias = random({3, 2, 2}, 73), mask = random({2, 2, 2}, 74);

@@ -6,7 +6,7 @@
 #include <random>
 
 #include "engine/core/check.h"
-#include "engine/gemm/packed.h"
+#include "engine/gemm/gemm_packed.h"
 #include "quant/gptq.h"
 #include "tests/support.h"
 
@@ -125,6 +125,25 @@ std::shared_ptr<const PackedWeight> random_weight(int64_t out, int64_t in, int b
 
 }  // namespace
 
+TEST_CASE("packed products have the bits of the plain loop, of one token and of many, in 24 bits and in 16") {
+  for (int width = 1; width <= 8; ++width)
+    for (const bool scattered : {false, true})
+      for (const int64_t group : {-1, 7, 64})
+        for (const int64_t tokens : {1, 3, 5, 40}) {
+          const auto w = random_weight(37, 100, width, group, scattered, static_cast<uint32_t>(width + group));
+          Tensor x = random({1, tokens, 100}, 21), bias = random({37}, 22);
+          for (int64_t t = 0; t < tokens; ++t)  // magnitudes of all kinds, those whose largest limb is full among them
+            for (int64_t k = 0; k < 100; ++k)
+              x[t * 100 + k] *= std::ldexp(t % 3 == 1 ? 0.998f : 1.f, t % 5 == 4 ? -140 : static_cast<int>(t));
+          if (tokens > 3) x[3 * 100] = 0x1.fefefep9f, x[2 * 100 + 1] = -0x1.fefep9f;
+          for (const int bits : {24, 16}) {
+            Tensor want({1, tokens, 37});
+            packed_reference(w->grid(), w->codes(), x.data, tokens, 100, tokens > 4 ? bits : 24, bias.data, want.data);
+            CHECK(same_bits(linear(nullptr, x, w, bias, bits), want));
+          }
+        }
+}
+
 TEST_CASE("products with packed weights stay within their bound of the exact ones, on any number of threads") {
   struct Case {
     int64_t out, in, group;
@@ -203,11 +222,9 @@ TEST_CASE("packed products of windows rounded to 16 bits: nearer to the exact on
     const Codes codes = w->codes();
     const Tensor x = random({1, 24, 256}, 6);
     const Tensor fine = linear(nullptr, x, w, Tensor{});
-    set_window_bits(16);
-    const Tensor coarse = linear(nullptr, x, w, Tensor{});
-    const Tensor alone = linear(nullptr, Tensor({1, 1, 256}, {x.data, x.data + 256}), w, Tensor{});
-    CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, Tensor{}); }));
-    set_window_bits(24);
+    const Tensor coarse = linear(nullptr, x, w, Tensor{}, 16);
+    const Tensor alone = linear(nullptr, Tensor({1, 1, 256}, {x.data, x.data + 256}), w, Tensor{}, 16);
+    CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, Tensor{}, 16); }));
     double worst = 0, worst_of_24 = 0;
     for (int64_t t = 0; t < 24; ++t)
       for (int64_t r = 0; r < 67; ++r) {
@@ -227,7 +244,8 @@ TEST_CASE("packed products of windows rounded to 16 bits: nearer to the exact on
     CHECK(worst > 16 * worst_of_24);
     CHECK(std::memcmp(alone.data, fine.data, 67 * 4) == 0);  // a token alone keeps its 24
   }
-  CHECK_THROWS_AS(set_window_bits(8), UsageError);
+  const auto w = random_weight(2, 4, 4, 4, false, 5);
+  CHECK_THROWS_AS(linear(nullptr, random({1, 24, 4}, 6), w, Tensor{}, 8), UsageError);
 }
 
 TEST_CASE("a packed weight gives its grid back, and refuses zero points that are no codes") {

@@ -5,7 +5,8 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/gemm/product.h"
+#include "engine/gemm/gemm_float.h"
+#include "engine/nn/mlp.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -17,17 +18,6 @@ std::vector<const Kernels*> sets() {
   int count = 0;
   const Kernels* const* all = all_kernels(&count);
   return {all, all + count};
-}
-
-// start + a b as kernels.h says; of libm, whose fma is exact.
-float promised(const float* a, int64_t step, const float* b, int64_t row, int64_t depth, const float* start) {
-  float total = start ? *start : 0;
-  for (int64_t k0 = 0; k0 < depth; k0 += kFloatRun) {
-    float sum = 0;
-    for (int64_t k = k0; k < std::min(depth, k0 + kFloatRun); ++k) sum = std::fma(a[k * step], b[k * row], sum);
-    total = k0 == 0 && !start ? sum : total + sum;
-  }
-  return total;
 }
 
 }  // namespace
@@ -42,21 +32,33 @@ TEST_CASE("product: a tile has the promised bits on every instruction set, at od
           const Tensor start = random({rows * 40 + shift}, 3);
           for (int64_t i = 0; i < a.size(); i += 3) a[i] *= 1e-6f;  // sums that round to even, and products that vanish
           for (int64_t i = 0; i < a.size(); i += 7) a[i] = 1;
-          for (const bool turned : {false, true}) {
-            const int64_t row = turned ? 1 : stride, step = turned ? rows : 1;
-            if (turned && rows * depth > a.size()) continue;
+          Tensor w({columns, depth});
+          for (int64_t i = 0; i < w.size(); ++i) w[i] = panel[shift + i % depth * 32 + i / depth];
+          for (const bool transposed : {false, true}) {
+            const int64_t row = transposed ? 1 : stride, step = transposed ? rows : 1;
+            if (transposed && rows * depth > a.size()) continue;
             for (const int64_t start_stride : {-1, 0, 40}) {
               Tensor want({rows * ldc + 40});
-              for (int64_t r = 0; r < rows; ++r)
-                for (int64_t j = 0; j < columns; ++j)
-                  want[shift + r * ldc + j] =
-                      promised(a.data + shift + r * row, step, panel.data + shift + j, 32, depth,
-                               start_stride < 0 ? nullptr : start.data + shift + r * start_stride + j);
+              for (int64_t r = 0; r < rows; ++r) {
+                std::vector<float> x;
+                for (int64_t i = 0; i < depth; ++i) x.push_back(a[shift + r * row + i * step]);
+                linear_reference(x.data(), 1, w.data, columns, depth,
+                                 start_stride < 0 ? nullptr : start.data + shift + r * start_stride,
+                                 want.data + shift + r * ldc);
+              }
               for (const Kernels* k : sets()) {
                 Tensor got({rows * ldc + 40});
-                k->float_tile(rows, a.data + shift, row, step, panel.data + shift, depth,
-                              start_stride < 0 ? nullptr : start.data + shift, std::max<int64_t>(0, start_stride),
-                              columns, got.data + shift, ldc);
+                k->float_tile({.rows = rows,
+                               .a = a.data + shift,
+                               .a_stride = row,
+                               .a_step = step,
+                               .panel = panel.data + shift,
+                               .depth = depth,
+                               .columns = columns,
+                               .start = start_stride < 0 ? nullptr : start.data + shift,
+                               .start_stride = std::max<int64_t>(0, start_stride),
+                               .c = got.data + shift,
+                               .c_stride = ldc});
                 if (!same_bits(got, want))
                   FAIL_CHECK(k->name << ": " << rows << " rows, " << columns << " columns, depth " << depth
                                      << ", shift " << shift << ", start " << start_stride);
@@ -83,7 +85,7 @@ TEST_CASE("product: a sum is rounded once for each of its terms, whatever their 
     for (int64_t j = 0; j < n; ++j) want[j] = std::fma(a[1], panel[n + j], panel[j]);
     for (const Kernels* k : sets()) {
       Tensor got({n});
-      k->float_tile(1, a.data, 2, 1, panel.data, 2, nullptr, 0, n, got.data, n);
+      k->float_tile({1, a.data, 2, 1, panel.data, 2, n, nullptr, 0, got.data, n});
       if (!same_bits(got, want)) FAIL_CHECK(k->name << ", try " << i);
     }
   }
@@ -103,7 +105,8 @@ TEST_CASE("product: all strides of both operands, within the rounding errors of 
         for (const Matrix& left : {row_major(a.data, depth), row_major(at.data, rows).transposed()})
           for (const Matrix& right : {row_major(b.data, columns), row_major(bt.data, depth).transposed()}) {
             Tensor y = start.clone();
-            multiply(left, rows, right, depth, columns, y.data, columns, y.data, columns);
+            gemm_float(
+                {left, rows, FloatPanels(right, depth, columns), depth, columns, y.data, columns, y.data, columns});
             if (first.empty()) first = y;
             CHECK(same_bits(y, first));
           }
@@ -124,18 +127,39 @@ TEST_CASE("product: all strides of both operands, within the rounding errors of 
       }
 }
 
-TEST_CASE("product: a fused_mlp has the bits of its operations, in batches or alone, on one and on two threads") {
-  for (const int64_t hidden : {50, 1024}) {  // the second is a depth whose rows are moved apart
+TEST_CASE("product: linear has the bits of the plain loop, however it is cut, on one and on two threads") {
+  struct Case {
+    int64_t samples, rows, in, out;
+  };
+  for (const Case c : {Case{1, 5, 3, 1}, {3, 37, 1024, 70}, {1, 300, 70, 300}, {2, 29, 1100, 97}, {2, 5, 2048, 33}})
+    for (const bool biased : {false, true}) {
+      const Tensor x = random({c.samples, c.rows, c.in}, 14), w = random({c.out, c.in}, 15);
+      const Tensor bias = biased ? random({c.out}, 16) : Tensor{};
+      Tensor want({c.samples, c.rows, c.out});
+      linear_reference(x.data, x.rows(), w.data, c.out, c.in, bias.data, want.data);
+      CHECK(same_bits(linear(nullptr, x, w, bias), want));
+      CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, bias); }));
+      const Tensor few = random({c.samples, kFewRows, c.in}, 17);
+      Tensor want_few({c.samples, kFewRows, c.out});
+      linear_few_reference(few.data, few.rows(), w.data, c.out, c.in, bias.data, want_few.data);
+      CHECK(same_bits(linear(nullptr, few, w, bias), want_few));
+    }
+}
+
+TEST_CASE("product: a fused MLP has the bits of its operations, in batches or alone, on one and on two threads") {
+  for (const int64_t hidden : {50, 1024}) {  // the second is a depth whose rows are copied to another stride
     const Tensor x = random({3, 37, 1024}, 8), w1 = random({hidden, 1024}, 9, 0.1), w2 = random({33, hidden}, 10, 0.1);
     const Tensor b1 = random({hidden}, 11), b2 = random({33}, 12);
     const Tensor want = linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
-    CHECK(same_bits(fused_mlp(x, w1, b1, w2, b2), want));
-    CHECK(same_bits(fused_mlp(x.slice(1, 2), w1, b1, w2, b2), want.slice(1, 2)));
-    CHECK(same_on_two_threads([&] { return fused_mlp(x, w1, b1, w2, b2); }));
+    CHECK(same_bits(fused_float_mlp(x, w1, b1, w2, b2), want));
+    CHECK(same_bits(fused_float_mlp(x.slice(1, 2), w1, b1, w2, b2), want.slice(1, 2)));
+    CHECK(same_on_two_threads([&] { return fused_float_mlp(x, w1, b1, w2, b2); }));
     const Tensor few = random({5, 3, 1024}, 13);
-    CHECK(same_bits(fused_mlp(few, w1, b1, w2, b2),
+    CHECK(same_bits(fused_float_mlp(few, w1, b1, w2, b2),
                     linear(nullptr, gelu_erf(nullptr, linear(nullptr, few, w1, b1)), w2, b2)));
   }
-  CHECK_THROWS_AS(fused_mlp(random({1, 9, 5}, 1), random({4, 6}, 1), Tensor{}, random({2, 4}, 1), Tensor{}), Error);
-  CHECK_THROWS_AS(fused_mlp(random({1, 9, 5}, 1), random({4, 5}, 1), Tensor{}, random({2, 3}, 1), Tensor{}), Error);
+  CHECK_THROWS_AS(fused_float_mlp(random({1, 9, 5}, 1), random({4, 6}, 1), Tensor{}, random({2, 4}, 1), Tensor{}),
+                  Error);
+  CHECK_THROWS_AS(fused_float_mlp(random({1, 9, 5}, 1), random({4, 5}, 1), Tensor{}, random({2, 3}, 1), Tensor{}),
+                  Error);
 }

@@ -85,7 +85,12 @@ TEST_CASE("gradients of moves are exact") {
         kTolerance);
   CHECK(gradient_error(
             [](Tape* t, const Tensor& v) {
-              return permute_rows(t, v, {2, 0, 3, 1}, {4, 2, 3});
+              return gather_rows(t, v, {2, 0, 3, 1}, {4, 2, 3});
+            },
+            random({2, 4, 3}, 46), 47) < kTolerance);
+  CHECK(gradient_error(
+            [](Tape* t, const Tensor& v) {
+              return gather_rows(t, v, {2, 0, 2}, {2, 9});
             },
             random({2, 4, 3}, 46), 47) < kTolerance);
   const Tensor bias = random({3, 2, 2}, 48), mask = random({2, 2, 2}, 49);

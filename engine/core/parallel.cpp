@@ -4,37 +4,55 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
+#include <mutex>
 
 #include "engine/core/check.h"
 
 namespace bcq {
 namespace {
 
-// GNU's OpenMP lets idle threads spin for milliseconds, which on a machine with other work takes the core
-// from the thread that is waited for (measured on a busy machine: 43 s, and 2 s without spinning); as many turns as
-// here bridge the gaps between the products of a single token (2.7 ms, and 2.2 ms with them). The runtime
-// reads this when it starts, after constructors of this priority because it is linked statically; LLVM's
-// reads its own variable later. What the user has set stands.
-__attribute__((constructor(101))) void let_idle_threads_sleep() {
-  setenv("GOMP_SPINCOUNT", "10000", 0);
-  setenv("KMP_BLOCKTIME", "0", 0);
-}
-
-// OpenBLAS must run single-threaded inside our items, or its own splitting would
-// make sums depend on the number of threads. Runs before the first use of either.
-int claim_threads() {
-  openblas_set_num_threads(1);
-  return std::max(1, omp_get_num_procs());
-}
-
 int& thread_count() {
-  static int n = claim_threads();
+  static int n = default_threads("/", std::getenv("OMP_NUM_THREADS"), omp_get_num_procs());
   return n;
 }
 
+std::mutex blas_mutex;
+int blas_users = 0, blas_threads = 1;
+
 }  // namespace
+
+int default_threads(const std::string& root, const char* omp_num_threads, int cores) {
+  const int asked = omp_num_threads ? std::atoi(omp_num_threads) : 0;
+  if (asked > 0) return asked;
+  int most = std::max(1, cores);
+  const auto limit_by = [&](const std::string& group) {
+    double quota = 0, period = 0;
+    if (!(std::ifstream(group + "/cpu.max") >> quota >> period)) {  // also where it says "max"
+      std::ifstream(group + "/cpu.cfs_quota_us") >> quota;
+      std::ifstream(group + "/cpu.cfs_period_us") >> period;
+    }
+    if (quota > 0 && period > 0) most = std::min(most, static_cast<int>(std::ceil(quota / period)));
+  };
+  const std::string version2 = root + "sys/fs/cgroup", version1 = version2 + "/cpu";
+  limit_by(version2);
+  limit_by(version1);
+  // The process's group in each hierarchy: "0::/a/b", or "4:cpu,cpuacct:/a/b" in version 1. The groups above limit,
+  // too.
+  std::ifstream file(root + "proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    if (controllers != ",," && controllers.find(",cpu,") == std::string::npos) continue;
+    for (std::string group = line.substr(second + 1); group.size() > 1; group.resize(group.rfind('/')))
+      limit_by((controllers == ",," ? version2 : version1) + group);
+  }
+  return most;
+}
 
 void set_threads(int n) {
   require_usage(n >= 1, "the number of threads must be at least 1, got %d", n);
@@ -42,6 +60,17 @@ void set_threads(int n) {
 }
 
 int threads() { return thread_count(); }
+
+OneBlasThread::OneBlasThread() {
+  const std::lock_guard lock(blas_mutex);
+  if (blas_users++ > 0) return;
+  blas_threads = openblas_get_num_threads();
+  if (blas_threads != 1) openblas_set_num_threads(1);
+}
+OneBlasThread::~OneBlasThread() {
+  const std::lock_guard lock(blas_mutex);
+  if (--blas_users == 0 && blas_threads != 1) openblas_set_num_threads(blas_threads);
+}
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
   const int team = static_cast<int>(std::min<int64_t>(threads(), n));

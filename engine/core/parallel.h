@@ -6,11 +6,25 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace bcq {
 
-void set_threads(int n);  // n >= 1; the default is the number of cores the process may use
+void set_threads(int n);  // n >= 1; the default is default_threads() of this machine
 int threads();
+
+// OMP_NUM_THREADS where it is set to a positive number (the first of a list). Else the cores the process may use (its
+// affinity), at most the CPU quota of its cgroup and of those above, version 2 (cpu.max) or 1 (cpu.cfs_quota_us),
+// rounded up. `root`, "/" or a folder with proc/ and sys/ in it that ends in a slash, is for tests.
+int default_threads(const std::string& root, const char* omp_num_threads, int cores);
+
+// While one of these lives, on any thread, OpenBLAS runs on one thread: its own splitting would make sums depend on the
+// number of threads. Every function that calls it holds one.
+struct OneBlasThread {
+  OneBlasThread();
+  ~OneBlasThread();
+  OneBlasThread(const OneBlasThread&) = delete;
+};
 
 // Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
 // Inside another parallel_for it runs serially.

@@ -1,4 +1,4 @@
-// How long work tells whoever waits for it: what is being done, and how far it is.
+// How long-running functions report their progress and their warnings to the caller.
 #pragma once
 #include <functional>
 #include <string>

@@ -2,30 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <new>
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 
 #include "engine/core/check.h"
 
 namespace bcq {
-namespace {
-
-// Of freed memory the C library gives large pieces back to the system, and each tensor to come is cleared by it page by
-// page: 11 % of the time of a window of 2048 tokens. Up to 32 MB, the most that can be asked for, they are kept.
-#if defined(__GLIBC__)
-[[maybe_unused]] const bool keeps_memory = [] {
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TOP_PAD, 64 << 20);
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  return true;
-}();
-#endif
-
-}  // namespace
-
 int64_t numel(const Shape& shape) {
   int64_t n = 1;
   for (const int64_t d : shape) n *= d;

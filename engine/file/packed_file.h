@@ -2,7 +2,8 @@
 // engine's own, which is the same with room for what that one has not: 5, 6 and 7 bits, sizes that are no
 // multiples of 32, scales in float32, compensations per position.
 //
-// A linear layer X of K inputs and N outputs whose columns form G groups, b bits (words as in engine/gemm/packed.h):
+// A linear layer X of K inputs and N outputs whose columns form G groups, b bits (words as in
+// engine/gemm/gemm_packed.h):
 //               GPTQ                                     own
 //   X.qweight   I32 [K/32 b, N]                          I32 [N, ceil(K/32) b]
 //   X.qzeros    I32 [G, N/32 b]; in v1 less 1            I32 [G, ceil(N/32) b]
@@ -19,7 +20,7 @@
 
 #include "engine/file/json_fwd.h"
 #include "engine/file/safetensors.h"
-#include "engine/gemm/packed.h"
+#include "engine/gemm/gemm_packed.h"
 
 namespace bcq {
 

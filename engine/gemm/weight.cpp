@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "engine/core/parallel.h"
-#include "engine/gemm/packed.h"
+#include "engine/gemm/gemm_packed.h"
 
 namespace bcq {
 

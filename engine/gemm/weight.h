@@ -4,7 +4,7 @@
 // or packed codes, is a function that decodes rows. A product asks for the few hundred rows it works on
 // and drops them, so that no float copy of a block ever exists, let alone of a network; for a window of 2048
 // tokens decoding costs about a hundredth of the product. Packed codes are multiplied as they are
-// (engine/gemm/packed.h). A new form of storage is one constructor call:
+// (engine/gemm/gemm_packed.h). A new form of storage is one constructor call:
 //   site.weight = Weight(shape, [stored](int64_t begin, int64_t end, float* y) { widen(stored, begin, end, y); });
 // Quantizers, which need the matrix as a whole, take values() and let go of it.
 #pragma once

@@ -1,9 +1,4 @@
-// Chooses the kernels: asks the processor (cpuid) what it has and the operating system
-// (xgetbv) which registers it saves, once. A set that cannot run here is
-// never offered; BCQ_ISA may force a lesser one, and is refused when it names anything else.
-#include <cpuid.h>
-
-#include <cstdint>
+// Chooses the kernels, once: the best set that runs here, or the one BCQ_ISA names.
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -20,44 +15,19 @@ extern const Kernels kernels_avx512;
 
 namespace {
 
-struct Features {
-  bool avx2 = false, avx512 = false;
-};
-
-// Bits of XCR0: the register files the operating system saves on a context switch.
-constexpr uint64_t kSavesYmm = 0x6;   // xmm and ymm
-constexpr uint64_t kSavesZmm = 0xe6;  // those, mask registers and both halves of zmm
-
-uint64_t saved_registers() {
-  uint32_t low, high;
-  // As bytes, because the intrinsic needs -mxsave for the whole file.
-  __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0));
-  return static_cast<uint64_t>(high) << 32 | low;
-}
-
-Features detect() {
-  Features found;
-  unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
-  const bool osxsave = c & bit_OSXSAVE, fma = c & bit_FMA, f16c = c & bit_F16C;
-  if (!osxsave || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
-  const uint64_t saved = saved_registers();
-  found.avx2 = (saved & kSavesYmm) == kSavesYmm && (b & bit_AVX2) && fma && f16c;
-  const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
-  constexpr unsigned kVnni = 1u << 11;  // of ecx; the compilers spell its name differently
-  found.avx512 = found.avx2 && (saved & kSavesZmm) == kSavesZmm && (b & needed) == needed && (c & kVnni);
-  return found;
-}
-
 struct Sets {
   const Kernels* set[3] = {};
   int count = 0;
 
   Sets() {
-    const Features features = detect();
+    // Asks the processor, and the operating system whether it saves the registers.
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
     set[count++] = &kernels_plain;
-    if (features.avx2) set[count++] = &kernels_avx2;
-    if (features.avx512) set[count++] = &kernels_avx512;
+    if (avx2) set[count++] = &kernels_avx2;
+    if (avx512) set[count++] = &kernels_avx512;
   }
 };
 

@@ -10,15 +10,42 @@
 
 namespace bcq {
 
-// The shape integer products are cut into (engine/gemm/int8.h): rows of a tile of sums, columns of a panel.
+// The shape integer products are cut into (engine/gemm/gemm_int8.h): rows of a tile of sums, columns of a panel.
 constexpr int kInt8Rows = 14;
 constexpr int64_t kInt8Panel = 32;
 
-// The same of float products (engine/gemm/product.h), and the depths after which a sum begins again from 0.
+// The same of float products (engine/gemm/gemm_float.h), and the depths after which a sum begins again from 0.
 constexpr int kFloatRows = 14;
 constexpr int64_t kFloatPanel = 32, kFloatRun = 512;
 
-// Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: see engine/gemm/packed.h.
+// c[r, j] = start[r, j] + sum over k of a[r, k] panel[k, j] for `rows` rows and j in [0, columns); the sum by fused
+// multiply-adds in the order of k, kFloatRun of them from 0 at a time.
+struct FloatTile {
+  int rows;
+  const float* a;  // value (r, k) is a[r a_stride + k a_step]
+  int64_t a_stride, a_step;
+  const float* panel;  // [depth, kFloatPanel]
+  int64_t depth, columns;
+  const float* start;  // null for zeros, or c
+  int64_t start_stride;
+  float* c;
+  int64_t c_stride;
+};
+
+// c[r, j] = start[j] + sum over k of a[r, k] panel[k / 4, j, k % 4] for `rows` rows, j in [0, kInt8Panel) and k in
+// [0, 4 groups): exact.
+struct Int8Tile {
+  int rows;
+  const uint8_t* a;
+  int64_t a_stride;
+  const int8_t* panel;  // [groups, kInt8Panel, 4]
+  int64_t groups;
+  const int32_t* start;  // null for zeros
+  int32_t* c;
+  int64_t c_stride;
+};
+
+// Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: engine/gemm/gemm_packed.h.
 struct PackedRows {
   int bits;                 // 1..8
   int64_t chunks;           // of 32 columns
@@ -29,12 +56,22 @@ struct PackedRows {
   const uint16_t* scale16;  // the same as 16-bit floats
   const uint8_t* zero;      // [blocks, groups, kInt8Panel]
 };
-constexpr int kTokenDigits = 3;
+constexpr int kTokenLimbs = 3;
 struct PackedToken {
-  float unit;             // 2^e
-  const uint8_t* digits;  // kTokenDigits planes of int8_t, the lowest digit first
-  int64_t stride;         // from plane to plane
-  const int32_t* sums;    // [groups, kTokenDigits] of each group's digits
+  float unit;            // 2^e
+  const uint8_t* limbs;  // [kTokenLimbs] rows of int8_t, the lowest limb first,
+  int64_t stride;        // so far apart
+  const int32_t* sums;   // [groups, kTokenLimbs] of each group's limbs
+};
+// One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
+// packed_product: y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - zero_i limb_sums[t, p])
+struct PackedSums {
+  int64_t blocks, group, tokens;
+  int limbs;                 // 2 or 3
+  const int32_t* sums;       // [tokens, limbs, rows] over codes, less 128 if they have 8 bits, and limbs
+  const int32_t* limb_sums;  // [tokens, groups, limbs]; null if the sums are over codes less their zero points
+  float* y;                  // [tokens, rows]
+  int64_t stride;            // from row to row of sums and of y
 };
 
 struct Kernels {
@@ -59,8 +96,8 @@ struct Kernels {
   // clean:    x < t ? (t / M) clamp(round(x M / t), 0, M) : round(x M) / M         (PTQ4ViT, softmax)
   void (*fake_twin_softmax)(const float* x, float* y, int64_t n, float split, float m, bool official);
 
-  // The same roundings as integer codes of 8 bits, for integer products (engine/gemm/int8.h). NaN becomes the lowest
-  // code. y = offset + clamp(round(x / delta), lo, hi); with an offset of 0 the bytes are those of an int8_t.
+  // The same roundings as integer codes of 8 bits, for integer products (engine/gemm/gemm_int8.h). NaN becomes the
+  // lowest code. y = offset + clamp(round(x / delta), lo, hi); with an offset of 0 the bytes are those of an int8_t.
   void (*code_uniform)(const float* x, uint8_t* y, int64_t n, float delta, float lo, float hi, int offset);
   // Magnitudes of both terms of fake_twin_gelu; the second is subtracted.
   void (*code_twin_gelu)(const float* x, uint8_t* positive, uint8_t* negative, int64_t n, float pos, float neg,
@@ -69,19 +106,12 @@ struct Kernels {
   void (*code_twin_softmax)(const float* x, uint8_t* low, uint8_t* high, int64_t n, float split, float m,
                             bool official);
 
-  // c[r, 0..32) = start + sum over k of a[r, k] b[., k], r in [0, rows), k in [0, 4 groups): exact. a: rows `stride`
-  // bytes apart; panel: [groups, 32, 4] signed codes; start: [32], null for zeros; c: rows ldc apart.
-  void (*int8_tile)(int rows, const uint8_t* a, int64_t stride, const int8_t* panel, int64_t groups,
-                    const int32_t* start, int32_t* c, int64_t ldc);
+  void (*int8_tile)(const Int8Tile& tile);
   // y = scale1 sum1 + scale2 sum2 + bias, the second term left out when sum2 is null.
   void (*from_sums)(const int32_t* sum1, const int32_t* sum2, const float* scale1, const float* scale2,
                     const float* bias, float* y, int64_t n);
 
-  // c[r, j] = start[r, j] + sum over k of a[r, k] panel[k, j] for rows of a tile and j in [0, columns), columns <= 32;
-  // the sum by fused multiply-adds in the order of k, kFloatRun of them from 0 at a time. Value (r, k) is
-  // a[r stride + k step]; panel: [depth, 32]; c: rows ldc apart; start: rows start_stride apart, null for zeros, or c.
-  void (*float_tile)(int rows, const float* a, int64_t stride, int64_t step, const float* panel, int64_t depth,
-                     const float* start, int64_t start_stride, int64_t columns, float* c, int64_t ldc);
+  void (*float_tile)(const FloatTile& tile);
 
   // Reductions, accumulated in double over fixed lanes.
   double (*weighted_squared_error)(const float* a, const float* b, const float* w, int64_t n);  // sum w (a-b)^2
@@ -94,20 +124,15 @@ struct Kernels {
   float (*dot_float)(const float* a, const float* b, int64_t n);
   // y = sum over rows r of s[r] times row r, [rows, n] with a stride, in the order of rows
   void (*weighted_rows)(const float* s, const float* x, int64_t stride, int64_t rows, int64_t n, float* y);
-  // The digits of x / 2^e in `planes` (2 or 3) planes, `stride` bytes apart, the lowest first, each plus `offset`: 128,
-  // or 0 for bytes that are those of an int8_t. Returns 2^e, for values that are not all finite NaN.
-  float (*digits)(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride);
-  int32_t (*sum_codes)(const uint8_t* x, int64_t n, int offset);  // of such bytes, less the offset
+  // The int8 limbs (2 or 3, the lowest first, `stride` bytes apart) of x / 2^e, each plus `offset`: 128, or 0 for bytes
+  // that are those of an int8_t. Returns 2^e, for values that are not all finite NaN.
+  float (*to_limbs)(const float* x, int64_t n, int limbs, int offset, uint8_t* y, int64_t stride);
+  int32_t (*sum_limbs)(const uint8_t* x, int64_t n, int offset);  // of such bytes, less the offset
   // y [blocks, kInt8Panel]: products of rows with a token.
   void (*packed_product)(const PackedRows& rows, int64_t blocks, const PackedToken& x, float* y);
-  // y [8 chunks, kInt8Panel, 4]: the codes of the first block, as a panel (engine/gemm/int8.h).
+  // y [8 chunks, kInt8Panel, 4]: the codes of the first block, as a panel (engine/gemm/gemm_int8.h).
   void (*packed_codes)(const PackedRows& rows, uint8_t* y);
-  // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
-  // packed_product; of sums [tokens, planes, rows] over codes, less 128 if they have 8 bits, and digits:
-  // y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - zero_i digit_sums[t, p]). Rows of sums and y are `stride` apart,
-  // digit_sums `planes` times the number of groups; null if the sums are over codes less their zero points.
-  void (*packed_sums)(const PackedRows& rows, int64_t blocks, int64_t group, int64_t tokens, int planes,
-                      const int32_t* sums, int64_t stride, const int32_t* digit_sums, float* y);
+  void (*packed_sums)(const PackedRows& rows, const PackedSums& part);
 
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);

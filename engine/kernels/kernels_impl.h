@@ -7,83 +7,14 @@
 // before it is added (-ffp-contract=off). For the same reason nothing here may have
 // external linkage: the linker could pick the AVX-512 copy for the whole program.
 // NaN inputs give NaN outputs, of no particular sign; to find them is the caller's (all_finite).
-#include <cstdint>
-#include <cstring>
-
+#include "engine/kernels/float_tile.h"
 #include "engine/kernels/int8_tile.h"
 #include "engine/kernels/kernels.h"
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#if defined(__FAST_MATH__)
-#error "the kernels need IEEE arithmetic: build without -ffast-math"
-#endif
+#include "engine/kernels/packed_kernels.h"
+#include "engine/kernels/simd.h"
 
 namespace bcq {
 namespace {
-
-constexpr int kLanes = 16;  // two AVX-512 registers of doubles, one of floats
-
-float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-// Clamps that keep NaN. Both are one instruction where they vectorise.
-float at_least(float x, float lo) { return x < lo ? lo : x; }
-float at_most(float x, float hi) { return x > hi ? hi : x; }
-
-// body(i) for i in [0, n). The pragma says that iterations are independent, which holds
-// when an output is an input as well; without it that case would run scalar.
-#if defined(__clang__)
-#define BCQ_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#define BCQ_LANES _Pragma("clang loop vectorize(assume_safety) unroll(disable)")
-#else
-#define BCQ_INDEPENDENT _Pragma("GCC ivdep")
-#define BCQ_LANES
-#endif
-#if !defined(__AVX2__)  // registers hold one lane of four: nothing is won
-#define BCQ_UNROLL
-#elif defined(__clang__)
-#define BCQ_UNROLL _Pragma("unroll")
-#else
-#define BCQ_UNROLL _Pragma("GCC unroll 8")
-#endif
-template <class Body>
-inline void each(int64_t n, const Body& body) {
-  BCQ_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) body(i);
-}
-
-// Fold term(0), ..., term(n-1) with combine: element i goes to lane i mod kLanes, the
-// lanes are folded in halves. Lanes start from `start`. (BCQ_LANES keeps clang from unrolling
-// the loop over lanes before it vectorises, which would leave it with 128-bit pairs.)
-template <class T, class Term, class Combine>
-inline T fold(int64_t n, T start, const Term& term, const Combine& combine) {
-  T lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = start;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    BCQ_LANES
-    for (int l = 0; l < kLanes; ++l) lane[l] = combine(lane[l], term(i + l));
-  }
-  for (int l = 0; i + l < n; ++l) lane[l] = combine(lane[l], term(i + l));
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] = combine(lane[l], lane[l + half]);
-  return lane[0];
-}
-
-template <class Term>
-inline double sum(int64_t n, const Term& term) {
-  return fold(n, 0.0, term, [](double a, double b) { return a + b; });
-}
 
 // ---- Scalars the loops below are made of; every one is free of branches -----------------------
 
@@ -154,18 +85,6 @@ float gelu_erf_of(float x) {
 float gelu_tanh_of(float x) {
   const float u2 = 1.59576912f * (x * (1.f + 0.044715f * (x * x)));
   return x / (1.f + exp_of(-u2));
-}
-
-// Exact, denormals, infinities and NaN included: the exponent is moved as an integer; a denormal
-// gets its leading one by a float subtraction.
-float half_to_float(uint16_t h) {
-  const uint32_t shifted = static_cast<uint32_t>(h & 0x7fff) << 13;
-  const uint32_t exponent = shifted & 0x0f800000u;
-  const uint32_t normal = shifted + (112u << 23);
-  const uint32_t special = shifted + (224u << 23);
-  const uint32_t denormal = as_bits(as_float(shifted + (113u << 23)) - as_float(113u << 23));
-  const uint32_t magnitude = exponent == 0 ? denormal : exponent == 0x0f800000u ? special : normal;
-  return as_float(magnitude | static_cast<uint32_t>(h & 0x8000) << 16);
 }
 
 // ---- The table's functions --------------------------------------------------------------------
@@ -356,13 +275,6 @@ void accumulate(const float* x, const float* less, double* sum, int64_t n) {
   each(n, [=](int64_t i) { sum[i] += static_cast<double>(x[i]) - static_cast<double>(less[i]); });
 }
 
-// As integers, the bits of |x| are ordered like |x|, then infinity, then NaN.
-int32_t max_magnitude_bits(const float* x, int64_t n) {
-  return fold(
-      n, int32_t{0}, [=](int64_t i) { return static_cast<int32_t>(as_bits(x[i]) & 0x7fffffffu); },
-      [](int32_t a, int32_t b) { return b > a ? b : a; });
-}
-
 float max_abs(const float* x, int64_t n) { return as_float(static_cast<uint32_t>(max_magnitude_bits(x, n))); }
 
 bool all_finite(const float* x, int64_t n) { return max_magnitude_bits(x, n) < 0x7f800000; }
@@ -372,21 +284,10 @@ float dot_float(const float* a, const float* b, int64_t n) {
       n, 0.f, [=](int64_t i) { return a[i] * b[i]; }, [](float x, float y) { return x + y; });
 }
 
-}  // namespace
-}  // namespace bcq
-
-#include "engine/kernels/packed_kernels.h"
-// Below the lanes it uses.
-#include "engine/kernels/float_tile.h"
-
-namespace bcq {
-namespace {
-
 void from_f16(const uint16_t* x, float* y, int64_t n) {
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide) {
-    const Floats floats = to_floats(x + i);
-    std::memcpy(y + i, &floats, sizeof floats);
+    store(to_floats(x + i), y + i);
   }
   for (; i < n; ++i) y[i] = half_to_float(x[i]);
 }
@@ -399,38 +300,38 @@ void from_bf16(const uint16_t* x, float* y, int64_t n) {
 
 extern constinit const Kernels BCQ_TABLE;
 constinit const Kernels BCQ_TABLE = {
-    BCQ_ISA_NAME,
-    layer_norm,
-    softmax,
-    gelu_erf,
-    gelu_tanh,
-    relu,
-    add,
-    scale,
-    sum_exp,
-    fake_uniform,
-    fake_twin_gelu,
-    fake_twin_softmax,
-    code_uniform,
-    code_twin_gelu,
-    code_twin_softmax,
-    int8_tile,
-    from_sums,
-    float_tile,
-    weighted_squared_error,
-    dot,
-    accumulate,
-    max_abs,
-    all_finite,
-    dot_float,
-    weighted_rows,
-    digits,
-    sum_codes,
-    packed_product,
-    packed_codes,
-    packed_sums,
-    from_f16,
-    from_bf16,
+    .name = BCQ_ISA_NAME,
+    .layer_norm = layer_norm,
+    .softmax = softmax,
+    .gelu_erf = gelu_erf,
+    .gelu_tanh = gelu_tanh,
+    .relu = relu,
+    .add = add,
+    .scale = scale,
+    .sum_exp = sum_exp,
+    .fake_uniform = fake_uniform,
+    .fake_twin_gelu = fake_twin_gelu,
+    .fake_twin_softmax = fake_twin_softmax,
+    .code_uniform = code_uniform,
+    .code_twin_gelu = code_twin_gelu,
+    .code_twin_softmax = code_twin_softmax,
+    .int8_tile = int8_tile,
+    .from_sums = from_sums,
+    .float_tile = float_tile,
+    .weighted_squared_error = weighted_squared_error,
+    .dot = dot,
+    .accumulate = accumulate,
+    .max_abs = max_abs,
+    .all_finite = all_finite,
+    .dot_float = dot_float,
+    .weighted_rows = weighted_rows,
+    .to_limbs = to_limbs,
+    .sum_limbs = sum_limbs,
+    .packed_product = packed_product,
+    .packed_codes = packed_codes,
+    .packed_sums = packed_sums,
+    .from_f16 = from_f16,
+    .from_bf16 = from_bf16,
 };
 
 }  // namespace bcq

@@ -1,63 +1,29 @@
-// What single tokens need: products with packed weights, and attention to the tokens before. Part of kernels_impl.h,
-// whose scalars and loops it uses.
+// What single tokens need: products with packed weights, and attention to the tokens before.
+#pragma once
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/simd.h"
+
 namespace bcq {
 namespace {
 
-// Rows or columns side by side, as many as a register holds.
-#if defined(__AVX512F__)
-constexpr int kWide = 16;
-#elif defined(__AVX2__)
-constexpr int kWide = 8;
-#else
-constexpr int kWide = 4;
-#endif
-using Words = uint32_t __attribute__((vector_size(4 * kWide)));
-using Sums = int32_t __attribute__((vector_size(4 * kWide)));
-using Floats = float __attribute__((vector_size(4 * kWide)));
-
-template <class T, class From>
-inline T load(const From* from) {
-  T x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-Floats to_floats(Sums x) { return __builtin_convertvector(x, Floats); }
-// Masked with every lane on: g++ 12 warns of its own header's undefined registers in the other forms.
-#if defined(__AVX512F__)
-Floats to_floats(const uint16_t* halves) { return Floats(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(halves))); }
-Sums to_sums(const uint8_t* x) { return Sums(_mm512_maskz_cvtepu8_epi32(0xffff, load<__m128i>(x))); }
-#elif defined(__AVX2__)
-Floats to_floats(const uint16_t* halves) { return Floats(_mm256_cvtph_ps(load<__m128i>(halves))); }
-Sums to_sums(const uint8_t* x) {
-  return Sums(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
-}
-#else
-Floats to_floats(const uint16_t* halves) {
-  Floats x;
-  for (int l = 0; l < kWide; ++l) x[l] = half_to_float(halves[l]);
-  return x;
-}
-Sums to_sums(const uint8_t* x) { return Sums{x[0], x[1], x[2], x[3]}; }
-#endif
-
-// sum + codes · digits for every four bytes, of codes below 2^kBits.
+// sum + codes · limbs for every four bytes, of codes below 2^kBits.
 template <int kBits>
-inline Sums dot(Sums sum, Words codes, Words digits) {
+inline Sums dot(Sums sum, Words codes, Words limbs) {
 #if defined(__AVX512VNNI__)
-  return Sums(_mm512_dpbusd_epi32(__m512i(sum), __m512i(codes), __m512i(digits)));
+  return Sums(_mm512_dpbusd_epi32(__m512i(sum), __m512i(codes), __m512i(limbs)));
 #elif defined(__AVX2__)
   // Pairs of products fit 16 bits if codes have 7 bits; the eighth is multiplied by itself.
-  const __m256i seven = _mm256_maddubs_epi16(__m256i(kBits == 8 ? codes & 0x7f7f7f7fu : codes), __m256i(digits));
+  const __m256i seven = _mm256_maddubs_epi16(__m256i(kBits == 8 ? codes & 0x7f7f7f7fu : codes), __m256i(limbs));
   sum += Sums(_mm256_madd_epi16(seven, _mm256_set1_epi16(1)));
   if (kBits == 8) {
-    const __m256i eighth = _mm256_maddubs_epi16(__m256i(codes >> 7 & 0x01010101u), __m256i(digits));
+    const __m256i eighth = _mm256_maddubs_epi16(__m256i(codes >> 7 & 0x01010101u), __m256i(limbs));
     sum += Sums(_mm256_madd_epi16(eighth, _mm256_set1_epi16(128)));
   }
   return sum;
 #else
   for (int l = 0; l < kWide; ++l)
     for (int b = 0; b < 32; b += 8)
-      sum[l] += static_cast<int32_t>(codes[l] >> b & 255) * static_cast<int8_t>(digits[l] >> b & 255);
+      sum[l] += static_cast<int32_t>(codes[l] >> b & 255) * static_cast<int8_t>(limbs[l] >> b & 255);
   return sum;
 #endif
 }
@@ -77,17 +43,17 @@ inline Words codes_of(const uint32_t* words, int64_t q) {
 }
 
 // Scales and zero points of kWide rows from `row` on, counted through blocks.
-struct Steps {
+struct Scales {
   Floats scale;
   Sums zero;
-  Steps(const PackedRows& r, int64_t row, int64_t group) {
+  Scales(const PackedRows& r, int64_t row, int64_t group) {
     const int64_t i = (row / kInt8Panel * r.groups + group) * kInt8Panel + row % kInt8Panel;
     scale = r.scale ? load<Floats>(r.scale + i) : to_floats(r.scale16 + i);
     zero = to_sums(r.zero + i);
   }
 };
 
-// Rows [first, first + kWide kVectors), counted through blocks: the sums and their steps of engine/gemm/packed.h.
+// Rows [first, first + kWide kVectors), counted through blocks: the sums and their scales of engine/gemm/gemm_packed.h.
 template <int kBits, int kVectors>
 inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t first, float* y) {
   constexpr int64_t kAhead = 4096;  // bytes: what comes into the second cache meanwhile
@@ -98,16 +64,16 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
     words[k] = r.words + row / kInt8Panel * r.chunks * kBits * kInt8Panel + row % kInt8Panel;
   }
   for (int64_t g = 0, q = 0; g < r.groups; ++g) {
-    Sums sum[kVectors][kTokenDigits] = {};
+    Sums sum[kVectors][kTokenLimbs] = {};
     const auto add = [&](int64_t quad, int64_t of_chunk) {
-      Words digits[kTokenDigits];
+      Words limbs[kTokenLimbs];
       BCQ_UNROLL
-      for (int p = 0; p < kTokenDigits; ++p) digits[p] = load<uint32_t>(x.digits + p * x.stride + quad * 4) - Words{};
+      for (int p = 0; p < kTokenLimbs; ++p) limbs[p] = load<uint32_t>(x.limbs + p * x.stride + quad * 4) - Words{};
       BCQ_UNROLL
       for (int k = 0; k < kVectors; ++k) {
         const Words codes = codes_of<kBits>(words[k] + quad / 8 * kBits * kInt8Panel, of_chunk);
         BCQ_UNROLL
-        for (int p = 0; p < kTokenDigits; ++p) sum[k][p] = dot<kBits>(sum[k][p], codes, digits[p]);
+        for (int p = 0; p < kTokenLimbs; ++p) sum[k][p] = dot<kBits>(sum[k][p], codes, limbs[p]);
       }
     };
     const int64_t end = r.ends[g];
@@ -127,89 +93,74 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
     }
     BCQ_UNROLL
     for (int k = 0; k < kVectors; ++k) {
-      const Steps steps(r, first + k * kWide, g);
+      const Scales scales(r, first + k * kWide, g);
       Floats value = {};
       BCQ_UNROLL
-      for (int p = kTokenDigits - 1; p >= 0; --p)
-        value = value * 256.f + to_floats(sum[k][p] - steps.zero * x.sums[g * kTokenDigits + p]);
-      total[k] += steps.scale * value;
+      for (int p = kTokenLimbs - 1; p >= 0; --p)
+        value = value * 256.f + to_floats(sum[k][p] - scales.zero * x.sums[g * kTokenLimbs + p]);
+      total[k] += scales.scale * value;
     }
   }
   for (int k = 0; k < kVectors; ++k) {
     total[k] *= x.unit;
-    std::memcpy(y + first + k * kWide, &total[k], sizeof total[k]);
+    store(total[k], y + first + k * kWide);
   }
 }
 
-template <int kBits>
-void product_of(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
-  // Two registers of rows share the digits, and hide how long a dot product takes.
-  for (int64_t row = 0; row < blocks * kInt8Panel; row += 2 * kWide) product_of_rows<kBits, 2>(r, x, row, y);
-}
-
-template <int kBits>
-void codes_of_block(const PackedRows& r, uint8_t* y) {
-  for (int64_t c = 0; c < r.chunks; ++c)
-    for (int64_t q = 0; q < 8; ++q)
-      for (int64_t row = 0; row < kInt8Panel; row += kWide, y += sizeof(Words)) {
-        const Words codes = codes_of<kBits>(r.words + c * kBits * kInt8Panel + row, q);
-        std::memcpy(y, &codes, sizeof codes);
-      }
-}
-
 void packed_product(const PackedRows& r, int64_t blocks, const PackedToken& x, float* y) {
-  constexpr decltype(&packed_product) of[] = {product_of<1>, product_of<2>, product_of<3>, product_of<4>,
-                                              product_of<5>, product_of<6>, product_of<7>, product_of<8>};
-  of[r.bits - 1](r, blocks, x, y);
+  // Two registers of rows share the limbs, and hide how long a dot product takes.
+  with_constant<8>(r.bits, [&](auto bits) {
+    for (int64_t row = 0; row < blocks * kInt8Panel; row += 2 * kWide) product_of_rows<bits, 2>(r, x, row, y);
+  });
 }
 
 void packed_codes(const PackedRows& r, uint8_t* y) {
-  constexpr decltype(&packed_codes) of[] = {codes_of_block<1>, codes_of_block<2>, codes_of_block<3>, codes_of_block<4>,
-                                            codes_of_block<5>, codes_of_block<6>, codes_of_block<7>, codes_of_block<8>};
-  of[r.bits - 1](r, y);
+  with_constant<8>(r.bits, [&](auto bits) {
+    for (int64_t c = 0; c < r.chunks; ++c)
+      for (int64_t q = 0; q < 8; ++q)
+        for (int64_t row = 0; row < kInt8Panel; row += kWide, y += sizeof(Words))
+          store(codes_of<bits>(r.words + c * bits * kInt8Panel + row, q), y);
+  });
 }
 
-template <int kPlanes, bool kLessZero>
-inline void scaled_sums(const PackedRows& r, int64_t rows, int64_t group, int64_t tokens, const int32_t* sums,
-                        int64_t stride, const int32_t* digit_sums, float* y) {
+template <int kLimbs, bool kLessZero>
+inline void scaled_sums(const PackedRows& r, const PackedSums& part) {
   const int32_t middle = r.bits == 8 ? 128 : 0;
-  const int64_t next = r.groups * kPlanes;
-  for (int64_t row = 0; row < rows; row += kWide) {
-    const Steps steps(r, row, group);
-    const Sums zero = steps.zero - middle;
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int32_t* const sum = sums + t * kPlanes * stride + row;
-      const auto part = [&](int p) {
+  const int64_t next = r.groups * kLimbs, stride = part.stride;
+  for (int64_t row = 0; row < part.blocks * kInt8Panel; row += kWide) {
+    const Scales scales(r, row, part.group);
+    const Sums zero = scales.zero - middle;
+    for (int64_t t = 0; t < part.tokens; ++t) {
+      const int32_t* const sum = part.sums + t * kLimbs * stride + row;
+      const auto term = [&](int p) {
         const Sums of_codes = load<Sums>(sum + p * stride);
-        return to_floats(kLessZero ? of_codes : of_codes - zero * digit_sums[t * next + p]);
+        return to_floats(kLessZero ? of_codes : of_codes - zero * part.limb_sums[t * next + p]);
       };
-      Floats value = part(kPlanes - 1);
+      Floats value = term(kLimbs - 1);
       BCQ_UNROLL
-      for (int p = kPlanes - 2; p >= 0; --p) value = value * 256.f + part(p);
-      const Floats total = load<Floats>(y + t * stride + row) + steps.scale * value;
-      std::memcpy(y + t * stride + row, &total, sizeof total);
+      for (int p = kLimbs - 2; p >= 0; --p) value = value * 256.f + term(p);
+      float* const y = part.y + t * stride + row;
+      store(load<Floats>(y) + scales.scale * value, y);
     }
   }
 }
 
-void packed_sums(const PackedRows& r, int64_t blocks, int64_t group, int64_t tokens, int planes, const int32_t* sums,
-                 int64_t stride, const int32_t* digit_sums, float* y) {
-  const auto less_zero = planes == 3 ? scaled_sums<3, true> : scaled_sums<2, true>;
-  const auto with_zero = planes == 3 ? scaled_sums<3, false> : scaled_sums<2, false>;
-  const auto of = digit_sums ? with_zero : less_zero;
-  of(r, blocks * kInt8Panel, group, tokens, sums, stride, digit_sums, y);
+void packed_sums(const PackedRows& r, const PackedSums& part) {
+  const auto less_zero = part.limbs == 3 ? scaled_sums<3, true> : scaled_sums<2, true>;
+  const auto with_zero = part.limbs == 3 ? scaled_sums<3, false> : scaled_sums<2, false>;
+  (part.limb_sums ? with_zero : less_zero)(r, part);
 }
 
-// The exponent of the largest magnitude, and one more where its digits would not fit; x / unit is exact, and adding
-// 2^23 to its magnitude rounds it, half to even. In q + 0x808080 every byte is a digit + 128.
-float digits(const float* x, int64_t n, int planes, int offset, uint8_t* y, int64_t stride) {
-  const int32_t exponent = (max_magnitude_bits(x, n) + 0x10101) >> 23;
-  const bool finite = all_finite(x, n);
-  const int32_t least = exponent - (8 * planes - 2) > 1 ? exponent - (8 * planes - 2) : 1;  // 2^-126
+// The exponent of the largest magnitude, and one more where its limbs would not fit; x / unit is exact, and adding
+// 2^23 to its magnitude rounds it, half to even. In q + 0x808080 every byte is a limb + 128.
+float to_limbs(const float* x, int64_t n, int limbs, int offset, uint8_t* y, int64_t stride) {
+  const int32_t top = max_magnitude_bits(x, n), exponent = (top + 0x10101) >> 23;
+  const bool finite = top < 0x7f800000;
+  const int32_t least = exponent - (8 * limbs - 2) > 1 ? exponent - (8 * limbs - 2) : 1;  // 2^-126
   const float unit = as_float(static_cast<uint32_t>(least) << 23);
   const float inverse = finite ? as_float(static_cast<uint32_t>(254 - least) << 23) : 0.f;
-  const uint32_t middles = planes == 3 ? 0x808080u : 0x8080u, flip = static_cast<uint32_t>(offset ^ 128) * 0x010101u;
-  for (int p = 0; p < planes; ++p)
+  const uint32_t middles = limbs == 3 ? 0x808080u : 0x8080u, flip = static_cast<uint32_t>(offset ^ 128) * 0x010101u;
+  for (int p = 0; p < limbs; ++p)
     each(n, [=](int64_t i) {
       const float v = x[i] * inverse;
       const uint32_t magnitude = as_bits(as_float(as_bits(v) & 0x7fffffffu) + 8388608.f) - 0x4b000000u;
@@ -219,8 +170,8 @@ float digits(const float* x, int64_t n, int planes, int offset, uint8_t* y, int6
   return finite ? unit : __builtin_nanf("");
 }
 
-int32_t sum_codes(const uint8_t* x, int64_t n, int offset) {
-  const uint32_t flip = static_cast<uint32_t>(offset ^ 128);  // to digits + 128, of which pairs fit 16 bits in dot()
+int32_t sum_limbs(const uint8_t* x, int64_t n, int offset) {
+  const uint32_t flip = static_cast<uint32_t>(offset ^ 128);  // to limbs + 128, of which pairs fit 16 bits in dot()
   Sums sums = {};
   int64_t i = 0;
   for (; i + 4 * kWide <= n; i += 4 * kWide)

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "engine/core/check.h"
-#include "engine/gemm/product.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/nn/int8_layer.h"
 #include "engine/nn/ops.h"
 
@@ -87,7 +87,8 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
       for (int64_t r = 0; r < n; ++r) kernels().scale(q.at(r, 0).data, form.scale, scaled.data() + r * d, d);
       q = row_major(scaled.data(), d);
     }
-    multiply(q, n, head.keys, d, keys, nullptr, 0, scores.data(), padded);
+    gemm_float(
+        {.a = q, .rows = n, .b = head.keys, .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
     for (int64_t r = begin; r < end; ++r) {
       float* row = scores.data() + (r - begin) * padded;
       const int64_t seen = form.causal ? r + 1 : T;
@@ -96,8 +97,7 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
                   form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
-    multiply(row_major(scores.data(), padded), n, head.values, keys, d, nullptr, 0, y.data + x.out(i, begin),
-             x.heads * d);
+    gemm_float({row_major(scores.data(), padded), n, head.values, keys, d, y.data + x.out(i, begin), x.heads * d});
   };
   if (!form.causal) {
     parallel_for(x.count(), [&](int64_t i) {
@@ -134,21 +134,21 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
       }
       queries->code(q, d, h * queries->units() / H, coded.row(r), coded.stride);
     }
-    int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
-               [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
-                 float* scores = row.data();
-                 keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
-                 if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
-                 if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
-                 softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
-                 weights->code(scores, padded, h * weights->units() / H, a.row(r), a.stride);
-               });
-    int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
-               [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
-                 float* out = y.data + x.out(i, r);
-                 values.dequantizer(0, d, sum1, sum2, nullptr, out);
-                 if (!av.added.empty()) kernels().add(out, av_added.row(i * N + r), out, d);
-               });
+    gemm_int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
+                    [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
+                      float* scores = row.data();
+                      keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
+                      if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
+                      if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
+                      softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
+                      weights->code(scores, padded, h * weights->units() / H, a.row(r), a.stride);
+                    });
+    gemm_int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
+                    [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
+                      float* out = y.data + x.out(i, r);
+                      values.dequantizer(0, d, sum1, sum2, nullptr, out);
+                      if (!av.added.empty()) kernels().add(out, av_added.row(i * N + r), out, d);
+                    });
   });
   return y;
 }
@@ -235,45 +235,20 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
   return first == 0 ? causal_attention(q, k, v, heads, scale, slopes) : y;
 }
 
-namespace {
-
-// Copy between a fused projection [B, N, parts*D] and heads [B, H, N, d]; `gather` reads the former, else it is added
-// to.
-void move_heads(const Tensor& fused, const Tensor& heads, int64_t part, int64_t parts, bool gather) {
-  const int64_t H = heads.dim(1), N = heads.dim(2), d = heads.dim(3), D = H * d;
-  parallel_for(heads.dim(0) * H, [&](int64_t i) {
-    const int64_t b = i / H, h = i % H;
-    for (int64_t n = 0; n < N; ++n) {
-      float* at_fused = fused.data + (b * N + n) * parts * D + part * D + h * d;
-      float* at_head = heads.data + (i * N + n) * d;
-      if (gather)
-        std::memcpy(at_head, at_fused, static_cast<size_t>(d) * 4);
-      else
-        kernels().add(at_fused, at_head, at_fused, d);
-    }
-  });
-}
-
-}  // namespace
-
 Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
-  Tensor y = Tensor::uninitialized({x.dim(0), heads, x.dim(1), x.dim(2) / parts / heads});
-  move_heads(x, y, part, parts, true);
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) { move_heads(tape->grad(x), dy, part, parts, false); });
-  return y;
+  const int64_t B = x.dim(0), N = x.dim(1), d = x.dim(2) / parts / heads;
+  std::vector<int64_t> index;
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t n = 0; n < N; ++n) index.push_back((n * parts + part) * heads + h);
+  return gather_rows(tape, x.reshaped({B, N * parts * heads, d}), index, {B, heads, N, d});
 }
 
 Tensor merge_heads(Tape* tape, const Tensor& x) {
-  Tensor y({x.dim(0), x.dim(2), x.dim(1) * x.dim(3)});
-  move_heads(y, x, 0, 1, false);  // adds into zeros
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) {
-      Tensor dx = Tensor::uninitialized(x.shape);
-      move_heads(dy, dx, 0, 1, true);
-      tape->add_to_grad(x, dx);
-    });
-  return y;
+  const int64_t B = x.dim(0), H = x.dim(1), N = x.dim(2), d = x.dim(3);
+  std::vector<int64_t> index;
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t h = 0; h < H; ++h) index.push_back(h * N + n);
+  return gather_rows(tape, x.reshaped({B, H * N, d}), index, {B, N, H * d});
 }
 
 Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, const Tensor& mask) {
@@ -291,14 +266,10 @@ Tensor add_window_bias(Tape* tape, const Tensor& scores, const Tensor& bias, con
 }
 
 Tensor select_part(const Tensor& x, int64_t heads, int64_t part, int64_t parts) {
-  const int64_t d = x.dim(2) / heads / parts;
-  Tensor y = Tensor::uninitialized({x.dim(0), x.dim(1), heads * d});
-  for_rows(y, [&](int64_t r) {
-    for (int64_t h = 0; h < heads; ++h)
-      std::memcpy(y.data + (r * heads + h) * d, x.data + ((r * heads + h) * parts + part) * d,
-                  static_cast<size_t>(d) * 4);
-  });
-  return y;
+  const int64_t B = x.dim(0), T = x.dim(1), d = x.dim(2) / heads / parts;
+  std::vector<int64_t> index;
+  for (int64_t i = 0; i < T * heads; ++i) index.push_back(i * parts + part);
+  return gather_rows(nullptr, x.reshaped({B, T * heads * parts, d}), index, {B, T, heads * d});
 }
 
 }  // namespace bcq

@@ -119,12 +119,12 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
     const CodedRows a(in.left, N, K);
     for (int64_t r = 0; r < N; ++r)
       in.left->code(x.data + (i * N + r) * K, K, h * in.left->units() / H, a.row(r), a.stride);
-    int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
-               [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
-                 float* out = y.data + (i * N + r) * M;
-                 head.dequantizer(0, M, sum1, sum2, nullptr, out);
-                 if (!layer.added.empty()) kernels().add(out, added.row(i * N + r), out, M);
-               });
+    gemm_int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
+                    [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
+                      float* out = y.data + (i * N + r) * M;
+                      head.dequantizer(0, M, sum1, sum2, nullptr, out);
+                      if (!layer.added.empty()) kernels().add(out, added.row(i * N + r), out, M);
+                    });
   });
   return y;
 }

@@ -7,7 +7,7 @@
 // scales, the product with it, and the additions of terms, bias and compensation: fewer roundings than the simulated
 // product, which rounds every operand and every partial sum.
 #pragma once
-#include "engine/gemm/int8.h"
+#include "engine/gemm/gemm_int8.h"
 #include "engine/nn/layer.h"
 #include "engine/nn/ops.h"
 
@@ -65,13 +65,13 @@ template <class Place, class Done>
 void int8_linear(const Layer& layer, const CodedRows& x, const Broadcast& added, Place place, Done done) {
   const Int8Layer& in = *layer.int8();
   const Tensor& bias = layer.bias.in(Precision::Integer);
-  int8_product(x.view(), *in.weight, in.dequantizer.start(),
-               [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
-                 float* y = place(r, c0);
-                 in.dequantizer(c0, n, sum1, sum2, bias.data, y);
-                 if (!layer.added.empty()) kernels().add(y, added.row(r) + c0, y, n);
-                 done(r, c0, n, y);
-               });
+  gemm_int8(x.view(), *in.weight, in.dequantizer.start(),
+            [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
+              float* y = place(r, c0);
+              in.dequantizer(c0, n, sum1, sum2, bias.data, y);
+              if (!layer.added.empty()) kernels().add(y, added.row(r) + c0, y, n);
+              done(r, c0, n, y);
+            });
 }
 // The same, into a tensor of this shape.
 Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape);

@@ -47,7 +47,8 @@ Tensor Layer::product(const Context& ctx, const Tensor& x, const Tensor& rhs) co
   require(ctx.tape == nullptr, "%s: gradients are those of the float network", name);
   if (ctx.precision == Precision::Integer && int8()) return int8_layer_product(*this, x, rhs);
   const Grid &left = left_grid(), &right = quantized ? quantized->right : left;
-  Tensor y = is_linear() ? linear(nullptr, fake_quantize(left, x), weight_in(ctx.precision), bias.in(ctx.precision))
+  Tensor y = is_linear() ? linear(nullptr, fake_quantize(left, x), weight_in(ctx.precision), bias.in(ctx.precision),
+                                  ctx.window_bits)
                          : matmul(nullptr, fake_quantize(left, x), fake_quantize(right, rhs), transpose);
   add_compensation(ctx, added, y);
   return y;

@@ -8,7 +8,7 @@
 #include <functional>
 #include <string>
 
-#include "engine/gemm/packed.h"
+#include "engine/gemm/gemm_packed.h"
 #include "engine/gemm/weight.h"
 #include "engine/nn/tape.h"
 
@@ -47,6 +47,7 @@ struct Context {
   Observer* observer = nullptr;
   bool masked = true;        // whether a Swin masks its shifted windows: BC of attention may be measured without
   KvCache* cache = nullptr;  // language: the tokens before these (engine/nn/attention.h)
+  int window_bits = 24;      // of PackedWeight::multiply
 
   bool is_done() const { return observer && observer->is_done(); }
   int64_t first_position() const;  // of what is computed: the tokens in the cache

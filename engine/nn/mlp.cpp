@@ -1,5 +1,7 @@
 #include "engine/nn/mlp.h"
 
+#include "engine/core/check.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/nn/int8_layer.h"
 #include "engine/nn/ops.h"
 
@@ -27,10 +29,37 @@ Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
 
 }  // namespace
 
+Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
+  if (is_few_rows(x) || w1.packed() || w2.packed())
+    return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
+  require(x.dim(-1) == w1.dim(1) && w1.dim(0) == w2.dim(1), "mlp: shapes %s, %s and %s do not fit", to_string(x.shape),
+          to_string(w1.shape()), to_string(w2.shape()));
+  Shape shape = x.shape;
+  shape.back() = w2.dim(0);
+  Tensor y = Tensor::uninitialized(shape);
+  const int64_t rows = x.rows(), stride = row_stride(w1.dim(0));
+  const Buffer<float> hidden(rows * stride);
+  Buffer<float> copy;
+  linear_rows({.x = with_row_stride(x, copy),
+               .rows = rows,
+               .w = w1,
+               .bias = b1.data,
+               .y = hidden.data(),
+               .y_stride = stride,
+               .activation = kernels().gelu_erf});
+  linear_rows({.x = row_major(hidden.data(), stride),
+               .rows = rows,
+               .w = w2,
+               .bias = b2.data,
+               .y = y.data,
+               .y_stride = shape.back()});
+  return y;
+}
+
 Tensor mlp(const Context& ctx, const Layer& fc1, const Layer& fc2, const Tensor& x) {
   if (ctx.observer == nullptr && ctx.tape == nullptr) {
     if (ctx.precision == Precision::Float)
-      return fused_mlp(x, fc1.weight, fc1.bias.loaded, fc2.weight, fc2.bias.loaded);
+      return fused_float_mlp(x, fc1.weight, fc1.bias.loaded, fc2.weight, fc2.bias.loaded);
     if (ctx.precision == Precision::Integer && fc1.int8() && fc2.int8()) return fused_integer_mlp(fc1, fc2, x);
   }
   return fc2.run(ctx, gelu_erf(ctx.tape, fc1.run(ctx, x)));

@@ -9,4 +9,7 @@ namespace bcq {
 // those of the layers one by one.
 Tensor mlp(const Context& ctx, const Layer& fc1, const Layer& fc2, const Tensor& x);
 
+// The fused float form: gelu_erf(x W1ᵀ + b1) W2ᵀ + b2, x [B, ..., K], w1 [F, K], w2 [O, F] -> [B, ..., O].
+Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
+
 }  // namespace bcq

@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "engine/core/check.h"
-#include "engine/gemm/packed.h"
-#include "engine/gemm/product.h"
+#include "engine/gemm/gemm_float.h"
+#include "engine/gemm/gemm_packed.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -19,122 +19,29 @@ void require_shape(bool ok, const char* op, const Tensor& a, const Tensor& b) {
   require_shape(ok, op, a.shape, b.shape);
 }
 
-// How a product is cut into items, by its shape alone: blocks of columns whose panels stay in cache, and of rows so
-// that the number of items is even and at least eight, as far as there are rows.
-struct Cut {
-  int64_t across, down;
+}  // namespace
 
-  Cut(int64_t rows, int64_t columns, int64_t depth) {
-    const int64_t width = (depth <= 1024 ? 3 : 2) * kFloatPanel, tiles = (rows + kFloatRows - 1) / kFloatRows;
-    across = (columns + width - 1) / width;
-    down = std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
-  }
-};
-
-// From one row of a left operand to the next: rows that are a multiple of 4096 bytes apart share a few lines of the
-// nearest cache.
-int64_t stride_of(int64_t depth) { return depth % 1024 == 0 ? depth + 16 : depth; }
-
-// The rows of x so far apart: where they are, or copied.
-Matrix apart(const Tensor& x, Buffer<float>& copy) {
-  const int64_t depth = x.dim(-1), stride = stride_of(depth);
-  if (stride == depth) return row_major(x.data, depth);
-  copy = Buffer<float>(x.rows() * stride);
-  for_rows(x, [&](int64_t r) { std::copy_n(x.data + r * depth, depth, copy.data() + r * stride); });
-  return row_major(copy.data(), stride);
-}
-
-using Activation = void (*)(const float*, float*, int64_t);
-
-// y = f(a Wᵀ + bias), or a W, rows of y a stride apart; bias or empty, f applied where values are still in cache, or
-// null.
-void product(const Matrix& a, int64_t rows, const Weight& w, bool transpose_w, const Tensor& bias, Activation f,
-             float* y, int64_t stride) {
-  const int64_t depth = w.dim(transpose_w ? 1 : 0), columns = w.dim(transpose_w ? 0 : 1);
-  const Cut cut(rows, columns, depth);
-  parallel_for(cut.across * cut.down, [&](int64_t item) {
-    const int64_t i = item % cut.down, j = item / cut.down, panels = (columns + kFloatPanel - 1) / kFloatPanel;
-    const int64_t c0 = panels * j / cut.across * kFloatPanel;
-    const int64_t c1 = std::min(columns, panels * (j + 1) / cut.across * kFloatPanel);
-    Tensor scratch;
-    const FloatPanels right(transpose_w ? row_major(w.rows(c0, c1, scratch), depth).transposed()
-                                        : row_major(w.rows(0, depth, scratch), columns).at(0, c0),
-                            depth, c1 - c0);
-    const int64_t first = rows * i / cut.down, last = rows * (i + 1) / cut.down;
-    for_parts(last - first, kFloatRows, [&](int64_t begin, int64_t end) {
-      float* to = y + (first + begin) * stride + c0;
-      multiply(a.at(first + begin, 0), end - begin, right, depth, c1 - c0, bias.empty() ? nullptr : bias.data + c0, 0,
-               to, stride);
-      for (int64_t r = begin; r < end && f; ++r, to += stride) f(to, to, c1 - c0);
-    });
-  });
-}
-
-// Samples of so few rows are multiplied row by row: the weight is read once, and no part of it copied.
-constexpr int64_t kFewRows = 4;
-
-void few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
-  const int64_t tokens = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
-  parallel_for((columns + 63) / 64, [&](int64_t item) {
-    const int64_t begin = item * 64, end = std::min(columns, begin + 64);
-    Tensor scratch;
-    const int64_t step = std::max<int64_t>(1, 4096 / depth);  // decoded rows stay in the nearest cache
-    for (int64_t c = begin; c < end; c += step) {
-      const int64_t stop = std::min(end, c + step);
-      const float* row = w.rows(c, stop, scratch);
-      for (int64_t i = c; i < stop; ++i, row += depth)
-        for (int64_t t = 0; t < tokens; ++t) y[t * columns + i] = kernels().dot_float(x.data + t * depth, row, depth);
-    }
-    for (int64_t t = 0; t < tokens && !bias.empty(); ++t) {
-      float* out = y.data + t * columns + begin;
-      kernels().add(out, bias.data + begin, out, end - begin);
-    }
-  });
-}
-
-// x [B, ..., K] with the weight [O, K] -> [B, ..., O]
-Shape shape_of(const Tensor& x, const Weight& weight) {
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias, int window_bits) {
   require_shape(x.dim(-1) == weight.dim(1), "linear", x.shape, weight.shape());
   Shape shape = x.shape;
   shape.back() = weight.dim(0);
-  return shape;
-}
-
-bool is_few(const Tensor& x) { return x.rows() <= kFewRows * x.dim(0); }
-
-}  // namespace
-
-Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias) {
-  Tensor y = Tensor::uninitialized(shape_of(x, weight));
-  Buffer<float> copy;
+  Tensor y = Tensor::uninitialized(shape);
   if (weight.packed())
-    weight.packed()->multiply(x.data, x.rows(), bias.data, y.data);
-  else if (is_few(x))
-    few_rows(x, weight, bias, y);
+    weight.packed()->multiply(x.data, x.rows(), bias.data, y.data, window_bits);
   else
-    product(apart(x, copy), x.rows(), weight, true, bias, nullptr, y.data, y.dim(-1));
+    linear_float(x, weight, bias, y);
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {  // y = x Wᵀ  =>  dx = dy W
       Tensor dx = Tensor::uninitialized(x.shape);
       Buffer<float> copy;
-      product(apart(dy, copy), dy.rows(), weight.values(), false, Tensor{}, nullptr, dx.data, dx.dim(-1));
+      linear_rows({.x = with_row_stride(dy, copy),
+                   .rows = dy.rows(),
+                   .w = weight.values(),
+                   .transposed = false,
+                   .y = dx.data,
+                   .y_stride = dx.dim(-1)});
       tape->add_to_grad(x, dx);
     });
-  return y;
-}
-
-Tensor fused_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
-  if (is_few(x) || w1.packed() || w2.packed())
-    return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
-  require_shape(w2.dim(1) == w1.dim(0), "fused_mlp", w1.shape(), w2.shape());
-  Shape shape = shape_of(x, w1);
-  shape.back() = w2.dim(0);
-  Tensor y = Tensor::uninitialized(shape);
-  const int64_t stride = stride_of(w1.dim(0));
-  const Buffer<float> hidden(x.rows() * stride);
-  Buffer<float> copy;
-  product(apart(x, copy), x.rows(), w1, true, b1, kernels().gelu_erf, hidden.data(), stride);
-  product(row_major(hidden.data(), stride), x.rows(), w2, true, b2, nullptr, y.data, shape.back());
   return y;
 }
 
@@ -146,8 +53,8 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
   const int64_t heads = a.dim(0) * a.dim(1);
   parallel_for(heads, [&](int64_t h) {
     const float* right = b.data + h * M * K;
-    multiply(row_major(a.data + h * N * K, K), N, transpose_b ? row_major(right, K).transposed() : row_major(right, M),
-             K, M, nullptr, 0, y.data + h * N * M, M);
+    const FloatPanels panels(transpose_b ? row_major(right, K).transposed() : row_major(right, M), K, M);
+    gemm_float({row_major(a.data + h * N * K, K), N, panels, K, M, y.data + h * N * M, M});
   });
   if (tape && (a.slot >= 0 || b.slot >= 0))
     tape->record(y, [=](const Tensor& dy) {
@@ -157,8 +64,9 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
         const Matrix g = row_major(dy.data + h * N * M, M), left = row_major(a.data + h * N * K, K);
         const Matrix right = row_major(b.data + h * M * K, transpose_b ? K : M);
         // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
-        const auto add_to = [](float* to, const Matrix& x, int64_t rows, const Matrix& z, int64_t depth,
-                               int64_t columns) { multiply(x, rows, z, depth, columns, to, columns, to, columns); };
+        const auto add_to = [](float* to, const Matrix& x, int64_t rows, const Matrix& z, int64_t depth, int64_t n) {
+          gemm_float({x, rows, FloatPanels(z, depth, n), depth, n, to, n, to, n});
+        };
         if (da) add_to(da + h * N * K, g, N, transpose_b ? right : right.transposed(), M, K);
         if (db && transpose_b) add_to(db + h * M * K, g.transposed(), M, left, N, K);
         if (db && !transpose_b) add_to(db + h * M * K, left.transposed(), K, g, N, M);
@@ -281,18 +189,7 @@ Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const T
 }
 
 Tensor select_token(Tape* tape, const Tensor& x, int64_t index) {
-  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
-  Tensor y = Tensor::uninitialized({B, D});
-  for (int64_t b = 0; b < B; ++b) std::memcpy(y.data + b * D, x.data + (b * N + index) * D, static_cast<size_t>(D) * 4);
-  if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) {
-      Tensor& dx = tape->grad(x);
-      for (int64_t b = 0; b < B; ++b) {
-        float* out = dx.data + (b * N + index) * D;
-        kernels().add(out, dy.data + b * D, out, D);
-      }
-    });
-  return y;
+  return gather_rows(tape, x, {index}, {x.dim(0), x.dim(2)});
 }
 
 Tensor mean_tokens(Tape* tape, const Tensor& x) {
@@ -312,24 +209,21 @@ Tensor mean_tokens(Tape* tape, const Tensor& x) {
   return y;
 }
 
-Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
-  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2);
-  require(static_cast<int64_t>(index.size()) == N && numel(shape) == x.size(),
-          "permute_rows: %d indices and shape %s for %s", index.size(), to_string(shape), to_string(x.shape));
+Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape) {
+  const int64_t B = x.dim(0), N = x.dim(1), D = x.dim(2), M = static_cast<int64_t>(index.size());
+  require(
+      numel(shape) == B * M * D && std::all_of(index.begin(), index.end(), [&](int64_t i) { return 0 <= i && i < N; }),
+      "gather_rows: %d indices and shape %s for %s", M, to_string(shape), to_string(x.shape));
   Tensor y = Tensor::uninitialized(shape);
-  parallel_for(B, [&](int64_t b) {
-    for (int64_t n = 0; n < N; ++n)
-      std::memcpy(y.data + (b * N + n) * D, x.data + (b * N + index[static_cast<size_t>(n)]) * D,
-                  static_cast<size_t>(D) * 4);
-  });
+  const auto row_of = [=](int64_t r) { return (r / M * N + index[static_cast<size_t>(r % M)]) * D; };  // of row r of y
+  for_rows(y.reshaped({B * M, D}),
+           [&](int64_t r) { std::memcpy(y.data + r * D, x.data + row_of(r), static_cast<size_t>(D) * 4); });
   if (tape && x.slot >= 0)
     tape->record(y, [=](const Tensor& dy) {
-      Tensor& dx = tape->grad(x);
-      for (int64_t b = 0; b < B; ++b)
-        for (int64_t n = 0; n < N; ++n) {
-          float* into = dx.data + (b * N + index[static_cast<size_t>(n)]) * D;
-          kernels().add(into, dy.data + (b * N + n) * D, into, D);
-        }
+      float* dx = tape->grad(x).data;
+      parallel_for(B, [&](int64_t b) {
+        for (int64_t r = b * M; r < (b + 1) * M; ++r) kernels().add(dx + row_of(r), dy.data + r * D, dx + row_of(r), D);
+      });
     });
   return y;
 }

@@ -3,7 +3,7 @@
 //
 // A result depends neither on the number of threads nor on what else is in the batch
 // nor on the instruction set: every value of a matrix product is a sum of its own
-// (engine/gemm/product.h).
+// (engine/gemm/gemm_float.h).
 #pragma once
 #include "engine/core/parallel.h"
 #include "engine/gemm/weight.h"
@@ -21,10 +21,9 @@ void for_rows(const Tensor& x, F f) {
   });
 }
 
-// y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]
-Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias);
-// gelu_erf(x W1ᵀ + b1) W2ᵀ + b2: the bits of the three operations one by one, with fewer passes over memory.
-Tensor fused_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2);
+// y = x Wᵀ + bias.  x [B, ..., K], weight [O, K] (constant), bias [O] or empty -> [B, ..., O]. window_bits: of
+// PackedWeight::multiply.
+Tensor linear(Tape* tape, const Tensor& x, const Weight& weight, const Tensor& bias, int window_bits = 24);
 
 // Per sample and head: a bᵀ (transpose_b: b [B, H, M, K]) or a b (b [B, H, K, M]).  a [B, H, N, K] -> [B, H, N, M]
 Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
@@ -44,9 +43,9 @@ Tensor select_token(Tape* tape, const Tensor& x, int64_t index);  // [B, N, D] -
 
 Tensor mean_tokens(Tape* tape, const Tensor& x);  // [B, N, D] -> [B, D]
 
-// Row i of each sample of the result is row index[i] of the sample of x; index is a permutation of 0 ... N-1.
-// x [B, N, D] -> shape, which has B*N*D values in all.
-Tensor permute_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
+// Row i of each sample of the result is row index[i] of the sample of x: x [B, N, D], index [M] -> shape, of B*M*D
+// values in all.
+Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
 // Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
 Tensor unfold_patches(const Tensor& pixels, int64_t patch);

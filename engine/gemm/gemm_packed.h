@@ -8,35 +8,69 @@
 // In memory the same bits stand as products read them. Columns follow each other group by group, cut into fours
 // ("quads", the last of a group padded with columns that meet zeros), and 32 rows stand side by side: a word has the
 // codes of four columns of one row in its four bytes, shifted where the next quads' codes share the bytes (layout in
-// engine/kernels/packed_kernels.h). That is the shape integer dot products want, so the activations become integers,
-// too: with one power of two for a token, 2^e, chosen by its largest magnitude X, x is rounded, once, to
-//   2^e q,  q = 65536 d_2 + 256 d_1 + d_0,  |q| < 2^23,  digits d from -128 to 127
-//   y = 2^e sum_groups scale (65536 T_2 + 256 T_1 + T_0),  T_p = sum_columns (code - zero) d_p
-// The T are exact integers, so that one token alone, others with it, every cut into threads and every instruction set
-// give the same bits. With u = 2^-24, M = 2^(e+23) < 2.01 X and G groups,
+// engine/kernels/packed_kernels.h). That is the shape integer dot products want, so activations become integers, too:
+// packed_reference() below is the definition. Its sums of integers are exact, so that one token alone, others with it,
+// every cut into threads and every instruction set give the same bits. With u = 2^-24, M = 2^(e+23) < 2.01 X, X the
+// largest magnitude of a token, and G groups,
 //   |y - exact| <= u sum |w| (M + (G + 5) (|x| + M / 126)):
-// the rounding of x, then of T_p to floats, of their sum, of the product with the scale and of G sums (digits below the
-// first may cancel: they add up to at most M / 127). A dot product of floats in n / 16 steps has (n / 16 + 6) u
-// sum |w| |x|. A token with a value that is not finite makes every y NaN.
+// the rounding of x, then of the T_p to floats, of their sum, of the product with the scale and of G sums (limbs below
+// the first may cancel: they add up to at most M / 127). A dot product of floats in n / 16 steps has (n / 16 + 6) u
+// sum |w| |x|. In 16 bits M = 2^(e+15), and 2^-16 M takes the place of the first M. A token with a value that is not
+// finite makes every y NaN.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
-#include "engine/gemm/int8.h"
+#include "engine/gemm/gemm_int8.h"
 #include "engine/grid/affine.h"
 
 namespace bcq {
+
+// The definition: y [tokens, out] = x [tokens, in] Wᵀ + bias, W of codes [out, in] on `grid`, bias [out] or null. A
+// token is rounded, once, to integers q = x / 2^e of `bits` (24, or 16) bits, which are the sum of three int8 limbs, or
+// two:
+//   q = 65536 d_2 + 256 d_1 + d_0,  d from -128 to 127
+//   y = 2^e sum_groups scale (65536 T_2 + 256 T_1 + T_0),  T_p = sum_columns (code - zero) d_p
+// where 2^e is the least power of two, from 2^-126 on, with which they fit.
+inline void packed_reference(const Affine& grid, const std::vector<uint8_t>& codes, const float* x, int64_t tokens,
+                             int64_t in, int bits, const float* bias, float* y) {
+  const int limbs = bits / 8;
+  const int64_t out = grid.scale.dim(0), groups = grid.scale.dim(1);
+  for (int64_t t = 0; t < tokens; ++t, x += in) {
+    float top = 0, unit = 0x1p-126f;
+    for (int64_t k = 0; k < in; ++k) top = std::max(top, std::abs(x[k]));
+    const double finer = limbs == 3 ? 1 : 256;
+    while (std::nearbyint(top * finer / unit) > 0x7f7f7f) unit *= 2;
+    for (int64_t r = 0; r < out; ++r, ++y) {
+      std::vector<int32_t> sums(static_cast<size_t>(groups * 3));
+      for (int64_t k = 0; k < in; ++k) {
+        const auto q = static_cast<int32_t>(std::nearbyint(x[k] / unit));
+        const int d0 = static_cast<int8_t>(q), d1 = static_cast<int8_t>((q - d0) / 256),
+                  d2 = (q - d0 - 256 * d1) / 65536;
+        const int64_t g = grid.group_of(k);
+        const int code = codes[static_cast<size_t>(r * in + k)] - static_cast<int>(grid.zero[r * groups + g]);
+        int32_t* const sum = &sums[static_cast<size_t>(3 * g)];
+        sum[0] += code * d0, sum[1] += code * d1, sum[2] += code * d2;
+      }
+      float total = 0;
+      for (int64_t g = 0; g < groups; ++g) {
+        float value = 0;
+        for (int p = limbs - 1; p >= 0; --p)
+          value = value * 256 + static_cast<float>(sums[static_cast<size_t>(3 * g + p)]);
+        total += grid.scale[r * groups + g] * value;
+      }
+      *y = bias ? total * unit + bias[r] : total * unit;
+    }
+  }
+}
 
 // 32-bit words that n codes of `bits` bits (1..8) take.
 inline int64_t packed_words(int64_t n, int bits) { return (n + 31) / 32 * bits; }
 // codes[0..n), each below 2^bits, to words[0..packed_words(n, bits)), and back.
 void pack_codes(const uint8_t* codes, int64_t n, int bits, uint32_t* words);
 void unpack_codes(const uint32_t* words, int64_t n, int bits, uint8_t* codes);
-
-// Bits to which products of more than four tokens at once round an activation: 24, or 16, with two digits instead of
-// three, M = 2^(e+15) and 2^-16 M for the first M of the bound above. Of the process; UsageError for other numbers.
-void set_window_bits(int bits);
 
 class PackedWeight {
  public:
@@ -59,13 +93,13 @@ class PackedWeight {
   // are the quantizer's own values, bit by bit. Serial.
   void decode(int64_t begin, int64_t end, float* y) const;
 
-  // y [tokens, out] = x [tokens, in] times the weight's rows, as above, + bias [out] where there is one. On all
-  // threads.
-  void multiply(const float* x, int64_t tokens, const float* bias, float* y) const;
+  // packed_reference(), on all threads. Activations are rounded to 24 bits, those of more than four tokens to
+  // `window_bits`; UsageError unless these are 24 or 16.
+  void multiply(const float* x, int64_t tokens, const float* bias, float* y, int window_bits = 24) const;
 
  private:
-  struct Tokens;  // in digits
-  Tokens in_digits(const float* x, int64_t tokens, int planes, int offset) const;
+  struct Tokens;  // in int8 limbs
+  Tokens to_limbs(const float* x, int64_t tokens, int limbs, int offset) const;
   void multiply_each(const Tokens& tokens, int64_t begin, int64_t end, const float* bias, float* y) const;
   void multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, int64_t begin, int64_t end, const float* bias,
                      float* y) const;

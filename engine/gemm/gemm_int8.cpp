@@ -1,4 +1,4 @@
-#include "engine/gemm/int8.h"
+#include "engine/gemm/gemm_int8.h"
 
 #include <cstring>
 
@@ -32,7 +32,7 @@ std::vector<int32_t> Int8Panels::sums(int32_t factor) const {
   const std::vector<uint8_t> ones(static_cast<size_t>(4 * groups()), 1);
   std::vector<int32_t> sums(static_cast<size_t>(panels() * kInt8Panel));
   for (int64_t p = 0; p < panels(); ++p)
-    kernels().int8_tile(1, ones.data(), 0, panel(p), groups(), nullptr, sums.data() + p * kInt8Panel, 0);
+    kernels().int8_tile({1, ones.data(), 0, panel(p), groups(), nullptr, sums.data() + p * kInt8Panel, 0});
   for (int32_t& sum : sums) sum *= factor;
   return sums;
 }

@@ -1,9 +1,4 @@
 // Exact matrix products of 8-bit integers, u8 x s8 -> s32: what every forward pass in integers is made of.
-//
-// The left operand is rows of u8 codes in one or two planes, each row's planes one after the other; both planes of a
-// row meet the same columns in one pass (a twin-uniform operand is the sum of two grids). The right operand is s8 codes
-// packed once into panels of 32 columns. Sums are integers, so no order, no blocking and no instruction set shows in
-// them.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -13,6 +8,18 @@
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
+
+// The definition: sums [rows, columns] = start + a [rows, depth] bᵀ, b [columns, depth], start [columns] or null for
+// zeros. No order, no cut and no instruction set shows in sums of integers.
+inline void gemm_int8_reference(const uint8_t* a, int64_t rows, const int8_t* b, int64_t columns, int64_t depth,
+                                const int32_t* start, int32_t* sums) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) {
+      int32_t sum = start ? start[c] : 0;
+      for (int64_t k = 0; k < depth; ++k) sum += a[r * depth + k] * b[c * depth + k];
+      sums[r * columns + c] = sum;
+    }
+}
 
 constexpr int64_t kInt8Columns = 4 * kInt8Panel;  // of one item of work: they stay in cache while its rows pass
 constexpr int64_t kInt8MostDepth = 65536;         // 255 * 128 * depth < 2^31
@@ -24,7 +31,7 @@ inline int64_t int8_stride(int64_t depth) {
   return 64 * (lines % 4 == 0 ? lines + 1 : lines);
 }
 
-// The right operand of a product: [columns, depth] codes.
+// The right operand: [columns, depth] codes, packed once into panels of 32 columns.
 class Int8Panels {
  public:
   Int8Panels() = default;
@@ -53,7 +60,8 @@ class Int8Panels {
   Buffer<int8_t> codes_;
 };
 
-// The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart.
+// The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart. Both planes of a row meet the
+// same columns in one pass: a twin-uniform operand is the sum of two grids.
 struct Int8Rows {
   const uint8_t* codes;
   int64_t rows, stride;
@@ -65,15 +73,21 @@ struct Int8Rows {
 // Sums of rows [r0, r1) with panels [p0, p1), serially: finish(row, sums of plane 0, of plane 1 or null), the sums of
 // columns 32 p0 ... 32 p1. They begin at start, [columns of all panels], or at 0 if it is null.
 template <class Finish>
-void int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, int64_t r0, int64_t r1, int64_t p0,
-                int64_t p1, Finish finish) {
+void gemm_int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, int64_t r0, int64_t r1, int64_t p0,
+                     int64_t p1, Finish finish) {
   const int64_t width = (p1 - p0) * kInt8Panel;
   const Buffer<int32_t> sums(kInt8Rows * width);
   for_parts(r1 - r0, kInt8Rows / a.planes, [&](int64_t begin, int64_t end) {
     const int rows = static_cast<int>(end - begin) * a.planes;
     for (int64_t p = p0; p < p1; ++p)
-      kernels().int8_tile(rows, a.row(r0 + begin), a.stride, b.panel(p), b.groups(),
-                          start ? start + p * kInt8Panel : nullptr, sums.data() + (p - p0) * kInt8Panel, width);
+      kernels().int8_tile({.rows = rows,
+                           .a = a.row(r0 + begin),
+                           .a_stride = a.stride,
+                           .panel = b.panel(p),
+                           .groups = b.groups(),
+                           .start = start ? start + p * kInt8Panel : nullptr,
+                           .c = sums.data() + (p - p0) * kInt8Panel,
+                           .c_stride = width});
     for (int64_t r = begin; r < end; ++r) {
       const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;
       finish(r0 + r, of_row, a.planes == 2 ? of_row + width : nullptr);
@@ -83,7 +97,7 @@ void int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, in
 
 // All sums, on all threads: finish(row, first column, columns, sums of plane 0, of plane 1 or null).
 template <class Finish>
-void int8_product(const Int8Rows& a, const Int8Panels& b, const int32_t* start, Finish finish) {
+void gemm_int8(const Int8Rows& a, const Int8Panels& b, const int32_t* start, Finish finish) {
   constexpr int64_t kPanels = kInt8Columns / kInt8Panel, kTiles = 4;
   const int64_t tall = kInt8Rows / a.planes, tiles = (a.rows + tall - 1) / tall, down = (tiles + kTiles - 1) / kTiles;
   const int64_t across = (b.panels() + kPanels - 1) / kPanels;
@@ -91,8 +105,8 @@ void int8_product(const Int8Rows& a, const Int8Panels& b, const int32_t* start, 
     const int64_t p0 = item / down * kPanels, p1 = std::min(b.panels(), p0 + kPanels), i = item % down;
     const int64_t t0 = tiles * i / down, t1 = tiles * (i + 1) / down;
     const int64_t c0 = p0 * kInt8Panel, n = std::min(b.columns(), p1 * kInt8Panel) - c0;
-    int8_block(a, b, start, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
-               [&](int64_t row, const int32_t* sum1, const int32_t* sum2) { finish(row, c0, n, sum1, sum2); });
+    gemm_int8_block(a, b, start, a.rows * t0 / tiles, a.rows * t1 / tiles, p0, p1,
+                    [&](int64_t row, const int32_t* sum1, const int32_t* sum2) { finish(row, c0, n, sum1, sum2); });
   });
 }
 

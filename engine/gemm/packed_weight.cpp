@@ -1,11 +1,10 @@
-#include "engine/gemm/packed.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "engine/core/check.h"
 #include "engine/core/half.h"
 #include "engine/core/parallel.h"
+#include "engine/gemm/gemm_packed.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {

@@ -1,45 +1,40 @@
-// Products with packed weights. A few tokens meet the codes as they are stored, one token after the other. Many meet
-// panels (engine/gemm/int8.h) that are unpacked for 128 rows at a time, all planes of four tokens in one tile.
+// Products with packed weights. One to four tokens are multiplied with the codes as they are stored, each token by
+// itself. For more tokens, 128 rows of codes at a time are unpacked into int8 panels (engine/gemm/gemm_int8.h), and the
+// limbs of four tokens, or seven in 16 bits, make up the rows of one int8 tile.
+#include "engine/gemm/gemm_packed.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "engine/core/check.h"
-#include "engine/gemm/packed.h"
 
 namespace bcq {
 namespace {
 
-constexpr int64_t kFewTokens = 4;      // that read the codes from memory again
-constexpr int64_t kManyTokens = 1024;  // that are digits at a time, and
-constexpr int64_t kTileTokens = 256;   // pass rows once these are unpacked
+constexpr int64_t kFewTokens = 4;      // at most: multiplied with packed codes
+constexpr int64_t kManyTokens = 1024;  // at most are held as limbs at a time
+constexpr int64_t kTileTokens = 256;   // at most are multiplied with rows that are unpacked once
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-int window_digits = kTokenDigits;
-
 }  // namespace
 
-void set_window_bits(int bits) {
-  require_usage(bits == 16 || bits == 24, "activations of windows are rounded to 24 or 16 bits, not %d", bits);
-  window_digits = bits / 8;
-}
-
-// Tokens in digits, column by column as the weight has them; padding is zeros.
+// Tokens in limbs, column by column as the weight has them; padding is zeros.
 struct PackedWeight::Tokens {
-  int planes, offset;  // of Kernels::digits
+  int limbs, offset;  // of Kernels::to_limbs
   int64_t count, stride;
-  Buffer<uint8_t> digits;     // [count, planes, stride]
+  Buffer<uint8_t> values;     // [count, limbs, stride]
   std::vector<float> units;   // [count]
-  std::vector<int32_t> sums;  // [count, groups, planes]
+  std::vector<int32_t> sums;  // [count, groups, limbs]
 
-  const uint8_t* token(int64_t t) const { return digits.data() + t * planes * stride; }
+  const uint8_t* token(int64_t t) const { return values.data() + t * limbs * stride; }
 };
 
-PackedWeight::Tokens PackedWeight::in_digits(const float* x, int64_t count, int planes, int offset) const {
+PackedWeight::Tokens PackedWeight::to_limbs(const float* x, int64_t count, int limbs, int offset) const {
   const int64_t in = shape_[1], stride = int8_stride(slots());
-  Tokens tokens{planes, offset, count, stride, Buffer<uint8_t>(count * planes * stride), {}, {}};
+  Tokens tokens{limbs, offset, count, stride, Buffer<uint8_t>(count * limbs * stride), {}, {}};
   tokens.units.resize(at(count));
-  tokens.sums.resize(at(count * groups() * planes));
+  tokens.sums.resize(at(count * groups() * limbs));
   const bool gather = !order_.empty() || in < slots();
   parallel_for((count + 15) / 16, [&](int64_t item) {
     Tensor ordered = gather ? Tensor({slots()}) : Tensor{};
@@ -47,12 +42,12 @@ PackedWeight::Tokens PackedWeight::in_digits(const float* x, int64_t count, int 
       const float* from = x + t * in;
       for (int64_t i = 0; gather && i < slots(); ++i)
         if (column_of(i) >= 0) ordered[i] = from[column_of(i)];
-      uint8_t* to = tokens.digits.data() + t * planes * stride;
-      tokens.units[at(t)] = kernels().digits(gather ? ordered.data : from, slots(), planes, offset, to, stride);
+      uint8_t* to = tokens.values.data() + t * limbs * stride;
+      tokens.units[at(t)] = kernels().to_limbs(gather ? ordered.data : from, slots(), limbs, offset, to, stride);
       for (int64_t g = 0, begin = 0; g < groups(); begin = ends_[at(g++)] * 4)
-        for (int p = 0; p < planes; ++p)
-          tokens.sums[at((t * groups() + g) * planes + p)] =
-              kernels().sum_codes(to + p * stride + begin, ends_[at(g)] * 4 - begin, offset);
+        for (int p = 0; p < limbs; ++p)
+          tokens.sums[at((t * groups() + g) * limbs + p)] =
+              kernels().sum_limbs(to + p * stride + begin, ends_[at(g)] * 4 - begin, offset);
     }
   });
   return tokens;
@@ -63,7 +58,7 @@ void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t en
   const int64_t out = shape_[0], whole = std::min(end, out / kRows), left = std::min(end * kRows, out) - whole * kRows;
   for (int64_t t = 0; t < tokens.count; ++t, y += out) {
     const PackedToken token{tokens.units[at(t)], tokens.token(t), tokens.stride,
-                            tokens.sums.data() + t * groups() * kTokenDigits};
+                            tokens.sums.data() + t * groups() * kTokenLimbs};
     kernels().packed_product(rows(begin), whole - begin, token, y + begin * kRows);
     float last[kRows];
     if (left > 0) kernels().packed_product(rows(whole), 1, token, last);
@@ -92,7 +87,7 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
                                  const float* bias, float* y) const {
   constexpr int64_t kWidth = kInt8Columns;
   const int64_t out = shape_[0], n = std::min(end * kRows, out) - begin * kRows, panels = end - begin;
-  const int planes = tokens.planes;
+  const int limbs = tokens.limbs;
   const Buffer<uint8_t> codes(panels * panel_bytes());
   for (int64_t p = 0; p < panels; ++p) signed_panel(begin + p, codes.data() + p * panel_bytes());
   const auto panel = [&](int64_t p, int64_t quad) {
@@ -104,21 +99,34 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
     for (int64_t p = 0; p < panels; ++p) {
       int32_t* const start = starts.data() + g * kWidth + p * kRows;
-      kernels().int8_tile(1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0);
+      kernels().int8_tile({1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0});
       for (int64_t i = 0; i < kRows; ++i) start[i] = -start[i];
     }
 
   const Buffer<int32_t> sums(kInt8Rows * kWidth);
   const Buffer<float> totals(kInt8Rows * kWidth);
-  for_parts(t1 - t0, kInt8Rows / planes, [&](int64_t first, int64_t stop) {
+  for_parts(t1 - t0, kInt8Rows / limbs, [&](int64_t first, int64_t stop) {
     const int64_t t = t0 + first, some = stop - first;
     std::fill_n(totals.data(), some * kWidth, 0.f);
     for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)]) {
       for (int64_t p = 0; p < panels; ++p)
-        kernels().int8_tile(static_cast<int>(some) * planes, tokens.token(t) + q * 4, tokens.stride, panel(p, q),
-                            ends_[at(g)] - q, starts.data() + g * kWidth + p * kRows, sums.data() + p * kRows, kWidth);
-      kernels().packed_sums(rows(begin), panels, g, some, planes, sums.data(), kWidth,
-                            less_zeros_ ? nullptr : tokens.sums.data() + (t * groups() + g) * planes, totals.data());
+        kernels().int8_tile({.rows = static_cast<int>(some) * limbs,
+                             .a = tokens.token(t) + q * 4,
+                             .a_stride = tokens.stride,
+                             .panel = panel(p, q),
+                             .groups = ends_[at(g)] - q,
+                             .start = starts.data() + g * kWidth + p * kRows,
+                             .c = sums.data() + p * kRows,
+                             .c_stride = kWidth});
+      kernels().packed_sums(rows(begin),
+                            {.blocks = panels,
+                             .group = g,
+                             .tokens = some,
+                             .limbs = limbs,
+                             .sums = sums.data(),
+                             .limb_sums = less_zeros_ ? nullptr : tokens.sums.data() + (t * groups() + g) * limbs,
+                             .y = totals.data(),
+                             .stride = kWidth});
     }
     for (int64_t i = 0; i < some; ++i) {
       float *const total = totals.data() + i * kWidth, *const to = y + (t + i) * out + begin * kRows;
@@ -128,18 +136,20 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
   });
 }
 
-void PackedWeight::multiply(const float* x, int64_t count, const float* bias, float* y) const {
+void PackedWeight::multiply(const float* x, int64_t count, const float* bias, float* y, int window_bits) const {
+  require_usage(window_bits == 16 || window_bits == 24, "activations of windows are rounded to 24 or 16 bits, not %d",
+                window_bits);
   const int64_t in = shape_[1], out = shape_[0];
-  if (count <= kFewTokens) {  // each thread makes digits of its own, which to fetch from another costs more
+  if (count <= kFewTokens) {  // each thread makes limbs of its own, which to fetch from another costs more
     const int64_t items = std::min<int64_t>(blocks(), threads());
     return parallel_for(items, [&](int64_t i) {
-      multiply_each(in_digits(x, count, kTokenDigits, 0), blocks() * i / items, blocks() * (i + 1) / items, bias, y);
+      multiply_each(to_limbs(x, count, kTokenLimbs, 0), blocks() * i / items, blocks() * (i + 1) / items, bias, y);
     });
   }
   constexpr int64_t kBlocks = kInt8Columns / kRows;
   for (int64_t first = 0; first < count; first += kManyTokens) {
     const int64_t some = std::min(kManyTokens, count - first), down = (some + kTileTokens - 1) / kTileTokens;
-    const Tokens tokens = in_digits(x + first * in, some, window_digits, 128);
+    const Tokens tokens = to_limbs(x + first * in, some, window_bits / 8, 128);
     parallel_for(down * ((blocks() + kBlocks - 1) / kBlocks), [&](int64_t item) {
       const int64_t i = item % down, begin = item / down * kBlocks;
       multiply_tile(tokens, some * i / down, some * (i + 1) / down, begin, std::min(blocks(), begin + kBlocks), bias,

@@ -1,0 +1,138 @@
+#include "engine/gemm/gemm_float.h"
+
+#include <xmmintrin.h>
+
+#include "engine/core/parallel.h"
+
+namespace bcq {
+namespace {
+
+// Four values of each of four columns, which are contiguous, become four rows.
+void transpose_4x4(const float* b, int64_t stride, float* panel) {
+  __m128 a0 = _mm_loadu_ps(b), a1 = _mm_loadu_ps(b + stride), a2 = _mm_loadu_ps(b + 2 * stride),
+         a3 = _mm_loadu_ps(b + 3 * stride);
+  _MM_TRANSPOSE4_PS(a0, a1, a2, a3);
+  _mm_store_ps(panel, a0);
+  _mm_store_ps(panel + kFloatPanel, a1);
+  _mm_store_ps(panel + 2 * kFloatPanel, a2);
+  _mm_store_ps(panel + 3 * kFloatPanel, a3);
+}
+
+void pack_panel(const Matrix& b, int64_t depth, int64_t columns, float* panel) {
+  constexpr int64_t kLine = 16, kAhead = 4 * kLine;  // values; more columns than the processor prefetches by itself
+  if (columns < kFloatPanel) std::fill_n(panel, depth * kFloatPanel, 0.f);
+  if (b.column == 1) {
+    for (int64_t k = 0; k < depth; ++k) std::copy_n(b.data + k * b.row, columns, panel + k * kFloatPanel);
+    return;
+  }
+  const int64_t fours = columns / 4 * 4;
+  for (int64_t k0 = 0; k0 < depth; k0 += kLine) {
+    const int64_t lines = std::min(depth, k0 + kLine), whole = lines / 4 * 4;
+    for (int64_t j = 0; j < fours; j += 4)
+      for (int64_t k = k0; k < whole; k += 4) {
+        _mm_prefetch(b.at(k0 + kAhead, j + (k - k0) / 4).data, _MM_HINT_T1);
+        transpose_4x4(b.at(k, j).data, b.column, panel + k * kFloatPanel + j);
+      }
+    for (int64_t k = k0; k < lines; ++k)
+      for (int64_t j = k < whole ? fours : 0; j < columns; ++j) panel[k * kFloatPanel + j] = *b.at(k, j).data;
+  }
+}
+
+}  // namespace
+
+FloatPanels::FloatPanels(const Matrix& b, int64_t depth, int64_t columns)
+    : depth_(depth), values_((columns + kFloatPanel - 1) / kFloatPanel * depth * kFloatPanel) {
+  for (int64_t c = 0; c < columns; c += kFloatPanel)
+    pack_panel(b.at(0, c), depth, std::min(kFloatPanel, columns - c), values_.data() + c * depth);
+}
+
+void gemm_float(const FloatGemm& p) {
+  for_parts(p.rows, kFloatRows, [&](int64_t r0, int64_t r1) {
+    for (int64_t j = 0; j < p.columns; j += kFloatPanel)
+      kernels().float_tile({.rows = static_cast<int>(r1 - r0),
+                            .a = p.a.at(r0, 0).data,
+                            .a_stride = p.a.row,
+                            .a_step = p.a.column,
+                            .panel = p.b.panel(j / kFloatPanel),
+                            .depth = p.depth,
+                            .columns = std::min(kFloatPanel, p.columns - j),
+                            .start = p.start ? p.start + r0 * p.start_stride + j : nullptr,
+                            .start_stride = p.start_stride,
+                            .c = p.c + r0 * p.c_stride + j,
+                            .c_stride = p.c_stride});
+  });
+}
+
+// Cut into items by its shape alone: blocks of columns whose panels stay in cache, and of rows so that the number of
+// items is even and at least eight, as far as there are rows.
+void linear_rows(const LinearRows& p) {
+  const int64_t depth = p.w.dim(p.transposed ? 1 : 0), columns = p.w.dim(p.transposed ? 0 : 1);
+  const int64_t panels = (columns + kFloatPanel - 1) / kFloatPanel, tiles = (p.rows + kFloatRows - 1) / kFloatRows;
+  const int64_t width = depth <= 1024 ? 3 : 2, across = (panels + width - 1) / width;
+  const int64_t down =
+      std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
+  parallel_for(across * down, [&](int64_t item) {
+    const int64_t i = item % down, j = item / down;
+    const int64_t c0 = panels * j / across * kFloatPanel;
+    const int64_t n = std::min(columns, panels * (j + 1) / across * kFloatPanel) - c0;
+    Tensor scratch;
+    const FloatPanels right(p.transposed ? row_major(p.w.rows(c0, c0 + n, scratch), depth).transposed()
+                                         : row_major(p.w.rows(0, depth, scratch), columns).at(0, c0),
+                            depth, n);
+    const int64_t first = p.rows * i / down, last = p.rows * (i + 1) / down;
+    for_parts(last - first, kFloatRows, [&](int64_t begin, int64_t end) {
+      float* y = p.y + (first + begin) * p.y_stride + c0;
+      gemm_float({.a = p.x.at(first + begin, 0),
+                  .rows = end - begin,
+                  .b = right,
+                  .depth = depth,
+                  .columns = n,
+                  .c = y,
+                  .c_stride = p.y_stride,
+                  .start = p.bias ? p.bias + c0 : nullptr});
+      for (int64_t r = begin; r < end && p.activation; ++r, y += p.y_stride) p.activation(y, y, n);
+    });
+  });
+}
+
+Matrix with_row_stride(const Tensor& x, Buffer<float>& copy) {
+  const int64_t depth = x.dim(-1), stride = row_stride(depth);
+  if (stride == depth) return row_major(x.data, depth);
+  copy = Buffer<float>(x.rows() * stride);
+  constexpr int64_t kRows = 16;
+  parallel_for((x.rows() + kRows - 1) / kRows, [&](int64_t item) {
+    for (int64_t r = item * kRows; r < std::min(x.rows(), (item + 1) * kRows); ++r)
+      std::copy_n(x.data + r * depth, depth, copy.data() + r * stride);
+  });
+  return row_major(copy.data(), stride);
+}
+
+namespace {
+
+void linear_few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
+  const int64_t rows = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
+  parallel_for((columns + 63) / 64, [&](int64_t item) {
+    const int64_t begin = item * 64, end = std::min(columns, begin + 64);
+    Tensor scratch;
+    for_parts(end - begin, std::max<int64_t>(1, 4096 / depth), [&](int64_t c, int64_t stop) {
+      const float* row = w.rows(begin + c, begin + stop, scratch);  // decoded rows stay in the nearest cache
+      for (int64_t i = begin + c; i < begin + stop; ++i, row += depth)
+        for (int64_t r = 0; r < rows; ++r) y[r * columns + i] = kernels().dot_float(x.data + r * depth, row, depth);
+    });
+    for (int64_t r = 0; r < rows && !bias.empty(); ++r) {
+      float* out = y.data + r * columns + begin;
+      kernels().add(out, bias.data + begin, out, end - begin);
+    }
+  });
+}
+
+}  // namespace
+
+void linear_float(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
+  if (is_few_rows(x)) return linear_few_rows(x, w, bias, y);
+  Buffer<float> copy;
+  linear_rows(
+      {.x = with_row_stride(x, copy), .rows = x.rows(), .w = w, .bias = bias.data, .y = y.data, .y_stride = y.dim(-1)});
+}
+
+}  // namespace bcq

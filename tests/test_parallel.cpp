@@ -1,0 +1,76 @@
+// Threads: how many there are by default, in folders that look like a machine's /proc and /sys; and OpenBLAS on one.
+#include <cblas.h>
+#include <doctest/doctest.h>
+
+#include "engine/core/check.h"
+#include "tests/support.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+// A machine of 8 cores with these files.
+int threads_of(const std::map<std::string, std::string>& files, const char* omp_num_threads = nullptr) {
+  const Folder root;
+  for (const auto& [path, text] : files) {
+    std::filesystem::create_directories(std::filesystem::path(root.file(path)).parent_path());
+    write_text(root.file(path), text);
+  }
+  return default_threads(root.path + "/", omp_num_threads, 8);
+}
+
+}  // namespace
+
+TEST_CASE("threads: by default the cores, at most a cgroup's quota, rounded up") {
+  const std::string cgroup = "sys/fs/cgroup";
+  CHECK(threads_of({}) == 8);
+  // version 2, seen from inside a container
+  for (const auto& [text, want] : std::map<std::string, int>{{"max 100000\n", 8},
+                                                             {"200000 100000\n", 2},
+                                                             {"150000 100000\n", 2},
+                                                             {"10000 100000\n", 1},
+                                                             {"9900000 100000\n", 8},
+                                                             {"nonsense\n", 8},
+                                                             {"100000 0\n", 8}})
+    CHECK(threads_of({{"proc/self/cgroup", "0::/\n"}, {cgroup + "/cpu.max", text}}) == want);
+  // version 2, a group below the root: the tightest of those above it counts
+  const std::string group = "proc/self/cgroup", line = "0::/user.slice/job\n";
+  CHECK(threads_of({{group, line}, {cgroup + "/user.slice/job/cpu.max", "300000 100000"}}) == 3);
+  CHECK(threads_of({{group, line},
+                    {cgroup + "/user.slice/job/cpu.max", "max 100000"},
+                    {cgroup + "/user.slice/cpu.max", "250000 50000"}}) == 5);
+  CHECK(threads_of({{group, line}, {cgroup + "/other/cpu.max", "100000 100000"}}) == 8);
+  // version 1
+  const std::string lines = "5:memory:/job\n4:cpuset:/set\n3:cpu,cpuacct:/job\n";
+  const auto v1 = [&](const std::string& folder, const std::string& quota) {
+    return threads_of({{group, lines},
+                       {cgroup + "/cpu" + folder + "/cpu.cfs_quota_us", quota},
+                       {cgroup + "/cpu" + folder + "/cpu.cfs_period_us", "100000\n"}});
+  };
+  CHECK(v1("/job", "-1\n") == 8);
+  CHECK(v1("/job", "350000\n") == 4);
+  CHECK(v1("", "100000\n") == 1);
+  CHECK(v1("/set", "100000\n") == 8);  // of another hierarchy
+}
+
+TEST_CASE("threads: OMP_NUM_THREADS stands, if it is a number") {
+  const std::map<std::string, std::string> quota = {{"sys/fs/cgroup/cpu.max", "200000 100000"}};
+  CHECK(threads_of(quota, "5") == 5);
+  CHECK(threads_of(quota, "1,4") == 1);
+  CHECK(threads_of(quota, "16") == 16);
+  for (const char* none : {"", "0", "-3", "many"}) CHECK(threads_of(quota, none) == 2);
+}
+
+TEST_CASE("threads: OpenBLAS runs on one while somebody holds it, and as before then") {
+  const int before = openblas_get_num_threads();
+  openblas_set_num_threads(2);
+  {
+    const OneBlasThread outer;
+    CHECK(openblas_get_num_threads() == 1);
+    parallel_for(4, [&](int64_t) { const OneBlasThread inner; });
+    CHECK(openblas_get_num_threads() == 1);
+  }
+  CHECK(openblas_get_num_threads() == 2);
+  openblas_set_num_threads(before);
+}
