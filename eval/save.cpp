@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "eval/cli.h"
 
 namespace bcq {
@@ -55,7 +56,8 @@ struct FullNames {
   }
 };
 FullNames full_names(const json& config) {
-  if (config.value("model_type", "") == "bloom") return {"transformer.", "transformer.word_embeddings.weight"};
+  if (get_or<std::string>(config, "model_type", "", "config.json") == "bloom")
+    return {"transformer.", "transformer.word_embeddings.weight"};
   return {"model.", "model.decoder.embed_tokens.weight"};
 }
 
@@ -297,7 +299,7 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
   const fs::path folder = fs::path(model.info().directory);
   json config = read_json((folder / "config.json").string());
   std::map<std::string, std::string> metadata = source.metadata();
-  metadata["bcq"] = facts.dump();
+  metadata["bcq"] = facts.dump(-1, ' ', false, json::error_handler_t::replace);
   const FullNames full = full_names(config);
   if (save.is_gptq()) {
     to_full_names(full, tensors);
@@ -313,8 +315,8 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
 
   NewFolder out(target_of(save));
   write_safetensors((out.path() / "model.safetensors").string(), tensors, metadata);
-  write_file((out.path() / "config.json").string(), config.dump(2) + "\n");
-  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), quantization.dump(2) + "\n");
+  write_file((out.path() / "config.json").string(), file_text(config));
+  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), file_text(quantization));
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                            "special_tokens_map.json", "added_tokens.json", "generation_config.json"})
     if (fs::exists(folder / name)) write_file((out.path() / name).string(), read_file((folder / name).string()));

@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
 #include "engine/file/packed_file.h"
 #include "models/model.h"
 
