@@ -19,9 +19,9 @@
 
 namespace bcq {
 
-// Of engine/file/json.h, which has the strong definition once it is there.
-__attribute__((weak)) void probe_output(const std::string&);
-void probe_output(const std::string&) {}
+// Of engine/file, which has the strong definition once it is there.
+__attribute__((weak)) void probe_output(const std::string&, uint64_t bytes);
+void probe_output(const std::string&, uint64_t) {}
 
 namespace {
 
@@ -184,7 +184,7 @@ void CommandLine::parse(int argc, char** argv) {
   if (p.print_recipe) throw CLI::CallForVersion(to_json(*p.recipe).dump(2), 0);
   for (const std::string& flag : p.required) require_usage(has(flag), "%s is required", flag);
   for (const std::string* path : p.outputs)
-    if (!path->empty() && *path != "-") probe_output(*path);
+    if (!path->empty() && *path != "-") probe_output(*path, 0);
 }
 
 int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {

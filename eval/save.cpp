@@ -233,6 +233,8 @@ void check_target(const SaveOptions& save, const std::string& source) {
   const fs::path target = target_of(save);
   require_usage(fs::is_directory(target.parent_path()), "--save %s: %s is not a folder", save.directory,
                 target.parent_path());
+  require(::access(target.parent_path().c_str(), W_OK | X_OK) == 0, "--save %s: nothing can be written into %s",
+          save.directory, target.parent_path());
   if (!fs::exists(target)) return;
   require_usage(fs::is_directory(target), "--save %s: exists and is not a folder", save.directory);
   const fs::path from = fs::weakly_canonical(source);

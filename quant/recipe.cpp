@@ -164,7 +164,33 @@ Option bc_sites_option(bool vision) {
   return o;
 }
 
-std::vector<Option> vision_options() {
+std::vector<Option> vision_compensation() {
+  return {
+      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
+            true},
+           {"none", "channel", "position"}, OF(bc)),
+      bc_sites_option(true),
+      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", compensates, kBc}, OF(bc_images), 1,
+             kMany),
+      number({"bc_seed", "--bc-seed", "Seed of their draw", compensates, kBc}, OF(bc_seed), 0, kSeeds),
+      number({"bc_batch", "--bc-batch",
+              "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
+              compensates, kBc},
+             OF(bc_batch), 1, kMany),
+      word({"bc_stream", "--bc-stream",
+            "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
+            "gets once all before it is quantized and compensated",
+            compensates, kBc},
+           {"float", "quantized"}, OF(bc_stream)),
+      word({"swin_mask", "--swin-mask",
+            "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
+            "quantized attention, as in the code, which loses it. Evaluation always applies it",
+            compensates, kBc},
+           {"applied", "official"}, OF(official_mask)),
+  };
+}
+
+std::vector<Option> vision_quantization() {
   return {
       method_option(kVision),
       number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(ptq.wbits), 2, 32, "K"),
@@ -224,27 +250,6 @@ std::vector<Option> vision_options() {
             "codes with exact sums, what stays float or has more than 8 bits excepted",
             quantizes, "Quantization", true},
            {"simulate", "integer"}, OF(integer)),
-      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
-            true},
-           {"none", "channel", "position"}, OF(bc)),
-      bc_sites_option(true),
-      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", compensates, kBc}, OF(bc_images), 1,
-             kMany),
-      number({"bc_seed", "--bc-seed", "Seed of their draw", compensates, kBc}, OF(bc_seed), 0, kSeeds),
-      number({"bc_batch", "--bc-batch",
-              "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
-              compensates, kBc},
-             OF(bc_batch), 1, kMany),
-      word({"bc_stream", "--bc-stream",
-            "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
-            "gets once all before it is quantized and compensated",
-            compensates, kBc},
-           {"float", "quantized"}, OF(bc_stream)),
-      word({"swin_mask", "--swin-mask",
-            "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
-            "quantized attention, as in the code, which loses it. Evaluation always applies it",
-            compensates, kBc},
-           {"applied", "official"}, OF(official_mask)),
   };
 }
 
@@ -354,7 +359,11 @@ std::vector<std::string> split(const std::string& list) {
 }
 
 const std::vector<Option>& recipe_options(Family family) {
-  static const std::vector<Option> vision = vision_options(), language = language_options();
+  static const std::vector<Option> language = language_options(), vision = [] {
+    std::vector<Option> all = vision_quantization();
+    for (Option& option : vision_compensation()) all.push_back(std::move(option));
+    return all;
+  }();
   return family == Family::Vision ? vision : language;
 }
 
