@@ -67,9 +67,6 @@ void add_options(CommandLine& line, Options& o) {
   const char* s = "Saving";
   line.add({"--save", "DIR", "Write the quantized model as a folder that --model takes, with its tokenizer", s},
            o.save.directory);
-  line.add({"--format", "{bcq,gptq}",
-            "bcq: holds everything; gptq: a GPTQ checkpoint for transformers, GPTQModel and vLLM", s},
-           o.save.format);
   line.add({"--force", "", "Replace DIR although something else wrote it", s}, o.save.force);
   line.add({"--resume", "", "GPTQ: go on with the same command's interrupted run, from its DIR.partial", s}, o.resume);
 }
@@ -121,7 +118,6 @@ json settings_of(LanguageTask& task, const Options& o) {
   print.update({{"seqlen", seqlen_of(task.model, o.recipe)},
                 {"calib_token_hash", task.calib_facts.hash},
                 {"model", fingerprint(task.model.info().weights)},
-                {"format", o.save.format},
                 {"version", version()},
                 {"blas", run_facts()["blas"]}});
   return print;
@@ -141,12 +137,14 @@ void check_saving(Model& model, const Recipe& r, const SaveOptions& save) {
 void check_options(Options& o) {
   Recipe& r = o.recipe;
   const bool quantized = quantizes(r);
-  require_usage(o.save.format == "bcq" || o.save.is_gptq(), "--format %s: not bcq or gptq", o.save.format);
   require_usage(r.method == MethodName::Gptq || o.report_path.empty(), "--layer-report tells of --method gptq");
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give --method rtn or gptq");
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
   require_usage(quantized || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
-  if (o.saves() && o.save.is_gptq()) r.weights.half = true;
+  if (r.gptq_format) {
+    o.save.format = "gptq";
+    r.weights.half = true;
+  }
 }
 
 json saved_facts(const SaveOptions& save, const Saved& saved) {
@@ -166,6 +164,8 @@ Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::
   Outcome outcome = quantize(task, r, progress.callback(), progress.warn(), store);
   compensate(task, r, outcome, progress.callback(), store);
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
+  if (!o.saves() && r.gptq_format && r.method != MethodName::Stored)
+    round_to_gptq(task.model, task.model.info().weights);
   if (!o.saves()) return outcome;
   json facts = flat_recipe(task.model, r);
   facts.update({{"model", task.model.info().name}, {"version", version()}, {"seqlen", seqlen_of(task.model, r)}});

@@ -269,6 +269,11 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
   }
 }
 
+void round_to_gptq(Model& model, const std::string& source_path) {
+  const SafeTensors source = SafeTensors::open(source_path);
+  round_to_format(model, source, prefix_of(model, source));
+}
+
 Saved save_model(Model& model, const std::string& source_path, const SaveOptions& save, const json& facts) {
   const SafeTensors source = SafeTensors::open(source_path);
   const std::string prefix = prefix_of(model, source);

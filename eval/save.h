@@ -36,6 +36,9 @@ void check_target(const SaveOptions& save, const std::string& source);
 void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
                   int64_t groupsize, bool per_position);
 
+// Round in a quantized model, read from `source`, what GPTQ's format rounds: biases. save_model() does it, too.
+void round_to_gptq(Model& model, const std::string& source);
+
 struct Saved {
   int64_t bytes_before = 0, bytes = 0;  // of all tensors
   double bits_per_weight = 0;           // of the quantized weights: codes, scales, zero points, groups, compensations

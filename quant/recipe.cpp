@@ -314,6 +314,11 @@ std::vector<Option> language_options() {
               "faster",
               quantizes},
              OF(prefill_bits), 16, 24, "{24,16}"),
+      word({"format", "--format",
+            "What --save writes, and the model is measured as: bcq holds everything; gptq, a GPTQ checkpoint for "
+            "transformers, GPTQModel and vLLM, has scales and biases of 16 bits",
+            quantizes, "Saving"},
+           {"bcq", "gptq"}, OF(gptq_format)),
   };
   for (Option& o : all) {
     if (o.key == "mse") o.implied = "2.4";

@@ -33,6 +33,7 @@ struct Recipe {
   bool official_mask = false;  // BcOptions::masked_attention is its contrary
   bool integer = false;        // vision: evaluated from 8-bit codes, not simulated
   int64_t prefill_bits = 24;   // language: set_window_bits()
+  bool gptq_format = false;    // language: as GPTQ's checkpoints hold it, whether it is saved or not
 };
 
 // A method: its name in options and records, in tables, and what it needs. A new one is a file of its own, a row in

@@ -46,6 +46,13 @@ TEST_CASE("cli: the recipe of a result, given back, makes the same result") {
     CHECK(again["perplexity"] == text["perplexity"]);
     CHECK(again["recipe"] == text["recipe"]);
   }
+  // A checkpoint's rounding is part of the recipe, whether it is saved again or not.
+  const json saved = record_of(kText +
+                               "--nsamples 3 --seqlen 64 --method gptq --groupsize 32 --bc channel --format gptq "
+                               "--save " +
+                               folder / "saved");
+  write_file(folder / "r.json", saved.dump());
+  CHECK(record_of(kText + file)["perplexity"] == saved["perplexity"]);
 }
 
 TEST_CASE("cli: --print-recipe writes what --recipe reads, and needs no model") {
@@ -87,25 +94,25 @@ TEST_CASE("cli: files that are no recipes are refused with their keys") {
 TEST_CASE("cli: counts out of their range are wrong usage") {
   const std::string search = kImages + "--method base-ptq --eq-n 2 --bc channel --bc-search ";
   for (const std::string& command : {kVit + "--limit -1",
-                                    kVit + "--batch-size 0",
-                                    kVit + "--limit 1.5",
-                                    kVit + "--limit 99999999999999999999",
-                                    kImages + "--method ptq4vit --calib-images 0",
-                                    kImages + "--method ptq4vit --bc channel --bc-images -3",
-                                    search + "--calib-images 2 --bc-images 321",
-                                    search + "--calib-images 2 --bc-images 320",
-                                    search + "--bc-search-images 0",
-                                    kText + "--seqlen -5",
-                                    kText + "--limit -1",
-                                    kText + "--method rtn --wbits 9",
-                                    kText + "--method rtn --groupsize 9223372036854775807",
-                                    kText + "--method rtn --groupsize 0",
-                                    kText + "--method gptq --nsamples 0",
-                                    kText + "--method gptq --refine -1",
-                                    kText + "--method rtn --mse -1",
-                                    std::string("generate --model data/mini/opt --prompt a --max-new-tokens -1"),
-                                    std::string("table language --limit -2"),
-                                    std::string("bench --repeats 0")}) {
+                                     kVit + "--batch-size 0",
+                                     kVit + "--limit 1.5",
+                                     kVit + "--limit 99999999999999999999",
+                                     kImages + "--method ptq4vit --calib-images 0",
+                                     kImages + "--method ptq4vit --bc channel --bc-images -3",
+                                     search + "--calib-images 2 --bc-images 321",
+                                     search + "--calib-images 2 --bc-images 320",
+                                     search + "--bc-search-images 0",
+                                     kText + "--seqlen -5",
+                                     kText + "--limit -1",
+                                     kText + "--method rtn --wbits 9",
+                                     kText + "--method rtn --groupsize 9223372036854775807",
+                                     kText + "--method rtn --groupsize 0",
+                                     kText + "--method gptq --nsamples 0",
+                                     kText + "--method gptq --refine -1",
+                                     kText + "--method rtn --mse -1",
+                                     std::string("generate --model data/mini/opt --prompt a --max-new-tokens -1"),
+                                     std::string("table language --limit -2"),
+                                     std::string("bench --repeats 0")}) {
     const Result r = run(command);
     CAPTURE(command);
     CAPTURE(r.err);

@@ -52,7 +52,7 @@ Cell cell_of(const json& row, const Recipe& base, const std::string& path) {
 
 PaperTable read_table(const std::string& name, const Recipe& base, bool embedded) {
   const std::string path = table_path(name);
-  PaperTable table{read_json(path), {}};
+  PaperTable table{path, read_json(path), {}};
   const char* rows = embedded && table.file.contains("embedded_rows") ? "embedded_rows" : "rows";
   for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, base, path));
   return table;
@@ -60,9 +60,10 @@ PaperTable read_table(const std::string& name, const Recipe& base, bool embedded
 
 std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder) {
   std::vector<std::string> names;
-  for (const json& name : table.file.at("embedded"))
+  const auto all = get<std::vector<std::string>>(table.file, "embedded", table.path);
+  for (const std::string& name : all)
     if (fs::exists(fs::path(folder) / name / "config.json")) names.push_back(name);
-  require_input(!names.empty(), "%s: none of the models %s is in it", folder, table.file["embedded"].dump());
+  require_input(!names.empty(), "%s: none of the models %s is in it", folder, json(all).dump());
   return names;
 }
 
@@ -193,9 +194,10 @@ Run::Run(const TableRun& options)
     return;
   }
   require_input(fs::is_directory(o.models), "%s: no such folder", o.models);
-  const json owners = table.file.value("owners", json{""});
-  for (const json& column : table.file.at("columns"))
-    add(column.at("label"), find_model(o.models, column.at("model"), owners), static_cast<int>(columns.size()));
+  const json owners = get_or<json>(table.file, "owners", json{""}, table.path);
+  for (const json& column : get<json>(table.file, "columns", table.path))
+    add(get<std::string>(column, "label", table.path),
+        find_model(o.models, get<std::string>(column, "model", table.path), owners), static_cast<int>(columns.size()));
 }
 
 // Whether all that the cell needs is there.
@@ -385,8 +387,8 @@ std::vector<std::string> Run::notes() const {
     if (!c.failure.empty()) notes.push_back(c.label + " failed: " + c.failure);
   }
   if (embedded) return notes;
-  notes.push_back("Paper: " + table.file.at("source").get<std::string>() + ".");
-  for (const json& note : table.file.at("footnotes")) notes.push_back(note);
+  notes.push_back("Paper: " + get<std::string>(table.file, "source", table.path) + ".");
+  for (const json& note : get<json>(table.file, "footnotes", table.path)) notes.push_back(note);
   return notes;
 }
 

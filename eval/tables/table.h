@@ -25,6 +25,7 @@ struct Cell {
 // figures the paper prints, and "embedded_rows" where they are others for the embedded models; "embedded", their names;
 // "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
 struct PaperTable {
+  std::string path;
   json file;
   std::vector<Cell> cells;
 };
