@@ -112,8 +112,7 @@ table-language table-groups: table-%: all
 test: $(BUILD)/bin/tests $(binaries)
 	BCQ_BIN=$(BUILD)/bin $(BUILD)/bin/tests $(TEST_ARGS)
 
-# AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them g++ 12 calls parts of <regex>
-# uninitialized that are not, and clang cannot vectorise.
+# AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise.
 asan:
 	$(MAKE) BUILD=$(BUILD)/asan test \
 	  CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(CXX)),-Wno-pass-failed,-Wno-maybe-uninitialized)"
@@ -164,6 +163,8 @@ format-check:
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(filter-out %/demo %/bench,$(binaries)) $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/share/bcq/tables
+	install -m 644 eval/tables/*.json $(DESTDIR)$(PREFIX)/share/bcq/tables
 
 clean:
 	rm -rf $(BUILD)

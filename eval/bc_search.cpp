@@ -5,20 +5,22 @@
 #include <set>
 
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
 
 // Images of the folder in the order of the BC draw, less those that calibrate or compensate.
-std::vector<int64_t> held_out(const ImageFolder& calib, const VisionRun& run, int64_t images) {
+std::vector<int64_t> held_out(const ImageFolder& calib, const Recipe& r, int64_t images) {
   const int64_t all = static_cast<int64_t>(calib.items.size());
-  const auto seen = calibration_indices(all, run.calib_images, run.seed);
-  const std::set<int64_t> calibrating(seen.begin(), seen.end());
-  std::vector<int64_t> left = calibration_indices(all, all, run.bc_seed);
-  left.erase(left.begin(), left.begin() + run.bc_images);
-  std::erase_if(left, [&](int64_t i) { return calibrating.count(i) > 0; });
+  const auto calibrating = calibration_indices(all, r.samples, static_cast<uint32_t>(r.seed));
+  const auto compensating = calibration_indices(all, r.bc_images, static_cast<uint32_t>(r.bc_seed));
+  std::set<int64_t> seen(calibrating.begin(), calibrating.end());
+  seen.insert(compensating.begin(), compensating.end());
+  std::vector<int64_t> left = calibration_indices(all, all, static_cast<uint32_t>(r.bc_seed));
+  std::erase_if(left, [&](int64_t i) { return seen.count(i) > 0; });
   require_usage(!left.empty(), "--bc-search needs images in --calib-data besides the %d that calibrate or compensate",
-                all);
+                seen.size());
   left.resize(std::min(left.size(), static_cast<size_t>(images)));
   return left;
 }
@@ -63,17 +65,15 @@ bool has_stages(Model& model) {
 
 }  // namespace
 
-std::vector<BcRanking> search_compensations(Model& model, const ImageFolder& calib, const VisionRun& run,
-                                            int64_t images, const Progress& progress) {
-  require_usage(run.bc != "none", "--bc-search needs --bc channel or position");
-  require_usage(images >= 1, "--bc-search-images must be at least 1");
-  const Tensor pixels = load_pixels(calib, held_out(calib, run, images), model.info().image);
-  const std::vector<Batch> batches = bc_batches(model, calib, run);
+std::vector<BcRanking> search_compensations(VisionTask& task, const Recipe& recipe, int64_t images,
+                                            const Progress& progress) {
+  Model& model = task.model;
+  const Tensor pixels = load_pixels(task.calib, held_out(task.calib, recipe, images), model.info().image);
   const auto logits = [&](Precision precision) {
     Tensor all = Tensor::uninitialized({pixels.dim(0), model.info().outputs});
-    for (int64_t b = 0; b < pixels.dim(0); b += run.batch_size) {
-      const int64_t end = std::min(pixels.dim(0), b + run.batch_size);
-      const Tensor some = logits_of(model, precision, pixels.slice(b, end));
+    for (int64_t b = 0; b < pixels.dim(0); b += task.batch_size) {
+      const int64_t end = std::min(pixels.dim(0), b + task.batch_size);
+      const Tensor some = task.logits(precision, pixels.slice(b, end));
       std::copy(some.data, some.data + some.size(), all.slice(b, end).data);
     }
     return all;
@@ -88,14 +88,14 @@ std::vector<BcRanking> search_compensations(Model& model, const ImageFolder& cal
     BcRanking candidate;
     for (size_t i = 0; i < std::size(switches); ++i)
       if (choice >> i & 1) candidate.sites += (candidate.sites.empty() ? "" : ",") + switches[i];
-    model.clear_compensation();
-    if (choice > 0)
-      candidate.values =
-          compensate(model, batches, bc_options_of(run, candidate.sites),
-                     [&](const std::string&, double done, double total) {
-                       progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
-                     })
-              .fitted();
+    Recipe r = recipe;
+    r.bc_sites = candidate.sites;
+    if (choice == 0) r.bc = BcForm::None;
+    Outcome outcome;
+    compensate(task, r, outcome, [&](const std::string&, double done, double total) {
+      progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
+    });
+    candidate.values = outcome.fitted;
     score(exact, logits(Precision::Fake), candidate);
     progress("searching outputs to compensate", choice + 1, kChoices);
     ranking.push_back(candidate);

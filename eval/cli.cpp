@@ -4,17 +4,22 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <new>
 
 #include "data/image/jpeg.h"
 #include "engine/core/parallel.h"
 #include "engine/core/process.h"
+#include "engine/file/json.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
+
 namespace {
 
 std::string clock_text(double seconds) {
@@ -37,35 +42,173 @@ std::string full_version() {
                 openblas_get_config(), openblas_get_corename(), jpeg_decoder());
 }
 
+// The number a text is, of the kind JSON has for it; the text itself where it is none.
+json number_of(const std::string& text) {
+  int64_t whole;
+  double real;
+  const char *begin = text.data(), *end = begin + text.size();
+  if (const auto r = std::from_chars(begin, end, whole); r.ec == std::errc() && r.ptr == end) return whole;
+  if (const auto r = std::from_chars(begin, end, real); r.ec == std::errc() && r.ptr == end) return real;
+  return text;
+}
+
+std::string first_of(const std::string& flags) { return flags.substr(0, flags.find(',')); }
+
+void flush_stdout() {
+  require(std::cout.flush().good() && std::fflush(stdout) == 0, "cannot write to standard output");
+}
+
 }  // namespace
 
-int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
-  tune_process();
+// ---- The command line -----------------------------------------------------------------------------------------------
+
+struct CommandLine::Parser {
+  CLI::App app;
+  std::vector<std::string> required;
+  std::vector<const std::string*> outputs;
+  // Of the recipe: where it goes, what the command line says of it, the file it starts from.
+  Recipe* recipe = nullptr;
+  json given = json::object();
+  std::string file;
+  bool print_recipe = false;
+
+  Parser(const std::string& name, const std::string& description) : app(description, name) {}
+
+  using Set = std::function<void(const std::vector<std::string>&)>;
+  CLI::Option* add(const Arg& arg, const Set& set) {
+    if (arg.required) required.push_back(first_of(arg.flags));
+    return app
+        .add_option(
+            arg.flags,
+            [set](const std::vector<std::string>& texts) {
+              set(texts);
+              return true;
+            },
+            arg.help + (arg.required ? " (required)" : ""))
+        ->type_name(arg.type)
+        ->group(arg.group);
+  }
+  template <class T>
+  void add_number(const Arg& arg, T& to, double min, double max) {
+    add(arg, [flag = first_of(arg.flags), min, max, &to](const std::vector<std::string>& texts) {
+      const json value = number_of(texts.at(0));
+      const double x = value.is_number() ? value.get<double>() : NAN;
+      require_usage(std::is_integral_v<T> ? value.is_number_integer() : std::isfinite(x), "%s %s: not a %s", flag,
+                    texts[0], std::is_integral_v<T> ? "whole number" : "number");
+      require_usage(x >= min && x <= max, "%s %s: it must be %.15g to %.15g", flag, texts[0], min, max);
+      to = value.get<T>();
+    })->default_str(json(to).dump());
+  }
+  void add_recipe_option(const Option& option) {
+    const Arg arg{option.flags.c_str(), option.type.c_str(), option.help, option.group};
+    if (option.type.empty()) {
+      app.add_flag_function(
+             option.flags, [this, key = option.key](int64_t n) { given[key] = n > 0; }, option.help)
+          ->group(option.group);
+      return;
+    }
+    CLI::Option* o = add(arg, [this, &option](const std::vector<std::string>& texts) {
+      const bool implied = option.implied && (texts.empty() || texts[0].empty() || texts[0] == "true");
+      given[option.key] = option.is_list   ? json(texts)
+                          : option.is_text ? json(texts.at(0))
+                                           : number_of(implied ? option.implied : texts.at(0));
+    });
+    if (option.is_list)
+      o->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
+    else
+      o->default_str(defaults_of(option, recipe->family));
+    if (option.implied) o->expected(0, 1);
+  }
+};
+
+CommandLine::CommandLine(const std::string& name, const std::string& description, const std::string& examples)
+    : parser_(std::make_unique<Parser>(name, description)) {
   // A function, because naming the kernels may itself fail (BCQ_ISA).
+  CLI::App& app = parser_->app;
   app.add_flag_function(
          "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); },
          "Version, compiler, kernels, BLAS, JPEG decoder")
       ->trigger_on_parse();
+  app.add_option_function<int>("--threads", set_threads, "Threads (default: all cores); results do not depend on it")
+      ->type_name("T");
   app.get_formatter()->column_width(34);
-  const std::string name = app.get_name();
-  auto failed = [&](int code, const char* message) {
+  app.footer(examples);
+}
+CommandLine::~CommandLine() = default;
+
+void CommandLine::add(const Arg& arg, std::string& to) {
+  parser_->add(arg, [&to](const std::vector<std::string>& texts) { to = texts.at(0); })->default_str(to);
+}
+void CommandLine::add(const Arg& arg, std::vector<std::string>& to) {
+  std::string defaults;
+  for (const std::string& text : to) defaults += (defaults.empty() ? "" : ",") + text;
+  parser_->add(arg, [&to](const std::vector<std::string>& texts) { to = texts; })
+      ->expected(1, 1 << 20)
+      ->default_str(defaults);
+}
+void CommandLine::add(const Arg& arg, bool& to) {
+  parser_->app
+      .add_flag_function(
+          arg.flags, [&to](int64_t n) { to = n > 0; }, arg.help)
+      ->group(arg.group);
+}
+void CommandLine::add(const Arg& arg, int64_t& to, double min, double max) { parser_->add_number(arg, to, min, max); }
+void CommandLine::add(const Arg& arg, double& to, double min, double max) { parser_->add_number(arg, to, min, max); }
+void CommandLine::add_output(const Arg& arg, std::string& to) {
+  add(arg, to);
+  parser_->outputs.push_back(&to);
+}
+
+void CommandLine::add_recipe(Recipe& to, bool of_cells) {
+  parser_->recipe = &to;
+  for (const Option& option : recipe_options(to.family))
+    if (!of_cells || !option.of_cell) parser_->add_recipe_option(option);
+  if (of_cells) return;
+  add({"--recipe", "FILE", "Options from a JSON file: a recipe, or a result that has one; those given here win"},
+      parser_->file);
+  add({"--print-recipe", "", "Write the recipe of this command line as JSON, and end"}, parser_->print_recipe);
+}
+
+bool CommandLine::has(const std::string& flag) const { return parser_->app.count(flag) > 0; }
+
+void CommandLine::parse(int argc, char** argv) {
+  Parser& p = *parser_;
+  p.app.parse(argc, argv);
+  if (p.recipe) {
+    const json file = p.file.empty() ? json::object() : recipe_in(p.file);
+    *p.recipe = read_recipe(p.recipe->family, file, p.file, p.given);
+  }
+  if (p.print_recipe) throw CLI::CallForVersion(to_json(*p.recipe).dump(2), 0);
+  for (const std::string& flag : p.required) require_usage(has(flag), "%s is required", flag);
+  for (const std::string* path : p.outputs)
+    if (!path->empty() && *path != "-") probe_output(*path, 0);
+}
+
+int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
+  tune_process();
+  const std::string name = parser_->app.get_name();
+  const auto failed = [&](int code, const std::string& message) {
     print(stderr, "%s: %s\n", name, message);
     return code;
   };
   try {
     try {
-      app.parse(argc, argv);
+      parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-      return app.exit(e) == 0 ? 0 : 2;
+      if (parser_->app.exit(e) != 0) return 2;
+      flush_stdout();
+      return 0;
     }
     hint_at_slow_blas();
     body();
-    require(std::cout.flush().good() && std::fflush(stdout) == 0, "cannot write to standard output");
+    flush_stdout();
     return 0;
   } catch (const UsageError& e) {
-    return failed(2, (std::string(e.what()) + " (see --help)").c_str());
+    return failed(2, std::string(e.what()) + " (see --help)");
   } catch (const InputError& e) {
     return failed(3, e.what());
+  } catch (const json::exception& e) {
+    return failed(3, std::string("a JSON file is not what it has to be: ") + e.what());
   } catch (const Incomplete& e) {
     return failed(4, e.what());
   } catch (const std::bad_alloc&) {
@@ -75,10 +218,15 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<void()
   }
 }
 
-void add_threads_option(CLI::App& app) {
-  app.add_option_function<int>("--threads", set_threads, "Threads (default: all cores); results do not depend on it")
-      ->type_name("T");
+void probe_folder(const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  require_usage(std::filesystem::is_directory(folder), "%s: cannot be made a folder: %s", folder,
+                error ? error.message() : "it is something else");
+  require(::access(folder.c_str(), W_OK | X_OK) == 0, "%s: nothing can be written into it", folder);
 }
+
+// ---- Progress -------------------------------------------------------------------------------------------------------
 
 void ProgressLine::operator()(const std::string& what, double done, double total) {
   const auto now = Clock::now();
@@ -111,6 +259,8 @@ void ProgressLine::warning(const std::string& message) {
   warnings_.push_back(message);
 }
 
+// ---- Records --------------------------------------------------------------------------------------------------------
+
 json run_facts() {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -122,12 +272,13 @@ json run_facts() {
           {"peak_rss_mb", static_cast<double>(usage.ru_maxrss) / 1024}};
 }
 
+std::string file_text(const json& value) { return value.dump(2, ' ', false, json::error_handler_t::replace) + "\n"; }
+
 void write_record(const std::string& path, const json& record) {
-  if (path.empty()) return;
   if (path == "-")
-    std::cout << record.dump(2) << "\n";
-  else
-    write_file(path, record.dump(2) + "\n");
+    std::cout << file_text(record);
+  else if (!path.empty())
+    write_file(path, file_text(record));
 }
 
 }  // namespace bcq

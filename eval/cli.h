@@ -1,19 +1,19 @@
-// What the programs share: exit codes, progress on stderr, and facts about the run.
+// What the programs share: the command line, exit codes, progress on stderr, and facts about the run.
 //
 // Exit codes: 0 done; 1 the run failed; 2 wrong usage; 3 a model or data file is
 // invalid; 4 finished, but some of the data was left out; 130 interrupted (the shell's own). Results go to stdout,
 // everything else to stderr.
 #pragma once
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine/core/progress.h"
-#include "engine/core/timer.h"
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
+#include "quant/recipe.h"
 
 namespace bcq {
 
@@ -24,11 +24,42 @@ struct Incomplete : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Parse the command line and run body(); turns every error into a message and an exit code.
-int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
+// An option of a program: names, what follows ("FILE"; nothing for a flag), help.
+struct Arg {
+  const char *flags, *type;
+  std::string help;
+  const char* group = "Options";
+  bool required = false;
+};
 
-// --threads, which every program has; applies it.
-void add_threads_option(CLI::App& app);
+// A program's command line. Values are checked where they are read: UsageError names the option.
+class CommandLine {
+ public:
+  CommandLine(const std::string& name, const std::string& description, const std::string& examples);
+  ~CommandLine();
+  void add(const Arg& arg, std::string& to);
+  void add(const Arg& arg, std::vector<std::string>& to);  // any number of times, of any number
+  void add(const Arg& arg, bool& to);
+  void add(const Arg& arg, int64_t& to, double min, double max);
+  void add(const Arg& arg, double& to, double min, double max);
+  // A file that is written in the end ("-": stdout): refused before the work where it cannot be.
+  void add_output(const Arg& arg, std::string& to);
+  // The options of the recipe table, --recipe and --print-recipe. With `of_cells` those alone that hold for all cells
+  // of a table. `to` is read when the rest has been.
+  void add_recipe(Recipe& to, bool of_cells = false);
+  // Whether the command line itself has the option ("--bc-sites").
+  bool has(const std::string& flag) const;
+  // Parse and run body(); turns every error into a message and an exit code.
+  int run(int argc, char** argv, const std::function<void()>& body);
+
+ private:
+  struct Parser;
+  void parse(int argc, char** argv);
+  std::unique_ptr<Parser> parser_;
+};
+
+// UsageError or Error where nothing can be written into a folder, which is made if it is not there.
+void probe_folder(const std::string& folder);
 
 // Shows work on stderr with the time left: one line rewritten on a terminal, else a line every 10 s.
 class ProgressLine {
@@ -57,6 +88,8 @@ class ProgressLine {
 
 // The members every record has: tool, version, threads, isa, blas, peak_rss_mb.
 json run_facts();
+// JSON as it is written to files: bytes that are no UTF-8 are replaced.
+std::string file_text(const json& value);
 // Write records as JSON to `path` ("-": stdout); nothing when path is empty.
 void write_record(const std::string& path, const json& record);
 

@@ -5,8 +5,9 @@
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
+#include "engine/file/json.h"
+#include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
-#include "eval/common.h"
 
 namespace bcq {
 namespace {
@@ -105,76 +106,68 @@ bool counts_text(const std::string& definition) { return definition == "word" ||
 // JSON has no NaN.
 json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
-void check_method(const LanguageRun& run) {
-  require_usage(run.method == "fp" || run.method == "rtn" || run.method == "gptq" || run.method == "stored",
-                "--method %s: not fp, rtn or gptq", run.method);
-}
-
-bool in_one_walk(const LanguageRun& run) {
-  return run.method == "gptq" && run.bc != "none" && run.bc_stream == "quantized";
-}
-
 }  // namespace
 
-int64_t seqlen_of(const Model& model, const LanguageRun& run) {
+int64_t seqlen_of(const Model& model, const Recipe& recipe) {
   const ModelInfo& info = model.info();
   require_usage(info.family == Family::Language, "%s is a vision model: use imagenet", info.name);
-  const int64_t length = run.seqlen > 0 ? run.seqlen : std::min<int64_t>(2048, info.max_length);
+  const int64_t length = recipe.seqlen > 0 ? recipe.seqlen : std::min<int64_t>(2048, info.max_length);
   require_usage(length >= 2 && length <= info.max_length, "--seqlen %d: %s takes 2 to %d tokens", length, info.name,
                 info.max_length);
   return length;
 }
 
-Calibration read_calibration(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
-                             const LanguageRun& run) {
-  require_usage(run.nsamples >= 1, "--nsamples must be at least 1");
-  const Windows crops = calibration_windows(source, tokenizer, seqlen_of(model, run), run.nsamples, run.seed);
-  Calibration calib{source, facts_of(crops.ids, source, tokenizer), {}};
-  for (int64_t i = 0; i < crops.count; ++i) calib.batches.push_back(crops.batch(i, i + 1));
-  return calib;
+std::string TokenFacts::text() const {
+  return format("%d tokens (%s), hash %s", tokens, bos < 0 ? "no BOS" : format("BOS %d", bos), hash);
 }
 
-EvaluationText read_evaluation(const Model& model, const TextSource& source, const Tokenizer* tokenizer,
-                               const LanguageRun& run) {
-  const int64_t length = seqlen_of(model, run);
-  const std::vector<int32_t> ids = evaluation_ids(source, tokenizer, length);
-  EvaluationText text{source, facts_of(ids, source, tokenizer), perplexity_windows(ids, length, source.path), {}};
-  if (run.limit > 0 && run.limit < text.windows.count) {
-    text.windows.count = run.limit;
-    text.windows.ids.resize(static_cast<size_t>(run.limit * length));
+LanguageTask::LanguageTask(Model& m, std::vector<TextSource> texts, TextSource c, std::vector<std::string> d,
+                           int64_t windows)
+    : Task(m),
+      sources(std::move(texts)),
+      calib(std::move(c)),
+      definitions(std::move(d)),
+      limit(windows),
+      results(sources.size()),
+      floats(sources.size()),
+      texts_(sources.size()) {
+  const auto needs_one = [](const TextSource& s) { return !s.path.empty() && s.definition != Definition::Tokens; };
+  if (std::any_of(sources.begin(), sources.end(), needs_one) || needs_one(calib) ||
+      definitions != std::vector<std::string>{"gptq"})
+    tokenizer_ = Tokenizer::load(model.info().directory);
+}
+
+const std::vector<Batch>& LanguageTask::compensation(const Recipe& r) {
+  if (!calib_.empty()) return calib_;
+  const Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
+  const Windows crops =
+      calibration_windows(calib, tokenizer, seqlen_of(model, r), r.samples, r.seed, Align::None, {}, warn);
+  calib_facts = facts_of(crops.ids, calib, tokenizer);
+  for (int64_t i = 0; i < crops.count; ++i) calib_.push_back(crops.batch(i, i + 1));
+  return calib_;
+}
+
+json LanguageTask::calibration_facts() const {
+  return {{"calib_text", calib.path},
+          {"calib_definition", name_of(calib.definition)},
+          {"calib_token_hash", calib_facts.hash}};
+}
+
+const EvaluationText& LanguageTask::text(const Recipe& r, size_t i) {
+  EvaluationText& text = texts_.at(i);
+  if (text.windows.count > 0) return text;
+  const TextSource& source = sources[i];
+  const Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
+  const int64_t length = seqlen_of(model, r);
+  const std::vector<int32_t> ids = evaluation_ids(source, tokenizer, length, warn);
+  text = {source, facts_of(ids, source, tokenizer), perplexity_windows(ids, length, source.path), {}};
+  if (limit > 0 && limit < text.windows.count) {
+    text.windows.count = limit;
+    text.windows.ids.resize(static_cast<size_t>(limit * length));
   }
-  if (std::any_of(run.ppl.begin(), run.ppl.end(), counts_text)) {
-    require_usage(tokenizer != nullptr, "perplexity per word or byte needs the model's tokenizer");
+  if (std::any_of(definitions.begin(), definitions.end(), counts_text))
     text.counts = count_text(text.windows, *tokenizer);
-  }
   return text;
-}
-
-CalibrationResult quantize_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                                    const Progress& progress, const Warn& warn, PartStore* store) {
-  check_method(run);
-  require_usage(run.method != "fp" || run.bc == "none", "--bc %s needs --method rtn or gptq", run.bc);
-  require_usage(
-      run.hessian != "centred" || (run.bc != "none" && bc_options(run.bc, run.bc_sites).linear),
-      "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
-  require_usage(!model.info().packed || run.method == "stored", "%s is quantized already", model.info().name);
-  if (run.method == "fp" || run.method == "stored") return {};
-  const LayerBits bits = allocate_bits(model, layer_rules(run.layer_bits, run.exclude));
-  if (run.method == "rtn") quantize_rtn(model, run.weights, bits);
-  if (run.method == "rtn") return {};
-  GptqMethodOptions options{run.weights,           bits,      run.true_sequential, run.hessian == "centred",
-                            run.target == "float", run.refine};
-  if (!in_one_walk(run)) return quantize_gptq(model, calib, options, progress, warn, store);
-  const BcOptions bc = bc_options(run.bc, run.bc_sites);
-  return quantize_gptq(model, calib, options, progress, warn, store, &bc);
-}
-
-CalibrationResult compensate_language(Model& model, const std::vector<Batch>& calib, const LanguageRun& run,
-                                      const Progress& progress, PartStore* store) {
-  if (run.bc == "none" || in_one_walk(run)) return {};
-  BcOptions options = bc_options(run.bc, run.bc_sites);
-  options.stream = run.bc_stream == "quantized" ? Stream::Quantized : Stream::Float;
-  return compensate(model, calib, options, progress, store);
 }
 
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
@@ -186,28 +179,6 @@ Perplexity perplexity(std::string definition, std::vector<double> nll, std::vect
   return p;
 }
 
-std::vector<Perplexity> evaluate_language(const Model& model, const EvaluationText& text, const LanguageRun& run,
-                                          const Progress& progress) {
-  check_method(run);
-  Context ctx{run.method == "fp" ? Precision::Float : Precision::Fake};
-  ctx.window_bits = run.prefill_bits;
-  const int32_t bos = text.facts.bos;
-  const auto swaps = [&](const std::string& definition) { return definition == "llamacpp" && bos >= 0; };
-  std::vector<double> plain, swapped;  // empty until a definition needs them
-  std::vector<Perplexity> results;
-  for (const std::string& definition : run.ppl) {
-    std::vector<double>& nll = swaps(definition) ? swapped : plain;
-    if (nll.empty()) {
-      Windows windows = text.windows;
-      if (swaps(definition))
-        for (int64_t w = 0; w < windows.count; ++w) windows.ids[static_cast<size_t>(w * windows.length)] = bos;
-      nll = token_nll(model, windows, ctx, progress);
-    }
-    results.push_back(by_definition(definition, nll, text));
-  }
-  return results;
-}
-
 Ratio paired_ratio(const Perplexity& a, const Perplexity& b) {
   require(a.definition == b.definition && a.weight == b.weight, "a paired ratio needs the same windows");
   std::vector<double> d(a.nll.size());
@@ -216,121 +187,94 @@ Ratio paired_ratio(const Perplexity& a, const Perplexity& b) {
   return {100 * std::expm1(m.value), 100 * std::exp(m.value) * m.se};
 }
 
-namespace {
-
-// The layers that have other bits than the rest, with 32 for those that stayed float.
-json layer_bits(Model& model, int bits) {
-  json exceptions = json::object();
-  for (int i = 0; i < model.depth(); ++i)
-    for (const Layer* layer : model.layers(i)) {
-      if (!layer->is_linear()) continue;
-      const int own = layer->packed() ? layer->packed()->bits() : 32;
-      if (own != bits) exceptions[layer->name] = own;
-    }
-  return exceptions;
+Ratio paired_ratio(const Measured& a, const Measured& b) {
+  const auto of = [](const Measured& m) { return perplexity("gptq", m.units, std::vector<double>(m.units.size(), 1)); };
+  return paired_ratio(of(a), of(b));
 }
 
-}  // namespace
+Measured LanguageTask::measure(const Recipe& recipe, size_t i, json& record, const Progress& progress) {
+  const EvaluationText& of = text(recipe, i);
+  Context ctx{precision_of(recipe)};
+  ctx.window_bits = static_cast<int>(recipe.prefill_bits);
+  const auto swaps = [&](const std::string& definition) { return definition == "llamacpp" && of.facts.bos >= 0; };
+  std::vector<double> plain, swapped;  // empty until a definition needs them
+  std::vector<Perplexity> all;
+  for (const std::string& definition : definitions) {
+    std::vector<double>& nll = swaps(definition) ? swapped : plain;
+    if (nll.empty()) {
+      Windows windows = of.windows;
+      if (swaps(definition))
+        for (int64_t w = 0; w < windows.count; ++w) windows.ids[static_cast<size_t>(w * windows.length)] = of.facts.bos;
+      nll = token_nll(model, windows, ctx, progress);
+    }
+    all.push_back(by_definition(definition, nll, of));
+  }
+  json by_name = json::object();
+  for (size_t d = 0; d < all.size(); ++d) {
+    const Perplexity& p = all[d];
+    json& entry = by_name[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
+    if (floats[i].empty()) continue;
+    const Ratio change = paired_ratio(p, floats[i][d]);
+    entry.update({{"float", floats[i][d].perplexity},
+                  {"float_se", number(floats[i][d].se)},
+                  {"change_percent", change.percent},
+                  {"change_percent_se", number(change.se)}});
+  }
+  record.update({{"text", of.source.path},
+                 {"text_definition", name_of(of.source.definition)},
+                 {"text_tokens", of.facts.tokens},
+                 {"text_token_hash", of.facts.hash},
+                 {"bos", of.facts.bos < 0 ? json(nullptr) : json(of.facts.bos)},
+                 {"perplexity", all.at(0).perplexity},
+                 {"perplexity_se", number(all[0].se)},
+                 {"perplexity_definition", all[0].definition},
+                 {"perplexities", by_name},
+                 {"tokens", of.windows.count * of.windows.length},
+                 {"windows", of.windows.count},
+                 {"seqlen", of.windows.length}});
+  if (keeps_floats && !quantizes(recipe)) floats[i] = all;
+  results[i] = all;
+  return {all[0].nll, all[0].perplexity, all[0].se};
+}
 
-std::string describe_weights(Model& model, const LanguageRun& run) {
-  const GptqOptions& w = run.weights;
-  if (run.method == "fp") return run.method;
-  std::string text = run.method + format(" %d bit", w.bits);
+std::string describe_weights(Model& model, const Recipe& r) {
+  const GptqOptions& w = r.weights;
+  if (!quantizes(r)) return name_of(r);
+  std::string text = name_of(r) + format(" %d bit", w.bits);
   if (w.groupsize > 0) text += format(" g%d", w.groupsize);
   if (w.sym) text += " sym";
   if (w.half) text += " f16 scales";
   if (w.mse > 0) text += format(" mse %g", w.mse);
-  if (run.method == "gptq" && w.act_order) text += " act-order";
-  if (run.method == "gptq" && w.static_groups) text += " static-groups";
+  if (r.method == MethodName::Gptq && w.act_order) text += " act-order";
+  if (r.method == MethodName::Gptq && w.static_groups) text += " static-groups";
   std::map<int, int> layers;
-  for (const json& bits : layer_bits(model, w.bits)) ++layers[bits.get<int>()];
+  for (const json& bits : flat_recipe(model, r)["layer_bits"]) ++layers[bits.get<int>()];
   for (const auto& [bits, count] : layers)
     text += format(", %d layer%s ", count, count > 1 ? "s" : "") + (bits < 32 ? format("of %d bit", bits) : "in float");
   return text;
 }
 
-void set_stored(Model& model, LanguageRun& run) {
-  require_usage(run.method == "fp" && run.bc == "none",
+void set_stored(Model& model, Recipe& r) {
+  if (!model.info().packed) {
+    require_usage(r.method != MethodName::Stored,
+                  "--recipe: the recipe is of a model that was stored quantized, %s is not", model.info().name);
+    return;
+  }
+  require_usage((!quantizes(r) || r.method == MethodName::Stored) && !compensates(r),
                 "%s is quantized already: it is evaluated as it is stored, without --method and --bc",
                 model.info().name);
-  run.method = "stored";
+  r.method = MethodName::Stored;
   std::map<int, int64_t> layers;
   for (const Layer* layer : model.all_layers()) {
     if (!layer->packed()) continue;
     const Affine grid = layer->packed()->grid();
     ++layers[grid.bits];
-    run.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
-    run.weights.sym = is_symmetric(grid);
-    run.weights.half = scale_bits(grid) == 16;
+    r.weights.groupsize = grid.scale.dim(1) == 1 ? -1 : grid.group;
+    r.weights.sym = is_symmetric(grid);
+    r.weights.half = scale_bits(grid) == 16;
   }
   const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
-  run.weights.bits = std::max_element(layers.begin(), layers.end(), fewer)->first;
-}
-
-json recipe(Model& model, const LanguageRun& run) {
-  const bool quantized = run.method != "fp";
-  const bool calibrated = run.method == "gptq" || run.bc != "none";
-  const auto solved = [&](const json& option) { return run.method == "gptq" ? option : json(nullptr); };
-  return {{"method", run.method},
-          {"wbits", quantized ? run.weights.bits : 32},
-          {"abits", 32},
-          {"prefill_bits", quantized ? json(run.prefill_bits) : json(nullptr)},
-          {"groupsize", quantized ? json(run.weights.groupsize) : json(nullptr)},
-          {"sym", quantized ? json(run.weights.sym) : json(nullptr)},
-          {"scales", quantized ? json(run.weights.half ? "f16" : "f32") : json(nullptr)},
-          {"mse", quantized ? json(run.weights.mse) : json(nullptr)},
-          {"layer_bits", quantized ? layer_bits(model, run.weights.bits) : json(nullptr)},
-          {"act_order", solved(run.weights.act_order)},
-          {"static_groups", solved(run.weights.static_groups)},
-          {"percdamp", solved(run.weights.percdamp)},
-          {"true_sequential", solved(run.true_sequential)},
-          {"hessian", solved(run.hessian)},
-          {"target", solved(run.target)},
-          {"refine", solved(run.refine)},
-          {"bc", run.bc},
-          {"bc_sites", run.bc == "none" ? json(nullptr) : json(run.bc_sites)},
-          {"bc_stream", run.bc == "none" ? json(nullptr) : json(run.bc_stream)},
-          {"nsamples", calibrated ? json(run.nsamples) : json(nullptr)},
-          {"seed", calibrated ? json(run.seed) : json(nullptr)}};
-}
-
-json language_record(Model& model, const LanguageRun& run, const EvaluationText& text,
-                     const std::vector<Perplexity>& results, const std::vector<Perplexity>& floats,
-                     int64_t bc_parameters, double seconds) {
-  const ModelInfo& info = model.info();
-  json definitions = json::object();
-  for (size_t i = 0; i < results.size(); ++i) {
-    const Perplexity& p = results[i];
-    json& entry = definitions[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
-    if (floats.empty()) continue;
-    const Ratio change = paired_ratio(p, floats[i]);
-    entry.update({{"float", floats[i].perplexity},
-                  {"float_se", number(floats[i].se)},
-                  {"change_percent", change.percent},
-                  {"change_percent_se", number(change.se)}});
-  }
-  json record = recipe(model, run);
-  record.update({{"model", info.name},
-                 {"tag", info.tag},
-                 {"parameters", info.parameters},
-                 {"bc_parameters", bc_parameters},
-                 {"bc_bytes", 4 * added_values(model)},
-                 {"bc_share", static_cast<double>(added_values(model)) / static_cast<double>(info.parameters)},
-                 {"bits_per_weight", bits_per_weight(model)},
-                 {"text", text.source.path},
-                 {"text_definition", name_of(text.source.definition)},
-                 {"text_tokens", text.facts.tokens},
-                 {"text_token_hash", text.facts.hash},
-                 {"bos", text.facts.bos < 0 ? json(nullptr) : json(text.facts.bos)},
-                 {"perplexity", results.at(0).perplexity},
-                 {"perplexity_se", number(results[0].se)},
-                 {"perplexity_definition", results[0].definition},
-                 {"perplexities", definitions},
-                 {"tokens", text.windows.count * text.windows.length},
-                 {"windows", text.windows.count},
-                 {"seqlen", text.windows.length},
-                 {"seconds", seconds}});
-  return record;
+  r.weights.bits = std::max_element(layers.begin(), layers.end(), fewer)->first;
 }
 
 }  // namespace bcq

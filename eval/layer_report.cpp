@@ -3,7 +3,8 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "eval/common.h"
+#include "engine/file/json.h"
+#include "eval/cli.h"
 
 namespace bcq {
 namespace {
@@ -21,10 +22,10 @@ std::string field(const json& value) {
   return quoted + "\"";
 }
 
-// Rows of these members as CSV when `path` ends in .csv, else as JSON.
+// Rows of these members.
 void write_rows(const std::string& path, const std::vector<std::string>& columns, const json& rows) {
   const bool is_csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
-  if (!is_csv) return write_file(path, rows.dump(2) + "\n");
+  if (!is_csv) return write_record(path, rows);
   std::string csv;
   for (const std::string& column : columns) csv += (csv.empty() ? "" : ",") + column;
   csv += "\n";
@@ -35,48 +36,39 @@ void write_rows(const std::string& path, const std::vector<std::string>& columns
   write_file(path, csv);
 }
 
-}  // namespace
-
-json describe(const Grid& grid) {
-  json description = {{"grid", grid.name()}};
-  for (const auto& [name, value] : grid.describe())
-    std::visit([&, key = name](const auto& v) { description[key] = v; }, value);
-  return description;
-}
-
-void write_layer_report(const std::string& path, const std::vector<OutputError>& before,
-                        const std::vector<OutputError>& after, const PtqCost& cost) {
-  require(before.size() == after.size(), "a layer report needs the same outputs before and after");
-  const std::vector<std::string> columns = {
-      "output",         "kind",          "op", "signal", "mse_before",    "mse_after",
-      "sqnr_before_db", "sqnr_after_db", "a",  "b",      "search_seconds"};
+const std::vector<std::string> kOutputColumns = {
+    "output",         "kind",          "op", "signal", "mse_before",    "mse_after",
+    "sqnr_before_db", "sqnr_after_db", "a",  "b",      "search_seconds"};
+json output_rows(const Outcome& outcome) {
   json rows = json::array();
-  for (size_t i = 0; i < before.size(); ++i) {
-    const OutputError& row_before = before[i];
-    json row = {{"output", row_before.name},
-                {"kind", row_before.kind},
+  for (size_t i = 0; i < outcome.before.size(); ++i) {
+    const OutputError &before = outcome.before[i], &after = outcome.after.at(i);
+    json row = {{"output", before.name},
+                {"kind", before.kind},
                 {"op", nullptr},
-                {"signal", row_before.signal},
-                {"mse_before", row_before.error},
-                {"mse_after", after[i].error},
-                {"sqnr_before_db", decibels(row_before.signal, row_before.error)},
-                {"sqnr_after_db", decibels(row_before.signal, after[i].error)},
+                {"signal", before.signal},
+                {"mse_before", before.error},
+                {"mse_after", after.error},
+                {"sqnr_before_db", decibels(before.signal, before.error)},
+                {"sqnr_after_db", decibels(before.signal, after.error)},
                 {"a", nullptr},
                 {"b", nullptr},
                 {"search_seconds", nullptr}};
-    if (const Layer* layer = row_before.layer) {
+    if (const Layer* layer = before.layer) {
       row["op"] = op_name(layer->role);
       row["a"] = describe(layer->left_grid());
       row["b"] = describe(layer->quantized ? layer->quantized->right : Grid{});
-      const auto searched = cost.search.find(layer);
-      if (searched != cost.search.end()) row["search_seconds"] = searched->second;
+      const auto searched = outcome.cost.search.find(layer);
+      if (searched != outcome.cost.search.end()) row["search_seconds"] = searched->second;
     }
     rows.push_back(row);
   }
-  write_rows(path, columns, rows);
+  return rows;
 }
 
-void write_layer_report(const std::string& path, const CalibrationResult& result) {
+const std::vector<std::string> kLayerColumns = {"site",   "bits",        "group",    "damp",        "ridge",
+                                                "signal", "mse_rounded", "mse_gptq", "mse_refined", "mse_compensated"};
+json layer_rows(const CalibrationResult& result) {
   json rows = json::array();
   for (const PartRecord& part : result.parts)
     for (const LayerRecord& layer : part.layers)
@@ -90,10 +82,21 @@ void write_layer_report(const std::string& path, const CalibrationResult& result
                       {"mse_gptq", layer.solved},
                       {"mse_refined", layer.refined},
                       {"mse_compensated", layer.compensated}});
-  write_rows(
-      path,
-      {"site", "bits", "group", "damp", "ridge", "signal", "mse_rounded", "mse_gptq", "mse_refined", "mse_compensated"},
-      rows);
+  return rows;
+}
+
+}  // namespace
+
+json describe(const Grid& grid) {
+  json description = {{"grid", grid.name()}};
+  for (const auto& [name, value] : grid.describe())
+    std::visit([&, key = name](const auto& v) { description[key] = v; }, value);
+  return description;
+}
+
+void write_layer_report(const std::string& path, const Outcome& outcome) {
+  if (outcome.before.empty()) return write_rows(path, kLayerColumns, layer_rows(outcome.solved));
+  write_rows(path, kOutputColumns, output_rows(outcome));
 }
 
 }  // namespace bcq

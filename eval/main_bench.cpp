@@ -9,13 +9,14 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/core/timer.h"
+#include "engine/file/json.h"
 #include "engine/grid/uniform.h"
 #include "engine/nn/int8_layer.h"
-#include "eval/bench/bench_calibration.h"
-#include "eval/bench/bench_language.h"
-#include "eval/bench/bench_models.h"
-#include "eval/bench/bench_peak.h"
+#include "eval/bench/bench.h"
 #include "eval/cli.h"
+#include "quant/minmax.h"
 
 namespace {
 
@@ -31,7 +32,7 @@ struct TemporaryFolder {
 
 struct Bench {
   int repeats = 5;
-  Wanted wanted;
+  Wanted wanted{""};
   json records = json::array();
 
   void float_forward(const char* name, const Model& model, const Batch& batch, double items);
@@ -68,7 +69,7 @@ void multiply_by_openblas(const Operands::Product& p, const Tensor& weight, Tens
 }
 
 void Bench::float_forward(const char* name, const Model& model, const Batch& batch, double items) {
-  if (!wanted(name)) return;
+  if (!wanted.found_in(name)) return;
   Operands operands;
   model.forward({Precision::Float, nullptr, &operands}, batch);
   double flop = 0;
@@ -118,7 +119,7 @@ void Bench::int8_products() {
     for (const auto& [depth, columns] : shapes) {
       const std::string name =
           format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
-      if (!wanted("int8 product " + name)) continue;
+      if (!wanted.found_in("int8 product " + name)) continue;
       const Int8Panels b(columns, depth);
       const CodedRows a(Uniform{8, 0, {1.f}}, rows, depth);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
@@ -143,7 +144,9 @@ void Bench::int8_products() {
 void Bench::vision(const char* name, Model& model, std::mt19937& random) {
   for (const int64_t images : {1, 8}) {
     const std::string work = format("%s, batch %d, ", name, static_cast<int>(images));
-    if (!wanted(work + "FP32") && !wanted(work + "W8A8") && !wanted(work + "W4A4 twin-uniform")) continue;
+    if (!wanted.found_in(work + "FP32") && !wanted.found_in(work + "W8A8") &&
+        !wanted.found_in(work + "W4A4 twin-uniform"))
+      continue;
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
     const double items = static_cast<double>(images);
@@ -162,7 +165,7 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
     measure("FP32", Precision::Float);
     const double float_mb = peak_memory_mb();
     for (const int bits : {8, 4}) {
-      quantize_by_range(model, batch, bits, bits == 4);
+      quantize_minmax(model, batch, bits, bits == 4);
       model.prepare_int8();
       measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
     }
@@ -174,22 +177,20 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{
-      "Speed of the forward passes, in float and in integers, against the limits of this machine, and of "
-      "calibrations. These alone take 18 to 25 minutes; parts with --only.",
-      "bench"};
-  std::string json_path;
+  CommandLine line("bench",
+                   "Speed of the forward passes, in float and in integers, against the limits of this machine, and of "
+                   "calibrations. These alone take 18 to 25 minutes; parts with --only.",
+                   "Example:\n  bench --only 'ViT-B|OPT-125M blocks, 4 bit'");
   Bench bench;
-  app.add_option("--repeats", bench.repeats, "Runs of which the median counts")->capture_default_str()->type_name("N");
-  std::string only;
-  app.add_option("--only", only, "Works whose name, as in the JSON records, this is found in; of images a line at once")
-      ->type_name("REGEX");
-  app.add_option("--json", json_path, "Write the figures as a JSON array (-: stdout)")->type_name("FILE");
-  add_threads_option(app);
-  app.footer("Example:\n  bench --only 'ViT-B|OPT-125M blocks, 4 bit'");
-  return run_program(app, argc, argv, [&] {
-    require_usage(bench.repeats >= 1, "--repeats must be at least 1");
+  int64_t repeats = 5;
+  std::string only, json_path;
+  line.add({"--repeats", "N", "Runs of which the median counts"}, repeats, 1, 1 << 16);
+  line.add({"--only", "REGEX", "Works whose name, as in the JSON records, this is found in; of images a line at once"},
+           only);
+  line.add_output({"--json", "FILE", "Write the figures as a JSON array (-: stdout)"}, json_path);
+  return line.run(argc, argv, [&] {
     bench.wanted = Wanted(only);
+    bench.repeats = static_cast<int>(repeats);
     const json facts = run_facts();
     print("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
           facts["isa"].get<std::string>(), facts["blas"].get<std::string>(), 2e-9 * float_peak());
@@ -217,7 +218,8 @@ int main(int argc, char** argv) {
     window.windows = 1;
     window.length = 2048;
     window.ids.assign(2048, 1);
-    bench.float_forward("OPT-125M, 2048 tokens", *random_opt_125m(folder.path / "opt"), window, 1);
+    write_language_model(kOpt125m, 0, -1, folder.path / "opt");
+    bench.float_forward("OPT-125M, 2048 tokens", *load_model((folder.path / "opt").string()), window, 1);
     bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
     bench_calibration(folder.path, *vit, bench.wanted, bench.records);
     for (json& record : bench.records) record.update(facts);

@@ -3,10 +3,12 @@
 #include <cstdio>
 
 #include "engine/core/check.h"
+#include "engine/core/timer.h"
+#include "engine/file/json.h"
 #include "engine/file/safetensors.h"
-#include "eval/bench/bench_models.h"
 #include "eval/cli.h"
 #include "models/model.h"
+#include "quant/minmax.h"
 
 namespace {
 
@@ -39,43 +41,41 @@ Batch read_batch(const Model& model, const SafeTensors& file) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Run a model on given inputs and write its logits.", "forward"};
-  std::string model_path, input, output, json_path;
-  int repeats = 0, bits = 0;
-  app.add_option("--model", model_path, "Folder with config.json and weights, or the .safetensors file in it")
-      ->required()
-      ->type_name("DIR|FILE");
-  app.add_option("--input", input, "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64")->required()->type_name("FILE");
-  app.add_option("--output", output, "logits F32: [B,classes] or [B,T,V]")->required()->type_name("FILE");
-  app.add_option("--integer-bits", bits,
-                 "Vision: quantize to N bits, grids by the range of this input, and run in integers")
-      ->type_name("N");
-  app.add_option("--repeats", repeats, "Time the pass: the median of N more runs")->type_name("N");
-  app.add_option("--json", json_path, "Write the time as JSON (-: stdout)")->type_name("FILE");
-  add_threads_option(app);
-  app.footer(
+  CommandLine line(
+      "forward", "Run a model on given inputs and write its logits.",
       "Example:\n  forward --model vit_base_patch16_224 --input pixels.safetensors --output logits.safetensors\n"
       "  forward ... --repeats 5 --json time.json\n"
       "  (Python: safetensors.torch.save_file({\"pixel_values\": x}, \"pixels.safetensors\"))");
-  return run_program(app, argc, argv, [&] {
-    require_usage(repeats >= 0, "--repeats must not be negative");
+  std::string model_path, input, output, json_path;
+  int64_t repeats = 0, bits = 0;
+  line.add(
+      {"--model", "DIR|FILE", "Folder with config.json and weights, or the .safetensors file in it", "Options", true},
+      model_path);
+  line.add({"--input", "FILE", "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64", "Options", true}, input);
+  line.add_output({"--output", "FILE", "logits F32: [B,classes] or [B,T,V]", "Options", true}, output);
+  line.add({"--integer-bits", "N",
+            "Vision: quantize to 2 to 8 bits, grids by the range of this input, and run in integers (0: do not)"},
+           bits, 0, 8);
+  line.add({"--repeats", "N", "Time the pass: the median of N more runs"}, repeats, 0, 1 << 24);
+  line.add_output({"--json", "FILE", "Write the time as JSON (-: stdout)"}, json_path);
+  return line.run(argc, argv, [&] {
     require_usage(json_path.empty() || repeats > 0, "--json records a time: --repeats is required");
     const auto model = load_model(model_path);
     const Batch batch = read_batch(*model, SafeTensors::open(input));
     // A packed model is quantized, and compensated, as loaded.
     Context ctx{model->info().packed ? Precision::Fake : Precision::Float};
     if (bits != 0) {
-      require_usage(bits >= 2 && bits <= 8, "--integer-bits must be 2 to 8");
+      require_usage(bits >= 2, "--integer-bits must be 2 to 8");
       require_usage(model->info().family == Family::Vision, "--integer-bits is for vision models");
-      quantize_by_range(*model, batch, bits, false);
-      model->prepare_integer();
+      quantize_minmax(*model, batch, static_cast<int>(bits));
+      model->prepare_int8();
       ctx.precision = Precision::Integer;
     }
     Tensor logits;
     const auto pass = [&] { logits = model->forward(ctx, batch); };
     double ms = 0;
     if (repeats > 0)
-      ms = 1e3 * median_seconds(repeats, pass);
+      ms = 1e3 * median_seconds(static_cast<int>(repeats), pass);
     else
       pass();
     write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});

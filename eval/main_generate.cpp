@@ -5,9 +5,10 @@
 
 #include "data/text/tokenizer.h"
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "eval/cli.h"
-#include "eval/common.h"
 #include "eval/generate.h"
+#include "eval/run.h"
 
 namespace {
 
@@ -19,37 +20,26 @@ struct Options {
   Sampling sampling;
 };
 
-void add_options(CLI::App& app, Options& o) {
-  app.add_option("--model", o.model, "Folder with config.json, weights and tokenizer, or the .safetensors file in it")
-      ->required()
-      ->type_name("DIR|FILE");
-  app.add_option("--prompt", o.prompt, "Text to go on with")->required()->type_name("TEXT");
-  app.add_option("--max-new-tokens", o.tokens, "Tokens to add at most")->capture_default_str()->type_name("N");
-  app.add_option("--temperature", o.sampling.temperature,
-                 "0: the likeliest token each time; above: tokens drawn from the softmax of logits over T")
-      ->capture_default_str()
-      ->type_name("T");
-  app.add_option("--top-k", o.sampling.top_k, "Draw from the K likeliest tokens (0: from all)")
-      ->capture_default_str()
-      ->type_name("K");
-  app.add_option("--top-p", o.sampling.top_p, "Draw from the fewest tokens that together have probability P")
-      ->capture_default_str()
-      ->type_name("P");
-  app.add_option("--seed", o.sampling.seed, "Seed of the draws")->capture_default_str();
-  app.add_option("--json", o.json_path, "Write the result as a JSON record (-: stdout, which then has no text)")
-      ->type_name("FILE");
-  add_threads_option(app);
-  app.footer(
-      "Examples:\n"
-      "  generate --model data/mini/opt --prompt 'The little dog'\n"
-      "  generate --model opt-125m-4bit --prompt 'Once upon a time' --max-new-tokens 200 --temperature 0.8 --top-p "
-      "0.95");
+void add_options(CommandLine& line, Options& o) {
+  constexpr double kMany = 1e15;
+  line.add({"--model", "DIR|FILE", "Folder with config.json, weights and tokenizer, or the .safetensors file in it",
+            "Options", true},
+           o.model);
+  line.add({"--prompt", "TEXT", "Text to go on with", "Options", true}, o.prompt);
+  line.add({"--max-new-tokens", "N", "Tokens to add at most"}, o.tokens, 1, kMany);
+  line.add(
+      {"--temperature", "T", "0: the likeliest token each time; above: tokens drawn from the softmax of logits over T"},
+      o.sampling.temperature, 0, kMany);
+  line.add({"--top-k", "K", "Draw from the K likeliest tokens (0: from all)"}, o.sampling.top_k, 0, kMany);
+  line.add({"--top-p", "P", "Draw from the fewest tokens that together have probability P"}, o.sampling.top_p, 0, 1);
+  line.add({"--seed", "N", "Seed of the draws"}, o.sampling.seed, -kMany, kMany);
+  line.add_output({"--json", "FILE", "Write the result as a JSON record (-: stdout, which then has no text)"},
+                  o.json_path);
 }
 
 double per_second(size_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 
 void run(const Options& o) {
-  require_usage(o.tokens >= 1, "--max-new-tokens must be at least 1");
   check(o.sampling);
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
@@ -104,8 +94,13 @@ void run(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Text from a language model, in float or quantized.", "generate"};
+  CommandLine line(
+      "generate", "Text from a language model, in float or quantized.",
+      "Examples:\n"
+      "  generate --model data/mini/opt --prompt 'The little dog'\n"
+      "  generate --model opt-125m-4bit --prompt 'Once upon a time' --max-new-tokens 200 --temperature 0.8 --top-p "
+      "0.95");
   Options options;
-  add_options(app, options);
-  return run_program(app, argc, argv, [&] { run(options); });
+  add_options(line, options);
+  return line.run(argc, argv, [&] { run(options); });
 }

@@ -1,53 +1,57 @@
 // table: the paper's tables, every cell measured on the checkpoints and data that are there.
 #include "engine/core/check.h"
 #include "eval/cli.h"
-#include "eval/tables/language_table.h"
-#include "eval/tables/vision_table.h"
+#include "eval/language.h"
+#include "eval/tables/table.h"
 
 using namespace bcq;
 
 int main(int argc, char** argv) {
-  CLI::App app{
-      "The paper's tables beside what is measured here: the vision table, or with a subcommand a language one.",
-      "table"};
-  VisionTable o;
-  std::string json_path;
-  auto* models =
-      app.add_option("--models", o.models,
-                     "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; "
-                     "without it the embedded models are measured")
-          ->type_name("DIR");
-  app.add_option("--imagenet", o.imagenet,
-                 "Folder with val/ and train/, or with ILSVRC2012_img_val.tar and ILSVRC2012_img_train.tar")
-      ->needs(models)
-      ->type_name("DIR");
-  app.add_option("--labels", o.labels, "Labels of images that lie in one folder (see imagenet --help)")
-      ->needs(models)
-      ->type_name("FILE");
-  app.add_option("--cache", o.cache, "Keep decoded images and indices of archives here, for the next cell and run")
-      ->type_name("DIR");
-  app.add_option("--mini", o.mini, "The embedded models")->capture_default_str()->type_name("DIR");
-  app.add_option(
-         "--out", o.cells,
-         "Finished cells; a run that was stopped goes on from them, and measures those of other settings, model "
-         "files or program versions again")
-      ->capture_default_str()
-      ->type_name("DIR");
-  app.add_option("--limit", o.run.limit, "Evaluate N images spread evenly over all")->type_name("N");
-  app.add_option("--batch-size", o.run.batch_size, "Images at a time; results do not depend on it")
-      ->capture_default_str()
-      ->type_name("B");
-  app.add_option("--json", json_path, "Write the table as JSON (-: stdout)")->type_name("FILE");
-  add_threads_option(app);
-  add_calibration_options(app, o.run);
-  add_bc_options(app, o.run);
-  const std::function<bool()> language_table = add_language_tables(app);
-  app.footer(
-      "Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json\n"
-      "  table language --models hub --corpora corpora");
-  return run_program(app, argc, argv, [&] {
-    if (language_table()) return;
-    require_usage(o.models.empty() == o.imagenet.empty(), "--models and --imagenet belong together");
-    vision_table(o, json_path);
+  TableRun o;
+  const std::string first = argc > 1 ? argv[1] : "";
+  const bool vision = first != "language" && first != "groups";
+  o.name = vision ? "vision" : first;
+  o.out = "build/table-" + o.name;
+  o.base = recipe_of(vision ? Family::Vision : Family::Language);
+  CommandLine line(vision ? "table" : "table " + first,
+                   first == "language" ? "The paper's table 2: methods on OPT and BLOOM"
+                   : first == "groups"
+                       ? "The paper's table 3: group sizes, beside AWQ's printed figures"
+                       : "The paper's tables beside what is measured here: the vision table; with `language` or "
+                         "`groups` as the first word a language one (table language --help).",
+                   "Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json\n"
+                   "  table language --models hub --corpora corpora\n  table groups");
+  line.add({"--models", "DIR",
+            vision ? "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; without "
+                     "it the embedded models are measured"
+                   : "Folder with opt-125m, opt-350m and bloom-560m; without it the embedded models"},
+           o.models);
+  const char* const data = vision ? "--imagenet" : "--corpora";
+  line.add({data, "DIR",
+            vision ? "Folder with val/ and train/, or with ILSVRC2012_img_val.tar and ILSVRC2012_img_train.tar"
+                   : "Folder with wiki.test.raw, ptb.valid.txt and C4's en/*.json.gz, at any depth"},
+           o.data);
+  if (vision) {
+    line.add({"--labels", "FILE", "Labels of images that lie in one folder (see imagenet --help)"}, o.labels);
+    line.add({"--cache", "DIR", "Keep decoded images and indices of archives here, for the next cell and run"},
+             o.cache);
+    line.add({"--batch-size", "B", "Images at a time; results do not depend on it"}, o.batch_size, 1, 1 << 16);
+  }
+  line.add({"--mini", "DIR", "The embedded models"}, o.mini);
+  line.add({"--out", "DIR",
+            "Finished cells; a run that was stopped goes on from them, and measures those of other settings, model "
+            "files or program versions again"},
+           o.out);
+  line.add({"--limit", "N",
+            vision ? "Evaluate N images spread evenly over all; 0: all"
+                   : "Evaluate the first N windows of each text only; 0: all"},
+           o.limit, 0, 1e15);
+  line.add_output({"--json", "FILE", "Write the table as JSON (-: stdout)"}, o.json_path);
+  line.add_recipe(o.base, true);
+  return line.run(vision ? argc : argc - 1, vision ? argv : argv + 1, [&] {
+    require_usage(o.models.empty() == o.data.empty(), "--models and %s belong together", data);
+    require_usage(!o.models.empty() || o.labels.empty(), "--labels needs --models");
+    if (!vision && o.models.empty() && o.base.seqlen == 0) o.base.seqlen = kMiniSeqlen;
+    run_table(o);
   });
 }

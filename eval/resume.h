@@ -2,7 +2,7 @@
 #pragma once
 #include <string>
 
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
 #include "quant/calibrate.h"
 
 namespace bcq {

@@ -9,6 +9,8 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/file/json.h"
+#include "engine/grid/affine.h"
 #include "eval/cli.h"
 
 namespace bcq {
@@ -55,7 +57,8 @@ struct FullNames {
   }
 };
 FullNames full_names(const json& config) {
-  if (config.value("model_type", "") == "bloom") return {"transformer.", "transformer.word_embeddings.weight"};
+  if (get_or<std::string>(config, "model_type", "", "config.json") == "bloom")
+    return {"transformer.", "transformer.word_embeddings.weight"};
   return {"model.", "model.decoder.embed_tokens.weight"};
 }
 
@@ -231,6 +234,8 @@ void check_target(const SaveOptions& save, const std::string& source) {
   const fs::path target = target_of(save);
   require_usage(fs::is_directory(target.parent_path()), "--save %s: %s is not a folder", save.directory,
                 target.parent_path());
+  require(::access(target.parent_path().c_str(), W_OK | X_OK) == 0, "--save %s: nothing can be written into %s",
+          save.directory, target.parent_path());
   if (!fs::exists(target)) return;
   require_usage(fs::is_directory(target), "--save %s: exists and is not a folder", save.directory);
   const fs::path from = fs::weakly_canonical(source);
@@ -265,6 +270,11 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
   }
 }
 
+void round_to_gptq(Model& model, const std::string& source_path) {
+  const SafeTensors source = SafeTensors::open(source_path);
+  round_to_format(model, source, prefix_of(model, source));
+}
+
 Saved save_model(Model& model, const std::string& source_path, const SaveOptions& save, const json& facts) {
   const SafeTensors source = SafeTensors::open(source_path);
   const std::string prefix = prefix_of(model, source);
@@ -297,7 +307,7 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
   const fs::path folder = fs::path(model.info().directory);
   json config = read_json((folder / "config.json").string());
   std::map<std::string, std::string> metadata = source.metadata();
-  metadata["bcq"] = facts.dump();
+  metadata["bcq"] = facts.dump(-1, ' ', false, json::error_handler_t::replace);
   const FullNames full = full_names(config);
   if (save.is_gptq()) {
     to_full_names(full, tensors);
@@ -313,8 +323,8 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
 
   NewFolder out(target_of(save));
   write_safetensors((out.path() / "model.safetensors").string(), tensors, metadata);
-  write_file((out.path() / "config.json").string(), config.dump(2) + "\n");
-  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), quantization.dump(2) + "\n");
+  write_file((out.path() / "config.json").string(), file_text(config));
+  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), file_text(quantization));
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                            "special_tokens_map.json", "added_tokens.json", "generation_config.json"})
     if (fs::exists(folder / name)) write_file((out.path() / name).string(), read_file((folder / name).string()));

@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "engine/file/json.h"
+#include "engine/file/json_fwd.h"
 #include "engine/file/packed_file.h"
 #include "models/model.h"
 
@@ -35,6 +35,9 @@ void check_target(const SaveOptions& save, const std::string& source);
 // size and, `per_position`, compensated so.
 void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
                   int64_t groupsize, bool per_position);
+
+// Round in a quantized model, read from `source`, what GPTQ's format rounds: biases. save_model() does it, too.
+void round_to_gptq(Model& model, const std::string& source);
 
 struct Saved {
   int64_t bytes_before = 0, bytes = 0;  // of all tensors

@@ -1,5 +1,3 @@
-#include "eval/cli.h"
-
 namespace bcq {
 
 const char* version() { return BCQ_VERSION; }

@@ -1,22 +1,9 @@
 #include "quant/allocation.h"
 
-#include <regex>
-
 #include "engine/core/check.h"
+#include "engine/core/pattern.h"
 
 namespace bcq {
-namespace {
-
-std::regex regex_of(const std::string& pattern) {
-  try {
-    return std::regex(pattern);
-  } catch (const std::regex_error& e) {
-    throw UsageError(format("\"%s\" is not a regular expression: %s", pattern, e.what()));
-  }
-}
-
-}  // namespace
-
 std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits,
                                    const std::vector<std::string>& exclude) {
   std::vector<LayerRule> rules;
@@ -34,14 +21,14 @@ std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits,
 LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules) {
   LayerBits allocated;
   for (const LayerRule& rule : rules) {
-    const std::regex pattern = regex_of(rule.pattern);
+    const Pattern pattern(rule.pattern);
     std::string example;
     bool fits = false;
     for (int i = 0; i < model.depth(); ++i)
       for (const Layer* layer : model.layers(i)) {
         if (!layer->is_linear()) continue;
         example = layer->name;
-        if (!std::regex_search(layer->name, pattern)) continue;
+        if (!pattern.found_in(layer->name)) continue;
         allocated[layer] = rule.bits;
         fits = true;
       }

@@ -9,7 +9,7 @@
 namespace bcq {
 
 struct LayerRule {
-  std::string pattern;  // ECMAScript regular expression, looked for anywhere in a layer's name
+  std::string pattern;  // regular expression, looked for anywhere in a layer's name
   int bits;             // 2..8; 0: the layer stays float
 };
 

@@ -51,9 +51,9 @@ void BiasCompensation::fit(const Point& point, const Tensor& error, PartRecord& 
 }
 
 CalibrationResult compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& options,
-                             const Progress& progress, PartStore* store) {
+                             const Progress& progress, PartStore* store, int window_bits) {
   BiasCompensation method(options);
-  return calibrate(model, batches, {&method}, {"bias compensation", progress, store});
+  return calibrate(model, batches, {&method}, {"bias compensation", progress, store, window_bits});
 }
 
 int64_t added_values(Model& model) {

@@ -53,7 +53,7 @@ class BiasCompensation : public Method {
 
 // Compensate a quantized model by this method alone. UsageError when the model has no such output.
 CalibrationResult compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& options,
-                             const Progress& progress = {}, PartStore* store = nullptr);
+                             const Progress& progress = {}, PartStore* store = nullptr, int window_bits = 24);
 
 // Values the compensations of a model add to those it has: a bias folded into an existing one adds none.
 int64_t added_values(Model& model);

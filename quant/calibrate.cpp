@@ -194,6 +194,11 @@ class Calibration {
   }
 
  private:
+  Context context(Precision precision, Observer* observer = nullptr) const {
+    Context ctx{precision, nullptr, observer};
+    ctx.window_bits = options_.window_bits;
+    return ctx;
+  }
   static Stream stream_of(const Method& method) { return method.needs().stream; }
   void report(int done, int total) const {
     if (options_.progress) options_.progress(options_.name, done, total);
@@ -352,7 +357,7 @@ class Calibration {
         else
           float_outputs.push_back(y);
       });
-      const Tensor y = model_.run({Precision::Float, nullptr, &pass}, i, data_[j], real_[j]);
+      const Tensor y = model_.run(context(Precision::Float, &pass), i, data_[j], real_[j]);
       if (to_output) outputs_[j] = y;
       x.real = std::move(pass.inputs);
     }
@@ -361,7 +366,7 @@ class Calibration {
       pass.watch(watched, [&](const Layer&, const Tensor&, const Tensor&, const Tensor& y) {
         x.errors.push_back(mean_of_one(shape, float_outputs[x.errors.size()], y));
       });
-      model_.run({Precision::Fake, nullptr, &pass}, i, data_[j], quantized_[j]);
+      model_.run(context(Precision::Fake, &pass), i, data_[j], quantized_[j]);
       x.quantized = std::move(pass.inputs);
     }
     return x;
@@ -420,10 +425,10 @@ class Calibration {
             f = y;
             if (same_inputs) one.update(y, run({Precision::Fake, nullptr, nullptr, method.masked_branches()}, x));
           });
-          model_.run({Precision::Float, nullptr, &real}, i, data_[j], real_[j]);
+          model_.run(context(Precision::Float, &real), i, data_[j], real_[j]);
           if (same_inputs) return one;
           BranchPass quantized(branch.layer, [&](const Tensor&, const Tensor& y, const Branch&) { one.update(f, y); });
-          model_.run({Precision::Fake, nullptr, &quantized}, i, data_[j], quantized_[j]);
+          model_.run(context(Precision::Fake, &quantized), i, data_[j], quantized_[j]);
           return one;
         },
         [&](size_t, const RunningMean& one) { error.add(one); });
@@ -437,7 +442,7 @@ class Calibration {
     for_samples(
         [&](size_t j) {
           Tensor x = first == i ? (is_float ? real_[j] : quantized_[j]) : first < 0 ? Tensor{} : entry_[j];
-          for (int k = first; k <= i; ++k) x = model_.run({Precision::Fake}, k, data_[j], x);
+          for (int k = first; k <= i; ++k) x = model_.run(context(Precision::Fake), k, data_[j], x);
           return mean_of_one(method.shape(), float_output(i, j), x);
         },
         [&](size_t, const RunningMean& one) { error.add(one); });
@@ -452,7 +457,7 @@ class Calibration {
     for_samples(
         [&](size_t j) {
           Pass pass(groups, 0, groups.size(), false);
-          model_.run({Precision::Fake, nullptr, &pass}, i, data_[j], real_[j]);
+          model_.run(context(Precision::Fake, &pass), i, data_[j], real_[j]);
           return means_of(method.shape(), pass.inputs);
         },
         [&](size_t, const Means& one) { add_means(own, one); });
@@ -495,7 +500,7 @@ class Calibration {
 
   // What the float network makes of sample j in part i; computed once.
   const Tensor& float_output(int i, size_t j) {
-    if (outputs_[j].empty()) outputs_[j] = model_.run({Precision::Float}, i, data_[j], real_[j]);
+    if (outputs_[j].empty()) outputs_[j] = model_.run(context(Precision::Float), i, data_[j], real_[j]);
     return outputs_[j];
   }
 
@@ -506,7 +511,7 @@ class Calibration {
         [&](size_t j) {
           if (has_real_ || same) real_[j] = float_output(i, j);
           if (has_quantized_)
-            quantized_[j] = same ? real_[j] : model_.run({Precision::Fake}, i, data_[j], quantized_[j]);
+            quantized_[j] = same ? real_[j] : model_.run(context(Precision::Fake), i, data_[j], quantized_[j]);
           if (!has_real_) real_[j] = Tensor{};
           outputs_[j] = Tensor{};
           return j;

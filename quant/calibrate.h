@@ -24,6 +24,7 @@ struct CalibrationOptions {
   std::string name = "calibration";  // for progress and store
   Progress progress = {};
   PartStore* store = nullptr;
+  int window_bits = 24;  // Context::window_bits of all passes
 };
 
 // Wall time, in seconds.

@@ -16,6 +16,7 @@
 #include "engine/core/check.h"
 #include "engine/core/half.h"
 #include "engine/core/parallel.h"
+#include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
 #include "quant/linalg.h"
 

@@ -292,7 +292,7 @@ PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& optio
     batches.emplace_back();
     batches.back().pixels = images.slice(b, std::min(images.dim(0), b + kBatch));
   }
-  calibrate(model, batches, {&method}, {"calibration", progress, nullptr});
+  calibrate(model, batches, {&method}, {"calibration", progress});
   method.cost.total = watch.seconds();
   return std::move(method.cost);
 }

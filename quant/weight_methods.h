@@ -61,6 +61,6 @@ class Gptq : public Method {
 void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits = {});
 CalibrationResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqMethodOptions& options,
                                 const Progress& progress, const Warn& warn, PartStore* store = nullptr,
-                                const BcOptions* bc = nullptr);
+                                const BcOptions* bc = nullptr, int window_bits = 24);
 
 }  // namespace bcq

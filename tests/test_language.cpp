@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "eval/language.h"
 #include "tests/support.h"
 
@@ -53,15 +54,18 @@ TEST_CASE("language: a perplexity's error is the spread of its units") {
 TEST_CASE("language: every definition against the logits, from the same windows") {
   const auto model = load_model("data/mini/opt");
   const Tokenizer tokenizer = Tokenizer::load("data/mini/opt");
-  LanguageRun run;
-  run.method = "fp";
-  run.seqlen = 32;
-  run.limit = 3;
-  run.ppl = {"gptq", "llamacpp", "word", "byte"};
-  const EvaluationText text = read_evaluation(*model, {Definition::Plain, "data/mini/text/test.txt"}, &tokenizer, run);
+  Recipe recipe = recipe_of(Family::Language);
+  recipe.seqlen = 32;
+  LanguageTask task(*model, {{Definition::Plain, "data/mini/text/test.txt"}}, {}, {"gptq", "llamacpp", "word", "byte"},
+                    3);
+  const EvaluationText& text = task.text(recipe, 0);
   CHECK(text.facts.bos == 2);
   REQUIRE(text.windows.count == 3);
-  const std::vector<Perplexity> got = evaluate_language(*model, text, run, kQuiet);
+  json record;
+  const Measured measured = task.measure(recipe, 0, record, kQuiet);
+  const std::vector<Perplexity>& got = task.results[0];
+  CHECK(measured.figure == got[0].perplexity);
+  CHECK(record["perplexity"] == got[0].perplexity);
   REQUIRE(got.size() == 4);
 
   std::vector<double> means, sums, second_half;

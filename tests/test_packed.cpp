@@ -7,6 +7,7 @@
 
 #include "engine/core/check.h"
 #include "engine/gemm/gemm_packed.h"
+#include "engine/grid/affine.h"
 #include "quant/gptq.h"
 #include "tests/support.h"
 

@@ -5,6 +5,7 @@
 
 #include "engine/file/packed_file.h"
 #include "engine/gemm/packed.h"
+#include "engine/grid/affine.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;

@@ -7,6 +7,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/half.h"
+#include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
 #include "eval/resume.h"
 #include "eval/save.h"

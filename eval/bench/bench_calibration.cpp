@@ -1,13 +1,10 @@
-#include "eval/bench/bench_calibration.h"
-
 #include <cstdio>
 
 #include "engine/core/timer.h"
-#include "eval/bench/bench_language.h"
-#include "eval/bench/bench_peak.h"
+#include "engine/file/json.h"
+#include "eval/bench/bench.h"
 #include "eval/cli.h"
-#include "eval/language.h"
-#include "quant/ptq4vit.h"
+#include "eval/run.h"
 
 namespace bcq {
 namespace {
@@ -16,13 +13,25 @@ struct Cost {
   double seconds, passes, sums, choices;  // of them through the network; for Hessians and means; for grids and codes
 };
 
+// A model and random inputs.
+struct Drawn : Task {
+  std::vector<Batch> inputs;
+  Drawn(Model& m, std::vector<Batch> batches) : Task(m), inputs(std::move(batches)) {}
+  std::vector<Batch> calibration(const Recipe&) override { return inputs; }
+  const std::vector<Batch>& compensation(const Recipe&) override { return inputs; }
+  Measured measure(const Recipe&, size_t, json&, const Progress&) override { return {}; }
+};
+
 Cost calibrate_vit(Model& vit, ProgressLine& line) {
   std::mt19937 random{3};
   const Tensor images = random_tensor({32, 3, 224, 224}, 1.f, random);
-  const PtqCost cost = quantize_ptq(vit, images, ptq4vit(8, 8), line.callback(), line.warn());
+  std::vector<Batch> batch(1);
+  batch[0].pixels = images;
+  Drawn task(vit, std::move(batch));
+  const PtqCost cost = quantize(task, recipe_of(Family::Vision, "ptq4vit"), line.callback(), line.warn()).cost;
   vit.clear();
   double search = 0;
-  for (const auto& [site, seconds] : cost.search) search += seconds;
+  for (const auto& [layer, seconds] : cost.search) search += seconds;
   return {cost.total, cost.total - search, 0, search};
 }
 
@@ -35,13 +44,13 @@ Cost calibrate_opt(Model& opt, ProgressLine& line) {
     for (int64_t i = 0; i < window.length; ++i)
       window.ids.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(opt.info().outputs)));
   }
-  LanguageRun run;
-  run.method = "gptq";
-  run.weights.bits = 3;
-  run.bc = "channel";
+  Recipe recipe = recipe_of(Family::Language, "gptq", BcForm::Channel);
+  recipe.weights.bits = 3;
+  Drawn task(opt, std::move(windows));
   const Timer timer;
-  const CalibrationSeconds a = quantize_language(opt, windows, run, line.callback(), line.warn()).seconds;
-  const CalibrationSeconds b = compensate_language(opt, windows, run, line.callback()).seconds;
+  Outcome outcome = quantize(task, recipe, line.callback(), line.warn());
+  compensate(task, recipe, outcome, line.callback());
+  const CalibrationSeconds &a = outcome.solved.seconds, &b = outcome.compensated.seconds;
   return {timer.seconds(), a.passes + b.passes, a.sums + b.sums, a.solve + b.solve};
 }
 
@@ -51,7 +60,7 @@ void bench_calibration(const std::filesystem::path& folder, Model& vit, const Wa
   print("\n| calibration, once                        | s      | passes | sums  | choices | peak MB |\n");
   print("|------------------------------------------|--------|--------|-------|---------|---------|\n");
   const auto row = [&](const char* work, const auto& calibrate) {
-    if (!wanted(work)) return;
+    if (!wanted.found_in(work)) return;
     reset_peak_memory();
     ProgressLine line;
     const Cost cost = calibrate(line);
@@ -68,8 +77,10 @@ void bench_calibration(const std::filesystem::path& folder, Model& vit, const Wa
                        {"peak_mb", peak}});
   };
   row("PTQ4ViT W8A8, ViT-B/16, 32 images", [&](ProgressLine& line) { return calibrate_vit(vit, line); });
-  row("GPTQ 3 bit + BC, OPT-125M, 128 windows",
-      [&](ProgressLine& line) { return calibrate_opt(*random_opt_125m(folder / "calibration"), line); });
+  row("GPTQ 3 bit + BC, OPT-125M, 128 windows", [&](ProgressLine& line) {
+    write_language_model(kOpt125m, 0, -1, folder / "calibration");
+    return calibrate_opt(*load_model((folder / "calibration").string()), line);
+  });
 }
 
 }  // namespace bcq

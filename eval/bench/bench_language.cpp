@@ -1,116 +1,23 @@
-#include "eval/bench/bench_language.h"
-
 #include <malloc.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <functional>
-#include <random>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
 #include "engine/core/timer.h"
-#include "engine/file/packed_file.h"
+#include "engine/file/json.h"
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
-#include "models/model.h"
+#include "eval/bench/bench.h"
 
 namespace bcq {
 namespace {
 
 namespace fs = std::filesystem;
-using Tensors = std::map<std::string, TensorInfo>;
-constexpr int64_t kWindow = 2048, kBefore = 128, kTokens = 32, kVocabulary = 64;
-
-struct Network {
-  const char* name;
-  int64_t hidden, layers, heads;
-  bool bloom;
-};
-
-struct Weights {
-  const char* name;
-  int bits;  // 0: float32
-  int64_t group;
-};
-
-constexpr Network kOpt = {"OPT-125M", 768, 12, 12, false};
-constexpr Weights kFloat = {"FP32", 0, -1};
-
-// The tensors of one block, which all blocks of the file repeat.
-class Checkpoint {
- public:
-  explicit Checkpoint(const Weights& weights) : weights_(weights) {}
-
-  void vector(const std::string& name, int64_t n) { add(name, {n}); }
-  void norm(const std::string& name, int64_t n) {
-    vector(name + ".weight", n);
-    vector(name + ".bias", n);
-  }
-  void linear(const std::string& name, int64_t out, int64_t in) {
-    vector(name + ".bias", out);
-    if (weights_.bits == 0) return add(name + ".weight", {out, in});
-    const int64_t group = weights_.group < 0 ? in : weights_.group, groups = (in + group - 1) / group;
-    Affine grid{weights_.bits, group, random_tensor({out, groups}, 0.05f, random_), Tensor({out, groups})};
-    std::fill_n(grid.zero.data, grid.zero.size(), static_cast<float>(1 << (weights_.bits - 1)));
-    std::vector<uint8_t> codes(static_cast<size_t>(out * in));
-    for (uint8_t& code : codes) code = static_cast<uint8_t>(random_() >> (32 - weights_.bits));
-    for (int64_t i = 0; i < grid.scale.size(); ++i) grid.scale[i] = std::abs(grid.scale[i]) + 1e-3f;
-    put_packed(name, PackedWeight(grid, {out, in}, codes), PackedFormat::Kind::Own, tensors_);
-  }
-  void add(const std::string& name, const Shape& shape) {
-    tensors_[name] = store(random_tensor(shape, 0.05f, random_), DType::F32, name);
-  }
-  const Tensors& tensors() const { return tensors_; }
-
- private:
-  Weights weights_;
-  Tensors tensors_;
-  std::mt19937 random_{1};
-};
-
-// A folder as --save writes it.
-void write_model(const Network& net, const Weights& weights, const fs::path& folder) {
-  const int64_t D = net.hidden;
-  Checkpoint rest(weights), block(weights);
-  const std::string top = net.bloom ? "transformer." : "model.decoder.";
-  if (net.bloom) {
-    rest.add(top + "word_embeddings.weight", {kVocabulary, D});
-    rest.norm(top + "word_embeddings_layernorm", D);
-    rest.norm(top + "ln_f", D);
-    block.norm("input_layernorm", D);
-    block.norm("post_attention_layernorm", D);
-    block.linear("self_attention.query_key_value", 3 * D, D);
-    block.linear("self_attention.dense", D, D);
-    block.linear("mlp.dense_h_to_4h", 4 * D, D);
-    block.linear("mlp.dense_4h_to_h", D, 4 * D);
-  } else {
-    rest.add(top + "embed_tokens.weight", {kVocabulary, D});
-    rest.add(top + "embed_positions.weight", {kWindow + 2, D});
-    rest.norm(top + "final_layer_norm", D);
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"})
-      block.linear("self_attn." + std::string(name), D, D);
-    block.norm("self_attn_layer_norm", D);
-    block.norm("final_layer_norm", D);
-    block.linear("fc1", 4 * D, D);
-    block.linear("fc2", D, 4 * D);
-  }
-  Tensors all = rest.tensors();
-  for (int64_t i = 0; i < net.layers; ++i)
-    for (const auto& [name, t] : block.tensors())
-      all[top + (net.bloom ? "h." : "layers.") + std::to_string(i) + "." + name] = t;
-  json config = {{"model_type", net.bloom ? "bloom" : "opt"}, {"hidden_size", D}, {"num_hidden_layers", net.layers},
-                 {"num_attention_heads", net.heads},          {"ffn_dim", 4 * D}, {"vocab_size", kVocabulary},
-                 {"max_position_embeddings", kWindow}};
-  if (weights.bits > 0)
-    config["quantization_config"] = {
-        {"quant_method", "bcq"}, {"bits", weights.bits}, {"group_size", weights.group}, {"format_version", 1}};
-  fs::create_directories(folder);
-  write_safetensors((folder / "model.safetensors").string(), all);
-  write_file((folder / "config.json").string(), config.dump());
-}
+constexpr int64_t kBefore = 128, kTokens = 32;
 
 // What the process holds now, in bytes.
 double resident() {
@@ -182,13 +89,13 @@ Speed measure(const fs::path& folder, int repeats) {
 
 }  // namespace
 
-std::unique_ptr<Model> random_opt_125m(const fs::path& folder) {
-  write_model(kOpt, kFloat, folder);
-  return load_model(folder.string());
-}
-
 void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, json& records) {
-  const Weights all[] = {kFloat, {"4 bit", 4, -1}, {"3 bit", 3, -1}, {"2 bit", 2, -1}, {"2 bit g64", 2, 64}};
+  struct Weights {
+    const char* name;
+    int bits;
+    int64_t group;
+  };
+  const Weights all[] = {{"FP32", 0, -1}, {"4 bit", 4, -1}, {"3 bit", 3, -1}, {"2 bit", 2, -1}, {"2 bit g64", 2, 64}};
   const double bandwidth = read_bandwidth();
   print(
       "\nBlocks of language models, random weights; %d tokens at once, and one after %d others. Memory is "
@@ -197,13 +104,13 @@ void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, j
   print("| blocks                | prefill  | over | 16-bit  | token  | over  | weights | of    | file   | memory |\n");
   print("|                       | tokens/s | FP32 | prefill | ms     | FP32  | GB/s    | reads | MB     | / file |\n");
   print("|-----------------------|----------|------|---------|--------|-------|---------|-------|--------|--------|\n");
-  for (const Network& net : {kOpt, Network{"BLOOM-560M", 1024, 24, 16, true}}) {
+  for (const Network& net : {kOpt125m, kBloom560m}) {
     Speed base{NAN, NAN, NAN, NAN};  // ratios to what was not run are null
     for (const Weights& weights : all) {
       const std::string work = format("%s blocks, %s", net.name, weights.name);
-      if (!wanted(work)) continue;
+      if (!wanted.found_in(work)) continue;
       const fs::path at = folder / "language";
-      write_model(net, weights, at);
+      write_language_model(net, weights.bits, weights.group, at);
       const auto file = static_cast<double>(fs::file_size(at / "model.safetensors"));
       const Speed speed = measure(at, repeats);
       fs::remove_all(at);

@@ -1,25 +1,14 @@
-#include "eval/bench/bench_models.h"
-
 #include <cmath>
 #include <map>
 
 #include "engine/file/json.h"
+#include "engine/file/packed_file.h"
 #include "engine/file/safetensors.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
-#include "engine/grid/uniform.h"
-#include "engine/kernels/kernels.h"
+#include "engine/grid/affine.h"
+#include "eval/bench/bench.h"
 
 namespace bcq {
 namespace fs = std::filesystem;
-
-Wanted::Wanted(const std::string& expression) {
-  try {
-    pattern_ = std::regex(expression);
-  } catch (const std::regex_error& e) {
-    throw UsageError(format("--only %s: not a regular expression (%s)", expression, e.what()));
-  }
-}
 
 Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random) {
   Tensor t = Tensor::uninitialized(shape);
@@ -29,34 +18,63 @@ Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random) {
 
 namespace {
 
+// A layer of a block, its rows and columns in widths of the network; no columns: a norm.
+struct LayerShape {
+  const char* name;
+  int out, in;
+};
+constexpr LayerShape kVitBlock[] = {{"norm1", 1, 0}, {"attn.qkv", 3, 1}, {"attn.proj", 1, 1},
+                                    {"norm2", 1, 0}, {"mlp.fc1", 4, 1},  {"mlp.fc2", 1, 4}};
+constexpr LayerShape kOptBlock[] = {{"self_attn.q_proj", 1, 1},
+                                    {"self_attn.k_proj", 1, 1},
+                                    {"self_attn.v_proj", 1, 1},
+                                    {"self_attn.out_proj", 1, 1},
+                                    {"self_attn_layer_norm", 1, 0},
+                                    {"final_layer_norm", 1, 0},
+                                    {"fc1", 4, 1},
+                                    {"fc2", 1, 4}};
+constexpr LayerShape kBloomBlock[] = {
+    {"input_layernorm", 1, 0},      {"post_attention_layernorm", 1, 0}, {"self_attention.query_key_value", 3, 1},
+    {"self_attention.dense", 1, 1}, {"mlp.dense_h_to_4h", 4, 1},        {"mlp.dense_4h_to_h", 1, 4}};
+
 class Checkpoint {
  public:
-  void linear(const std::string& name, int64_t out, int64_t in) {
-    add(name + ".weight", {out, in});
-    add(name + ".bias", {out});
+  void add(const std::string& name, const Shape& shape) {
+    tensors_[name] = store(random_tensor(shape, 0.05f, random_), DType::F32, name);
   }
   void norm(const std::string& name, int64_t n) {
     add(name + ".weight", {n});
     add(name + ".bias", {n});
   }
-  void vision_block(const std::string& name, int64_t dim) {
-    norm(name + ".norm1", dim);
-    linear(name + ".attn.qkv", 3 * dim, dim);
-    linear(name + ".attn.proj", dim, dim);
-    norm(name + ".norm2", dim);
-    linear(name + ".mlp.fc1", 4 * dim, dim);
-    linear(name + ".mlp.fc2", dim, 4 * dim);
+  // bits 0: float32; group -1: a whole row.
+  void linear(const std::string& name, int64_t out, int64_t in, int bits = 0, int64_t group = -1) {
+    add(name + ".bias", {out});
+    if (bits == 0) return add(name + ".weight", {out, in});
+    if (group < 0) group = in;
+    const int64_t groups = (in + group - 1) / group;
+    Affine grid{bits, group, random_tensor({out, groups}, 0.05f, random_), Tensor({out, groups})};
+    std::fill_n(grid.zero.data, grid.zero.size(), static_cast<float>(1 << (bits - 1)));
+    std::vector<uint8_t> codes(static_cast<size_t>(out * in));
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random_() >> (32 - bits));
+    for (int64_t i = 0; i < grid.scale.size(); ++i) grid.scale[i] = std::abs(grid.scale[i]) + 1e-3f;
+    put_packed(name, PackedWeight(grid, {out, in}, codes), PackedFormat::Kind::Own, tensors_);
   }
-  void add(const std::string& name, const Shape& shape) { tensors_[name] = random_tensor(shape, 0.05f, random_); }
-  std::unique_ptr<Model> load(const fs::path& folder, const json& config) const {
+  template <size_t N>
+  void block(const std::string& name, const LayerShape (&parts)[N], int64_t width, int bits = 0, int64_t group = -1) {
+    for (const LayerShape& p : parts)
+      if (p.in == 0)
+        norm(name + "." + p.name, p.out * width);
+      else
+        linear(name + "." + p.name, p.out * width, p.in * width, bits, group);
+  }
+  void write(const fs::path& folder, const json& config) const {
     fs::create_directories(folder);
     write_safetensors((folder / "model.safetensors").string(), tensors_);
     write_file((folder / "config.json").string(), config.dump());
-    return load_model(folder.string());
   }
 
  private:
-  std::map<std::string, Tensor> tensors_;
+  std::map<std::string, TensorInfo> tensors_;
   std::mt19937 random_{1};
 };
 
@@ -68,10 +86,11 @@ std::unique_ptr<Model> random_vit(const fs::path& folder, const char* architectu
   c.add("pos_embed", {1, 197, dim});
   c.add("patch_embed.proj.weight", {dim, 3, 16, 16});
   c.add("patch_embed.proj.bias", {dim});
-  for (int i = 0; i < 12; ++i) c.vision_block("blocks." + std::to_string(i), dim);
+  for (int i = 0; i < 12; ++i) c.block("blocks." + std::to_string(i), kVitBlock, dim);
   c.norm("norm", dim);
   c.linear("head", 1000, dim);
-  return c.load(folder, {{"architecture", architecture}, {"num_classes", 1000}});
+  c.write(folder, {{"architecture", architecture}, {"num_classes", 1000}});
+  return load_model(folder.string());
 }
 
 std::unique_ptr<Model> random_swin_tiny(const fs::path& folder) {
@@ -83,58 +102,44 @@ std::unique_ptr<Model> random_swin_tiny(const fs::path& folder) {
   for (int s = 0; s < 4; ++s) {
     const int64_t dim = int64_t{96} << s;
     const std::string stage = "layers." + std::to_string(s);
-    if (s > 0) {
-      c.norm(stage + ".downsample.norm", 2 * dim);
-      c.add(stage + ".downsample.reduction.weight", {dim, 2 * dim});
-    }
+    if (s > 0) c.norm(stage + ".downsample.norm", 2 * dim);
+    if (s > 0) c.add(stage + ".downsample.reduction.weight", {dim, 2 * dim});
     for (int j = 0; j < depths[s]; ++j) {
       const std::string block = stage + ".blocks." + std::to_string(j);
-      c.vision_block(block, dim);
+      c.block(block, kVitBlock, dim);
       c.add(block + ".attn.relative_position_bias_table", {169, dim / 32});
     }
   }
   c.norm("norm", 768);
   c.linear("head.fc", 1000, 768);
-  return c.load(folder, {{"architecture", "swin_tiny_patch4_window7_224"}, {"num_classes", 1000}});
+  c.write(folder, {{"architecture", "swin_tiny_patch4_window7_224"}, {"num_classes", 1000}});
+  return load_model(folder.string());
 }
 
-namespace {
-
-float step_of(const Tensor& x, int bits) {
-  return kernels().max_abs(x.data, x.size()) / (std::ldexp(1.f, bits - 1) - 0.5f);
-}
-
-struct RangeGrids : Observer {
-  int bits;
-  bool twin;
-  RangeGrids(int k, bool t) : bits(k), twin(t) {}
-
-  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
-    Quantized& q = made[&layer];
-    const Tensor right = layer.is_linear() ? layer.weight.values() : b;
-    const int axis = layer.is_linear() ? 0 : 1;
-    q.right = Uniform{bits, axis, {step_of(right, bits)}};
-    if (layer.is_linear()) q.weight = fake_quantize(q.right, right);
-    const float step = step_of(a, bits), m = std::ldexp(1.f, bits - 1);
-    if (layer.role == Role::Patch)
-      q.left = Identity{};
-    else if (twin && layer.role == Role::Fc2)
-      q.left = TwinGelu{bits, step, 0.17f / m};
-    else if (twin && layer.role == Role::AV)
-      q.left = TwinSoftmax{bits, 1.f / 16, true};
+void write_language_model(const Network& net, int bits, int64_t group, const fs::path& folder) {
+  const int64_t D = net.hidden;
+  Checkpoint c;
+  const std::string top = net.bloom ? "transformer." : "model.decoder.";
+  c.add(top + (net.bloom ? "word_embeddings.weight" : "embed_tokens.weight"), {kVocabulary, D});
+  if (net.bloom)
+    c.norm(top + "word_embeddings_layernorm", D);
+  else
+    c.add(top + "embed_positions.weight", {kWindow + 2, D});
+  c.norm(top + (net.bloom ? "ln_f" : "final_layer_norm"), D);
+  for (int64_t i = 0; i < net.layers; ++i) {
+    const std::string name = top + (net.bloom ? "h." : "layers.") + std::to_string(i);
+    if (net.bloom)
+      c.block(name, kBloomBlock, D, bits, group);
     else
-      q.left = Uniform{bits, axis, {step}};
+      c.block(name, kOptBlock, D, bits, group);
   }
-  std::map<const Layer*, Quantized> made;
-};
-
-}  // namespace
-
-void quantize_by_range(Model& model, const Batch& batch, int bits, bool twin) {
-  model.clear();
-  RangeGrids grids(bits, twin);
-  model.forward({Precision::Float, nullptr, &grids}, batch);
-  for (Layer* layer : model.all_layers()) layer->quantize(grids.made.at(layer));
+  json config = {{"model_type", net.bloom ? "bloom" : "opt"}, {"hidden_size", D}, {"num_hidden_layers", net.layers},
+                 {"num_attention_heads", net.heads},          {"ffn_dim", 4 * D}, {"vocab_size", kVocabulary},
+                 {"max_position_embeddings", kWindow}};
+  if (bits > 0)
+    config["quantization_config"] = {
+        {"quant_method", "bcq"}, {"bits", bits}, {"group_size", group}, {"format_version", 1}};
+  c.write(folder, config);
 }
 
 }  // namespace bcq

@@ -1,5 +1,3 @@
-#include "eval/bench/bench_peak.h"
-
 #include <malloc.h>
 
 #include <cstdint>
@@ -10,6 +8,7 @@
 #include "engine/core/parallel.h"
 #include "engine/core/timer.h"
 #include "engine/kernels/kernels.h"
+#include "eval/bench/bench.h"
 
 namespace bcq {
 namespace {

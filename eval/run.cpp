@@ -1,0 +1,175 @@
+#include "eval/run.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "data/image/cache.h"
+#include "engine/core/check.h"
+#include "engine/file/json.h"
+#include "quant/allocation.h"
+#include "quant/weight_methods.h"
+
+namespace bcq {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+BcOptions bc_options(const Recipe& r) {
+  BcOptions o;
+  o.shape = r.bc == BcForm::Channel ? BcShape::Channel : BcShape::Position;
+  bool* const switches[] = {&o.conv,  &o.linear,     &o.matmul, &o.attention, &o.mlp,
+                            &o.block, &o.downsample, &o.stage,  &o.model};  // as kBcSites names them
+  const std::vector<std::string> names = split(r.bc_sites);
+  for (size_t i = 0; i < std::size(switches); ++i)
+    *switches[i] = std::find(names.begin(), names.end(), kBcSites[i]) != names.end();
+  o.stream = r.bc_stream;
+  o.masked_attention = !r.official_mask;
+  return o;
+}
+
+// The layers of the blocks that have other bits than the rest, with 32 for those that stayed float.
+json layer_bits(Model& model, int bits) {
+  json exceptions = json::object();
+  for (int i = 0; i < model.depth(); ++i)
+    for (const Layer* layer : model.layers(i)) {
+      if (!layer->is_linear()) continue;
+      const int own = layer->packed() ? layer->packed()->bits() : 32;
+      if (own != bits) exceptions[layer->name] = own;
+    }
+  return exceptions;
+}
+
+}  // namespace
+
+bool in_one_walk(const Recipe& r) {
+  return r.method == MethodName::Gptq && compensates(r) && r.bc_stream == Stream::Quantized;
+}
+
+Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Warn& warn, PartStore* store) {
+  Outcome outcome;
+  Model& model = task.model;
+  if (!quantizes(r) || r.method == MethodName::Stored) return outcome;
+  require_usage(!model.info().packed, "%s is quantized already", model.info().name);
+  model.clear();
+  if (r.family == Family::Vision) {
+    PtqOptions options = r.ptq;
+    options.seed = static_cast<uint32_t>(r.seed);
+    outcome.cost = quantize_ptq(model, task.calibration(r).at(0).pixels, options, progress, warn);
+    return outcome;
+  }
+  const LayerBits bits = allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
+  if (r.method == MethodName::Rtn) {
+    quantize_rtn(model, r.weights, bits);
+    return outcome;
+  }
+  GptqMethodOptions options{r.weights, bits, r.sequential, r.centred, r.float_target, static_cast<int>(r.refine)};
+  const BcOptions bc = bc_options(r);
+  outcome.solved = quantize_gptq(model, task.calibration(r), options, progress, warn, store,
+                                 in_one_walk(r) ? &bc : nullptr, static_cast<int>(r.prefill_bits));
+  outcome.fitted = outcome.solved.fitted();
+  return outcome;
+}
+
+void compensate(Task& task, const Recipe& r, Outcome& outcome, const Progress& progress, PartStore* store,
+                bool report) {
+  Model& model = task.model;
+  if (in_one_walk(r) || r.method == MethodName::Stored) return;
+  static const std::vector<Batch> kNone;
+  const std::vector<Batch>& data = compensates(r) || report ? task.compensation(r) : kNone;
+  model.clear_compensation();
+  outcome.compensated = {};
+  if (report) outcome.before = output_errors(model, data, progress);
+  if (compensates(r))
+    outcome.compensated = compensate(model, data, bc_options(r), progress, store, static_cast<int>(r.prefill_bits));
+  outcome.fitted = outcome.compensated.fitted();
+  if (report) outcome.after = output_errors(model, data, progress);
+}
+
+Precision precision_of(const Recipe& r) {
+  return !quantizes(r) ? Precision::Float : r.integer ? Precision::Integer : Precision::Fake;
+}
+
+double bits_per_weight(Model& model) {
+  double bits = 0, weights = 0;
+  for (const Layer* layer : model.all_layers())
+    if (layer->is_linear()) {
+      const Grid grid = layer->packed() ? layer->packed()->grid() : layer->quantized ? layer->quantized->right : Grid{};
+      bits += storage_bits(grid, layer->weight.shape());
+      weights += static_cast<double>(layer->weight.size());
+    }
+  return bits / weights;
+}
+
+const char* op_name(Role role) {
+  constexpr std::pair<Role, const char*> names[] = {{Role::Patch, "patch"},
+                                                    {Role::QKV, "qkv"},
+                                                    {Role::Query, "q"},
+                                                    {Role::Key, "k"},
+                                                    {Role::Value, "v"},
+                                                    {Role::QK, "matmul1"},
+                                                    {Role::AV, "matmul2"},
+                                                    {Role::Proj, "proj"},
+                                                    {Role::Fc1, "fc1"},
+                                                    {Role::Fc2, "fc2"},
+                                                    {Role::Reduction, "reduction"},
+                                                    {Role::Head, "head"}};
+  for (const auto& [r, name] : names)
+    if (r == role) return name;
+  return "";
+}
+
+std::string fingerprint(const std::string& model) {
+  const fs::path folder = fs::is_directory(model) ? fs::path(model) : fs::path(model).parent_path();
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder.empty() ? "." : folder))
+    if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".json")
+      files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  uint64_t hash = 0;
+  std::vector<char> piece(1 << 20);
+  for (const fs::path& file : files) {
+    hash = checksum(file.filename().string(), hash);
+    std::ifstream in(file, std::ios::binary);
+    while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0)
+      hash = checksum({piece.data(), static_cast<size_t>(in.gcount())}, hash);
+    require_input(in.eof(), "%s: cannot be read", file);
+  }
+  return format("%016x", hash);
+}
+
+json flat_recipe(Model& model, const Recipe& r) {
+  json flat = {{"wbits", 32}, {"abits", 32}, {"groupsize", nullptr}};
+  for (const Option& option : recipe_options(r.family))
+    if (option.applies(r))
+      flat[option.key] = option.get(r);
+    else if (!flat.contains(option.key))
+      flat[option.key] = nullptr;
+  if (r.family == Family::Language && quantizes(r)) flat["layer_bits"] = layer_bits(model, r.weights.bits);
+  flat["recipe"] = to_json(r);
+  return flat;
+}
+
+json model_record(Model& model, const Recipe& recipe, int64_t fitted) {
+  const ModelInfo& info = model.info();
+  const int64_t added = added_values(model);
+  json record = flat_recipe(model, recipe);
+  record.update({{"model", info.name},
+                 {"tag", info.tag},
+                 {"parameters", info.parameters},
+                 {"bc_parameters", fitted},
+                 {"bc_parameters_added", added},
+                 {"bc_bytes", 4 * added},
+                 {"bc_share", static_cast<double>(added) / static_cast<double>(info.parameters)},
+                 {"bits_per_weight", bits_per_weight(model)}});
+  return record;
+}
+
+std::string bc_text(Model& model, int64_t fitted) {
+  const int64_t added = added_values(model);
+  return format("%d values, %d parameters and %d bytes added: %.2f %% of the model's", fitted, added, 4 * added,
+                100.0 * static_cast<double>(added) / static_cast<double>(model.info().parameters));
+}
+
+}  // namespace bcq

@@ -1,0 +1,434 @@
+#include "eval/tables/table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "data/image/jpeg.h"
+#include "engine/core/check.h"
+#include "engine/core/timer.h"
+#include "engine/file/json.h"
+#include "eval/language.h"
+#include "eval/vision.h"
+
+namespace bcq {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string table_path(const std::string& name) {
+  std::error_code ignored;
+  const std::string file = name + ".json";
+  const fs::path program = fs::read_symlink("/proc/self/exe", ignored).parent_path();
+  for (const fs::path& folder :
+       {fs::path("eval/tables"), program / "../../eval/tables", program / "../share/bcq/tables"})
+    if (fs::exists(folder / file)) return (folder / file).string();
+  throw InputError(format("eval/tables/%s: not found; it belongs beside the sources or into %s", file,
+                          (program / "../share/bcq/tables").lexically_normal()));
+}
+
+Cell cell_of(const json& row, const Recipe& base, const std::string& path) {
+  Cell cell{base, row.contains("method"), "", "", "", get_or(row, "paper", json(), path)};
+  const int bits = get<int>(row, "bits", path);
+  const int64_t group = get_or<int64_t>(row, "group", -1, path);
+  const bool vision = base.family == Family::Vision;
+  json values = to_json(base);
+  if (cell.measurable) {
+    values["method"] = get<std::string>(row, "method", path);
+    values["bc"] = get_or<std::string>(row, "bc", "none", path);
+  }
+  const bool quantized = bits < 32;
+  if (quantized) values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
+  cell.recipe = read_recipe(base.family, values, path, json::object());
+  cell.label = cell.measurable ? label_of(cell.recipe) : get<std::string>(row, "label", path);
+  const std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
+  cell.width = vision ? width + "/" + width : width;
+  cell.key = width + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
+  return cell;
+}
+
+}  // namespace
+
+PaperTable read_table(const std::string& name, const Recipe& base, bool embedded) {
+  const std::string path = table_path(name);
+  PaperTable table{path, read_json(path), {}};
+  const char* rows = embedded && table.file.contains("embedded_rows") ? "embedded_rows" : "rows";
+  for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, base, path));
+  return table;
+}
+
+std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder) {
+  std::vector<std::string> names;
+  const auto all = get<std::vector<std::string>>(table.file, "embedded", table.path);
+  for (const std::string& name : all)
+    if (fs::exists(fs::path(folder) / name / "config.json")) names.push_back(name);
+  require_input(!names.empty(), "%s: none of the models %s is in it", folder, json(all).dump());
+  return names;
+}
+
+void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
+                   const std::function<bool(size_t, size_t)>& wanted, ProgressLine& progress, const CellDone& done) {
+  Outcome outcome;
+  double quantization_seconds = 0;
+  json quantized;  // the recipe the model stands in, less what compensation adds
+  for (size_t c = 0; c < cells.size(); ++c) {
+    std::vector<size_t> missing;
+    for (size_t i = 0; i < data; ++i)
+      if (wanted(c, i)) missing.push_back(i);
+    if (missing.empty()) continue;
+    const Recipe& r = cells[c].recipe;
+    Recipe part = r;
+    if (!in_one_walk(r)) part.bc = BcForm::None;
+    if (quantizes(r) && quantized != to_json(part)) {
+      const Timer quantization;
+      outcome = quantize(task, r, progress.callback(), progress.warn());
+      quantization_seconds = quantization.seconds();
+      quantized = to_json(part);
+    }
+    const Timer rest;
+    compensate(task, r, outcome, progress.callback());
+    for (const size_t i : missing) {
+      json record = model_record(task.model, r, outcome.fitted);
+      const Measured measured = task.measure(r, i, record, progress.callback());
+      progress.finish();
+      record.update(run_facts());
+      record["warnings"] = progress.warnings();
+      record["seconds"] = rest.seconds() + (quantizes(r) ? quantization_seconds : 0);
+      done(c, i, record, measured);
+    }
+  }
+}
+
+void print_headings(const std::vector<Heading>& headings) {
+  std::string names = "|", rule = "|";
+  for (const Heading& h : headings) {
+    const std::string name = h.name;
+    names += " " + name + std::string(static_cast<size_t>(h.width) - name.size() + 1, ' ') + "|";
+    rule += std::string(static_cast<size_t>(h.width) + 2, '-') + "|";
+  }
+  print("%s\n%s\n", names, rule);
+}
+
+void print_line(const std::vector<Heading>& headings, const std::vector<std::string>& values) {
+  std::string line = "|";
+  for (size_t i = 0; i < headings.size(); ++i) {
+    const size_t width = static_cast<size_t>(headings[i].width);
+    const std::string space(width - std::min(width, values[i].size()), ' ');
+    line += " " + (headings[i].left ? values[i] + space : space + values[i]) + " |";
+  }
+  print("%s\n", line);
+  std::fflush(stdout);
+}
+
+// ---- A run of a table -----------------------------------------------------------------------------------------------
+
+namespace {
+
+// A checkpoint whose cells are measured.
+struct Column {
+  std::string label, path;  // no path: it is not there
+  int paper = -1;           // index into the paper's columns
+  std::string fingerprint;
+  std::string checkpoint;                  // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
+  std::string failure;                     // why it could not be measured
+  std::vector<std::vector<json>> records;  // by cell and data set, null where there is none
+};
+
+struct Run {
+  const TableRun& o;
+  PaperTable table;
+  bool vision, embedded;
+  std::vector<TextSource> texts;  // one for each data set; of images without a path
+  TextSource calib;
+  std::vector<Column> columns;
+
+  explicit Run(const TableRun& options);
+  bool possible(const Column& column, size_t c, size_t i) const;
+  json settings_of(const Column& column, size_t c, size_t i) const;
+  std::string path_of(const Column& column, size_t c, size_t i) const;
+  std::unique_ptr<Task> task_of(Model& model, const Progress& progress) const;
+  json find(const Column& column, size_t c, size_t i, const Warn& warn) const;
+  void measure(Column& column, ProgressLine& progress) const;
+  json row_of(const Column& column, size_t c, size_t i, std::vector<std::string>& values) const;
+  std::vector<std::string> notes() const;
+};
+
+// A folder called by the name of the model, with or without the tag, also below that of its owner on the hub.
+std::string find_model(const std::string& models, const std::string& name, const json& owners) {
+  std::vector<std::string> found;
+  for (const json& owner : owners) {
+    const fs::path folder = fs::path(models) / owner.get<std::string>();
+    if (!fs::is_directory(folder)) continue;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const std::string called = entry.path().filename().string();
+      if (entry.is_directory() && (called == name || called.rfind(name + ".", 0) == 0))
+        found.push_back(entry.path().string());
+    }
+  }
+  require_input(found.size() < 2, "%s and %s are both %s: keep the one to measure", found[0], found.back(), name);
+  return found.empty() ? "" : found[0];
+}
+
+Run::Run(const TableRun& options)
+    : o(options),
+      table(read_table(o.name, o.base, o.models.empty())),
+      vision(o.base.family == Family::Vision),
+      embedded(o.models.empty()) {
+  if (vision) {
+    texts = {{}};
+  } else if (embedded) {
+    texts = {{Definition::Plain, o.mini + "/text/test.txt"}};
+    calib = {Definition::Plain, o.mini + "/text/calib.txt"};
+  } else {
+    for (const Definition text : {Definition::Wikitext2, Definition::Ptb, Definition::C4})
+      texts.push_back({text, find_corpus(text, o.data, Split::Evaluation)});
+    calib = {Definition::C4, find_corpus(Definition::C4, o.data, Split::Calibration)};
+  }
+  const auto add = [&](const std::string& label, const std::string& path, int paper) {
+    columns.push_back({label, path, paper, "", "", "", {}});
+    columns.back().records.assign(table.cells.size(), std::vector<json>(texts.size()));
+  };
+  if (embedded) {
+    for (const std::string& name : embedded_models(table, o.mini)) add(name, o.mini + "/" + name, -1);
+    return;
+  }
+  require_input(fs::is_directory(o.models), "%s: no such folder", o.models);
+  const json owners = get_or<json>(table.file, "owners", json{""}, table.path);
+  for (const json& column : get<json>(table.file, "columns", table.path))
+    add(get<std::string>(column, "label", table.path),
+        find_model(o.models, get<std::string>(column, "model", table.path), owners), static_cast<int>(columns.size()));
+}
+
+// Whether all that the cell needs is there.
+bool Run::possible(const Column& column, size_t c, size_t i) const {
+  const Cell& cell = table.cells[c];
+  return !column.path.empty() && cell.measurable &&
+         (vision || (!texts[i].path.empty() && (!calibrates(cell.recipe) || !calib.path.empty())));
+}
+
+// What a cell's number depends on.
+json Run::settings_of(const Column& column, size_t c, size_t i) const {
+  const auto file_facts = [](const TextSource& text) {
+    return json{{"path", fs::absolute(text.path).string()}, {"bytes", fs::file_size(text.path)}};
+  };
+  json s = to_json(table.cells[c].recipe);
+  s.update({{"model", column.fingerprint}, {"limit", o.limit}, {"version", version()}});
+  if (vision)
+    s.update({{"data", embedded ? o.mini : o.data}, {"labels", o.labels}, {"jpeg_decoder", jpeg_decoder()}});
+  else
+    s["text"] = file_facts(texts[i]);
+  if (!vision && calibrates(table.cells[c].recipe)) s["calib"] = file_facts(calib);
+  return s;
+}
+
+// The file of a finished cell.
+std::string Run::path_of(const Column& column, size_t c, size_t i) const {
+  return o.out + "/" + column.label + "-" + table.cells[c].key +
+         (vision ? "" : std::string("-") + name_of(texts[i].definition)) + ".json";
+}
+
+std::unique_ptr<Task> Run::task_of(Model& model, const Progress& progress) const {
+  if (!vision) return std::make_unique<LanguageTask>(model, texts, calib, std::vector<std::string>{"gptq"}, o.limit);
+  // The folder of a split, or the archive it is published as.
+  const auto split = [&](const std::string& name, const std::string& mini) {
+    if (embedded) return o.mini + "/images/" + mini;
+    const std::string folder = o.data + "/" + name, tar = o.data + "/ILSVRC2012_img_" + name + ".tar";
+    return !fs::exists(folder) && fs::exists(tar) ? tar : folder;
+  };
+  auto task = std::make_unique<VisionTask>(
+      model, list_images(split("val", "val"), classes_of(model.info()), o.labels, o.cache, progress),
+      list_images(split("train", "calib"), 0, "", o.cache, progress));
+  task->limit = o.limit;
+  task->batch_size = o.batch_size;
+  return task;
+}
+
+// The finished cell of exactly these settings. A file of others, or that cannot be read, is said and counts as nothing.
+json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const {
+  const std::string path = path_of(column, c, i);
+  if (!fs::exists(path)) return nullptr;
+  try {
+    json record = read_json(path);
+    const json kept = get<json>(record, "settings", path), wanted = settings_of(column, c, i);
+    require_input(kept.is_object(), "%s: key \"settings\" is not an object", path);
+    if (kept == wanted) return record;
+    std::string names;
+    json all = kept;
+    all.update(wanted);
+    for (const auto& [key, value] : all.items())
+      if (kept.value(key, json()) != wanted.value(key, json())) names += (names.empty() ? "" : ", ") + key;
+    warn(format("%s is of another run (%s): it is measured again", path, names));
+  } catch (const InputError& e) {
+    warn(format("%s: it is measured again", e.what()));
+  }
+  return nullptr;
+}
+
+// Fills column.records with the cells measured before, and measures what is missing.
+void Run::measure(Column& column, ProgressLine& progress) const {
+  column.fingerprint = fingerprint(column.path);
+  size_t missing = 0, finished = 0;
+  for (size_t c = 0; c < table.cells.size(); ++c)
+    for (size_t i = 0; i < texts.size(); ++i)
+      if (possible(column, c, i)) {
+        column.records[c][i] = find(column, c, i, progress.warn());
+        missing += column.records[c][i].is_null();
+      }
+  const auto model = load_model(column.path);
+  column.checkpoint = model->info().name + (model->info().tag.empty() ? "" : "." + model->info().tag);
+  if (vision) warn_of_tag(*model, progress.warn());
+  if (missing == 0) return;
+  const std::unique_ptr<Task> task = task_of(*model, progress.callback());
+  measure_cells(
+      *task, table.cells, texts.size(),
+      [&](size_t c, size_t i) { return possible(column, c, i) && column.records[c][i].is_null(); }, progress,
+      [&](size_t c, size_t i, json& record, const Measured& measured) {
+        if (!vision) record["window_nll"] = measured.units;  // what pairs it with other cells
+        record["settings"] = settings_of(column, c, i);
+        write_record(path_of(column, c, i), record);
+        column.records[c][i] = record;
+        const Cell& cell = table.cells[c];
+        print(stderr, "%s %s %s%s: %.2f (cell %d of %d)\n", column.label, cell.width, cell.label,
+              vision ? "" : std::string(", ") + name_of(texts[i].definition), measured.figure, ++finished, missing);
+      });
+}
+
+const std::vector<Heading> kVisionHeadings = {
+    {"W/A", 5, true}, {"method", 24, true}, {"model", 7, true}, {"paper", 5},  {"ours", 7},
+    {"+/-", 4},       {"difference", 10},   {"BC adds", 9},     {"bytes", 10}, {"share", 8}};
+const std::vector<Heading> kLanguageHeadings = {
+    {"bits", 5, true}, {"method", 24, true}, {"model", 10, true}, {"text", 9, true}, {"paper", 7},
+    {"ours", 19},      {"difference", 10},   {"over FP", 16},     {"by BC", 15},     {"BC values", 9}};
+
+// How much higher the perplexity of a record is than that of another on the same windows, written into a row; returns
+// the cell of the printed table.
+std::string put_change(const json& record, const json& base, const std::string& key, json& row) {
+  row[key] = row[key + "_se"] = nullptr;
+  if (record.is_null() || base.is_null()) return "";
+  const auto of = [](const json& r) { return Measured{r.at("window_nll").get<std::vector<double>>()}; };
+  const Ratio change = paired_ratio(of(record), of(base));
+  row[key] = change.percent;
+  if (std::isfinite(change.se)) row[key + "_se"] = change.se;
+  return format("%+.2f +/- %s", change.percent, std::isfinite(change.se) ? format("%.2f", change.se) : "?");
+}
+
+// A cell as a row of the JSON table, and as values under the headings.
+json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::string>& values) const {
+  const Cell& cell = table.cells[c];
+  json record = column.records[c][i], paper;
+  if (column.paper >= 0 && !cell.paper.is_null()) paper = cell.paper.at(static_cast<size_t>(column.paper));
+  if (paper.is_array()) paper = json(paper.at(i));
+  const std::string state = !cell.measurable          ? "paper only"
+                            : !possible(column, c, i) ? "not run"
+                            : !record.is_null()       ? "measured"
+                            : column.failure.empty()  ? "not run"
+                                                      : "failed";
+  json row = {{"width", cell.width}, {"method", cell.label}, {"model", column.label},
+              {"state", state},      {"paper", paper},       {"difference", nullptr}};
+  std::string ours = state, difference, se = "?";
+  const bool compensated = !record.is_null() && compensates(cell.recipe);
+  if (!record.is_null()) {
+    const double figure = record.at(vision ? "top1" : "perplexity");
+    const json& error = record.at(vision ? "top1_se" : "perplexity_se");
+    if (!error.is_null()) se = format("%.2f", error.get<double>());
+    ours = vision ? format("%.2f", figure) : format("%8.2f +/- %s", figure, se);
+    row.update({{"ours", figure}, {"standard_error", error}});
+    if (!paper.is_null()) row["difference"] = figure - paper.get<double>();
+    if (!paper.is_null()) difference = format("%+.2f", figure - paper.get<double>());
+  } else {
+    row.update({{"ours", nullptr}, {"standard_error", nullptr}});
+  }
+  const std::string printed = paper.is_null() ? "" : format("%.2f", paper.get<double>());
+  if (vision) {
+    values = {cell.width,
+              cell.label,
+              column.label,
+              printed,
+              ours,
+              record.is_null() ? "" : se,
+              difference,
+              compensated ? record.at("bc_parameters_added").dump() : "",
+              compensated ? record.at("bc_bytes").dump() : "",
+              compensated ? format("%.2f %%", 100 * record.at("bc_share").get<double>()) : ""};
+  } else {
+    size_t base = c;  // the cell a compensated one comes from
+    while (base > 0 && compensates(table.cells[base].recipe)) --base;
+    const std::string over = put_change(c > 0 ? record : json(), column.records[0][i], "change_percent", row);
+    const std::string by = put_change(c != base ? record : json(), column.records[base][i], "bc_change_percent", row);
+    const std::string text = name_of(texts[i].definition);
+    row.update({{"bits", cell.width}, {"text", text}});
+    values = {cell.width, cell.label, column.label, text, printed,
+              ours,       difference, over,         by,   compensated ? record.at("bc_parameters").dump() : ""};
+    if (!record.is_null()) record.erase("window_nll");
+  }
+  row["record"] = record;
+  return row;
+}
+
+std::vector<std::string> Run::notes() const {
+  std::vector<std::string> notes;
+  if (vision)
+    notes = {
+        "Top-1 in %; +/- is one standard error over the images (binomial). BC adds: parameters, bytes at 4 each, and "
+        "their share of the model's parameters; BC (channel) is folded into biases that are there.",
+        format("BC (position) is the form the paper's scripts fit. They sweep 32, 64, 128 and 1024 images and seeds 0, "
+               "3 and 1993; which of these the paper prints is not stated. Here: %d images, seed %d.",
+               o.base.bc_images, o.base.bc_seed)};
+  else
+    notes = {format("Perplexity as GPTQ defines it; +/- is one standard error over the windows. Calibrated on %d "
+                    "windows, seed %d.",
+                    o.base.samples, o.base.seed),
+             "Over FP: change against the float model, in %; by BC: against the same quantized model without it. Both "
+             "on the same windows, with the standard error of the paired difference.",
+             "BC (position) is what the paper's scripts fit: one value per position and channel."};
+  for (const Column& c : columns) {
+    if (!c.checkpoint.empty()) notes.push_back(c.label + ": " + c.checkpoint + ", from " + c.path);
+    if (!c.failure.empty()) notes.push_back(c.label + " failed: " + c.failure);
+  }
+  if (embedded) return notes;
+  notes.push_back("Paper: " + get<std::string>(table.file, "source", table.path) + ".");
+  for (const json& note : get<json>(table.file, "footnotes", table.path)) notes.push_back(note);
+  return notes;
+}
+
+}  // namespace
+
+void run_table(const TableRun& options) {
+  probe_folder(options.out);
+  if (!options.cache.empty()) probe_folder(options.cache);
+  Run run(options);
+  for (Column& column : run.columns) {
+    if (column.path.empty()) continue;
+    ProgressLine progress(column.label + ": ");
+    try {
+      run.measure(column, progress);
+    } catch (const UsageError&) {
+      throw;
+    } catch (const Error& e) {  // it ends this column alone
+      progress.finish();
+      column.failure = e.what();
+      print(stderr, "%s failed: %s\n", column.label, e.what());
+    }
+  }
+  const std::vector<Heading>& headings = run.vision ? kVisionHeadings : kLanguageHeadings;
+  print_headings(headings);
+  json rows = json::array();
+  for (size_t c = 0; c < run.table.cells.size(); ++c)
+    for (const Column& column : run.columns)
+      for (size_t i = 0; i < run.texts.size(); ++i) {
+        std::vector<std::string> values;
+        rows.push_back(run.row_of(column, c, i, values));
+        print_line(headings, values);
+      }
+  const std::vector<std::string> notes = run.notes();
+  print("\n");
+  for (const std::string& note : notes) print("- %s\n", note);
+  json table = {{"rows", rows}, {"notes", notes}};
+  table.update(run_facts());
+  write_record(options.json_path, table);
+  for (const Column& column : run.columns)
+    if (!column.failure.empty()) throw Incomplete(column.label + " could not be measured: " + column.failure);
+}
+
+}  // namespace bcq

@@ -1,0 +1,67 @@
+// The tables of the paper: their cells and figures, read from eval/tables/*.json, and how cells are measured.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/file/json.h"
+#include "eval/cli.h"
+#include "eval/run.h"
+
+namespace bcq {
+
+// A row of a table for one model.
+struct Cell {
+  Recipe recipe;
+  bool measurable = true;  // false: the paper's figure alone is shown
+  std::string label;       // "PTQ4ViT + BC (channel)"
+  std::string width;       // "4/4", "2g64"
+  std::string key;         // of files: "4-ptq4vit-channel"
+  json paper;              // figures by column, each a number or one for each text; null: none
+};
+
+// A table's file: "columns" of label and model; "rows" of bits, group, method (or a label alone) and bc, with the
+// figures the paper prints, and "embedded_rows" where they are others for the embedded models; "embedded", their names;
+// "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
+struct PaperTable {
+  std::string path;
+  json file;
+  std::vector<Cell> cells;
+};
+// name: vision, language or groups. `base` gives what cells do not decide. The file is looked for in the working
+// directory, in the source tree around the program and in the share folder beside it; InputError when it is missing.
+PaperTable read_table(const std::string& name, const Recipe& base, bool embedded);
+// The embedded models of the table that are in a folder; InputError when there is none.
+std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder);
+
+// Measure those cells on those of `data` data sets that are wanted, one quantization for all cells that share it.
+// done() gets the record with everything but what its caller knows alone. The model is left quantized.
+using CellDone = std::function<void(size_t cell, size_t data, json& record, const Measured& measured)>;
+void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
+                   const std::function<bool(size_t cell, size_t data)>& wanted, ProgressLine& progress,
+                   const CellDone& done);
+
+// A table as Markdown on stdout.
+struct Heading {
+  const char* name;
+  int width;
+  bool left = false;
+};
+void print_headings(const std::vector<Heading>& headings);
+void print_line(const std::vector<Heading>& headings, const std::vector<std::string>& values);
+
+struct TableRun {
+  std::string name;                // as read_table() takes it
+  std::string models, data;        // checkpoints, and images or corpora; empty: the embedded ones, of
+  std::string mini = "data/mini";  // this folder
+  std::string labels, cache;       // as list_images() takes them
+  std::string out, json_path;      // folder of finished cells; the table as JSON (see write_record)
+  int64_t limit = 0, batch_size = 32;
+  Recipe base;  // what cells do not decide
+};
+// Measure every cell of the models that are there and is not finished, and print the table. A model that cannot be
+// measured leaves its cells "failed", those that are not there "not run"; throws Incomplete at the end when any failed.
+void run_table(const TableRun& run);
+
+}  // namespace bcq

@@ -1,0 +1,458 @@
+#include "quant/recipe.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/file/json.h"
+
+namespace bcq {
+namespace {
+
+// ---- Methods ------------------------------------------------------------------------------------------------------
+
+constexpr Family kVision = Family::Vision, kLanguage = Family::Language;
+const MethodRow kMethods[] = {
+    {MethodName::Float, kVision, "fp32", "FP32", false, true, nullptr},
+    {MethodName::BasePtq, kVision, "base-ptq", "BasePTQ", true, true, base_ptq},
+    {MethodName::EasyQuant, kVision, "easyquant", "EasyQuant", true, true, easy_quant},
+    {MethodName::Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq4vit},
+    {MethodName::Float, kLanguage, "fp", "FP", false, true, nullptr},
+    {MethodName::Rtn, kLanguage, "rtn", "RTN", false, true, nullptr},
+    {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr},
+    {MethodName::Stored, kLanguage, "stored", "stored", false, false, nullptr},
+};
+
+using Words = std::vector<std::string>;
+std::string braced(const Words& words) {
+  std::string text = "{";
+  for (const std::string& word : words) text += (text.size() > 1 ? "," : "") + word;
+  return text + "}";
+}
+
+Words method_names(Family family) {
+  Words names;
+  for (const MethodRow& row : kMethods)
+    if (row.family == family && row.offered) names.push_back(row.name);
+  return names;
+}
+
+// ---- Kinds of values ----------------------------------------------------------------------------------------------
+
+#define OF(member) \
+  [](Recipe & r) -> auto& { return r.member; }
+
+struct About {
+  const char *key, *flags, *help;
+  bool (*applies)(const Recipe&);
+  const char* group = "Quantization";
+  bool of_cell = false;
+};
+
+Option option(const About& a, std::string type) {
+  return {a.key, a.flags, std::move(type), a.help, a.group, a.of_cell, false, false, nullptr, a.applies, {}, {}};
+}
+
+template <class Of>
+auto value_of(Of of, const Recipe& r) {
+  return of(const_cast<Recipe&>(r));
+}
+
+// A number from min to max; a whole one where the member is an integer.
+template <class Of>
+Option number(const About& a, Of of, double min, double max, const char* type = "N") {
+  Option o = option(a, type);
+  o.set = [=](Recipe& r, const json& value) -> std::string {
+    using T = std::remove_cvref_t<decltype(of(r))>;
+    const bool whole = std::is_integral_v<T>;
+    const double x = value.is_number() ? value.get<double>() : NAN;
+    if (whole ? !value.is_number_integer() : !std::isfinite(x)) return whole ? "not a whole number" : "not a number";
+    if (x < min || x > max) return format("it must be %.15g to %.15g", min, max);
+    of(r) = value.get<T>();
+    return "";
+  };
+  o.get = [=](const Recipe& r) { return json(value_of(of, r)); };
+  return o;
+}
+
+template <class Of>
+Option flag(const About& a, Of of) {
+  Option o = option(a, "");
+  o.set = [=](Recipe& r, const json& value) -> std::string {
+    if (!value.is_boolean()) return "neither true nor false";
+    of(r) = value.get<bool>();
+    return "";
+  };
+  o.get = [=](const Recipe& r) { return json(value_of(of, r)); };
+  return o;
+}
+
+// One of several: an enumeration, a bool or a number counted from 0, whose values are named in their order.
+template <class Of>
+Option word(const About& a, Words words, Of of) {
+  Option o = option(a, braced(words));
+  o.is_text = true;
+  o.set = [=](Recipe& r, const json& value) -> std::string {
+    const auto found = std::find(words.begin(), words.end(), value.is_string() ? value.get<std::string>() : "");
+    if (found == words.end()) return "not one of " + braced(words);
+    of(r) = static_cast<std::remove_cvref_t<decltype(of(r))>>(found - words.begin());
+    return "";
+  };
+  o.get = [=](const Recipe& r) { return json(words[static_cast<size_t>(value_of(of, r))]); };
+  return o;
+}
+
+template <class Of>
+Option list(const About& a, Of of, const char* type) {
+  Option o = option(a, type);
+  o.is_list = true;
+  o.set = [=](Recipe& r, const json& value) -> std::string {
+    if (!value.is_array() || !std::all_of(value.begin(), value.end(), [](const json& v) { return v.is_string(); }))
+      return "not a list of texts";
+    of(r) = value.get<Words>();
+    return "";
+  };
+  o.get = [=](const Recipe& r) { return json(value_of(of, r)); };
+  return o;
+}
+
+// ---- The table ----------------------------------------------------------------------------------------------------
+
+constexpr double kMany = 1 << 24, kSeeds = 4294967295.0, kInfinity = std::numeric_limits<double>::max();
+const char* const kBc = "Bias compensation";
+
+bool always(const Recipe&) { return true; }
+bool solves(const Recipe& r) { return r.method == MethodName::Gptq; }
+bool searches(const Recipe& r) { return row_of(r).preset != nullptr; }
+
+Option method_option(Family family) {
+  Option o =
+      option({"method", "--method", "What quantizes", always, "Quantization", true}, braced(method_names(family)));
+  o.is_text = true;
+  o.set = [family](Recipe& r, const json& value) -> std::string {
+    for (const MethodRow& row : kMethods)
+      if (row.family == family && value == row.name) {
+        r.method = row.method;
+        if (row.preset) r.ptq = row.preset(r.ptq.wbits, r.ptq.abits);
+        return "";
+      }
+    return "not one of " + braced(method_names(family));
+  };
+  o.get = [](const Recipe& r) { return json(name_of(r)); };
+  return o;
+}
+
+Option bc_sites_option(bool vision) {
+  static const std::string of = "Outputs to compensate, of " + [] {
+    std::string all;
+    for (const char* site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site);
+    return all;
+  }() + ". The paper's script also compensates model: its code reads --n-align-model the other way round";
+  Option o =
+      option({"bc_sites", "--bc-sites", vision ? of.c_str() : "Outputs to compensate: linear,block", compensates, kBc},
+             "LIST");
+  o.is_text = true;
+  o.set = [](Recipe& r, const json& value) -> std::string {
+    if (!value.is_string()) return "not a text";
+    for (const std::string& name : split(value.get<std::string>()))
+      if (std::find(std::begin(kBcSites), std::end(kBcSites), name) == std::end(kBcSites))
+        return format("%s is not an output that can be compensated", quoted(name));
+    r.bc_sites = value.get<std::string>();
+    return "";
+  };
+  o.get = [](const Recipe& r) { return json(r.bc_sites); };
+  return o;
+}
+
+std::vector<Option> vision_compensation() {
+  return {
+      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
+            true},
+           {"none", "channel", "position"}, OF(bc)),
+      bc_sites_option(true),
+      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", compensates, kBc}, OF(bc_images), 1,
+             kMany),
+      number({"bc_seed", "--bc-seed", "Seed of their draw", compensates, kBc}, OF(bc_seed), 0, kSeeds),
+      number({"bc_batch", "--bc-batch",
+              "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
+              compensates, kBc},
+             OF(bc_batch), 1, kMany),
+      word({"bc_stream", "--bc-stream",
+            "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
+            "gets once all before it is quantized and compensated",
+            compensates, kBc},
+           {"float", "quantized"}, OF(bc_stream)),
+      word({"swin_mask", "--swin-mask",
+            "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
+            "quantized attention, as in the code, which loses it. Evaluation always applies it",
+            compensates, kBc},
+           {"applied", "official"}, OF(official_mask)),
+  };
+}
+
+std::vector<Option> vision_quantization() {
+  return {
+      method_option(kVision),
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(ptq.wbits), 2, 32, "K"),
+      number({"abits", "--abits", "Bits of the activations", quantizes, "Quantization", true}, OF(ptq.abits), 2, 32,
+             "K"),
+      number({"calib_images", "--calib-images,--nsamples", "Images to calibrate on", calibrates}, OF(samples), 1,
+             kMany),
+      number({"seed", "--seed", "Seed of their draw (NumPy's) and of the probe", calibrates}, OF(seed), 0, kSeeds),
+      word({"metric", "--metric",
+            "Similarity of outputs. base-ptq: cosine as in its configuration; the published test script overrides it "
+            "with hessian",
+            searches},
+           {"hessian", "cosine", "l2"}, OF(ptq.metric)),
+      word({"probe", "--probe",
+            "Gradient of the hessian metric: fisher, p - onehot(y) with y drawn from the prediction; noise, of the "
+            "form of the published code's, which is the rounding noise of a gradient that is zero",
+            searches},
+           {"fisher", "noise"}, OF(ptq.probe)),
+      number({"probe_draws", "--probe-draws", "Gradients drawn per image", searches}, OF(ptq.draws), 1, kMany),
+      word({"softmax_twin", "--softmax-twin",
+            "Ranges after softmax: official, overlapping as in the code; clean, disjoint as in the paper; none, "
+            "uniform",
+            searches},
+           {"official", "clean", "none"}, OF(ptq.softmax_twin)),
+      word({"gelu_twin", "--gelu-twin",
+            "Steps after GELU: official, searched freely as in the code; aligned, a power of two apart as in the "
+            "paper; none, uniform",
+            searches},
+           {"official", "aligned", "none"}, OF(ptq.gelu_twin)),
+      word({"conv_intervals", "--conv-intervals",
+            "Steps of the patch convolution's weight: ptq4vit's code has one per output channel, base-ptq's one",
+            searches},
+           {"layer", "channel"}, OF(ptq.channel_conv)),
+      word({"matmul_intervals", "--matmul-intervals",
+            "Steps of the operands of attention products: one per head as in the code, or one per layer as in the "
+            "text",
+            searches},
+           {"layer", "head"}, OF(ptq.head_intervals)),
+      word({"pixels", "--pixels", "Input of the first layer: float as in the code, or quantized as in the text",
+            searches},
+           {"float", "quantized"}, OF(ptq.quantize_pixels)),
+      word({"calibration", "--calibration",
+            "Inputs while calibrating: of the float network, or of the quantized layers before (easyquant's order)",
+            searches},
+           {"parallel", "sequential"}, OF(ptq.sequential)),
+      number({"eq_alpha", "--eq-alpha",
+              "Candidates are alpha to beta times the min-max step. ptq4vit's code has 0.01, its README 0", searches},
+             OF(ptq.eq_alpha), 0, kMany, "X"),
+      number({"eq_beta", "--eq-beta", "See --eq-alpha; beta itself is left out, as in the code. easyquant's paper: 2",
+              searches},
+             OF(ptq.eq_beta), 0, kMany, "X"),
+      number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
+      number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
+             OF(ptq.rounds), 1, 1 << 16),
+      word({"runtime", "--runtime",
+            "How the quantized model is evaluated: simulate, in floats rounded to the grids; integer, from 8-bit "
+            "codes with exact sums, what stays float or has more than 8 bits excepted",
+            quantizes, "Quantization", true},
+           {"simulate", "integer"}, OF(integer)),
+  };
+}
+
+std::vector<Option> language_options() {
+  std::vector<Option> all = {
+      method_option(kLanguage),
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(weights.bits), 2, 8, "K"),
+      number(
+          {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, "Quantization", true},
+          OF(weights.groupsize), -1, kMany, "G"),
+      flag({"sym", "--sym", "Symmetric grids: the zero point is the middle code", quantizes}, OF(weights.sym)),
+      number({"mse", "--mse", "Clip ranges where that lowers the sum of |error|^NORM, 2.4 if not given", quantizes},
+             OF(weights.mse), 0, 100, "[NORM]"),
+      word({"scales", "--scales",
+            "f32, or f16: rounded to what GPTQ checkpoints store before weights are rounded to them (always with "
+            "--format gptq)",
+            quantizes},
+           {"f32", "f16"}, OF(weights.half)),
+      list({"layer_bits", "--layer-bits", "Other bits for layers whose name fits: fc2=8; the last that fits counts",
+            quantizes},
+           OF(layer_bits), "REGEX=K"),
+      list({"exclude", "--exclude", "Layers to leave in float, such as ^layers\\.0\\.", quantizes}, OF(exclude),
+           "REGEX"),
+      flag({"act_order", "--act-order", "GPTQ: round the columns with the largest inputs first", solves},
+           OF(weights.act_order)),
+      flag({"static_groups", "--static-groups",
+            "GPTQ: scales of groups from the float weights; of neighbouring columns with --act-order too", solves},
+           OF(weights.static_groups)),
+      number({"percdamp", "--percdamp", "GPTQ: damping of the Hessian, share of its mean diagonal", solves},
+             OF(weights.percdamp), 0, kInfinity, "X"),
+      word({"hessian", "--hessian",
+            "Products of inputs GPTQ looks at: raw, or centred for layers whose bias --bc fits afterwards", solves},
+           {"raw", "centred"}, OF(centred)),
+      word({"target", "--target",
+            "What GPTQ rounds: own, the weights; or float, weights refitted to give the float network's outputs from "
+            "the inputs they get (with --true-sequential: else each layer of a block makes up for the same errors "
+            "again)",
+            solves},
+           {"own", "float"}, OF(float_target)),
+      number(
+          {"refine", "--refine", "GPTQ: sweeps of coordinate descent on its codes, which only lower the error", solves},
+          OF(refine), 0, kMany),
+      flag({"true_sequential", "--true-sequential",
+            "GPTQ: round a block's layers one after the other, each on what those before it make", solves},
+           OF(sequential)),
+      number({"seqlen", "--seqlen", "Tokens of a window (0: the model's positions, at most 2048)", always, "Text"},
+             OF(seqlen), 0, kMany, "L"),
+      number({"nsamples", "--nsamples", "Windows to calibrate on", calibrates}, OF(samples), 1, kMany),
+      number({"seed", "--seed", "Seed of their draw (Python's random)", calibrates}, OF(seed), -9007199254740992.0,
+             9007199254740992.0),
+      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
+            true},
+           {"none", "channel", "position"}, OF(bc)),
+      bc_sites_option(false),
+      word({"bc_stream", "--bc-stream",
+            "What layers are fed while errors are measured: float inputs as in the official scripts, or those of the "
+            "quantized network (with gptq: in the same walk)",
+            compensates, kBc},
+           {"float", "quantized"}, OF(bc_stream)),
+      number({"prefill_bits", "--prefill-bits",
+              "Bits activations are rounded to where windows meet packed weights: 24 keeps what floats keep, 16 is "
+              "faster",
+              quantizes},
+             OF(prefill_bits), 16, 24, "{24,16}"),
+      word({"format", "--format",
+            "What --save writes, and the model is measured as: bcq holds everything; gptq, a GPTQ checkpoint for "
+            "transformers, GPTQModel and vLLM, has scales and biases of 16 bits",
+            quantizes, "Saving"},
+           {"bcq", "gptq"}, OF(gptq_format)),
+  };
+  for (Option& o : all) {
+    if (o.key == "mse") o.implied = "2.4";
+    if (o.key == "prefill_bits")
+      o.set = [set = o.set](Recipe& r, const json& value) {
+        return value == 16 || value == 24 ? set(r, value) : "not 24 or 16";
+      };
+    if (o.key == "groupsize")
+      o.set = [set = o.set](Recipe& r, const json& value) {
+        return value == 0 ? "it must be -1, or at least 1" : set(r, value);
+      };
+  }
+  return all;
+}
+#undef OF
+
+std::string text_of(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+}  // namespace
+
+const MethodRow& row_of(const Recipe& recipe) {
+  for (const MethodRow& row : kMethods)
+    if (row.method == recipe.method && row.family == recipe.family) return row;
+  throw Error("a method of the other family");
+}
+
+const char* name_of(BcForm form) {
+  return form == BcForm::None ? "none" : form == BcForm::Channel ? "channel" : "position";
+}
+
+std::string label_of(const Recipe& recipe) {
+  return row_of(recipe).label + (compensates(recipe) ? format(" + BC (%s)", name_of(recipe.bc)) : "");
+}
+
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  for (size_t at = 0; at <= list.size();) {
+    const size_t end = std::min(list.find(',', at), list.size());
+    if (end > at || !list.empty()) parts.push_back(list.substr(at, end - at));
+    at = end + 1;
+  }
+  return parts;
+}
+
+const std::vector<Option>& recipe_options(Family family) {
+  static const std::vector<Option> language = language_options(), vision = [] {
+    std::vector<Option> all = vision_quantization();
+    for (Option& option : vision_compensation()) all.push_back(std::move(option));
+    return all;
+  }();
+  return family == Family::Vision ? vision : language;
+}
+
+std::string defaults_of(const Option& option, Family family) {
+  const Recipe base = family == kVision ? recipe_of(kVision, "ptq4vit") : recipe_of(kLanguage);
+  if (option.key == "method") return name_of(recipe_of(family));
+  const std::string own = option.is_list ? "" : text_of(option.get(base));
+  std::vector<std::pair<std::string, std::string>> others;  // value, and the methods that have it
+  for (const MethodRow& row : kMethods) {
+    if (row.family != family || !row.preset) continue;
+    const std::string value = text_of(option.get(recipe_of(family, row.name)));
+    if (value == own) continue;
+    if (others.empty() || others.back().first != value)
+      others.push_back({value, row.name});
+    else
+      others.back().second += std::string(", ") + row.name;
+  }
+  std::string text = own;
+  for (const auto& [value, methods] : others) text += "; " + methods + ": " + value;
+  return text;
+}
+
+Recipe recipe_of(Family family, const std::string& method, BcForm bc) {
+  Recipe r;
+  r.family = family;
+  r.bc = bc;
+  if (family == kLanguage) {
+    r.samples = 128;
+    r.seed = 0;
+    r.bc_sites = "linear,block";
+  }
+  if (method.empty()) return r;
+  const std::string wrong = recipe_options(family).front().set(r, method);
+  require_usage(wrong.empty(), "--method %s: %s", method, wrong);
+  return r;
+}
+
+Recipe read_recipe(Family family, const json& file, const std::string& path, const json& given) {
+  const std::vector<Option>& options = recipe_options(family);
+  require_input(file.is_object() || file.is_null(), "%s: not a recipe: no JSON object", path);
+  for (const auto& [key, value] : file.items())
+    require_input(std::any_of(options.begin(), options.end(), [&k = key](const Option& o) { return o.key == k; }),
+                  "%s: key %s: no such option in the recipe of a %s model", path, quoted(key),
+                  family == kVision ? "vision" : "language");
+  Recipe recipe = recipe_of(family);
+  for (const Option& option : options) {  // the method first: it sets the defaults of others
+    const bool explicitly = given.contains(option.key);
+    if (!explicitly && !file.contains(option.key)) continue;
+    const json& value = explicitly ? given.at(option.key) : file.at(option.key);
+    const std::string wrong = option.set(recipe, value);
+    if (wrong.empty()) continue;
+    const std::string shown = explicitly ? text_of(value) : value.dump();
+    require_usage(!explicitly, "%s %s: %s", option.flags.substr(0, option.flags.find(',')), shown, wrong);
+    throw InputError(format("%s: key %s: %s: %s", path, quoted(option.key), shown, wrong));
+  }
+  check(recipe);
+  return recipe;
+}
+
+void check(const Recipe& r) {
+  require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
+  require_usage(quantizes(r) || !r.integer, "--runtime integer needs a --method that quantizes");
+  const std::vector<std::string> sites = split(r.bc_sites);
+  require_usage(
+      !solves(r) || !r.centred || (compensates(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),
+      "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
+}
+
+json recipe_in(const std::string& path) {
+  json file = read_json(path);
+  if (file.is_array() && !file.empty() && file[0].is_object() && file[0].contains("recipe")) {
+    for (const json& record : file)
+      require_input(record.is_object() && record.contains("recipe") && record["recipe"] == file[0]["recipe"],
+                    "%s: its records are of several recipes", path);
+    file = json(file[0]);
+  }
+  return file.is_object() && file.contains("recipe") ? json(file["recipe"]) : file;
+}
+
+json to_json(const Recipe& recipe) {
+  json object = json::object();
+  for (const Option& option : recipe_options(recipe.family))
+    if (option.applies(recipe)) object[option.key] = option.get(recipe);
+  return object;
+}
+
+}  // namespace bcq

@@ -1,0 +1,95 @@
+// What is done to a network, whole: every option of quantization and compensation, and the table that describes each
+// once. Command lines, --help, the JSON of a recipe and of result records, and what tells runs apart come from it.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/file/json_fwd.h"
+#include "models/model.h"
+#include "quant/gptq.h"
+#include "quant/ptq4vit.h"
+
+namespace bcq {
+
+enum class MethodName { Float, Rtn, Gptq, BasePtq, EasyQuant, Ptq4Vit, Stored };  // Stored: quantized as it was loaded
+enum class BcForm { None, Channel, Position };
+
+struct Recipe {
+  Family family = Family::Vision;
+  MethodName method = MethodName::Float;
+  PtqOptions ptq;                                                  // vision; `seed` below is its seed, too
+  GptqOptions weights;                                             // language, of which rtn takes the grid
+  std::vector<std::string> layer_bits, exclude;                    // REGEX=K and REGEX, see layer_rules()
+  bool sequential = false, centred = false, float_target = false;  // as GptqMethodOptions has them
+  int64_t refine = 0;
+  int64_t samples = 32, seed = 3;  // images or windows to calibrate on, and the seed of their draw
+  int64_t seqlen = 0;              // tokens of a window; 0: the model's longest, at most 2048
+  BcForm bc = BcForm::None;
+  std::string bc_sites = "conv,linear,matmul";  // of kBcSites
+  Stream bc_stream = Stream::Float;
+  int64_t bc_images = 32, bc_seed = 3, bc_batch = 16;
+  bool official_mask = false;  // BcOptions::masked_attention is its contrary
+  bool integer = false;        // vision: evaluated from 8-bit codes, not simulated
+  int64_t prefill_bits = 24;   // language: Context::window_bits
+  bool gptq_format = false;    // language: as GPTQ's checkpoints hold it, whether it is saved or not
+};
+
+// A method: its name in options and records, in tables, and what it needs. A new one is a file of its own, a row in
+// recipe.cpp and a line where methods are called (eval/run.cpp).
+struct MethodRow {
+  MethodName method;
+  Family family;
+  const char *name, *label;
+  bool calibrates;  // needs data
+  bool offered;     // by --method
+  PtqOptions (*preset)(int wbits, int abits);
+};
+const MethodRow& row_of(const Recipe& recipe);
+inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
+const char* name_of(BcForm form);  // "channel"
+const char* name_of(Stream stream);
+// "PTQ4ViT + BC (channel)"
+std::string label_of(const Recipe& recipe);
+
+inline bool quantizes(const Recipe& r) { return r.method != MethodName::Float; }
+inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }
+inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || compensates(r); }
+// What --bc-sites is a list of.
+inline constexpr const char* kBcSites[] = {"conv",  "linear",     "matmul", "attention", "mlp",
+                                           "block", "downsample", "stage",  "model"};
+std::vector<std::string> split(const std::string& list);  // at commas
+
+// One row of the table: an option of one family's recipes.
+struct Option {
+  std::string key;    // in JSON
+  std::string flags;  // "--calib-images,--nsamples"
+  std::string type;   // what follows it: "N", "{float,quantized}"; empty: a flag
+  std::string help;
+  const char* group;      // the heading of --help
+  bool of_cell;           // a table's cells decide it
+  bool is_list, is_text;  // values are lists of text, or text; else numbers and flags
+  const char* implied;    // the value when none follows; null: one must
+  bool (*applies)(const Recipe&);
+  std::function<std::string(Recipe&, const json&)> set;  // returns what is wrong with a value, or ""
+  std::function<json(const Recipe&)> get;
+};
+const std::vector<Option>& recipe_options(Family family);
+// "8", or where methods differ "hessian; base-ptq, easyquant: cosine"
+std::string defaults_of(const Option& option, Family family);
+
+// The recipe of a method with its own defaults.
+Recipe recipe_of(Family family, const std::string& method = "", BcForm bc = BcForm::None);
+// From values by key: those `given` on the command line win over those of `file`, which was read from `path`.
+// UsageError naming the option, or InputError naming the file and the key, for what is not known or out of range, and
+// UsageError for options that do not go together.
+Recipe read_recipe(Family family, const json& file, const std::string& path, const json& given);
+// UsageError for options that do not go together.
+void check(const Recipe& recipe);
+// The recipe a file holds: the object itself, or "recipe" of a result record, or of an array of them that agree.
+json recipe_in(const std::string& path);
+// All that applies to the method; read_recipe() makes the same recipe of it.
+json to_json(const Recipe& recipe);
+
+}  // namespace bcq

@@ -1,0 +1,189 @@
+// The recipe of the programs, and what is refused before any work: counts, outputs, files that are no recipes.
+#include "tests/cli.h"
+
+using namespace bcq;
+using namespace bcq::cli;
+
+namespace {
+
+const std::string kImages = kVit + "--limit 20 --calib-data data/mini/images/calib ";
+const std::string kText =
+    "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 2 --calib-text data/mini/text/calib.txt ";
+
+json record_of(const std::string& command) {
+  const Result r = run(command + " --json -");
+  CAPTURE(command);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return parse_json(r.out, "stdout");
+}
+
+}  // namespace
+
+TEST_CASE("cli: the recipe of a result, given back, makes the same result") {
+  const Folder folder;
+  const std::string file = " --recipe " + folder / "r.json";
+  const json image = record_of(kImages +
+                               "--method easyquant --wbits 4 --abits 6 --calib-images 2 --eq-n 4 --search-rounds 1 "
+                               "--bc channel --bc-images 3 --bc-batch 2 --bc-seed 5 --runtime integer");
+  write_file(folder / "r.json", image.dump());
+  const json same = record_of(kImages + file);
+  CHECK(same["outputs_hash"] == image["outputs_hash"]);
+  CHECK(same["recipe"] == image["recipe"]);
+  const json other = record_of(kImages + file + " --bc none");  // what the command line says wins
+  CHECK(other["bc"] == "none");
+  CHECK(other["eq_n"] == 4);
+  CHECK(other["outputs_hash"] != image["outputs_hash"]);
+
+  for (const std::string options :
+       {"--method gptq --wbits 3 --groupsize 32 --act-order --mse --layer-bits fc2=4 --exclude '^layers.0.' --bc "
+        "channel",
+        "--method rtn --wbits 2 --groupsize 64 --sym --scales f16",
+        "--method gptq --wbits 2 --hessian centred "
+        "--bc position --bc-stream quantized --true-sequential --target float --refine 2"}) {
+    const json text = record_of(kText + "--nsamples 3 --seqlen 64 --seed 1 " + options);
+    write_file(folder / "r.json", text.at("recipe").dump());  // a bare recipe
+    const json again = record_of(kText + file);
+    CHECK(again["perplexity"] == text["perplexity"]);
+    CHECK(again["recipe"] == text["recipe"]);
+  }
+  // A checkpoint's rounding is part of the recipe, whether it is saved again or not.
+  const json saved = record_of(kText +
+                               "--nsamples 3 --seqlen 64 --method gptq --groupsize 32 --bc channel --format gptq "
+                               "--save " +
+                               folder / "saved");
+  write_file(folder / "r.json", saved.dump());
+  CHECK(record_of(kText + file)["perplexity"] == saved["perplexity"]);
+}
+
+TEST_CASE("cli: --print-recipe writes what --recipe reads, and needs no model") {
+  const Folder folder;
+  for (const std::string command : {"imagenet --method ptq4vit --wbits 4 --bc position --metric l2",
+                                    "perplexity --method gptq --wbits 3 --mse 2", "imagenet", "perplexity"}) {
+    const Result r = run(command + " --print-recipe");
+    REQUIRE(r.code == 0);
+    write_file(folder / "r.json", r.out);
+    const std::string program = command.substr(0, command.find(' '));
+    CHECK(run(program + " --print-recipe --recipe " + folder / "r.json").out == r.out);
+  }
+  const json printed = parse_json(run("imagenet --method base-ptq --wbits 6 --print-recipe").out, "stdout");
+  CHECK(printed["metric"] == "cosine");
+  CHECK(printed["wbits"] == 6);
+}
+
+TEST_CASE("cli: files that are no recipes are refused with their keys") {
+  const Folder folder;
+  const std::string file = folder / "r.json";
+  const auto refused = [&](const std::string& program, const std::string& text,
+                           std::initializer_list<const char*> parts) {
+    write_file(file, text);
+    check_failure(program + " --recipe " + file, 3, parts);
+  };
+  refused("imagenet", R"({"method": "ptq4vit", "wbit": 4})", {"r.json", "wbit"});
+  refused("imagenet", R"({"method": "gptq"})", {"r.json", "method", "gptq", "base-ptq"});
+  refused("imagenet", R"({"recipe": {"method": "ptq4vit", "abits": "4"}})", {"r.json", "abits", "\"4\""});
+  refused("perplexity", R"({"bc_images": 3})", {"r.json", "bc_images", "language"});
+  refused("perplexity", R"([1, 2])", {"r.json", "JSON object"});
+  refused("perplexity", R"([{"recipe": {"method": "rtn"}}, {"recipe": {"method": "fp"}}])",
+          {"r.json", "several recipes"});
+  refused("perplexity", "{", {"r.json", "JSON"});
+  check_failure("perplexity --recipe " + folder / "none.json", 3, {"none.json"});
+  write_file(file, R"({"method": "stored"})");
+  check_failure(kText + "--recipe " + file, 2, {"stored", "opt"});
+}
+
+TEST_CASE("cli: counts out of their range are wrong usage") {
+  const std::string search = kImages + "--method base-ptq --eq-n 2 --bc channel --bc-search ";
+  for (const std::string& command : {kVit + "--limit -1",
+                                     kVit + "--batch-size 0",
+                                     kVit + "--limit 1.5",
+                                     kVit + "--limit 99999999999999999999",
+                                     kImages + "--method ptq4vit --calib-images 0",
+                                     kImages + "--method ptq4vit --bc channel --bc-images -3",
+                                     search + "--calib-images 2 --bc-images 321",
+                                     search + "--calib-images 2 --bc-images 320",
+                                     search + "--bc-search-images 0",
+                                     kText + "--seqlen -5",
+                                     kText + "--limit -1",
+                                     kText + "--method rtn --wbits 9",
+                                     kText + "--method rtn --groupsize 9223372036854775807",
+                                     kText + "--method rtn --groupsize 0",
+                                     kText + "--method gptq --nsamples 0",
+                                     kText + "--method gptq --refine -1",
+                                     kText + "--method rtn --mse -1",
+                                     std::string("generate --model data/mini/opt --prompt a --max-new-tokens -1"),
+                                     std::string("table language --limit -2"),
+                                     std::string("bench --repeats 0")}) {
+    const Result r = run(command);
+    CAPTURE(command);
+    CAPTURE(r.err);
+    CHECK(r.code == 2);
+    CHECK(contains(r.err, "--"));
+  }
+}
+
+TEST_CASE("cli: patterns of any length are looked for without recursion") {
+  const std::string names(20000, 'a');
+  check_failure(kText + "--method rtn --layer-bits '" + names + "=4'", 2, {"fits none of the layers"});
+  check_failure(kText + "--method rtn --exclude '(a|b)*" + names + "'", 2, {"fits none of the layers"});
+  check_failure(kText + "--method rtn --exclude '" + std::string(2000, '(') + "'", 2, {"not a regular expression"});
+}
+
+TEST_CASE("cli: what cannot be written to stdout is no success") {
+  for (const char* command : {"imagenet --help", "perplexity --print-recipe", "generate --version"})
+    CHECK(run(std::string(command) + " >/dev/full #").code != 0);
+}
+
+TEST_CASE("cli: names that are no UTF-8 do not lose a result") {
+  const Folder folder;
+  const std::string model = folder / "v\xff";
+  fs::copy(kMini + "/vit", model);
+  CHECK(
+      run("imagenet --model '" + model + "' --data data/mini/images/val --limit 2 --json " + folder / "r.json").code ==
+      0);
+  CHECK(read_json(folder / "r.json")["images"] == 2);
+  const std::string text = folder / "t\xff.txt";
+  fs::copy(kMini + "/text/calib.txt", text);
+  const Result r = run(kText + "--method gptq --nsamples 2 --seqlen 32 --calib-text '" + text + "' --save " +
+                       folder / "saved --json " + folder / "t.json");
+  CAPTURE(r.err);
+  CHECK(r.code == 0);
+  CHECK(contains(read_json(folder / "t.json")["calib_text"], ".txt"));
+}
+
+TEST_CASE("cli: a perplexity beyond all numbers is no success") {
+  const Folder folder;
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"})
+    if (fs::exists(kMini + "/opt/" + name)) fs::copy(kMini + "/opt/" + std::string(name), folder / name);
+  const SafeTensors file = SafeTensors::open(kMini + "/opt/model.safetensors");
+  std::map<std::string, Tensor> tensors;
+  for (const auto& entry : file.tensors()) {
+    Tensor t = file.get(entry.first).clone();
+    if (contains(entry.first, "decoder.final_layer_norm.weight") || entry.first == "final_layer_norm.weight")
+      for (int64_t i = 0; i < t.size(); ++i) t[i] *= 1e6f;
+    tensors[entry.first] = t;
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+  const Result r = run("perplexity --model " + folder.path.string() +
+                       " --text data/mini/text/test.txt --limit 2 --json " + folder / "r.json");
+  CHECK(r.code == 1);
+  CHECK(contains(r.err, "too large for a number"));
+  CHECK(read_json(folder / "r.json")["perplexity"].is_null());
+}
+
+TEST_CASE("cli: tables read their figures from files, and say which is missing") {
+  const Folder folder;
+  const char* bin = std::getenv("BCQ_BIN");
+  fs::create_directories(folder / "bin");
+  fs::copy(std::string(bin ? bin : "build/bin") + "/table", folder / "bin/table");
+  const std::string there = "cd " + folder.path.string() + " && bin/table";
+  const auto code = [&](const std::string& rest) { return std::system((there + rest + " >out 2>err").c_str()) / 256; };
+  CHECK(code(" --mini none") == 3);
+  CHECK(contains(read_file(folder / "err"), "eval/tables/vision.json: not found"));
+  fs::create_directories(folder / "share/bcq/tables");
+  fs::copy("eval/tables/vision.json", folder / "share/bcq/tables/vision.json");
+  CHECK(code(" --mini none") == 3);
+  CHECK(contains(read_file(folder / "err"), "none of the models"));
+  write_file(folder / "share/bcq/tables/vision.json", R"({"rows": [{"bits": 8, "method": "magic"}], "embedded": []})");
+  CHECK(code(" --mini none") == 3);
+  CHECK(contains(read_file(folder / "err"), "magic"));
+}
