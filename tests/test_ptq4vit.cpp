@@ -6,6 +6,9 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin_softmax.h"
+#include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
@@ -55,7 +58,7 @@ Operands make_data(const Layer& layer, const Tensor& a, const Tensor& b, const T
   return {a, b, layer.product({Precision::Float}, a, b), squared(g.clone())};
 }
 
-const std::vector<float>& steps(const Grid& grid) { return std::get<Uniform>(grid).delta; }
+const std::vector<float>& steps(const Grid& grid) { return as<Uniform>(grid).delta; }
 
 // The candidates behind chosen steps; `first` are the steps of multiplier 1.
 std::vector<int> indices(const std::vector<float>& chosen, const std::vector<float>& first, double alpha = 0.01) {
@@ -108,7 +111,7 @@ TEST_CASE("ptq4vit: golden linear after GELU") {
   kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
   Layer layer = make_layer(Role::Fc2, in.weight, in.bias);
   calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
-  const auto& a = std::get<TwinGelu>(layer.left_grid());
+  const auto& a = as<TwinGelu>(layer.left_grid());
   CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{76});
   CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
   check_close(steps(right_grid(layer)), {0.1197386}, 1e-6);
@@ -127,7 +130,7 @@ TEST_CASE("ptq4vit: golden query-key product") {
   calibrate_layer(layer, make_data(layer, q, k, g), ptq4vit(4, 4));
   CHECK(indices(steps(layer.left_grid()), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
-  CHECK(std::get<Uniform>(layer.left_grid()).axis == 1);
+  CHECK(as<Uniform>(layer.left_grid()).along == 1);
 }
 
 TEST_CASE("ptq4vit: golden product after softmax") {
@@ -136,7 +139,7 @@ TEST_CASE("ptq4vit: golden product after softmax") {
   const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
   Layer layer = make_layer(Role::AV);
   calibrate_layer(layer, make_data(layer, a, b, g), ptq4vit(4, 4));
-  CHECK(std::get<TwinSoftmax>(layer.left_grid()).split == std::ldexp(1.f, -19));
+  CHECK(as<TwinSoftmax>(layer.left_grid()).split == std::ldexp(1.f, -19));
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
   const Tensor q = fake_quantize(layer.left_grid(), a);
   check_close({q[0], q[1], q[2], q[3]}, {0.5714305, 0.2857162, 0.1428591, 0.1428591}, 1e-6);
@@ -225,9 +228,9 @@ Case case_of(const std::string& op) {
 }
 
 std::vector<float> scales_of(const Grid& grid) {
-  if (const auto* g = std::get_if<Uniform>(&grid)) return g->delta;
-  if (const auto* g = std::get_if<TwinGelu>(&grid)) return {g->pos, g->neg};
-  if (const auto* g = std::get_if<TwinSoftmax>(&grid)) return {g->split};
+  if (const auto* g = grid.as<Uniform>()) return g->delta;
+  if (const auto* g = grid.as<TwinGelu>()) return {g->pos, g->neg};
+  if (const auto* g = grid.as<TwinSoftmax>()) return {g->split};
   return {};
 }
 
@@ -296,9 +299,9 @@ TEST_CASE("ptq4vit: which grid goes where") {
   for (const Layer* layer : model->all_layers()) {
     CAPTURE(layer->name);
     CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
-    CHECK(std::holds_alternative<TwinSoftmax>(layer->left_grid()) == (layer->role == Role::AV));
-    CHECK(std::holds_alternative<TwinGelu>(layer->left_grid()) == (layer->role == Role::Fc2));
-    const auto& b = std::get<Uniform>(right_grid(*layer));
+    CHECK(layer->left_grid().is<TwinSoftmax>() == (layer->role == Role::AV));
+    CHECK(layer->left_grid().is<TwinGelu>() == (layer->role == Role::Fc2));
+    const auto& b = as<Uniform>(right_grid(*layer));
     CHECK(b.bits == (layer->is_linear() ? 6 : 5));
     CHECK(b.delta.size() == (layer->role == Role::Patch                        ? 24u
                              : !layer->is_linear() || layer->role == Role::QKV ? 3u
@@ -308,7 +311,7 @@ TEST_CASE("ptq4vit: which grid goes where") {
   quantize_ptq(*model, tiny_images(3), base_ptq(6, 6), kSilent, kQuiet);
   for (const Layer* layer : model->all_layers()) {
     CAPTURE(layer->name);
-    CHECK(std::holds_alternative<Uniform>(layer->left_grid()) == (layer->role != Role::Patch));
+    CHECK(layer->left_grid().is<Uniform>() == (layer->role != Role::Patch));
     if (layer->role == Role::Patch) CHECK(steps(right_grid(*layer)).size() == 1);
     if (layer->role == Role::AV) CHECK(steps(layer->left_grid()).size() == 3);
   }
@@ -328,9 +331,9 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
     if (!layer->is_linear()) CHECK(steps(right_grid(*layer)).size() == 1);
     if (layer->role == Role::QK) CHECK(steps(layer->left_grid()).size() == 1);
     if (layer->role == Role::Patch) CHECK(steps(right_grid(*layer)).size() == 1);
-    if (layer->role == Role::AV) CHECK_FALSE(std::get<TwinSoftmax>(layer->left_grid()).official);
+    if (layer->role == Role::AV) CHECK_FALSE(as<TwinSoftmax>(layer->left_grid()).official);
     if (layer->role == Role::Fc2) {
-      const auto& grid = std::get<TwinGelu>(layer->left_grid());
+      const auto& grid = as<TwinGelu>(layer->left_grid());
       int exponent = 0;
       CHECK(std::frexp(grid.pos / grid.neg, &exponent) == 0.5f);  // a power of two
       CHECK(grid.pos >= grid.neg);
@@ -339,7 +342,7 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   o.softmax_twin = SoftmaxTwin::None;
   o.gelu_twin = GeluTwin::None;
   quantize_ptq(*model, tiny_images(3), o, kSilent, kQuiet);
-  for (const Layer* layer : model->all_layers()) CHECK(std::holds_alternative<Uniform>(layer->left_grid()));
+  for (const Layer* layer : model->all_layers()) CHECK(layer->left_grid().is<Uniform>());
 }
 
 TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
