@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/core/check.h"
 #include "engine/core/parallel.h"
 #include "engine/core/tensor.h"
 #include "engine/file/safetensors.h"
@@ -132,6 +133,13 @@ inline void set_grids(Layer& layer, const Grid& left, const Grid& right) {
 inline const Grid& right_grid(const Layer& layer) {
   static const Grid identity;
   return layer.quantized ? layer.quantized->right : identity;
+}
+
+// A grid as the kind it has to be. Error when it is another.
+template <class Kind>
+const Kind& as(const Grid& grid) {
+  require(grid.is<Kind>(), "a grid of the kind %s", grid.name());
+  return *grid.as<Kind>();
 }
 
 // The message of the exception f() throws as an E; "" when it throws none.

@@ -3,7 +3,6 @@
 #include <doctest/doctest.h>
 
 #include "engine/core/check.h"
-#include "engine/grid/affine.h"
 #include "engine/grid/uniform.h"
 #include "engine/nn/layer.h"
 #include "engine/nn/ops.h"
@@ -177,7 +176,7 @@ TEST_CASE("what quantization made of a layer is replaced whole: what holds the o
   layer.quantize(PackedWeight(Affine{4, 5, random({7, 1}, 27), Tensor({7, 1})}, {7, 5}, std::vector<uint8_t>(35, 3)));
   CHECK(layer.packed() != nullptr);
   CHECK(layer.int8() == nullptr);
-  CHECK(layer.left_grid().as<Uniform>()->delta == std::vector<float>{0.1f});
+  CHECK(as<Uniform>(layer.left_grid()).delta == std::vector<float>{0.1f});
   CHECK_FALSE(same_bits(layer.run(kFake, x), y));
   CHECK(same_bits(layer.run({Precision::Integer}, x), layer.run(kFake, x)));
 
@@ -186,7 +185,7 @@ TEST_CASE("what quantization made of a layer is replaced whole: what holds the o
   CHECK(layer.int8() == nullptr);
 
   CHECK(same_bits(first->weight.values(), weight));
-  CHECK(first->right.as<Uniform>()->delta == std::vector<float>{0.2f});
+  CHECK(as<Uniform>(first->right).delta == std::vector<float>{0.2f});
   CHECK(same_bits(copy.run(kFake, x), y));
   layer.quantized = second;
   CHECK(same_bits(layer.run({Precision::Integer}, x), y_int8));

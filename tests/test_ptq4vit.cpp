@@ -58,7 +58,7 @@ Operands make_data(const Layer& layer, const Tensor& a, const Tensor& b, const T
   return {a, b, layer.product({Precision::Float}, a, b), squared(g.clone())};
 }
 
-const std::vector<float>& steps(const Grid& grid) { return grid.as<Uniform>()->delta; }
+const std::vector<float>& steps(const Grid& grid) { return as<Uniform>(grid).delta; }
 
 // The candidates behind chosen steps; `first` are the steps of multiplier 1.
 std::vector<int> indices(const std::vector<float>& chosen, const std::vector<float>& first, double alpha = 0.01) {
@@ -111,7 +111,7 @@ TEST_CASE("ptq4vit: golden linear after GELU") {
   kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
   Layer layer = make_layer(Role::Fc2, in.weight, in.bias);
   calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
-  const auto& a = *layer.left_grid().as<TwinGelu>();
+  const auto& a = as<TwinGelu>(layer.left_grid());
   CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{76});
   CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
   check_close(steps(right_grid(layer)), {0.1197386}, 1e-6);
@@ -130,7 +130,7 @@ TEST_CASE("ptq4vit: golden query-key product") {
   calibrate_layer(layer, make_data(layer, q, k, g), ptq4vit(4, 4));
   CHECK(indices(steps(layer.left_grid()), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
-  CHECK(layer.left_grid().as<Uniform>()->along == 1);
+  CHECK(as<Uniform>(layer.left_grid()).along == 1);
 }
 
 TEST_CASE("ptq4vit: golden product after softmax") {
@@ -139,7 +139,7 @@ TEST_CASE("ptq4vit: golden product after softmax") {
   const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
   Layer layer = make_layer(Role::AV);
   calibrate_layer(layer, make_data(layer, a, b, g), ptq4vit(4, 4));
-  CHECK(layer.left_grid().as<TwinSoftmax>()->split == std::ldexp(1.f, -19));
+  CHECK(as<TwinSoftmax>(layer.left_grid()).split == std::ldexp(1.f, -19));
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
   const Tensor q = fake_quantize(layer.left_grid(), a);
   check_close({q[0], q[1], q[2], q[3]}, {0.5714305, 0.2857162, 0.1428591, 0.1428591}, 1e-6);
@@ -301,7 +301,7 @@ TEST_CASE("ptq4vit: which grid goes where") {
     CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
     CHECK(layer->left_grid().is<TwinSoftmax>() == (layer->role == Role::AV));
     CHECK(layer->left_grid().is<TwinGelu>() == (layer->role == Role::Fc2));
-    const auto& b = *right_grid(*layer).as<Uniform>();
+    const auto& b = as<Uniform>(right_grid(*layer));
     CHECK(b.bits == (layer->is_linear() ? 6 : 5));
     CHECK(b.delta.size() == (layer->role == Role::Patch                        ? 24u
                              : !layer->is_linear() || layer->role == Role::QKV ? 3u
@@ -331,9 +331,9 @@ TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
     if (!layer->is_linear()) CHECK(steps(right_grid(*layer)).size() == 1);
     if (layer->role == Role::QK) CHECK(steps(layer->left_grid()).size() == 1);
     if (layer->role == Role::Patch) CHECK(steps(right_grid(*layer)).size() == 1);
-    if (layer->role == Role::AV) CHECK_FALSE(layer->left_grid().as<TwinSoftmax>()->official);
+    if (layer->role == Role::AV) CHECK_FALSE(as<TwinSoftmax>(layer->left_grid()).official);
     if (layer->role == Role::Fc2) {
-      const auto& grid = *layer->left_grid().as<TwinGelu>();
+      const auto& grid = as<TwinGelu>(layer->left_grid());
       int exponent = 0;
       CHECK(std::frexp(grid.pos / grid.neg, &exponent) == 0.5f);  // a power of two
       CHECK(grid.pos >= grid.neg);
