@@ -218,7 +218,7 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
   }
 }
 
-void probe_folder(const std::string& folder) {
+void make_folder(const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   require_usage(std::filesystem::is_directory(folder), "%s: cannot be made a folder: %s", folder,

@@ -59,7 +59,7 @@ class CommandLine {
 };
 
 // UsageError or Error where nothing can be written into a folder, which is made if it is not there.
-void probe_folder(const std::string& folder);
+void make_folder(const std::string& folder);
 
 // Shows work on stderr with the time left: one line rewritten on a terminal, else a line every 10 s.
 class ProgressLine {

@@ -79,7 +79,7 @@ void check_options(const CommandLine& line, const Options& o) {
   require_usage(!o.bc_search || compensates(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || quantizes(r), "--layer-report needs a --method that quantizes");
-  if (!o.cache.empty()) probe_folder(o.cache);
+  if (!o.cache.empty()) make_folder(o.cache);
 }
 
 void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Outcome& outcome, double seconds) {

@@ -10,7 +10,7 @@ using namespace bcq::test;
 
 namespace {
 
-std::map<std::string, int> bits_by_name(const std::vector<SiteRule>& rules) {
+std::map<std::string, int> bits_by_name(const std::vector<LayerRule>& rules) {
   const auto model = load_model("tests/fixtures/opt_tiny");
   std::map<std::string, int> bits;
   for (const auto& [site, k] : allocate_bits(*model, rules)) bits[site->name] = k;

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "engine/file/json.h"
 #include "engine/core/check.h"
 
 namespace bcq {

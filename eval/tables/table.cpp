@@ -395,8 +395,8 @@ std::vector<std::string> Run::notes() const {
 }  // namespace
 
 void run_table(const TableRun& options) {
-  probe_folder(options.out);
-  if (!options.cache.empty()) probe_folder(options.cache);
+  make_folder(options.out);
+  if (!options.cache.empty()) make_folder(options.cache);
   Run run(options);
   for (Column& column : run.columns) {
     if (column.path.empty()) continue;
