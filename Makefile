@@ -22,14 +22,15 @@ LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 PROGRAMS := imagenet perplexity generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
-LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp eval/*/*.cpp))
+COMMAND  := eval/cli.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
-SOURCES  := $(LIBRARY) $(MAINS) $(TESTS) $(PARITY)
+SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install clean help setup
+.PHONY: all demo test asan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -81,7 +82,11 @@ $(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg
 	@rm -f $@
 	ar rcs $@ $(filter %.o,$^)
 
-$(BUILD)/bin/%: $(BUILD)/obj/eval/main_%.o $(BUILD)/libbcq.a
+$(BUILD)/libcommand.a: $(call object,$(COMMAND))
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/bin/%: $(BUILD)/obj/eval/main_%.o $(BUILD)/libcommand.a $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
@@ -89,7 +94,7 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bin/tests: $(call object,$(TESTS)) $(BUILD)/libbcq.a
+$(BUILD)/bin/tests: $(call object,$(TESTS)) $(BUILD)/libcommand.a $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
@@ -146,12 +151,20 @@ parity: all reference-env $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
 
 # --- Keep --------------------------------------------------------------------------------------------
 # engine <- models <- quant <- eval; engine <- data <- eval. quant knows models by model.h alone.
+# Inside engine: core <- kernels <- grid <- gemm <- nn, file.
 layers:
 	@! grep -rnE '#include "(models|quant|eval|data)/' engine
-	@! grep -nE '#include "(quant|eval|data)/' models/*.h models/*.cpp
-	@! grep -nE '#include "(eval|data)/' quant/*.h quant/*.cpp
-	@! grep -nE '#include "models/' quant/*.h quant/*.cpp | grep -v '"models/model.h"'
+	@! grep -rnE '#include "engine/(kernels|grid|gemm|nn|file)/' engine/core
+	@! grep -rnE '#include "engine/(grid|gemm|nn|file)/' engine/kernels
+	@! grep -rnE '#include "engine/(gemm|nn|file)/' engine/grid
+	@! grep -rnE '#include "engine/(nn|file)/' engine/gemm
+	@! grep -rnE '#include "engine/file/' engine/nn
+	@! grep -rnE '#include "engine/nn/' engine/file
+	@! grep -rnE '#include "(quant|eval|data)/' models --include=*.h --include=*.cpp
+	@! grep -rnE '#include "(eval|data)/' quant --include=*.h --include=*.cpp
+	@! grep -rnE '#include "models/' quant --include=*.h --include=*.cpp | grep -v '"models/model.h"'
 	@! grep -rnE '#include "(models|quant|eval)/' data --include=*.h --include=*.cpp
+	@! grep -rnE '#include "(eval/(cli|tables|bench)|CLI)' $(filter eval/%,$(LIBRARY))
 	@echo "layers: every include points the right way"
 
 FORMATTED = $(shell find engine models quant eval data tests -name '*.h' -o -name '*.cpp')
@@ -160,11 +173,38 @@ format:
 format-check:
 	$(CLANG_FORMAT) --dry-run -Werror $(FORMATTED)
 
-install: all
+install: all $(BUILD)/bcq.pc
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(filter-out %/demo %/bench,$(binaries)) $(DESTDIR)$(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/share/bcq/tables
 	install -m 644 eval/tables/*.json $(DESTDIR)$(PREFIX)/share/bcq/tables
+	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 644 $(BUILD)/libbcq.a $(DESTDIR)$(PREFIX)/lib
+	install -m 644 $(BUILD)/bcq.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	@for header in $(HEADERS); do install -D -m 644 $$header $(DESTDIR)$(PREFIX)/include/bcq/$$header || exit 1; done
+
+# The library for other programs: without command lines. Its headers are included by the names they have here.
+HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
+$(BUILD)/bcq.pc: Makefile $(BUILD)/version
+	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
+	  'Version: 0.1.0' 'Cflags: -std=c++20 -fopenmp -I$${prefix}/include/bcq' \
+	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -fopenmp $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@
+
+# eval/example.cpp, built against an installed copy and run on an embedded model.
+example: all
+	$(MAKE) install PREFIX=$(abspath $(BUILD))/installed DESTDIR= BUILD=$(BUILD)
+	sed -n 's/^Cflags: //p;s/^Libs: //p' $(BUILD)/installed/lib/pkgconfig/bcq.pc | sed 's|$${prefix}|$(abspath $(BUILD))/installed|g' \
+	  | tr '\n' ' ' > $(BUILD)/example.flags
+	$(CXX) -O1 eval/example.cpp $$(cat $(BUILD)/example.flags) -o $(BUILD)/example
+	$(BUILD)/example data/mini/opt data/mini/text/test.txt data/mini/text/calib.txt $(BUILD)/example-3bit
+
+# For editors and clang tools.
+compile_commands.json: Makefile
+	@{ echo '['; for f in $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS); do \
+	  printf '{"directory": "%s", "file": "%s", "command": "$(CXX) $(FLAGS) -c %s"},\n' "$(CURDIR)" $$f $$f; done; } | sed '$$ s/,$$//' > $@
+	@echo ']' >> $@
+tidy: compile_commands.json
+	clang-tidy -p . --quiet $(LIBRARY) $(COMMAND) $(MAINS)
 
 clean:
 	rm -rf $(BUILD)
@@ -182,6 +222,8 @@ help:
 	@echo "make parity         comparisons with the reference implementations at real shapes"
 	@echo "make layers         fail on an include that points the wrong way"
 	@echo "make format         clang-format everything"
-	@echo "make install        imagenet, perplexity, generate, forward and table into PREFIX/bin ($(PREFIX))"
+	@echo "make install        programs, library, headers and bcq.pc into PREFIX ($(PREFIX))"
+	@echo "make example        eval/example.cpp against an installed copy of the library"
+	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
 	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

@@ -272,13 +272,11 @@ json run_facts() {
           {"peak_rss_mb", static_cast<double>(usage.ru_maxrss) / 1024}};
 }
 
-std::string file_text(const json& value) { return value.dump(2, ' ', false, json::error_handler_t::replace) + "\n"; }
-
 void write_record(const std::string& path, const json& record) {
   if (path == "-")
-    std::cout << file_text(record);
+    std::cout << dump(record, 2) + "\n";
   else if (!path.empty())
-    write_file(path, file_text(record));
+    write_file(path, dump(record, 2) + "\n");
 }
 
 }  // namespace bcq

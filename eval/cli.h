@@ -13,11 +13,10 @@
 
 #include "engine/core/progress.h"
 #include "engine/file/json_fwd.h"
+#include "eval/version.h"
 #include "quant/recipe.h"
 
 namespace bcq {
-
-const char* version();  // git describe of the sources
 
 // Thrown by a program that has printed its results, but had to leave out some of its data.
 struct Incomplete : std::runtime_error {
@@ -88,8 +87,6 @@ class ProgressLine {
 
 // The members every record has: tool, version, threads, isa, blas, peak_rss_mb.
 json run_facts();
-// JSON as it is written to files: bytes that are no UTF-8 are replaced.
-std::string file_text(const json& value);
 // Write records as JSON to `path` ("-": stdout); nothing when path is empty.
 void write_record(const std::string& path, const json& record);
 

@@ -8,7 +8,6 @@
 #include "engine/core/check.h"
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
-#include "eval/cli.h"
 #include "eval/save.h"
 
 namespace bcq {
@@ -66,7 +65,7 @@ BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume)
   }
   std::error_code error;
   require(fs::create_directory(folder_, error), "%s: cannot be created: %s", folder_, error.message());
-  write_file(run, file_text(fingerprint));
+  write_file(run, dump(fingerprint, 2) + "\n");
 }
 
 std::string BlockFiles::path(const std::string& walk, int i) const {
@@ -101,7 +100,7 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
     if (layer->packed() && layer->packed()->groups() > 1) about["group"] = layer->packed()->group();
   for (const auto& [name, tensor] : tensors)
     if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
-  write_safetensors(path(walk, i), tensors, {{"block", file_text(about)}});
+  write_safetensors(path(walk, i), tensors, {{"block", dump(about, 2) + "\n"}});
 }
 
 void BlockFiles::remove() {

@@ -11,7 +11,7 @@
 #include "engine/core/check.h"
 #include "engine/file/json.h"
 #include "engine/grid/affine.h"
-#include "eval/cli.h"
+#include "eval/version.h"
 
 namespace bcq {
 namespace {
@@ -323,8 +323,8 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
 
   NewFolder out(target_of(save));
   write_safetensors((out.path() / "model.safetensors").string(), tensors, metadata);
-  write_file((out.path() / "config.json").string(), file_text(config));
-  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), file_text(quantization));
+  write_file((out.path() / "config.json").string(), dump(config, 2) + "\n");
+  if (save.is_gptq()) write_file((out.path() / "quantize_config.json").string(), dump(quantization, 2) + "\n");
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                            "special_tokens_map.json", "added_tokens.json", "generation_config.json"})
     if (fs::exists(folder / name)) write_file((out.path() / name).string(), read_file((folder / name).string()));

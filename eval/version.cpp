@@ -1,3 +1,5 @@
+#include "eval/version.h"
+
 namespace bcq {
 
 const char* version() { return BCQ_VERSION; }

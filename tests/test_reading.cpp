@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "engine/file/packed_file.h"
-#include "engine/gemm/packed.h"
+#include "engine/gemm/gemm_packed.h"
 #include "engine/grid/affine.h"
 #include "tests/model_fixtures.h"
 

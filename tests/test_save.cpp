@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/file/json.h"
 #include "engine/core/check.h"
 #include "engine/core/half.h"
 #include "engine/grid/affine.h"

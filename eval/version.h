@@ -1,0 +1,7 @@
+#pragma once
+
+namespace bcq {
+
+const char* version();  // git describe of the sources
+
+}  // namespace bcq
