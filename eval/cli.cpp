@@ -108,16 +108,13 @@ struct CommandLine::Parser {
       return;
     }
     CLI::Option* o = add(arg, [this, &option](const std::vector<std::string>& texts) {
-      const bool implied = option.implied && (texts.empty() || texts[0].empty() || texts[0] == "true");
-      given[option.key] = option.is_list   ? json(texts)
-                          : option.is_text ? json(texts.at(0))
-                                           : number_of(implied ? option.implied : texts.at(0));
+      given[option.key] = option.is_list ? json(texts) : option.is_text ? json(texts.at(0)) : number_of(texts.at(0));
     });
     if (option.is_list)
       o->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
     else
       o->default_str(defaults_of(option, recipe->family));
-    if (option.implied) o->expected(0, 1);
+    if (option.implied) o->expected(0, 1)->default_str(option.implied);  // what CLI11 hands on when no value follows
   }
 };
 
@@ -168,6 +165,8 @@ void CommandLine::add_recipe(Recipe& to, bool of_cells) {
       parser_->file);
   add({"--print-recipe", "", "Write the recipe of this command line as JSON, and end"}, parser_->print_recipe);
 }
+
+const json& CommandLine::given() const { return parser_->given; }
 
 bool CommandLine::has(const std::string& flag) const { return parser_->app.count(flag) > 0; }
 

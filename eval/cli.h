@@ -46,6 +46,7 @@ class CommandLine {
   // The options of the recipe table, --recipe and --print-recipe. With `of_cells` those alone that hold for all cells
   // of a table. `to` is read when the rest has been.
   void add_recipe(Recipe& to, bool of_cells = false);
+  const json& given() const;  // options of the recipe on the command line, by key
   // Whether the command line itself has the option ("--bc-sites").
   bool has(const std::string& flag) const;
   // Parse and run body(); turns every error into a message and an exit code.

@@ -90,11 +90,9 @@ int main(int argc, char** argv) {
   return line.run(argc, argv, [&] {
     const Timer timer;
     json records = json::array();
-    const PaperTable vision = read_table("vision", recipe_of(Family::Vision), true);
+    const PaperTable vision = read_table("vision", Family::Vision, json::object(), true);
     for (const std::string& name : embedded_models(vision, root)) vision_model(root, name, vision, records);
-    Recipe base = recipe_of(Family::Language);
-    base.seqlen = kMiniSeqlen;
-    const PaperTable language = read_table("language", base, true);
+    const PaperTable language = read_table("language", Family::Language, {{"seqlen", kMiniSeqlen}}, true);
     for (const std::string& name : embedded_models(language, root)) language_model(root, name, language, records);
     write_record(json_path, records);
     print(

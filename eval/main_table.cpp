@@ -51,7 +51,8 @@ int main(int argc, char** argv) {
   return line.run(vision ? argc : argc - 1, vision ? argv : argv + 1, [&] {
     require_usage(o.models.empty() == o.data.empty(), "--models and %s belong together", data);
     require_usage(!o.models.empty() || o.labels.empty(), "--labels needs --models");
-    if (!vision && o.models.empty() && o.base.seqlen == 0) o.base.seqlen = kMiniSeqlen;
+    o.given = line.given();
+    if (!vision && o.models.empty() && o.base.seqlen == 0) o.given["seqlen"] = kMiniSeqlen;
     run_table(o);
   });
 }

@@ -137,9 +137,15 @@ TEST_CASE("cli: data that are not what they have to be") {
       "imagenet --model data/mini/vit --method base-ptq --data data/mini/images/val --calib-images 2000 "
       "--calib-data " +
           folder.path.string(),
-      3, {image.c_str()});  // but not in a calibration
-  fs::remove_all(first_class.path());
-  check_failure(on_folder, 3, {"class"});  // labels would be shifted
+      3, {image.c_str()});             // but not in a calibration
+  fs::remove_all(first_class.path());  // the others are named as classes of the model, and keep their labels
+  CHECK(run(on_folder).code == 0);
+  CHECK(read_json(json_path)["labelled_by"] == "the model's labels");
+  std::vector<fs::path> classes;
+  for (const auto& entry : fs::directory_iterator(folder.path))
+    if (entry.is_directory()) classes.push_back(entry.path());
+  for (const fs::path& path : classes) fs::rename(path, path.string() + " of another set");
+  check_failure(on_folder, 3, {"class"});  // by their rank the labels would be shifted
 
   write_file(folder / "short.txt", "too short");
   check_failure("perplexity --model data/mini/opt --text " + folder / "short.txt", 3, {"short.txt", "tokens"});
@@ -183,8 +189,8 @@ TEST_CASE("cli: forward refuses wrong inputs, leaves nothing behind, and times i
   CHECK_FALSE(fs::exists(output));
 
   write_safetensors(input, {{"pixel_values", Tensor({2, 3, 28, 28})}});
-  check_failure("forward --model data/mini/vit --input " + input + " --output /nowhere/out.safetensors", 1,
-                {"/nowhere/out.safetensors"});
+  check_failure("forward --model data/mini/vit --input " + input + " --output /nowhere/out.safetensors", 2,
+                {"/nowhere/out.safetensors"});  // before the work
   CHECK(run(command).code == 0);
   const Tensor once = SafeTensors::open(output).get("logits", {2, 10});
 

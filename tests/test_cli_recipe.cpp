@@ -129,8 +129,10 @@ TEST_CASE("cli: patterns of any length are looked for without recursion") {
 }
 
 TEST_CASE("cli: what cannot be written to stdout is no success") {
+  const char* given = std::getenv("BCQ_BIN");
+  const std::string bin = given ? given : "build/bin";
   for (const char* command : {"imagenet --help", "perplexity --print-recipe", "generate --version"})
-    CHECK(run(std::string(command) + " >/dev/full #").code != 0);
+    CHECK(std::system((bin + "/" + command + " >/dev/full 2>/dev/null").c_str()) != 0);
 }
 
 TEST_CASE("cli: names that are no UTF-8 do not lose a result") {
@@ -143,8 +145,10 @@ TEST_CASE("cli: names that are no UTF-8 do not lose a result") {
   CHECK(read_json(folder / "r.json")["images"] == 2);
   const std::string text = folder / "t\xff.txt";
   fs::copy(kMini + "/text/calib.txt", text);
-  const Result r = run(kText + "--method gptq --nsamples 2 --seqlen 32 --calib-text '" + text + "' --save " +
-                       folder / "saved --json " + folder / "t.json");
+  const Result r =
+      run("perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 2 --method gptq --nsamples 2 "
+          "--seqlen 32 --calib-text '" +
+          text + "' --save " + folder / "saved --json " + folder / "t.json");
   CAPTURE(r.err);
   CHECK(r.code == 0);
   CHECK(contains(read_json(folder / "t.json")["calib_text"], ".txt"));

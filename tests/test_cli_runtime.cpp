@@ -56,6 +56,6 @@ TEST_CASE("cli: --runtime integer says what it simulates, and when there is noth
 }
 
 TEST_CASE("cli: bench says what is wrong") {
-  check_failure("bench --only [", 2, {"--only [", "not a regular expression"});
+  check_failure("bench --only [", 2, {"\"[\"", "not a regular expression"});
   check_failure("bench --repeats 0", 2, {"--repeats"});
 }

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <filesystem>
 
-#include "engine/file/json.h"
 #include "engine/core/check.h"
 #include "engine/core/half.h"
+#include "engine/file/json.h"
 #include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
 #include "eval/resume.h"

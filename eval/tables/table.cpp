@@ -28,19 +28,22 @@ std::string table_path(const std::string& name) {
                           (program / "../share/bcq/tables").lexically_normal()));
 }
 
-Cell cell_of(const json& row, const Recipe& base, const std::string& path) {
-  Cell cell{base, row.contains("method"), "", "", "", get_or(row, "paper", json(), path)};
+Cell cell_of(const json& row, Family family, json given, const std::string& path) {
+  Cell cell{recipe_of(family), row.contains("method"), "", "", "", get_or(row, "paper", json(), path)};
   const int bits = get<int>(row, "bits", path);
   const int64_t group = get_or<int64_t>(row, "group", -1, path);
-  const bool vision = base.family == Family::Vision;
-  json values = to_json(base);
+  const bool vision = family == Family::Vision;
+  json values = json::object();
   if (cell.measurable) {
     values["method"] = get<std::string>(row, "method", path);
     values["bc"] = get_or<std::string>(row, "bc", "none", path);
   }
   const bool quantized = bits < 32;
   if (quantized) values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
-  cell.recipe = read_recipe(base.family, values, path, json::object());
+  const Recipe r = read_recipe(family, values, path, json::object());
+  for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
+    if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
+  cell.recipe = read_recipe(family, values, path, given);
   cell.label = cell.measurable ? label_of(cell.recipe) : get<std::string>(row, "label", path);
   const std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
   cell.width = vision ? width + "/" + width : width;
@@ -50,11 +53,11 @@ Cell cell_of(const json& row, const Recipe& base, const std::string& path) {
 
 }  // namespace
 
-PaperTable read_table(const std::string& name, const Recipe& base, bool embedded) {
+PaperTable read_table(const std::string& name, Family family, const json& given, bool embedded) {
   const std::string path = table_path(name);
   PaperTable table{path, read_json(path), {}};
   const char* rows = embedded && table.file.contains("embedded_rows") ? "embedded_rows" : "rows";
-  for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, base, path));
+  for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
   return table;
 }
 
@@ -172,7 +175,7 @@ std::string find_model(const std::string& models, const std::string& name, const
 
 Run::Run(const TableRun& options)
     : o(options),
-      table(read_table(o.name, o.base, o.models.empty())),
+      table(read_table(o.name, o.base.family, o.given, o.models.empty())),
       vision(o.base.family == Family::Vision),
       embedded(o.models.empty()) {
   if (vision) {

@@ -29,9 +29,9 @@ struct PaperTable {
   json file;
   std::vector<Cell> cells;
 };
-// name: vision, language or groups. `base` gives what cells do not decide. The file is looked for in the working
+// name: vision, language or groups. `given`: options by key, for all cells. The file is looked for in the working
 // directory, in the source tree around the program and in the share folder beside it; InputError when it is missing.
-PaperTable read_table(const std::string& name, const Recipe& base, bool embedded);
+PaperTable read_table(const std::string& name, Family family, const json& given, bool embedded);
 // The embedded models of the table that are in a folder; InputError when there is none.
 std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder);
 
@@ -58,7 +58,8 @@ struct TableRun {
   std::string labels, cache;       // as list_images() takes them
   std::string out, json_path;      // folder of finished cells; the table as JSON (see write_record)
   int64_t limit = 0, batch_size = 32;
-  Recipe base;  // what cells do not decide
+  Recipe base;                     // family, and what cells do not decide
+  json given;                      // of that, what the command line says; by key
 };
 // Measure every cell of the models that are there and is not finished, and print the table. A model that cannot be
 // measured leaves its cells "failed", those that are not there "not run"; throws Incomplete at the end when any failed.
