@@ -1,4 +1,6 @@
 // Chooses the kernels, once: the best set that runs here, or the one BCQ_ISA names.
+#include <cpuid.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -15,13 +17,18 @@ extern const Kernels kernels_avx512;
 
 namespace {
 
+bool has_f16c() {  // clang 14 has no name for it
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 struct Sets {
   const Kernels* set[3] = {};
   int count = 0;
 
   Sets() {
     // Asks the processor, and the operating system whether it saves the registers.
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni");
