@@ -9,7 +9,7 @@
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
 #include "engine/grid/uniform.h"
-#include "tests/support.h"
+#include "tests/grid_codes.h"
 
 using namespace bcq;
 using namespace bcq::test;
@@ -23,14 +23,6 @@ double half_to_even(double x) { return std::nearbyint(x); }  // the default roun
 double uniform(float x, float delta, int bits) {
   const double m = std::ldexp(1, bits - 1);
   return static_cast<float>(clamp(half_to_even(x / delta), -m, m - 1)) * delta;
-}
-
-// Are all values of f(i) equal to y[i]? -0 counts as 0.
-template <class F>
-bool all_equal(const Tensor& y, F f) {
-  for (int64_t i = 0; i < y.size(); ++i)
-    if (static_cast<double>(y[i]) != static_cast<double>(f(i))) return false;
-  return true;
 }
 
 }  // namespace
@@ -211,47 +203,6 @@ TEST_CASE("storage_bits counts codes, steps and zero points") {
   CHECK(storage_bits(ordered, {10, 20}) == 200 * 2 + 30 * (16 + 2) + 20 * 32);
 }
 
-namespace {
-
-// x̂ from the codes of x, by the definition of the integer form: Σ_p scale_p (u_p - offset), in float. Units lie along
-// axis 0 of x, whose rows have the length of all other dimensions.
-Tensor decoded(const Grid& grid, const Tensor& x) {
-  const int64_t rows = grid->units(), n = x.size() / rows, stride = n + 3;
-  Tensor y(x.shape);
-  std::vector<uint8_t> codes(static_cast<size_t>(2 * stride), 255);
-  for (int64_t r = 0; r < rows; ++r) {
-    grid->code(x.data + r * n, n, r, codes.data(), stride);
-    for (int64_t i = 0; i < n; ++i)
-      for (int p = 0; p < grid->planes(); ++p)
-        y[r * n + i] +=
-            grid->plane_scale(p, r) * static_cast<float>(codes[static_cast<size_t>(p * stride + i)] - grid->offset(r));
-  }
-  return y;
-}
-
-// The same of signed codes.
-Tensor decoded_signed(const Grid& grid, const Tensor& x) {
-  const int64_t rows = grid->units(), n = x.size() / rows;
-  Tensor y(x.shape);
-  std::vector<int8_t> codes(static_cast<size_t>(n));
-  for (int64_t r = 0; r < rows; ++r) {
-    grid->code_signed(x.data + r * n, n, r, codes.data());
-    for (int64_t i = 0; i < n; ++i)
-      y[r * n + i] = grid->plane_scale(0, r) * static_cast<float>(codes[static_cast<size_t>(i)]);
-  }
-  return y;
-}
-
-// Values of both signs over some orders of magnitude, among them 0 and values far outside any grid.
-Tensor spread(Shape shape, uint64_t seed, float size = 1) {
-  Tensor x = random(std::move(shape), seed);
-  for (int64_t i = 0; i < x.size(); ++i) x[i] *= size * std::ldexp(1.f, static_cast<int>(i % 17) - 13);
-  x[0] = 0, x[1] = 1e30f, x[2] = -1e30f;
-  return x;
-}
-
-}  // namespace
-
 TEST_CASE("codes stand for the rounded values: uniform and twin grids") {
   const Tensor x = spread({3, 701}, 11, 4), gelu = spread({1, 2103}, 12, 4);
   Tensor a = spread({1, 2103}, 13);
@@ -261,12 +212,11 @@ TEST_CASE("codes stand for the rounded values: uniform and twin grids") {
     const Grid uniforms[] = {Uniform{bits, 0, {0.1f}}, Uniform{bits, 0, {0.1f, 0.02f, 0.3f}}};
     for (const Grid& grid : uniforms) {
       const Tensor want = fake_quantize(grid, x), got = decoded(grid, x), of_signed = decoded_signed(grid, x);
-      CHECK(all_equal(want, [&](int64_t i) { return got[i]; }));
-      CHECK(all_equal(want, [&](int64_t i) { return of_signed[i]; }));
+      CHECK(all_equal(want, got));
+      CHECK(all_equal(want, of_signed));
     }
     const Grid twin = TwinGelu{bits, 0.11f, 0.013f};
-    const Tensor codes = decoded(twin, gelu);
-    CHECK(all_equal(fake_quantize(twin, gelu), [&](int64_t i) { return codes[i]; }));
+    CHECK(all_equal(fake_quantize(twin, gelu), decoded(twin, gelu)));
     CHECK_FALSE(twin.has_signed_codes());
     for (const bool official : {true, false}) {  // scales of codes are rounded quotients: not to the last bit
       const Grid grid = TwinSoftmax{bits, 0.125f, official};

@@ -157,7 +157,7 @@ TEST_CASE("integer: products of activations of every grid") {
 
 TEST_CASE("integer: what has no integer form is simulated") {
   const Tensor x = random({2, 5, 50}, 3);
-  const Grid nine = uniform(9, 0, 1, 1), affine = Affine{4, 50, Tensor({66, 1}), Tensor({66, 1})};
+  const Grid nine = uniform(9, 0, 1, 1), affine = Affine{4, 25, Tensor({66, 2}), Tensor({66, 2})};
   for (const Grid& grid : {Grid{Identity{}}, nine, affine}) {
     Layer left = linear_layer(66, 50, grid, uniform(8, 0, 1, 1)), right = left;
     CHECK_FALSE(left.prepare_int8());

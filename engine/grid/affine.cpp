@@ -26,6 +26,22 @@ double Affine::storage_bits(const Shape& shape) const {
          32.0 * static_cast<double>(column_group.size());
 }
 
+Grid Affine::unit(int64_t u) const {
+  return Affine{bits, group, scale.slice(u, u + 1).clone(), zero.slice(u, u + 1).clone(), column_group};
+}
+
+bool Affine::is_signed() const {
+  const float top = std::ldexp(1.f, bits) - 1;
+  return bits <= kInt8Bits && scale.dim(1) == 1 && std::all_of(zero.data, zero.data + zero.size(), [&](float z) {
+           return z <= 128 && top - z <= 127 && z == std::nearbyint(z);
+         });
+}
+
+void Affine::code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const {
+  const float z = zero[unit];
+  kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale[unit], -z, std::ldexp(1.f, bits) - 1 - z, 0);
+}
+
 bool is_symmetric(const Affine& grid) {
   const float middle = static_cast<float>(1 << (grid.bits - 1));
   return std::all_of(grid.zero.data, grid.zero.data + grid.zero.size(), [&](float z) { return z == middle; });

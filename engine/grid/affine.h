@@ -7,7 +7,8 @@
 namespace bcq {
 
 // Of weights [out, in]:  x̂ = s (clamp(round(x / s) + z, 0, 2^bits - 1) - z), with one (s, z) for every row and every
-// group of `group` columns. No integer form here: products with packed codes are engine/gemm/packed.h.
+// group of `group` columns. Signed codes round(x / s) where a row has one pair and they fit in 8 bits; for all others
+// there are products with packed codes (engine/gemm/packed.h).
 class Affine final : public GridKind {
  public:
   Affine() : Affine(0, 0, {}, {}) {}  // to be filled in
@@ -28,6 +29,11 @@ class Affine final : public GridKind {
   void fake_quantize(const Tensor& x, Tensor& y) const override;
   // Codes, scales, `bits`-bit zero points and 32-bit column groups.
   double storage_bits(const Shape& shape) const override;
+  int64_t units() const override { return scale.dim(0); }
+  Grid unit(int64_t u) const override;
+  float plane_scale(int, int64_t unit) const override { return scale[unit]; }
+  bool is_signed() const override;
+  void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
 };
 
 // Whether every zero point is the middle code, as GPTQ's `sym` has it.

@@ -6,7 +6,6 @@ namespace bcq {
 
 Grid GridKind::unit(int64_t) const { throw Error(format("a %s grid has one unit", name())); }
 float GridKind::plane_scale(int, int64_t) const { throw Error(format("a %s grid has no integer form", name())); }
-int32_t GridKind::offset(int64_t) const { return 0; }
 void GridKind::code(const float*, int64_t, int64_t, uint8_t*, int64_t) const {
   throw Error(format("a %s grid has no integer form of %d bits", name(), bits));
 }

@@ -42,11 +42,12 @@ class GridKind {
   virtual int axis() const { return 0; }
   virtual Grid unit(int64_t u) const;  // the grid of one of them
 
-  // The integer form of a left operand: x̂ = Σ_p plane_scale(p, unit) (u_p - offset(unit)) with u8 codes u_p in one or
-  // two planes. No planes: there is none.
+  // The integer form of a left operand: x̂ = Σ_p plane_scale(p, unit) (u_p - offset(unit)) + constant(unit) with u8
+  // codes u_p in one or two planes. No planes: there is none.
   virtual int planes() const { return 0; }
   virtual float plane_scale(int plane, int64_t unit) const;
-  virtual int32_t offset(int64_t unit) const;
+  virtual int32_t offset(int64_t) const { return 0; }
+  virtual float constant(int64_t) const { return 0; }
   // x[0..n) to codes in each plane, the planes `stride` bytes apart. NaN becomes some code.
   virtual void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const;
 

@@ -1,7 +1,11 @@
 // Every kind of grid that can be read from its description: a new one is a row here. Affine has none: it comes with
 // the codes of its weight (engine/gemm/packed.h).
 #include "engine/core/check.h"
-#include "engine/grid/grid.h"
+#include "engine/grid/adalog.h"
+#include "engine/grid/asymmetric.h"
+#include "engine/grid/log2.h"
+#include "engine/grid/log_sqrt2.h"
+#include "engine/grid/table.h"
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
 #include "engine/grid/uniform.h"
@@ -19,6 +23,14 @@ constexpr Row kGrids[] = {
     {"twin-gelu", TwinGelu::read},
     {"twin-softmax official", [](const Fields& f) { return TwinSoftmax::read(f, true); }},
     {"twin-softmax clean", [](const Fields& f) { return TwinSoftmax::read(f, false); }},
+    {"asymmetric", Asymmetric::read},
+    {"log2", [](const Fields& f) { return Log2::read(f, false); }},
+    {"log2+zero", [](const Fields& f) { return Log2::read(f, true); }},
+    {"log-sqrt2", [](const Fields& f) { return LogSqrt2::read(f, false); }},
+    {"log-sqrt2+zero", [](const Fields& f) { return LogSqrt2::read(f, true); }},
+    {"adalog", [](const Fields& f) { return AdaLog::read(f, false); }},
+    {"adalog+zero", [](const Fields& f) { return AdaLog::read(f, true); }},
+    {"table", Table::read},
 };
 
 }  // namespace

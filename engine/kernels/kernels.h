@@ -134,6 +134,12 @@ struct Kernels {
   void (*packed_codes)(const PackedRows& rows, uint8_t* y);
   void (*packed_sums)(const PackedRows& rows, const PackedSums& part);
 
+  // level[i] = how many of `count` edges, bits of positive floats, are above x[i] + shift; count <= 255. NaN: 0 or
+  // count.
+  void (*count_edges)(const float* x, int64_t n, float shift, const int32_t* edges, int count, uint8_t* level);
+  // y[i] = table[x[i]], 0 where x[i] >= size, a multiple of 16; y may be x.
+  void (*look_up)(const uint8_t* table, int size, const uint8_t* x, uint8_t* y, int64_t n);
+
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);

@@ -10,6 +10,7 @@
 #include "engine/kernels/float_tile.h"
 #include "engine/kernels/int8_tile.h"
 #include "engine/kernels/kernels.h"
+#include "engine/kernels/level_kernels.h"
 #include "engine/kernels/packed_kernels.h"
 #include "engine/kernels/simd.h"
 
@@ -182,7 +183,7 @@ struct Step {
   // The same without the division, which takes longer than all else: the remainder of a product with the inverse is
   // exact, and corrects it (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor").
   // The code is that of the rounded quotient: tried for every mantissa of delta and all floats within 3 units in the
-  // last place of where one of 128 codes changes. To clamp x itself gives the same codes and leaves no infinities.
+  // last place of where one of 256 codes changes. To clamp x itself gives the same codes and leaves no infinities.
   int32_t code(float x) const {
     const float a = at_most(x > least ? x : least, most);
 #if defined(__FMA__)
@@ -330,6 +331,8 @@ constinit const Kernels BCQ_TABLE = {
     .packed_product = packed_product,
     .packed_codes = packed_codes,
     .packed_sums = packed_sums,
+    .count_edges = count_edges,
+    .look_up = look_up,
     .from_f16 = from_f16,
     .from_bf16 = from_bf16,
 };

@@ -14,15 +14,17 @@
 namespace bcq {
 
 // Sums to floats, column by column: Σ_p scale_p sum_p + bias, of sums that begin at start: -z Σ v, or null for z = 0.
-// The bias is that of the layer as it stands when a product is computed, [columns]; null: none.
+// The bias is that of the layer as it stands when a product is computed, [columns]; null: none. Where the left grid
+// adds a constant to its values, `constant` is what that makes of each column, else it is empty.
 struct Dequantizer {
   std::vector<int32_t> starts;
-  std::vector<float> scale1, scale2, zeros;
+  std::vector<float> scale1, scale2, zeros, constant;
 
   const int32_t* start() const { return starts.empty() ? nullptr : starts.data(); }
   void operator()(int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2, const float* bias, float* y) const {
     kernels().from_sums(sum1, sum2, scale1.data() + c0, sum2 ? scale2.data() + c0 : nullptr,
                         (bias ? bias : zeros.data()) + c0, y, n);
+    if (!constant.empty()) kernels().add(y, constant.data() + c0, y, n);
   }
 };
 

@@ -1,0 +1,43 @@
+// Asymmetric uniform grids of activations:  x̂ = s (clamp(round(x / s) + z, 0, 2^bits - 1) - z).   (RepQ-ViT, AdaLog)
+#pragma once
+#include <utility>
+
+#include "engine/grid/grid.h"
+
+namespace bcq {
+
+// One pair of scale s and zero point z, or one for each of several equal, consecutive parts of dimension `along`. A
+// zero point is an integer and may lie outside the codes: then the grid does not hold 0.
+// Integer form: u8 codes with offset z. Signed codes round(x / s) where they fit in 8 bits, as with 7 bits and less
+// they do for every grid that holds 0.
+class Asymmetric final : public GridKind {
+ public:
+  Asymmetric(int bits, float scale, int32_t zero) : Asymmetric(bits, 0, {scale}, {zero}) {}
+  // Error when scales and zero points are not equally many, or a zero point is beyond 2^20.
+  Asymmetric(int bits, int along, std::vector<float> scale, std::vector<int32_t> zero);
+  static Grid read(const Fields& fields);
+
+  int along;
+  std::vector<float> scale;
+  std::vector<int32_t> zero;
+
+  const char* name() const override { return "asymmetric"; }
+  Fields describe() const override;
+  void fake_quantize(const Tensor& x, Tensor& y) const override;
+  double storage_bits(const Shape& shape) const override;  // 32-bit scales, zero points of `bits`
+  int64_t units() const override { return static_cast<int64_t>(scale.size()); }
+  int axis() const override { return along; }
+  Grid unit(int64_t u) const override { return Asymmetric{bits, scale[index(u)], zero[index(u)]}; }
+  int planes() const override;
+  float plane_scale(int, int64_t unit) const override { return scale[index(unit)]; }
+  int32_t offset(int64_t unit) const override { return zero[index(unit)]; }
+  void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
+  bool is_signed() const override;
+  void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
+
+ private:
+  static size_t index(int64_t unit) { return static_cast<size_t>(unit); }
+  bool all_between(int least, int most) const;  // all round(x / s)
+};
+
+}  // namespace bcq

@@ -1,0 +1,37 @@
+// Any 2^bits levels among the values of an 8-bit grid: a table of 256 bytes behind the 8-bit codes. Which levels are
+// best is found in quant/codebook.h.
+#pragma once
+#include <array>
+
+#include "engine/grid/grid.h"
+
+namespace bcq {
+
+// x̂ = s (T[u] - z), u = clamp(round(x / s) + z, 0, 255), and T[u] the level nearest to u, the lower one of two.
+// Integer form: u8 codes T[u] with offset z; signed codes T[u] - z where they fit in 8 bits.
+class Table final : public GridKind {
+ public:
+  // levels: 1 to 2^bits codes of the 8-bit grid of this scale and zero point, in any order.
+  Table(int bits, float scale, int32_t zero, std::vector<uint8_t> levels);
+  static Grid read(const Fields& fields);
+
+  float scale;
+  int32_t zero;                 // 0 to 255
+  std::vector<uint8_t> levels;  // rising
+
+  const char* name() const override { return "table"; }
+  Fields describe() const override;
+  void fake_quantize(const Tensor& x, Tensor& y) const override;
+  double storage_bits(const Shape& shape) const override;  // the table: 8 bits a level
+  int planes() const override { return 1; }
+  float plane_scale(int, int64_t) const override { return scale; }
+  int32_t offset(int64_t) const override { return zero; }
+  void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
+  bool is_signed() const override { return levels.front() - zero >= -128 && levels.back() - zero <= 127; }
+  void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
+
+ private:
+  std::array<uint8_t, 256> nearest_;
+};
+
+}  // namespace bcq
