@@ -6,8 +6,8 @@
 #include <charconv>
 #include <cmath>
 
-#include "engine/file/json.h"
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
