@@ -297,9 +297,9 @@ std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& 
   c.eps = static_cast<float>(in.number("layer_norm_eps", 0, 1, static_cast<double>(c.eps)));
   read_info(source, c.side, info);
   const bool new_layout = Loader(file, source.names).has("head.fc.weight");
-  const Loader at(file, new_layout ? source.names : from_old_layout(source.names));
-  check(c, at, source.where);
-  return std::make_unique<Swin>(c, at, info);
+  const NameMap names = new_layout ? source.names : from_old_layout(source.names);
+  check(c, Loader(file, names), source.where);  // what it asks for is not counted twice
+  return std::make_unique<Swin>(c, Loader(file, names), info);
 }
 
 }  // namespace bcq

@@ -289,3 +289,11 @@ TEST_CASE("vit: image settings that cannot be obeyed are refused") {
   v.config["num_classes"] = 8;
   CHECK(contains(v.refusal(), "head.weight"));
 }
+
+TEST_CASE("swin: the parameters are the values of the file, each counted once") {
+  int64_t values = 0;
+  for (const auto& [name, tensor] : SafeTensors::open(kSwin + "/model.safetensors").tensors())
+    if (name.find("relative_position_index") == std::string::npos && name.find("attn_mask") == std::string::npos)
+      values += numel(tensor.shape);
+  CHECK(load_model(kSwin)->info().parameters == values);
+}
