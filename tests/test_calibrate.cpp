@@ -20,7 +20,7 @@ namespace {
 const std::string kOpt = "tests/fixtures/opt_tiny";
 const std::string kVit = "tests/fixtures/vit_tiny", kDeit = "tests/fixtures/deit_tiny",
                   kSwin = "tests/fixtures/swin_tiny", kBloom = "tests/fixtures/bloom_tiny";
-const Context kFloat{Precision::Float, nullptr, nullptr}, kFake{Precision::Fake, nullptr, nullptr};
+const Context kFake{Precision::Fake, nullptr, nullptr};
 const Warn kIgnore = [](const std::string&) {};
 
 std::vector<Batch> windows(int count, int64_t length, uint32_t seed = 1) {
