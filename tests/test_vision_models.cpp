@@ -292,7 +292,8 @@ TEST_CASE("vit: image settings that cannot be obeyed are refused") {
 
 TEST_CASE("swin: the parameters are the values of the file, each counted once") {
   int64_t values = 0;
-  for (const auto& [name, tensor] : SafeTensors::open(kSwin + "/model.safetensors").tensors())
+  const SafeTensors file = SafeTensors::open(kSwin + "/model.safetensors");
+  for (const auto& [name, tensor] : file.tensors())
     if (name.find("relative_position_index") == std::string::npos && name.find("attn_mask") == std::string::npos)
       values += numel(tensor.shape);
   CHECK(load_model(kSwin)->info().parameters == values);
