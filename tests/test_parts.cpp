@@ -215,7 +215,9 @@ TEST_CASE("parts: the output of a pre-norm block folds into fc2, of a post-norm 
 
 TEST_CASE("parts: a compensation of the logits goes into every head there is") {
   const std::pair<std::string, size_t> heads[] = {{kVit, 1}, {kDeit, 2}, {kSwin, 1}};
-  for (const auto& [fixture, count] : heads) {
+  for (const auto& head : heads) {
+    const std::string& fixture = head.first;
+    const size_t count = head.second;
     CAPTURE(fixture);
     const auto model = load_model(fixture);
     const Batch batch = pixels_of(fixture);

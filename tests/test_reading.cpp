@@ -292,7 +292,8 @@ TEST_CASE("reading: broken configurations are input errors with the file's name"
       {"config.json", "{\"architecture\": \"vit_tiny_patch16_224\", \"pretrained_cfg\": []}"},
       {"config.json", "{\"model_type\": \"bloom\", \"quantization_config\": 4}"},
       {"config.json", "{\"model_type\": \"vit\", \"id2label\": 4}"}};
-  for (const auto& [name, text] : files) {
+  for (const auto& file : files) {
+    const char *name = file.first, *text = file.second;
     CAPTURE(text);
     Variant v(kVit);
     v.load();
