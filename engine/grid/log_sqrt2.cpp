@@ -1,5 +1,6 @@
 #include "engine/grid/log_sqrt2.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/grid/parts.h"
@@ -11,10 +12,10 @@ LogSqrt2::LogSqrt2(int b, float s, bool extra) : LogGrid(b, s, 0.5, extra) {
   std::vector<double> values;
   std::vector<uint8_t> even, odd;
   for (int k = 0; k < count(); ++k) {
-    const int half = (k + 1) / 2;
+    const int half = (k + 1) / 2, shift = std::min(half, 30);
     values.push_back(std::ldexp(static_cast<double>(k % 2 ? odd_scale : s), -half));
-    even.push_back(static_cast<uint8_t>(k % 2 ? 0 : 128 >> half));
-    odd.push_back(static_cast<uint8_t>(k % 2 ? 256 >> half : 0));
+    even.push_back(static_cast<uint8_t>(k % 2 ? 0 : 128 >> shift));
+    odd.push_back(static_cast<uint8_t>(k % 2 ? 256 >> shift : 0));
   }
   if (b <= 4)
     set_planes({even, odd}, {s / 128, odd_scale / 256});
