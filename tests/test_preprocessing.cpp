@@ -72,7 +72,8 @@ TEST_CASE("preprocessing: pixels are those of transformers, bit for bit, in ever
 }
 
 TEST_CASE("preprocessing: timm's settings are resolved as timm resolves them") {
-  for (const json& c : read_json("tests/fixtures/preprocessing.json")["timm"]) {
+  const json file = read_json("tests/fixtures/preprocessing.json");
+  for (const json& c : file["timm"]) {
     CAPTURE(c["config"].dump());
     const json& want = c["resolved"];
     Notes notes;
