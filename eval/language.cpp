@@ -248,7 +248,8 @@ std::string describe_weights(Model& model, const Recipe& r) {
   if (r.method == MethodName::Gptq && w.act_order) text += " act-order";
   if (r.method == MethodName::Gptq && w.static_groups) text += " static-groups";
   std::map<int, int> layers;
-  for (const json& bits : flat_recipe(model, r)["layer_bits"]) ++layers[bits.get<int>()];
+  const json recipe = flat_recipe(model, r);
+  for (const json& bits : recipe["layer_bits"]) ++layers[bits.get<int>()];
   for (const auto& [bits, count] : layers)
     text += format(", %d layer%s ", count, count > 1 ? "s" : "") + (bits < 32 ? format("of %d bit", bits) : "in float");
   return text;
