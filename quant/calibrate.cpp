@@ -388,7 +388,7 @@ class Calibration {
         capture.add(layer, a, b, y);
       });
       const Precision precision = is_float ? Precision::Float : Precision::Fake;
-      model_.run({precision, nullptr, &pass}, i, data_[j], is_float ? real_[j] : quantized_[j]);
+      model_.run(context(precision, &pass), i, data_[j], is_float ? real_[j] : quantized_[j]);
     }
     std::vector<GroupSums> sums(end - begin);
     for (size_t g = begin; g < end; ++g)
@@ -400,19 +400,17 @@ class Calibration {
 
   void fit_outputs(int i, Method& method) {
     for (const Point& branch : part_.branches)
-      if (method.wants(branch)) fit_point(method, branch, branch_error(i, method, branch));
+      if (method.wants(branch)) method.fit(branch, branch_error(i, method, branch), record());
     Point output = part_.output;
     const bool is_part = !output.added.empty();
     if (is_part && method.wants(output))
-      fit_point(method, output, is_known_sum(method) ? error_of_sum(i, method) : output_error(i, i, method));
+      method.fit(output, is_known_sum(method) ? error_of_sum(i, method) : output_error(i, i, method), record());
     output.kind = Point::Kind::Stage;
     output.name = format("stage.%d", stage_);
-    if (part_.ends_stage && method.wants(output)) fit_point(method, output, output_error(stage_first_, i, method));
+    if (part_.ends_stage && method.wants(output)) method.fit(output, output_error(stage_first_, i, method), record());
     if (i == model_.depth() && method.wants(model_.model_point()))
-      fit_point(method, model_.model_point(), output_error(-1, i, method));
+      method.fit(model_.model_point(), output_error(-1, i, method), record());
   }
-
-  void fit_point(Method& method, const Point& point, const Tensor& error) { method.fit(point, error, record()); }
 
   Tensor branch_error(int i, const Method& method, const Point& branch) {
     const bool same_inputs = stream_of(method) == Stream::Float;

@@ -67,7 +67,7 @@ std::vector<int32_t> evaluation_ids(const TextSource& source, const Tokenizer* t
 // Where calibration windows begin.
 //   None      as in the published loaders after random.seed(seed): C4 (both) in random documents, the others at random
 //             places of the whole text
-//   Document  at random documents, with random.seed(seed) and one randint for each; where a document is shorter than the
+//   Document  at random documents, with random.seed(seed) and one randint for each; where one is shorter than the
 //             window, the next ones follow. Documents are the objects of C4 (both), each tokenized on its own; of token
 //             ids what begins with one of `separators`; of other texts the same if any are given, else what follows a
 //             blank line.
