@@ -169,8 +169,9 @@ std::string find_model(const std::string& models, const std::string& name, const
         found.push_back(entry.path().string());
     }
   }
-  require_input(found.size() < 2, "%s and %s are both %s: keep the one to measure", found[0], found.back(), name);
-  return found.empty() ? "" : found[0];
+  if (found.empty()) return "";
+  require_input(found.size() == 1, "%s and %s are both %s: keep the one to measure", found[0], found.back(), name);
+  return found[0];
 }
 
 Run::Run(const TableRun& options)
