@@ -140,8 +140,10 @@ LanguageTask::LanguageTask(Model& m, std::vector<TextSource> texts, TextSource c
 const std::vector<Batch>& LanguageTask::compensation(const Recipe& r) {
   if (!calib_.empty()) return calib_;
   const Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
-  const Windows crops =
-      calibration_windows(calib, tokenizer, seqlen_of(model, r), r.samples, r.seed, Align::None, {}, warn);
+  std::vector<int32_t> separators;
+  if (r.separator >= 0) separators.push_back(static_cast<int32_t>(r.separator));
+  const Windows crops = calibration_windows(calib, tokenizer, seqlen_of(model, r), r.samples, r.seed,
+                                            r.align ? Align::Document : Align::None, separators, warn);
   calib_facts = facts_of(crops.ids, calib, tokenizer);
   for (int64_t i = 0; i < crops.count; ++i) calib_.push_back(crops.batch(i, i + 1));
   return calib_;
@@ -245,8 +247,8 @@ std::string describe_weights(Model& model, const Recipe& r) {
   if (w.sym) text += " sym";
   if (w.half) text += " f16 scales";
   if (w.mse > 0) text += format(" mse %g", w.mse);
-  if (r.method == MethodName::Gptq && w.act_order) text += " act-order";
-  if (r.method == MethodName::Gptq && w.static_groups) text += " static-groups";
+  if (solves(r) && w.act_order) text += " act-order";
+  if (solves(r) && w.static_groups) text += " static-groups";
   std::map<int, int> layers;
   const json recipe = flat_recipe(model, r);
   for (const json& bits : recipe["layer_bits"]) ++layers[bits.get<int>()];

@@ -136,10 +136,10 @@ void check_saving(Model& model, const Recipe& r, const SaveOptions& save) {
 void check_options(Options& o) {
   Recipe& r = o.recipe;
   const bool quantized = quantizes(r);
-  require_usage(r.method == MethodName::Gptq || o.report_path.empty(), "--layer-report tells of --method gptq");
-  require_usage(quantized || !o.saves(), "--save writes a quantized model: give --method rtn or gptq");
+  require_usage(solves(r) || o.report_path.empty(), "--layer-report tells of --method gptq and joint");
+  require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
-  require_usage(quantized || !o.paired, "--paired compares a quantized model: give --method rtn or gptq");
+  require_usage(quantized || !o.paired, "--paired compares a quantized model: give a --method");
   if (r.gptq_format) {
     o.save.format = "gptq";
     r.weights.half = true;
@@ -158,7 +158,7 @@ json saved_facts(const SaveOptions& save, const Saved& saved) {
 Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::optional<Saved>& saved) {
   const Recipe& r = o.recipe;
   std::optional<BlockFiles> blocks;
-  if (o.saves() && r.method == MethodName::Gptq) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
+  if (o.saves() && solves(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
   PartStore* const store = blocks ? &*blocks : nullptr;
   Outcome outcome = quantize(task, r, progress.callback(), progress.warn(), store);
   compensate(task, r, outcome, progress.callback(), store);

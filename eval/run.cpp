@@ -43,9 +43,7 @@ json layer_bits(Model& model, int bits) {
 
 }  // namespace
 
-bool in_one_walk(const Recipe& r) {
-  return r.method == MethodName::Gptq && compensates(r) && r.bc_stream == Stream::Quantized;
-}
+bool in_one_walk(const Recipe& r) { return solves(r) && compensates(r) && r.bc_stream == Stream::Quantized; }
 
 Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Warn& warn, PartStore* store) {
   Outcome outcome;
@@ -64,7 +62,13 @@ Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Wa
     quantize_rtn(model, r.weights, bits);
     return outcome;
   }
-  GptqMethodOptions options{r.weights, bits, r.sequential, r.centred, r.float_target, static_cast<int>(r.refine)};
+  GptqMethodOptions options{r.weights,
+                            bits,
+                            r.sequential,
+                            r.centred,
+                            r.float_target,
+                            static_cast<int>(r.refine),
+                            static_cast<int>(r.scale_rounds)};
   const BcOptions bc = bc_options(r);
   outcome.solved = quantize_gptq(model, task.calibration(r), options, progress, warn, store,
                                  in_one_walk(r) ? &bc : nullptr, static_cast<int>(r.prefill_bits));

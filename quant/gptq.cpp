@@ -43,14 +43,12 @@ float encode(float x, Step step, float top) {
 
 float decode(float code, Step step) { return step.scale * (code - step.zero); }
 
-float stored(float scale, const WeightGrid& grid) {
-  if (!grid.half) return scale;
-  const uint16_t half = to_f16(scale);
-  kernels().from_f16(&half, &scale, 1);
-  return scale;
+// What a clipping error costs: |error|^mse, or with weights [n] its square times that of its column.
+double cost(float error, float mse, const double* weight) {
+  return weight ? *weight * error * error : std::pow(std::abs(error), mse);
 }
 
-Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
+Step find_step(const float* x, int64_t n, const WeightGrid& grid, const double* weights = nullptr) {
   const float top = top_code(grid.bits);
   float lo = 0, hi = 0;  // zero is always on the grid
   for (int64_t i = 0; i < n; ++i) {
@@ -70,11 +68,12 @@ Step find_step(const float* x, int64_t n, const WeightGrid& grid) {
   };
   Step best = shrunk(1);
   double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; grid.mse > 0 && i < 80; ++i) {
+  for (int i = 0; (grid.mse > 0 || weights) && i < 80; ++i) {
     const Step step = shrunk(static_cast<float>(1 - i / 100.0));
     double error = 0;
     for (int64_t c = 0; c < n; ++c)
-      error += std::pow(std::abs(decode(encode(x[c], step, top), step) - x[c]), static_cast<float>(grid.mse));
+      error += cost(decode(encode(x[c], step, top), step) - x[c], static_cast<float>(grid.mse),
+                    weights ? weights + c : nullptr);
     if (error < least) {
       least = error;
       best = step;
@@ -111,13 +110,14 @@ void for_row_chunks(int64_t rows, F f) {
   parallel_for((rows + kRows - 1) / kRows, [&](int64_t i) { f(i * kRows, std::min(kRows, rows - i * kRows)); });
 }
 
-// Scales and zero points of all groups of w.
-void find_steps(const Tensor& w, const WeightGrid& grid, Affine& found) {
+// Scales and zero points of all groups of w; weights [in], or empty.
+void find_steps(const Tensor& w, const WeightGrid& grid, Affine& found, const std::vector<double>& weights = {}) {
   const int64_t in = w.dim(1), groups = found.scale.dim(1);
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) {
     for (int64_t i = r0 * groups; i < (r0 + rows) * groups; ++i) {
       const int64_t begin = i % groups * found.group;
-      const Step step = find_step(w.data + i / groups * in + begin, std::min(found.group, in - begin), grid);
+      const Step step = find_step(w.data + i / groups * in + begin, std::min(found.group, in - begin), grid,
+                                  weights.empty() ? nullptr : &weights[at(begin)]);
       found.scale[i] = step.scale;
       found.zero[i] = step.zero;
     }
@@ -188,7 +188,8 @@ void permute(const std::vector<int64_t>& order, Tensor& w, std::vector<double>& 
 }
 
 struct Solver {
-  const std::vector<float>& u;  // [n, n]
+  const std::vector<float>& u;         // [n, n]
+  const std::vector<double>& weights;  // [n] of the columns' errors in that order; empty: ranges are not weighted
   int64_t n;
   const std::vector<int64_t>& order;  // the column of the weight that is rounded as the c-th
   bool fresh_groups;                  // a group's grid is made when its first column's turn comes
@@ -223,7 +224,8 @@ struct Solver {
     for (int64_t c = i1; c < i2; ++c) {
       const int64_t column = order[at(c)], g = q.grid.group_of(column);
       if (fresh_groups && c % group == 0) {
-        const Step found = find_step(w + c, std::min(group, n - c), options);
+        const Step found =
+            find_step(w + c, std::min(group, n - c), options, weights.empty() ? nullptr : &weights[at(c)]);
         scales[g] = found.scale;
         zeros[g] = found.zero;
       }
@@ -241,9 +243,18 @@ struct Solver {
 
 }  // namespace
 
+float stored(float scale, const WeightGrid& grid) {
+  if (!grid.half) return scale;
+  const uint16_t half = to_f16(scale);
+  kernels().from_f16(&half, &scale, 1);
+  return scale;
+}
+
 void require_options(const GptqOptions& o) {
   require_grid(o);
   require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
+  require_usage(!o.weighted || o.mse == 0,
+                "ranges weighted by their inputs have a norm of their own: no mse with them");
   require_usage(o.blocksize >= 1, "the block size is a number of columns, not %d", o.blocksize);
 }
 
@@ -276,7 +287,9 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
   require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name);
 
   const bool grouped = options.groupsize > 0, fresh_groups = grouped && !options.static_groups;
-  if (!grouped) find_steps(w, options, q.grid);  // from the whole row, before dead columns are emptied
+  std::vector<double> weights;  // of the columns' errors
+  for (int64_t c = 0; options.weighted && c < n; ++c) weights.push_back(hessian[at(c * n + c)]);
+  if (!grouped) find_steps(w, options, q.grid, weights);  // from the whole row, before dead columns are emptied
   Tensor rest = w.clone();
   for (int64_t c = 0; c < n; ++c) {
     double& d = hessian[at(c * n + c)];
@@ -284,7 +297,7 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
     d = 1;  // an input that is always zero: its weights may be zero too
     for (int64_t r = 0; r < w.dim(0); ++r) rest[r * n + c] = 0;
   }
-  if (grouped && options.static_groups) find_steps(rest, options, q.grid);
+  if (grouped && options.static_groups) find_steps(rest, options, q.grid, weights);
 
   std::vector<int64_t> order(at(n));
   std::iota(order.begin(), order.end(), 0);
@@ -292,6 +305,7 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return hessian[at(a * n + a)] > hessian[at(b * n + b)]; });
     permute(order, rest, hessian);
+    for (size_t c = 0; c < weights.size(); ++c) weights[c] = hessian[c * at(n) + c];
     if (fresh_groups) {
       q.grid.column_group.resize(at(n));
       for (int64_t c = 0; c < n; ++c) q.grid.column_group[at(order[at(c)])] = static_cast<int32_t>(c / group);
@@ -303,7 +317,7 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
     q.rounded = true;
     return q;
   }
-  const Solver solver{u, n, order, fresh_groups, options, name, q};
+  const Solver solver{u, weights, n, order, fresh_groups, options, name, q};
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) { solver.solve(r0, rows, rest.data + r0 * n); });
   return q;
 }

@@ -20,12 +20,15 @@ struct WeightGrid {
   double mse = 0;
   bool half = false;  // scales are numbers of 16 bits, as GPTQ checkpoints store them
 };
+float stored(float scale, const WeightGrid& grid);  // the scale as a checkpoint holds it
 
 struct GptqOptions : WeightGrid {
   double percdamp = 0.01;      // damping, as a share of the Hessian's mean diagonal
   int64_t blocksize = 128;     // columns between two lazy updates of the rest
   bool act_order = false;      // columns in descending order of the Hessian's diagonal; groups follow that order
   bool static_groups = false;  // groups of consecutive columns, whose grids are made before the first is rounded
+  // Shrink ranges as for `mse`, and keep the one of least Σ_c H_cc (ŵ_c - w_c)²: errors count as their inputs do.
+  bool weighted = false;
 };
 
 // A quantized weight: integer codes, the grid they stand on, and their values.

@@ -12,14 +12,29 @@ namespace {
 // ---- Methods ------------------------------------------------------------------------------------------------------
 
 constexpr Family kVision = Family::Vision, kLanguage = Family::Language;
+
+template <PtqOptions (*preset)(int, int)>
+void ptq_defaults(Recipe& r) {
+  r.ptq = preset(r.ptq.wbits, r.ptq.abits);
+}
+// The joint solve: all of the options below that lower the error of a layer's output, on by one name.
+void joint_defaults(Recipe& r) {
+  r.sequential = r.centred = r.float_target = r.weights.weighted = true;
+  r.refine = 10;
+  r.scale_rounds = 3;
+  r.bc = BcForm::Channel;
+  r.bc_stream = Stream::Quantized;
+}
+
 const MethodRow kMethods[] = {
     {MethodName::Float, kVision, "fp32", "FP32", false, true, nullptr},
-    {MethodName::BasePtq, kVision, "base-ptq", "BasePTQ", true, true, base_ptq},
-    {MethodName::EasyQuant, kVision, "easyquant", "EasyQuant", true, true, easy_quant},
-    {MethodName::Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq4vit},
+    {MethodName::BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>},
+    {MethodName::EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>},
+    {MethodName::Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>},
     {MethodName::Float, kLanguage, "fp", "FP", false, true, nullptr},
     {MethodName::Rtn, kLanguage, "rtn", "RTN", false, true, nullptr},
     {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr},
+    {MethodName::Joint, kLanguage, "joint", "joint", true, true, joint_defaults},
     {MethodName::Stored, kLanguage, "stored", "stored", false, false, nullptr},
 };
 
@@ -122,8 +137,10 @@ constexpr double kMany = 1 << 24, kSeeds = 4294967295.0, kInfinity = std::numeri
 const char* const kBc = "Bias compensation";
 
 bool always(const Recipe&) { return true; }
-bool solves(const Recipe& r) { return r.method == MethodName::Gptq; }
-bool searches(const Recipe& r) { return row_of(r).preset != nullptr; }
+bool searches(const Recipe& r) {
+  return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
+}
+bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
   Option o =
@@ -133,7 +150,7 @@ Option method_option(Family family) {
     for (const MethodRow& row : kMethods)
       if (row.family == family && value == row.name) {
         r.method = row.method;
-        if (row.preset) r.ptq = row.preset(r.ptq.wbits, r.ptq.abits);
+        if (row.defaults) row.defaults(r);
         return "";
       }
     return "not one of " + braced(method_names(family));
@@ -253,8 +270,8 @@ std::vector<Option> vision_quantization() {
   };
 }
 
-std::vector<Option> language_options() {
-  std::vector<Option> all = {
+std::vector<Option> language_weights() {
+  return {
       method_option(kLanguage),
       number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(weights.bits), 2, 8, "K"),
       number(
@@ -273,6 +290,11 @@ std::vector<Option> language_options() {
            OF(layer_bits), "REGEX=K"),
       list({"exclude", "--exclude", "Layers to leave in float, such as ^layers\\.0\\.", quantizes}, OF(exclude),
            "REGEX"),
+  };
+}
+
+std::vector<Option> language_solver() {
+  return {
       flag({"act_order", "--act-order", "GPTQ: round the columns with the largest inputs first", solves},
            OF(weights.act_order)),
       flag({"static_groups", "--static-groups",
@@ -292,14 +314,36 @@ std::vector<Option> language_options() {
       number(
           {"refine", "--refine", "GPTQ: sweeps of coordinate descent on its codes, which only lower the error", solves},
           OF(refine), 0, kMany),
+      word({"range", "--range",
+            "GPTQ: ranges of the grids: minmax, of all weights; weighted, shrunk where that lowers the sum of squared "
+            "errors times the Hessian's diagonal, for each row the better of both",
+            solves},
+           {"minmax", "weighted"}, OF(weights.weighted)),
+      number({"scale_rounds", "--scale-rounds",
+              "GPTQ: times scales are fitted to the codes in closed form, and the codes refined again", solves},
+             OF(scale_rounds), 0, kMany),
       flag({"true_sequential", "--true-sequential",
             "GPTQ: round a block's layers one after the other, each on what those before it make", solves},
            OF(sequential)),
+  };
+}
+
+std::vector<Option> language_data() {
+  return {
       number({"seqlen", "--seqlen", "Tokens of a window (0: the model's positions, at most 2048)", always, "Text"},
              OF(seqlen), 0, kMany, "L"),
       number({"nsamples", "--nsamples", "Windows to calibrate on", calibrates}, OF(samples), 1, kMany),
       number({"seed", "--seed", "Seed of their draw (Python's random)", calibrates}, OF(seed), -9007199254740992.0,
              9007199254740992.0),
+      word({"calib_align", "--calib-align",
+            "Where calibration windows begin: none, anywhere as in the official scripts; document, where documents do "
+            "(objects of JSON lines, after a blank line, at a token: --calib-separator). For networks that never saw "
+            "the middle of one without its beginning",
+            calibrates},
+           {"none", "document"}, OF(align)),
+      number({"calib_separator", "--calib-separator", "The token documents begin with (-1: the tokenizer's, if any)",
+              aligns},
+             OF(separator), -1, 2147483647.0, "ID"),
       word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
             true},
            {"none", "channel", "position"}, OF(bc)),
@@ -320,6 +364,11 @@ std::vector<Option> language_options() {
             quantizes, "Saving"},
            {"bcq", "gptq"}, OF(gptq_format)),
   };
+}
+
+std::vector<Option> language_options() {
+  std::vector<Option> all = language_weights();
+  for (const auto& more : {language_solver(), language_data()}) all.insert(all.end(), more.begin(), more.end());
   for (Option& o : all) {
     if (o.key == "mse") o.implied = "2.4";
     if (o.key == "prefill_bits")
@@ -350,6 +399,7 @@ const char* name_of(BcForm form) {
 }
 
 std::string label_of(const Recipe& recipe) {
+  if (recipe.method == MethodName::Joint && recipe.bc == BcForm::Channel) return row_of(recipe).label;  // a part of it
   return row_of(recipe).label + (compensates(recipe) ? format(" + BC (%s)", name_of(recipe.bc)) : "");
 }
 
@@ -378,7 +428,7 @@ std::string defaults_of(const Option& option, Family family) {
   const std::string own = option.is_list ? "" : text_of(option.get(base));
   std::vector<std::pair<std::string, std::string>> others;  // value, and the methods that have it
   for (const MethodRow& row : kMethods) {
-    if (row.family != family || !row.preset) continue;
+    if (row.family != family || !row.defaults) continue;
     const std::string value = text_of(option.get(recipe_of(family, row.name)));
     if (value == own) continue;
     if (others.empty() || others.back().first != value)

@@ -13,7 +13,7 @@
 
 namespace bcq {
 
-enum class MethodName { Float, Rtn, Gptq, BasePtq, EasyQuant, Ptq4Vit, Stored };  // Stored: quantized as it was loaded
+enum class MethodName { Float, Rtn, Gptq, Joint, BasePtq, EasyQuant, Ptq4Vit, Stored };  // Stored: as it was loaded
 enum class BcForm { None, Channel, Position };
 
 struct Recipe {
@@ -23,9 +23,11 @@ struct Recipe {
   GptqOptions weights;                                             // language, of which rtn takes the grid
   std::vector<std::string> layer_bits, exclude;                    // REGEX=K and REGEX, see layer_rules()
   bool sequential = false, centred = false, float_target = false;  // as GptqMethodOptions has them
-  int64_t refine = 0;
+  int64_t refine = 0, scale_rounds = 0;
   int64_t samples = 32, seed = 3;  // images or windows to calibrate on, and the seed of their draw
   int64_t seqlen = 0;              // tokens of a window; 0: the model's longest, at most 2048
+  bool align = false;              // language: calibration windows begin where documents begin
+  int64_t separator = -1;          // the token they begin with; -1: the tokenizer's
   BcForm bc = BcForm::None;
   std::string bc_sites = "conv,linear,matmul";  // of kBcSites
   Stream bc_stream = Stream::Float;
@@ -44,7 +46,7 @@ struct MethodRow {
   const char *name, *label;
   bool calibrates;  // needs data
   bool offered;     // by --method
-  PtqOptions (*preset)(int wbits, int abits);
+  void (*defaults)(Recipe&);
 };
 const MethodRow& row_of(const Recipe& recipe);
 inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
@@ -54,6 +56,7 @@ const char* name_of(Stream stream);
 std::string label_of(const Recipe& recipe);
 
 inline bool quantizes(const Recipe& r) { return r.method != MethodName::Float; }
+inline bool solves(const Recipe& r) { return r.method == MethodName::Gptq || r.method == MethodName::Joint; }
 inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }
 inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || compensates(r); }
 // What --bc-sites is a list of.

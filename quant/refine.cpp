@@ -3,10 +3,12 @@
 #include <cblas.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
+#include "quant/linalg.h"
 
 namespace bcq {
 namespace {
@@ -30,10 +32,16 @@ void for_row_chunks(const Tensor& q, const Tensor& v, const std::vector<double>&
   });
 }
 
+std::vector<double> both_triangles(std::vector<double> c, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) c[at(i * n + j)] = c[at(j * n + i)];
+  return c;
+}
+
 }  // namespace
 
 // Both triangles of c give the same, so e c eᵀ = 2 e U eᵀ - e D eᵀ with its upper triangle U and diagonal D.
-double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c) {
+std::vector<double> row_errors(const Tensor& q, const Tensor& v, const std::vector<double>& c) {
   const OneBlasThread one;
   const int64_t n = q.dim(-1);
   std::vector<double> of_row(at(q.rows()));
@@ -48,8 +56,12 @@ double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<doubl
       of_row[at(r0 + r)] = sum;
     }
   });
+  return of_row;
+}
+
+double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c) {
   double sum = 0;
-  for (const double row : of_row) sum += row;
+  for (const double row : row_errors(q, v, c)) sum += row;
   return sum;
 }
 
@@ -70,9 +82,7 @@ double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>
 void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& upper, int sweeps) {
   const OneBlasThread one;
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
-  std::vector<double> c = upper;  // both triangles: its rows are what a change adds to the gradient
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) c[at(i * n + j)] = c[at(j * n + i)];
+  const std::vector<double> c = both_triangles(upper, n);  // its rows are what a change adds to the gradient
   const float top = std::ldexp(1.f, q.grid.bits) - 1;
 
   for_row_chunks(q.values, v, c, [&](int64_t r0, int64_t rows, const std::vector<double>& e) {
@@ -100,6 +110,103 @@ void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& uppe
           q.codes[at(r * n + j)] = static_cast<uint8_t>(code);
           changed = true;
         }
+      }
+    }
+  });
+}
+
+namespace {
+
+// Columns by the groups they are in: those of group g are order[begin[g]] ... order[begin[g + 1] - 1].
+struct Grouped {
+  std::vector<int64_t> order, begin{0};
+
+  Grouped(const Affine& grid, int64_t n) {
+    for (int64_t g = 0; g < grid.scale.dim(1); ++g) {
+      for (int64_t c = 0; c < n; ++c)
+        if (grid.group_of(c) == g) order.push_back(c);
+      begin.push_back(static_cast<int64_t>(order.size()));
+    }
+  }
+  int64_t groups() const { return static_cast<int64_t>(begin.size()) - 1; }
+};
+
+// The quadratic form sᵀ a s - 2 b s of one row in the scales of its groups.
+struct ScaleSystem {
+  std::vector<double> a, b;  // [G, G], [G]
+
+  double cost(const std::vector<double>& s) const {
+    const size_t n = b.size();
+    double sum = 0;
+    for (size_t g = 0; g < n; ++g) {
+      double row = -2 * b[g];
+      for (size_t h = 0; h < n; ++h) row += a[g * n + h] * s[h];
+      sum += s[g] * row;
+    }
+    return sum;
+  }
+  // The best scales; those as they are where a group has no positive one.
+  std::vector<double> solve(const std::vector<double>& now) const {
+    std::vector<double> damped = a, s = b;
+    const size_t n = b.size();
+    double mean = 0;
+    for (size_t g = 0; g < n; ++g) mean += a[g * n + g] / static_cast<double>(n);
+    for (size_t g = 0; g < n; ++g) damped[g * n + g] += 1e-9 * mean;
+    if (!(mean > 0) || !solve_rows(damped, static_cast<int64_t>(n), s)) return now;
+    for (size_t g = 0; g < n; ++g)
+      if (!(s[g] > FLT_MIN && s[g] < FLT_MAX)) s[g] = now[g];
+    return s;
+  }
+};
+
+}  // namespace
+
+void refit_scales(QuantizedWeight& q, const Tensor& v, const std::vector<double>& upper, const WeightGrid& grid) {
+  const OneBlasThread one;
+  const int64_t n = v.dim(1);
+  const Grouped by(q.grid, n);
+  const int64_t groups = by.groups();
+  std::vector<double> c(upper.size());  // columns and rows in the order of the groups
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t a = by.order[at(i)], b = by.order[at(j)];
+      c[at(i * n + j)] = upper[at(std::min(a, b) * n + std::max(a, b))];
+    }
+  parallel_for((v.dim(0) + kRows - 1) / kRows, [&](int64_t item) {
+    const int64_t r0 = item * kRows, rows = std::min(kRows, v.dim(0) - r0);
+    std::vector<double> p(at(rows * n)), w(at(rows * n)), pc(at(rows * n));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t column = by.order[at(i)], k = (r0 + r) * n + column;
+        p[at(r * n + i)] = q.codes[at(k)] - q.grid.zero[(r0 + r) * groups + q.grid.group_of(column)];
+        w[at(r * n + i)] = v[k];
+      }
+    std::vector<ScaleSystem> systems(at(rows),
+                                     {std::vector<double>(at(groups * groups)), std::vector<double>(at(groups))});
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t begin = by.begin[at(g)], count = by.begin[at(g + 1)] - begin;
+      cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n),
+                  static_cast<int>(count), 1, &p[at(begin)], static_cast<int>(n), &c[at(begin * n)],
+                  static_cast<int>(n), 0, pc.data(), static_cast<int>(n));
+      for (int64_t r = 0; r < rows; ++r) {
+        const double* row = &pc[at(r * n)];
+        systems[at(r)].b[at(g)] = cblas_ddot(static_cast<int>(n), row, 1, &w[at(r * n)], 1);
+        for (int64_t h = 0; h < groups; ++h)
+          systems[at(r)].a[at(g * groups + h)] =
+              cblas_ddot(static_cast<int>(by.begin[at(h + 1)] - by.begin[at(h)]), row + by.begin[at(h)], 1,
+                         &p[at(r * n + by.begin[at(h)])], 1);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      float* scales = q.grid.scale.data + (r0 + r) * groups;
+      const std::vector<double> now(scales, scales + groups);
+      std::vector<double> best = systems[at(r)].solve(now);
+      for (double& s : best) s = stored(static_cast<float>(s), grid);
+      if (!(systems[at(r)].cost(best) < systems[at(r)].cost(now))) continue;
+      std::copy(best.begin(), best.end(), scales);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t k = (r0 + r) * n + by.order[at(i)];
+        q.values[k] = scales[q.grid.group_of(by.order[at(i)])] * static_cast<float>(p[at(r * n + i)]);
       }
     }
   });

@@ -21,4 +21,13 @@ double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>
 // error falls, so the result is never worse than what it starts from. (Coordinate descent as in COMQ and QuantEase)
 void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& c, int sweeps);
 
+// Lowers it by the scales, codes and zero points as they are: for every row those of all its groups at once,
+//   min_s (Σ_g s_g p_g - v) c (Σ_g s_g p_g - v)ᵀ,  p_g = codes less zero points in group g, 0 elsewhere,
+// which is a system of as many equations as there are groups. A row keeps its scales where the new ones are not positive
+// or, rounded to what `grid` stores, no better.
+void refit_scales(QuantizedWeight& q, const Tensor& v, const std::vector<double>& c, const WeightGrid& grid);
+
+// quadratic_error() of each row.
+std::vector<double> row_errors(const Tensor& q, const Tensor& v, const std::vector<double>& c);
+
 }  // namespace bcq

@@ -1,5 +1,6 @@
 #include "quant/weight_methods.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "engine/core/check.h"
@@ -32,6 +33,8 @@ void RoundToNearest::fit(const std::vector<Layer*>& group, Seen&, PartRecord&) {
 
 Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(options), warn_(warn) {
   require_options(options.gptq);
+  require_usage(options.refine > 0 || options.scale_rounds == 0,
+                "scales are refitted between sweeps: refine with them");
   require_usage(options.refine >= 0, "the number of refining sweeps is 0 or more, not %d", options.refine);
 }
 
@@ -80,10 +83,30 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   }
 }
 
+// With weighted ranges, of those and the ones of GPTQ itself, for each row what errs less.
+QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
+                                 const std::string& name) {
+  QuantizedWeight q = gptq(v, hessian, options, name, warn_);
+  if (!options.weighted) return q;
+  GptqOptions plain = options;
+  plain.weighted = false;
+  const QuantizedWeight other = gptq(v, hessian, plain, name, warn_);
+  const std::vector<double> own = row_errors(q.values, v, hessian), others = row_errors(other.values, v, hessian);
+  const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
+  for (int64_t r = 0; r < v.dim(0); ++r) {
+    if (own[static_cast<size_t>(r)] <= others[static_cast<size_t>(r)]) continue;
+    std::copy_n(other.codes.begin() + r * n, n, q.codes.begin() + r * n);
+    std::copy_n(other.values.data + r * n, n, q.values.data + r * n);
+    std::copy_n(other.grid.scale.data + r * groups, groups, q.grid.scale.data + r * groups);
+    std::copy_n(other.grid.zero.data + r * groups, groups, q.grid.zero.data + r * groups);
+  }
+  return q;
+}
+
 void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
                      const std::vector<double>& means, PartRecord& into) {
   const GptqOptions options = options_of(layer, options_.gptq, options_.bits);
-  QuantizedWeight q = gptq(v, hessian, options, layer.name, warn_);
+  QuantizedWeight q = start_from(v, hessian, options, layer.name);
   record.layer = layer.name;
   record.bits = options.bits;
   record.group = q.grid.group;
@@ -94,6 +117,10 @@ void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& h
   record.refined = record.solved;
   if (options_.refine > 0) {
     refine(q, v, hessian, options_.refine);
+    for (int round = 0; round < options_.scale_rounds; ++round) {
+      refit_scales(q, v, hessian, options);
+      refine(q, v, hessian, options_.refine);
+    }
     record.refined = mean * quadratic_error(q.values, v, hessian);
   }
   record.compensated = record.refined - (options_.centred ? 0 : squared_error(q.values, v, means));

@@ -34,7 +34,8 @@ struct GptqMethodOptions {
   // What is rounded: the layer's weights, or those refitted to make the float network's output of these inputs
   // (asymmetric calibration).
   bool float_target = false;
-  int refine = 0;  // sweeps of coordinate descent over the codes, after GPTQ
+  int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
+  int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
 };
 
 class Gptq : public Method {
@@ -49,6 +50,8 @@ class Gptq : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:
+  QuantizedWeight start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
+                             const std::string& name);
   void fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
                  const std::vector<double>& means, PartRecord& into);
   GptqMethodOptions options_;
