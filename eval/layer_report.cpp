@@ -58,8 +58,9 @@ json output_rows(const Outcome& outcome) {
       row["op"] = op_name(layer->role);
       row["a"] = describe(layer->left_grid());
       row["b"] = describe(layer->quantized ? layer->quantized->right : Grid{});
-      const auto searched = outcome.cost.search.find(layer);
-      if (searched != outcome.cost.search.end()) row["search_seconds"] = searched->second;
+      const auto& seconds = outcome.solved.seconds.of_layer;
+      const auto searched = seconds.find(layer);
+      if (searched != seconds.end()) row["search_seconds"] = searched->second;
     }
     rows.push_back(row);
   }

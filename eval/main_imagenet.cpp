@@ -88,7 +88,7 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
   if (quantizes(r)) print(" W%dA%d", r.ptq.wbits, r.ptq.abits);
   if (compensates(r)) print(" + BC (%s; %s)", name_of(r.bc), bc_text(task.model, outcome.fitted));
   print("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%d images, %.1f s)\n", a.top1, a.top1_se, a.top5, a.hit.size(), seconds);
-  if (quantizes(r)) print("   calibration %s\n", cost_text(outcome.cost));
+  if (quantizes(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
 }
 
 void run(const CommandLine& line, Options& o) {
@@ -129,7 +129,7 @@ void run(const CommandLine& line, Options& o) {
                  {"data", o.data},
                  {"labelled_by", task.data.labelled_by},
                  {"warnings", progress.warnings()}});
-  if (quantizes(r)) record["calibration"] = to_json(outcome.cost);
+  if (quantizes(r)) record["calibration"] = to_json(outcome.solved.seconds);
   if (o.bc_search) record["bc_search"] = to_json(ranking);
   if (o.json_path != "-") {
     print_result(task, r, accuracy, outcome, timer.seconds());

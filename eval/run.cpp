@@ -8,7 +8,7 @@
 #include "engine/core/check.h"
 #include "engine/file/json.h"
 #include "quant/allocation.h"
-#include "quant/weight_methods.h"
+#include "quant/calibrate.h"
 
 namespace bcq {
 
@@ -43,35 +43,23 @@ json layer_bits(Model& model, int bits) {
 
 }  // namespace
 
-bool in_one_walk(const Recipe& r) { return solves(r) && compensates(r) && r.bc_stream == Stream::Quantized; }
-
 Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Warn& warn, PartStore* store) {
   Outcome outcome;
   Model& model = task.model;
   if (!quantizes(r) || r.method == MethodName::Stored) return outcome;
   require_usage(!model.info().packed, "%s is quantized already", model.info().name);
   model.clear();
-  if (r.family == Family::Vision) {
-    PtqOptions options = r.ptq;
-    options.seed = static_cast<uint32_t>(r.seed);
-    outcome.cost = quantize_ptq(model, task.calibration(r).at(0).pixels, options, progress, warn);
-    return outcome;
-  }
-  const LayerBits bits = allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
-  if (r.method == MethodName::Rtn) {
-    quantize_rtn(model, r.weights, bits);
-    return outcome;
-  }
-  GptqMethodOptions options{r.weights,
-                            bits,
-                            r.sequential,
-                            r.centred,
-                            r.float_target,
-                            static_cast<int>(r.refine),
-                            static_cast<int>(r.scale_rounds)};
-  const BcOptions bc = bc_options(r);
-  outcome.solved = quantize_gptq(model, task.calibration(r), options, progress, warn, store,
-                                 in_one_walk(r) ? &bc : nullptr, static_cast<int>(r.prefill_bits));
+  const bool vision = r.family == Family::Vision;
+  const LayerBits bits = vision ? LayerBits{} : allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
+  const std::unique_ptr<Method> method = row_of(r).make(r, bits, warn);
+  BiasCompensation compensation(bc_options(r));
+  std::vector<Method*> methods = {method.get()};
+  if (in_one_walk(r) && !vision) methods.push_back(&compensation);  // the joint method of vision fits biases itself
+  std::vector<Batch> data;
+  if (row_of(r).calibrates) data = task.calibration(r);
+  if (vision) data = vision_batches(model, data.at(0).pixels);
+  outcome.solved = calibrate(model, data, methods,
+                             {vision ? "calibration" : "GPTQ", progress, store, static_cast<int>(r.prefill_bits)});
   outcome.fitted = outcome.solved.fitted();
   return outcome;
 }

@@ -8,7 +8,6 @@
 #include "engine/file/json_fwd.h"
 #include "models/model.h"
 #include "quant/bias_comp.h"
-#include "quant/ptq4vit.h"
 #include "quant/recipe.h"
 
 namespace bcq {
@@ -34,8 +33,7 @@ class Task {
 
 // What quantization and compensation did.
 struct Outcome {
-  PtqCost cost;                            // of a vision model
-  CalibrationResult solved, compensated;   // of a language model
+  CalibrationResult solved, compensated;
   std::vector<OutputError> before, after;  // with `report`, of a vision model: without and with compensation
   int64_t fitted = 0;                      // values of compensations
 };
@@ -43,8 +41,6 @@ struct Outcome {
 // finished blocks and has those of an interrupted run.
 Outcome quantize(Task& task, const Recipe& recipe, const Progress& progress, const Warn& warn,
                  PartStore* store = nullptr);
-// Whether quantize() compensates, too: GPTQ does so block by block when both see the quantized stream.
-bool in_one_walk(const Recipe& recipe);
 // What quantize() has left to do: compensate the quantized model anew.
 void compensate(Task& task, const Recipe& recipe, Outcome& outcome, const Progress& progress,
                 PartStore* store = nullptr, bool report = false);

@@ -130,17 +130,17 @@ json prepare_runtime(Model& model, const Recipe& recipe) {
           {"integer_weight_bytes", bytes}};
 }
 
-std::string cost_text(const PtqCost& cost) {
+std::string cost_text(const CalibrationSeconds& cost) {
   const json all = to_json(cost);
   std::string text = format("%.1f s: network and gradients %.1f s", cost.total, all["network_seconds"].get<double>());
   for (const auto& [op, of] : all["ops"].items()) text += format(", %s %.1f s", op, of["seconds"].get<double>());
   return text;
 }
 
-json to_json(const PtqCost& cost) {
+json to_json(const CalibrationSeconds& cost) {
   json ops = json::object();
   double searched = 0;
-  for (const auto& [layer, seconds] : cost.search) {
+  for (const auto& [layer, seconds] : cost.of_layer) {
     json& op = ops[op_name(layer->role)];
     if (op.is_null()) op = {{"sites", 0}, {"seconds", 0.0}};
     op["sites"] = op["sites"].get<int>() + 1;

@@ -54,7 +54,7 @@ void warn_of_tag(const Model& model, const Warn& warn);
 json prepare_runtime(Model& model, const Recipe& recipe);
 
 // "12 s: network 2 s, qkv 3 s, ...": what was calibrated, by kind of product; as JSON with the number of products.
-std::string cost_text(const PtqCost& cost);
-json to_json(const PtqCost& cost);
+std::string cost_text(const CalibrationSeconds& cost);
+json to_json(const CalibrationSeconds& cost);
 
 }  // namespace bcq

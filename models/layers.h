@@ -59,6 +59,13 @@ inline FoldSource values_of(Layer& qkv) {
   return source;
 }
 
+// Its keys may be shifted by a constant each: that adds the same to all scores of a query, and softmax takes it away.
+inline FoldSource keys_of(Layer& qkv) {
+  FoldSource source{nullptr, &qkv, {}};
+  for (int64_t row = qkv.weight.dim(0) / 3; row < qkv.weight.dim(0) / 3 * 2; ++row) source.rows.push_back(row);
+  return source;
+}
+
 // A pre-norm block of a vision transformer, whose layers are the same in ViT and Swin.
 struct VisionBlock {
   Norm norm1, norm2;
@@ -88,7 +95,7 @@ inline Part vision_part(VisionBlock& b, const std::string& name, const Point& ou
   return {Part::Kind::Block,
           name,
           {{{&b.qkv}, {&b.norm1}},
-           {{&b.matmul1}},
+           {{&b.matmul1}, keys_of(b.qkv)},
            {{&b.matmul2}},
            {{&b.proj}, values_of(b.qkv)},
            {{&b.fc1}, {&b.norm2}},

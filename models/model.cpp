@@ -1,14 +1,17 @@
 #include "models/model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "engine/core/parallel.h"
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
+#include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "models/bloom.h"
+#include "models/layers.h"
 #include "models/opt.h"
 #include "models/swin.h"
 #include "models/vit.h"
@@ -20,6 +23,12 @@ std::vector<Layer*> Part::layers() const {
   std::vector<Layer*> all;
   for (const LayerGroup& group : groups) all.insert(all.end(), group.layers.begin(), group.layers.end());
   return all;
+}
+
+const LayerGroup& Part::group_of(const Layer& layer) const {
+  for (const LayerGroup& group : groups)
+    if (std::find(group.layers.begin(), group.layers.end(), &layer) != group.layers.end()) return group;
+  throw Error(format("%s is not a layer of %s", layer.name, name));
 }
 
 Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
@@ -137,7 +146,98 @@ std::vector<std::string> Model::prepare_int8() {
   return simulated;
 }
 
+namespace {
+
+void divide_row(Tensor& w, int64_t row, float by) {
+  kernels().scale(w.data + row * w.dim(1), 1 / by, w.data + row * w.dim(1), w.dim(1));
+}
+
+// Channels a layer, or rows of it, makes: w_c / scale_c, b_c / scale_c - shift_c. A weight that is rounded stays on its
+// grid, which has a scale a row.
+void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector<float>& scale,
+               const std::vector<float>& shift) {
+  Tensor w = layer.weight.values().clone();
+  if (layer.bias.loaded.empty()) layer.bias.loaded = Tensor({w.dim(0)});
+  std::vector<Tensor*> biases = {&layer.bias.loaded};
+  if (!layer.bias.compensated.empty()) biases.push_back(&layer.bias.compensated);
+  for (Tensor* bias : biases) *bias = bias->clone();
+  Quantized q = layer.quantized ? *layer.quantized : Quantized{};
+  const Affine* affine = q.right.as<Affine>();
+  require(!layer.is_quantized() || (affine && affine->scale.dim(1) == 1),
+          "%s: rounded already, and not on a grid with a scale a row: its rows cannot be scaled", layer.name);
+  Tensor rounded, steps;
+  if (affine) rounded = q.weight.values().clone(), steps = affine->scale.clone();
+  for (size_t c = 0; c < scale.size(); ++c) {
+    const int64_t row = rows.empty() ? static_cast<int64_t>(c) : rows[c];
+    divide_row(w, row, scale[c]);
+    for (Tensor* bias : biases) bias->data[row] = bias->data[row] / scale[c] - shift[c];
+    if (!affine) continue;
+    const float before = steps[row];
+    steps[row] = before / scale[c];
+    for (int64_t i = row * w.dim(1); i < (row + 1) * w.dim(1); ++i)
+      rounded[i] = steps[row] * std::nearbyint(rounded[i] / before);
+  }
+  layer.weight = w;
+  if (!affine) return;
+  q.right = Affine(affine->bits, affine->group, steps, affine->zero);
+  q.weight = rounded;
+  layer.quantize(std::move(q));
+}
+
+// W' = W diag(scale), b' = b + W' shift.
+void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::vector<float>& shift) {
+  const int64_t out = layer.weight.dim(0), in = layer.weight.dim(1);
+  Tensor w = layer.weight.values().clone(), b = layer.bias.loaded.empty() ? Tensor({out}) : layer.bias.loaded.clone();
+  for (int64_t r = 0; r < out; ++r) {
+    double sum = b[r];
+    for (int64_t c = 0; c < in; ++c) {
+      w[r * in + c] *= scale[static_cast<size_t>(c)];
+      sum += static_cast<double>(w[r * in + c]) * shift[static_cast<size_t>(c)];
+    }
+    b[r] = static_cast<float>(sum);
+  }
+  layer.weight = w;
+  layer.bias.loaded = b;
+}
+
+}  // namespace
+
+void Model::fold(const LayerGroup& group, const std::vector<float>& scale, const std::vector<float>& shift) {
+  const FoldSource& source = group.source;
+  const bool keys = group.layers.at(0)->role == Role::QK;
+  const int64_t in = keys ? static_cast<int64_t>(source.rows.size()) : group.layers[0]->weight.dim(1);
+  require(!keys || std::all_of(scale.begin(), scale.end(), [](float s) { return s == 1; }),
+          "%s: keys can be shifted, not scaled", group.layers[0]->name);
+  require(source.norm || source.layer, "%s: nothing before it takes a scale", group.layers[0]->name);
+  require(static_cast<int64_t>(scale.size()) == in && shift.size() == scale.size() &&
+              std::all_of(scale.begin(), scale.end(), [](float s) { return s > 0 && std::isfinite(s); }),
+          "%s: %d scales and %d shifts for %d channels, or a scale that is not positive", group.layers[0]->name,
+          scale.size(), shift.size(), in);
+  const auto keep = [&](auto& of) { unfold_.push_back([&of, was = of] { of = was; }); };
+  if (source.norm) {
+    keep(*source.norm);
+    Norm& norm = *source.norm;
+    norm.weight = norm.weight.clone();
+    norm.bias.loaded = norm.bias.loaded.clone();
+    for (size_t c = 0; c < scale.size(); ++c) {
+      norm.weight.data[c] /= scale[c];
+      norm.bias.loaded.data[c] = norm.bias.loaded.data[c] / scale[c] - shift[c];
+    }
+  } else {
+    keep(source.layer->weight);
+    keep(source.layer->bias.loaded);
+    fold_rows(*source.layer, source.rows, scale, shift);
+  }
+  for (Layer* layer : group.layers) {
+    if (keys) continue;
+    keep(layer->weight);
+    keep(layer->bias.loaded);
+    unfold_columns(*layer, scale, shift);
+  }
+}
+
 void Model::clear() {
+  for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();
   for (Layer* layer : all_layers()) layer->quantized = nullptr;
   clear_compensation();
 }

@@ -3,6 +3,7 @@
 // Float evaluation, gradients block by block, PTQ calibration, GPTQ's walk and
 // perplexity are loops over this one interface.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@ struct ModelInfo {
   ImageConfig image;                // vision: how pixels are made
   int64_t outputs = 0;              // classes, or vocabulary entries
   int64_t max_length = 0;           // language: longest window
+  int64_t read_tokens = 0;          // vision: the first tokens, which alone the head reads; 0: all
   int64_t parameters = 0;           // values of all tensors the network uses
   bool timm = false;                // vision: timm's config.json, not transformers'
   std::vector<std::string> labels;  // vision: names of the classes as the model carries them; empty: it has none
@@ -59,6 +61,7 @@ struct Part {
   bool ends_stage = false;  // of a network that has several
 
   std::vector<Layer*> layers() const;
+  const LayerGroup& group_of(const Layer& layer) const;  // Error when it is no layer of the part
 };
 
 class Model {
@@ -95,6 +98,13 @@ class Model {
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();
 
+  // Channel c of the tensor a group is fed becomes x_c / scale_c - shift_c: its source makes that instead (the norm's
+  // scale and shift, or rows of a layer, which may be quantized already), and the layers undo it, W' = W diag(scale),
+  // b' = b + W' shift, for both the float and the quantized network. Of q kᵀ it is the keys that are shifted, with
+  // scales of 1. What the network computes stays as it is, up to rounding; clear() undoes it. scale > 0 and shift are
+  // [in]. Error when the group has no source. (RepQ-ViT, section 3.2; SmoothQuant)
+  void fold(const LayerGroup& group, const std::vector<float>& scale, const std::vector<float>& shift);
+
   void clear();               // everything as loaded
   void clear_compensation();  // keep the grids, forget the biases
 
@@ -105,7 +115,8 @@ class Model {
   // InputError unless the batch has pixels [B, 3, height, width] as info() says.
   void require_pixels(const Batch& batch) const;
   ModelInfo info_;
-  std::vector<Tensor> block_added_;  // of each block: a compensation that is not folded, [N, D]; or empty
+  std::vector<std::function<void()>> unfold_;  // undo what was folded, the last first
+  std::vector<Tensor> block_added_;            // of each block: a compensation that is not folded, [N, D]; or empty
 };
 
 // Load a network from a folder (config.json beside model.safetensors, its sharded index, or the one

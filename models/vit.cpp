@@ -77,6 +77,7 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
   info_ = info;
   const int64_t D = c.dim, K = c.distilled ? 2 : 1, N = K + (c.side / c.patch) * (c.side / c.patch);
   tokens_ = Tensor({K, D});
+  info_.read_tokens = K;
   std::copy_n(file.get("cls_token", {1, 1, D}).data, D, tokens_.data);
   if (c.distilled) std::copy_n(file.get("dist_token", {1, 1, D}).data, D, tokens_.data + D);
   pos_embed_ = file.get("pos_embed", {1, N, D}).reshaped({N, D});

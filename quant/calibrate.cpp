@@ -282,7 +282,9 @@ class Calibration {
         Group wanted;
         for (Layer* layer : groups[g])
           if (method->wants(*layer)) wanted.push_back(layer);
+        const Timer solving;
         if (!wanted.empty()) method->fit(wanted, sums[g - begin].seen, record());
+        if (!wanted.empty()) result_.seconds.of_layer[wanted[0]] += solving.seconds();
         if (method == stage.compensation) compensate(stage, groups[g], sums[g - begin]);
       }
   }
@@ -373,7 +375,7 @@ class Calibration {
   }
 
   // Whole operands and outputs of each layer: in the float network, or still float itself on what the quantized layers
-  // before it make.
+  // before it make; with Needs::cross the float network's inputs beside them.
   std::vector<GroupSums> observe_operands(int i, const Stage& stage, const std::vector<Group>& groups, size_t begin,
                                           size_t end) {
     const bool is_float = stage.needs.stream == Stream::Float;
@@ -383,6 +385,13 @@ class Calibration {
     const Stopwatch watch(result_.seconds.passes);
     for (size_t j = 0; j < data_.size(); ++j) {
       capture.start(j);
+      if (stage.needs.cross) {
+        Pass real(groups, begin, end, false);
+        real.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor&, const Tensor&) {
+          capture.add_real(layer, a);
+        });
+        model_.run(context(Precision::Float, &real), i, data_[j], real_[j]);
+      }
       Pass pass(groups, begin, end, false);
       pass.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
         capture.add(layer, a, b, y);
@@ -603,10 +612,26 @@ int64_t CalibrationResult::fitted() const {
 CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods,
                             const CalibrationOptions& options) {
   check(model, data, methods, options.name);
+  const Timer all;
   for (Method* method : methods) method->begin(model);
-  if (methods.size() == 1 && methods[0]->needs().operands && !methods[0]->needs().sequential)
-    return calibrate_on_float(model, data, *methods[0], options);
-  return Calibration(model, data, methods, options).run();
+  const bool on_float = methods.size() == 1 && methods[0]->needs().operands && !methods[0]->needs().sequential;
+  CalibrationResult result = on_float ? calibrate_on_float(model, data, *methods[0], options)
+                                      : Calibration(model, data, methods, options).run();
+  result.seconds.total = all.seconds();
+  return result;
+}
+
+std::vector<Batch> vision_batches(const Model& model, const Tensor& images) {
+  constexpr int64_t kBatch = 8;
+  require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
+                model.info().name);
+  require_usage(images.rank() == 4 && images.dim(0) >= 1, "calibration needs at least one image");
+  std::vector<Batch> batches;
+  for (int64_t b = 0; b < images.dim(0); b += kBatch) {
+    batches.emplace_back();
+    batches.back().pixels = images.slice(b, std::min(images.dim(0), b + kBatch));
+  }
+  return batches;
 }
 
 }  // namespace bcq

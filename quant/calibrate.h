@@ -6,6 +6,8 @@
 // needs gradients is shown the float network, from the head back to the embedding. Batches may be taken side by side;
 // what is summed over them is added up in their order, so that results do not depend on the number of threads.
 #pragma once
+#include <map>
+
 #include "engine/core/progress.h"
 #include "quant/method.h"
 
@@ -29,9 +31,11 @@ struct CalibrationOptions {
 
 // Wall time, in seconds.
 struct CalibrationSeconds {
-  double passes = 0;  // data through parts of the network
-  double sums = 0;    // second moments and means
-  double solve = 0;   // in methods
+  double total = 0;
+  double passes = 0;                        // data through parts of the network, and gradients
+  double sums = 0;                          // second moments and means
+  double solve = 0;                         // in methods
+  std::map<const Layer*, double> of_layer;  // of that, by the first layer of each group
 };
 
 struct CalibrationResult {
@@ -45,5 +49,8 @@ struct CalibrationResult {
 // model has nothing for. Error naming the layer whose input stops being finite.
 CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods,
                             const CalibrationOptions& options = {});
+
+// Images [B, 3, H, W], B >= 1, in batches that are on one tape. UsageError for a language model or no image.
+std::vector<Batch> vision_batches(const Model& model, const Tensor& images);
 
 }  // namespace bcq

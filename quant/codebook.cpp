@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -54,6 +55,11 @@ std::vector<uint8_t> best_levels(const std::vector<double>& histogram, int bits)
   require(bits >= 1 && bits <= 8 && bins >= 1 && bins <= 256, "levels of %d bits for %d bins", bits, bins);
   require(std::all_of(histogram.begin(), histogram.end(), [](double w) { return w >= 0 && std::isfinite(w); }),
           "a histogram of weights that are negative or not finite");
+  if (most >= bins) {
+    std::vector<uint8_t> all(bins);
+    std::iota(all.begin(), all.end(), uint8_t{0});
+    return all;
+  }
   const Intervals intervals(histogram);
   std::vector<double> cost((bins + 1) * (bins + 1), 0.0);  // [begin, end)
   for (size_t begin = 0; begin < bins; ++begin)

@@ -20,9 +20,10 @@ struct Needs {
   Stream stream = Stream::Float;
   // Groups of layers one after the other, each seen once those before it are fitted; else all of a part at once.
   bool sequential = false;
-  bool moments = false;    // second moments of the inputs of a group
-  bool cross = false;      // and their products with the float network's inputs, the samples in two halves
-  bool operands = false;   // whole operands and outputs of each layer, on all samples
+  bool moments = false;  // second moments of the inputs of a group
+  bool cross = false;    // and their products with the float network's inputs, the samples in two halves
+  bool operands =
+      false;  // whole operands and outputs of each layer, on all samples; with `cross` those of both streams
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
 
@@ -32,6 +33,7 @@ struct Operands {
   Tensor b;   // right operand [S, H, ., .]; empty for a linear layer
   Tensor y;   // output with the layer itself in float [S, ..., out] or [S, H, N, M]
   Tensor g2;  // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
+  Tensor f;   // with Needs::cross: the left operand in the float network, where `a` is that of the quantized one
 };
 
 // What has been seen of one group of layers.

@@ -38,6 +38,8 @@ void OperandCapture::add(const Layer& layer, const Tensor& a, const Tensor& b, c
   put(operands.y, y);
 }
 
+void OperandCapture::add_real(const Layer& layer, const Tensor& f) { put(layers_[&layer].operands.f, f); }
+
 // Gradients may be as small as 1e-20. They are scaled by a power of two that follows the largest seen
 // at the layer, so that squares stay normal and a change of scale is exact; scores do not see the factor.
 void OperandCapture::add_gradient(const Layer& layer, const Tensor& g) {
@@ -157,6 +159,7 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
       seen.operands.push_back(capture.take(layer));
       const Timer watch;
       method.fit({layer}, seen, record);
+      result.seconds.of_layer[layer] = watch.seconds();
       result.seconds.solve += watch.seconds();
       done += survey.products[layer];
     }

@@ -9,7 +9,6 @@
 #include <random>
 
 #include "engine/core/check.h"
-#include "engine/core/timer.h"
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
 #include "engine/grid/uniform.h"
@@ -18,7 +17,6 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kBatch = 8;                       // images that are on one tape
 constexpr double kFewImages = 8;                    // fewer contributing images than this make a poor estimate
 constexpr int kExponents = 20;                      // powers of two to try: splits of softmax 2^0 ... 2^-19
 constexpr float kTiny = 1e-30f;                     // a range below this has no normal numbers for steps
@@ -269,32 +267,17 @@ Needs Ptq::needs() const {
 }
 
 void Ptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
-  for (size_t i = 0; i < group.size(); ++i) {
-    const Timer watch;
-    calibrate_layer(*group[i], seen.operands[i], options_);
-    cost.search[group[i]] = watch.seconds();
-  }
+  for (size_t i = 0; i < group.size(); ++i) calibrate_layer(*group[i], seen.operands[i], options_);
 }
 
 std::vector<std::vector<Tensor>> Ptq::logit_gradients(const std::vector<Tensor>& logits) {
   return probe_gradients(logits, options_, warn_);
 }
 
-PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                     const Warn& warn) {
-  const Timer watch;
-  require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",
-                model.info().name);
-  require_usage(images.rank() == 4 && images.dim(0) >= 1, "calibration needs at least one image");
+CalibrationResult quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                               const Warn& warn) {
   Ptq method(options, warn);
-  std::vector<Batch> batches;
-  for (int64_t b = 0; b < images.dim(0); b += kBatch) {
-    batches.emplace_back();
-    batches.back().pixels = images.slice(b, std::min(images.dim(0), b + kBatch));
-  }
-  calibrate(model, batches, {&method}, {"calibration", progress});
-  method.cost.total = watch.seconds();
-  return std::move(method.cost);
+  return calibrate(model, vision_batches(model, images), {&method}, {"calibration", progress});
 }
 
 }  // namespace bcq

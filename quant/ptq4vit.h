@@ -3,7 +3,6 @@
 // semantics of the official code, which calibrates all layers in parallel on the float network).
 #pragma once
 #include <cstdint>
-#include <map>
 
 #include "engine/core/progress.h"
 #include "quant/calibrate.h"
@@ -57,12 +56,6 @@ PtqOptions easy_quant(int wbits, int abits);
 // data is not finite or does not fit, UsageError when the options make no sense.
 void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options);
 
-// Where the time of a calibration went, in seconds.
-struct PtqCost {
-  std::map<const Layer*, double> search;  // of each layer's grids
-  double total = 0;                       // the rest are passes through the network and their gradients
-};
-
 // What the model held of quantization and compensation before is forgotten.
 class Ptq : public Method {
  public:
@@ -76,15 +69,13 @@ class Ptq : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
   std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& logits) override;
 
-  PtqCost cost;
-
  private:
   PtqOptions options_;
   Warn warn_;
 };
 
 // Calibrate every layer of a vision model on images [B, 3, H, W], B >= 1, by this method alone.
-PtqCost quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                     const Warn& warn);
+CalibrationResult quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
+                               const Warn& warn);
 
 }  // namespace bcq

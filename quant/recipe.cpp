@@ -5,6 +5,9 @@
 #include <limits>
 
 #include "engine/file/json.h"
+#include "quant/joint.h"
+#include "quant/repq.h"
+#include "quant/weight_methods.h"
 
 namespace bcq {
 namespace {
@@ -19,6 +22,7 @@ void ptq_defaults(Recipe& r) {
 }
 // The joint solve: all of the options below that lower the error of a layer's output, on by one name.
 void joint_defaults(Recipe& r) {
+  r.samples = 128;
   r.sequential = r.centred = r.float_target = r.weights.weighted = true;
   r.refine = 10;
   r.scale_rounds = 3;
@@ -26,16 +30,41 @@ void joint_defaults(Recipe& r) {
   r.bc_stream = Stream::Quantized;
 }
 
+std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
+  PtqOptions options = r.ptq;
+  options.seed = static_cast<uint32_t>(r.seed);
+  return std::make_unique<Ptq>(options, warn);
+}
+std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
+}
+std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn& warn) {
+  JointOptions options{r.ptq.wbits, r.ptq.abits};
+  options.bias = in_one_walk(r);
+  return std::make_unique<bcq::Joint>(options, warn);
+}
+std::unique_ptr<Method> make_rtn(const Recipe& r, const LayerBits& bits, const Warn&) {
+  return std::make_unique<RoundToNearest>(r.weights, bits);
+}
+std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const Warn& warn) {
+  return std::make_unique<bcq::Gptq>(GptqMethodOptions{r.weights, bits, r.sequential, r.centred, r.float_target,
+                                                       static_cast<int>(r.refine), static_cast<int>(r.scale_rounds)},
+                                     warn);
+}
+
+using enum MethodName;
 const MethodRow kMethods[] = {
-    {MethodName::Float, kVision, "fp32", "FP32", false, true, nullptr},
-    {MethodName::BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>},
-    {MethodName::EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>},
-    {MethodName::Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>},
-    {MethodName::Float, kLanguage, "fp", "FP", false, true, nullptr},
-    {MethodName::Rtn, kLanguage, "rtn", "RTN", false, true, nullptr},
-    {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr},
-    {MethodName::Joint, kLanguage, "joint", "joint", true, true, joint_defaults},
-    {MethodName::Stored, kLanguage, "stored", "stored", false, false, nullptr},
+    {Float, kVision, "fp32", "FP32", false, true, nullptr, nullptr},
+    {BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>, make_ptq},
+    {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
+    {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
+    {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
+    {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
+    {Float, kLanguage, "fp", "FP", false, true, nullptr, nullptr},
+    {Rtn, kLanguage, "rtn", "RTN", false, true, nullptr, make_rtn},
+    {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr, make_gptq},
+    {MethodName::Joint, kLanguage, "joint", "joint", true, true, joint_defaults, make_gptq},
+    {Stored, kLanguage, "stored", "stored", false, false, nullptr, nullptr},
 };
 
 using Words = std::vector<std::string>;
@@ -397,6 +426,8 @@ const MethodRow& row_of(const Recipe& recipe) {
 const char* name_of(BcForm form) {
   return form == BcForm::None ? "none" : form == BcForm::Channel ? "channel" : "position";
 }
+
+bool in_one_walk(const Recipe& r) { return solves(r) && compensates(r) && r.bc_stream == Stream::Quantized; }
 
 std::string label_of(const Recipe& recipe) {
   if (recipe.method == MethodName::Joint && recipe.bc == BcForm::Channel) return row_of(recipe).label;  // a part of it

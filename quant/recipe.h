@@ -3,17 +3,30 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/file/json_fwd.h"
 #include "models/model.h"
+#include "quant/allocation.h"
 #include "quant/gptq.h"
+#include "quant/method.h"
 #include "quant/ptq4vit.h"
 
 namespace bcq {
 
-enum class MethodName { Float, Rtn, Gptq, Joint, BasePtq, EasyQuant, Ptq4Vit, Stored };  // Stored: as it was loaded
+enum class MethodName {
+  Float,
+  Rtn,
+  Gptq,
+  Joint,
+  BasePtq,
+  EasyQuant,
+  Ptq4Vit,
+  Repq,
+  Stored
+};  // Stored: as it was loaded
 enum class BcForm { None, Channel, Position };
 
 struct Recipe {
@@ -38,8 +51,8 @@ struct Recipe {
   bool gptq_format = false;    // language: as GPTQ's checkpoints hold it, whether it is saved or not
 };
 
-// A method: its name in options and records, in tables, and what it needs. A new one is a file of its own, a row in
-// recipe.cpp and a line where methods are called (eval/run.cpp).
+// A method: its name in options and records, in tables, what it needs, its own defaults and how it is made; a recipe of
+// none that quantizes has no `make`. A new one is a file of its own and a row in recipe.cpp.
 struct MethodRow {
   MethodName method;
   Family family;
@@ -47,6 +60,7 @@ struct MethodRow {
   bool calibrates;  // needs data
   bool offered;     // by --method
   void (*defaults)(Recipe&);
+  std::unique_ptr<Method> (*make)(const Recipe&, const LayerBits&, const Warn&);
 };
 const MethodRow& row_of(const Recipe& recipe);
 inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
@@ -57,6 +71,8 @@ std::string label_of(const Recipe& recipe);
 
 inline bool quantizes(const Recipe& r) { return r.method != MethodName::Float; }
 inline bool solves(const Recipe& r) { return r.method == MethodName::Gptq || r.method == MethodName::Joint; }
+// Whether the method compensates, too, layer by layer as it quantizes them: those that look at the quantized stream.
+bool in_one_walk(const Recipe& recipe);
 inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }
 inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || compensates(r); }
 // What --bc-sites is a list of.

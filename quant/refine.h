@@ -23,8 +23,8 @@ void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& c, i
 
 // Lowers it by the scales, codes and zero points as they are: for every row those of all its groups at once,
 //   min_s (Σ_g s_g p_g - v) c (Σ_g s_g p_g - v)ᵀ,  p_g = codes less zero points in group g, 0 elsewhere,
-// which is a system of as many equations as there are groups. A row keeps its scales where the new ones are not positive
-// or, rounded to what `grid` stores, no better.
+// which is a system of as many equations as there are groups. A row keeps its scales where the new ones are not
+// positive or, rounded to what `grid` stores, no better.
 void refit_scales(QuantizedWeight& q, const Tensor& v, const std::vector<double>& c, const WeightGrid& grid);
 
 // quadratic_error() of each row.

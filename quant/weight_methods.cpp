@@ -19,9 +19,10 @@ Options options_of(const Layer& layer, Options options, const LayerBits& bits) {
   return options;
 }
 
-void attach(Layer& layer, const QuantizedWeight& q) {
+void attach(Layer& layer, const QuantizedWeight& q, bool packed = true) {
   for (const Tensor& w : {layer.weight.values(), q.values})  // a weight that is NaN would round to code 0
     require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", layer.name);
+  if (!packed) return layer.quantize({layer.left_grid(), q.grid, q.values, nullptr, nullptr});
   layer.quantize(PackedWeight(q.grid, q.values.shape, q.codes));
 }
 
@@ -124,7 +125,7 @@ void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& h
     record.refined = mean * quadratic_error(q.values, v, hessian);
   }
   record.compensated = record.refined - (options_.centred ? 0 : squared_error(q.values, v, means));
-  attach(layer, q);
+  attach(layer, q, options_.packed);
   into.layers.push_back(record);
 }
 

@@ -36,6 +36,7 @@ struct GptqMethodOptions {
   bool float_target = false;
   int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
   int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
+  bool packed = true;    // weights are kept as packed codes; else as values on their grid, as integer products need them
 };
 
 class Gptq : public Method {

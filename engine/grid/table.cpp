@@ -9,62 +9,103 @@
 
 namespace bcq {
 
-Table::Table(int b, float s, int32_t z, std::vector<uint8_t> of)
-    : GridKind(b), scale(s), zero(z), levels(std::move(of)) {
+Table::Table(int b, float scale, int32_t zero, std::vector<uint8_t> levels) : GridKind(b) {
   std::sort(levels.begin(), levels.end());
   levels.erase(std::unique(levels.begin(), levels.end()), levels.end());
   require(b >= 1 && b <= 8 && !levels.empty() && levels.size() <= size_t{1} << b, "a table of %d levels for %d bits",
           levels.size(), b);
-  require(z >= 0 && z <= 255, "a table behind an 8-bit grid of zero point %d: it has to lie in 0 to 255", z);
-  size_t at = 0;
+  require(zero >= 0 && zero <= 255, "a table behind an 8-bit grid of zero point %d: it has to lie in 0 to 255", zero);
+  Levels part{scale, zero, std::move(levels)};
+  size_t i = 0;
   for (int u = 0; u < 256; ++u) {
-    while (at + 1 < levels.size() && levels[at + 1] - u < u - levels[at]) ++at;
-    nearest_[static_cast<size_t>(u)] = levels[at];
+    while (i + 1 < part.of.size() && part.of[i + 1] - u < u - part.of[i]) ++i;
+    part.nearest[static_cast<size_t>(u)] = part.of[i];
+  }
+  parts.push_back(std::move(part));
+}
+
+Table::Table(int a, const std::vector<Table>& of) : GridKind(of.at(0).bits), along(a) {
+  for (const Table& part : of) {
+    require(part.bits == bits && part.units() == 1, "tables of parts need the same bits and one unit each");
+    parts.push_back(part.parts[0]);
   }
 }
 
+// Levels of all parts one after the other, `counts` of each.
 Grid Table::read(const Fields& fields) {
-  std::vector<uint8_t> levels;
-  for (const float level : field<std::vector<float>>(fields, "levels")) {
-    require_input(level >= 0 && level <= 255 && level == std::nearbyint(level), "a level of %g is no 8-bit code",
-                  level);
-    levels.push_back(static_cast<uint8_t>(level));
+  const auto &scales = field<std::vector<float>>(fields, "scale"), &zeros = field<std::vector<float>>(fields, "zero");
+  const auto &counts = field<std::vector<float>>(fields, "counts"), &all = field<std::vector<float>>(fields, "levels");
+  require_input(!scales.empty() && scales.size() == zeros.size() && scales.size() == counts.size(),
+                "%d scales, %d zero points and %d counts of levels", scales.size(), zeros.size(), counts.size());
+  const auto is_code = [](float x) { return x >= 0 && x <= 255 && x == std::nearbyint(x); };
+  std::vector<Table> parts;
+  size_t begin = 0;
+  for (size_t i = 0; i < scales.size(); ++i) {
+    require_input(is_code(zeros[i]), "a zero point of %g is no 8-bit code", zeros[i]);
+    require_input(is_code(counts[i]) && counts[i] >= 1 && begin + static_cast<size_t>(counts[i]) <= all.size(),
+                  "%d levels are fewer than their counts", all.size());
+    std::vector<uint8_t> levels;
+    for (const size_t end = begin + static_cast<size_t>(counts[i]); begin < end; ++begin) {
+      require_input(is_code(all[begin]), "a level of %g is no 8-bit code", all[begin]);
+      levels.push_back(static_cast<uint8_t>(all[begin]));
+    }
+    parts.emplace_back(bits_field(fields), scales[i], static_cast<int32_t>(zeros[i]), levels);
   }
-  const int64_t zero = field<int64_t>(fields, "zero");
-  require_input(zero >= 0 && zero <= 255, "a zero point of %d is no 8-bit code", zero);
-  return Table{bits_field(fields), field<float>(fields, "scale"), static_cast<int32_t>(zero), levels};
+  require_input(begin == all.size(), "%d levels are more than their counts", all.size());
+  return Table(parts.size() > 1 ? static_cast<int>(field<int64_t>(fields, "axis")) : 0, parts);
 }
 
 Fields Table::describe() const {
-  return {
-      {"bits", bits}, {"scale", scale}, {"zero", zero}, {"levels", std::vector<float>(levels.begin(), levels.end())}};
+  std::vector<float> scales, zeros, counts, levels;
+  for (const Levels& part : parts) {
+    scales.push_back(part.scale);
+    zeros.push_back(static_cast<float>(part.zero));
+    counts.push_back(static_cast<float>(part.of.size()));
+    levels.insert(levels.end(), part.of.begin(), part.of.end());
+  }
+  Fields fields = {{"bits", bits}, {"scale", scales}, {"zero", zeros}, {"counts", counts}, {"levels", levels}};
+  if (units() > 1) fields["axis"] = along;
+  return fields;
 }
 
 void Table::fake_quantize(const Tensor& x, Tensor& y) const {
-  std::array<float, 256> value;
-  for (size_t u = 0; u < 256; ++u) value[u] = scale * static_cast<float>(nearest_[u] - zero);
-  map_chunks(x.data, y.data, x.size(), [&](const float* a, float* b, int64_t n) {
+  std::vector<std::array<float, 256>> values(parts.size());
+  for (size_t p = 0; p < parts.size(); ++p)
+    for (size_t u = 0; u < 256; ++u)
+      values[p][u] = parts[p].scale * static_cast<float>(parts[p].nearest[u] - parts[p].zero);
+  map_units(x, y, along, units(), [&](int64_t unit, const float* a, float* b, int64_t n) {
+    const Levels& part = at(unit);
+    const std::array<float, 256>& value = values[static_cast<size_t>(unit)];
     for_parts(n, 1024, [&](int64_t begin, int64_t end) {
       uint8_t codes[1024];
-      kernels().code_uniform(a + begin, codes, end - begin, scale, static_cast<float>(-zero),
-                             static_cast<float>(255 - zero), zero);
+      kernels().code_uniform(a + begin, codes, end - begin, part.scale, static_cast<float>(-part.zero),
+                             static_cast<float>(255 - part.zero), part.zero);
       for (int64_t i = begin; i < end; ++i) b[i] = std::isnan(a[i]) ? a[i] : value[codes[i - begin]];
     });
   });
 }
 
 double Table::storage_bits(const Shape& shape) const {
-  return static_cast<double>(numel(shape)) * bits + 32 + 8 + 8 * static_cast<double>(levels.size());
+  double bits_of_tables = 0;
+  for (const Levels& part : parts) bits_of_tables += 32 + 8 + 8 * static_cast<double>(part.of.size());
+  return static_cast<double>(numel(shape)) * bits + bits_of_tables;
 }
 
-void Table::code(const float* x, int64_t n, int64_t, uint8_t* codes, int64_t) const {
-  kernels().code_uniform(x, codes, n, scale, static_cast<float>(-zero), static_cast<float>(255 - zero), zero);
-  kernels().look_up(nearest_.data(), 256, codes, codes, n);
+bool Table::is_signed() const {
+  return std::all_of(parts.begin(), parts.end(),
+                     [](const Levels& p) { return p.of.front() - p.zero >= -128 && p.of.back() - p.zero <= 127; });
 }
 
-void Table::code_signed(const float* x, int64_t n, int64_t, int8_t* codes) const {
-  code(x, n, 0, reinterpret_cast<uint8_t*>(codes), 0);
-  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(codes[i] - zero);
+void Table::code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t) const {
+  const Levels& part = at(unit);
+  kernels().code_uniform(x, codes, n, part.scale, static_cast<float>(-part.zero), static_cast<float>(255 - part.zero),
+                         part.zero);
+  kernels().look_up(part.nearest.data(), 256, codes, codes, n);
+}
+
+void Table::code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const {
+  code(x, n, unit, reinterpret_cast<uint8_t*>(codes), 0);
+  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(codes[i] - at(unit).zero);
 }
 
 }  // namespace bcq

@@ -119,10 +119,11 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
 Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x, const Form& form) {
   const int64_t B = x.samples, N = x.tokens, H = x.heads, d = x.channels, padded = padded_row(N);
   const Grid &queries = qk.int8()->left, &weights = av.int8()->left;
+  const bool renormalized = av.quantized->renormalized;
   const Broadcast qk_added(qk.added, {B, H, N, N}), av_added(av.added, {B, H, N, d});
   Tensor y = x.result();
   parallel_for(B * H, [&](int64_t i) {
-    const int64_t h = i % H;
+    const int64_t h = i % H, unit = h * weights->units() / H;
     const PackedHead keys(qk, h, H, x.k + x.at(i), N, d, x.stride), values(av, h, H, x.v + x.at(i), N, d, x.stride);
     const CodedRows coded(queries, N, d), a(weights, N, padded);
     const Buffer<float> row(std::max(padded, d));
@@ -141,12 +142,15 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
                       if (!qk.added.empty()) kernels().add(scores, qk_added.row(i * N + r), scores, N);
                       if (!form.scales_queries) kernels().scale(scores, form.scale, scores, N);
                       softmax_row(scores, N, form.bias_row(i, r, N), form.mask_row(i, r, N));
-                      weights->code(scores, padded, h * weights->units() / H, a.row(r), a.stride);
+                      if (renormalized) scale_to_largest(scores, N);
+                      weights->code(scores, padded, unit, a.row(r), a.stride);
                     });
     gemm_int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                     [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                       float* out = y.data + x.out(i, r);
                       values.dequantizer(0, d, sum1, sum2, nullptr, out);
+                      if (renormalized)
+                        kernels().scale(out, inverse_row_sum(weights, unit, a.row(r), a.stride, N), out, d);
                       if (!av.added.empty()) kernels().add(out, av_added.row(i * N + r), out, d);
                     });
   });

@@ -75,6 +75,16 @@ CodedRows code_rows(const Grid& grid, const Tensor& x) {
   return coded;
 }
 
+float inverse_row_sum(const Grid& grid, int64_t unit, const uint8_t* codes, int64_t stride, int64_t n) {
+  double sum = static_cast<double>(grid->constant(unit)) * static_cast<double>(n);
+  for (int p = 0; p < grid->planes(); ++p, codes += stride) {
+    int64_t plane = 0;
+    for (int64_t i = 0; i < n; ++i) plane += codes[i];
+    sum += static_cast<double>(grid->plane_scale(p, unit)) * static_cast<double>(plane - n * grid->offset(unit));
+  }
+  return sum == 0 ? 1 : static_cast<float>(1 / sum);
+}
+
 PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n,
                        int64_t stride) {
   const Grid &left = layer.int8()->left, &grid = layer.int8()->right;
@@ -122,12 +132,24 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
     const int64_t h = i % H, rows = rhs.dim(2), n = rhs.dim(3), M = shape[3];
     const PackedHead head(layer, h, H, rhs.data + i * rows * n, rows, n, n);
     const CodedRows a(in.left, N, K);
-    for (int64_t r = 0; r < N; ++r)
-      in.left->code(x.data + (i * N + r) * K, K, h * in.left->units() / H, a.row(r), a.stride);
+    const bool renormalized = layer.quantized->renormalized;
+    const int64_t unit = h * in.left->units() / H;
+    std::vector<float> row(static_cast<size_t>(renormalized ? K : 0));
+    for (int64_t r = 0; r < N; ++r) {
+      const float* from = x.data + (i * N + r) * K;
+      if (renormalized) {
+        std::copy_n(from, K, row.data());
+        scale_to_largest(row.data(), K);
+        from = row.data();
+      }
+      in.left->code(from, K, unit, a.row(r), a.stride);
+    }
     gemm_int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
                     [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                       float* out = y.data + (i * N + r) * M;
                       head.dequantizer(0, M, sum1, sum2, nullptr, out);
+                      if (renormalized)
+                        kernels().scale(out, inverse_row_sum(in.left, unit, a.row(r), a.stride, K), out, M);
                       if (!layer.added.empty()) kernels().add(out, added.row(i * N + r), out, M);
                     });
   });

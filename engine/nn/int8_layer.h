@@ -78,6 +78,9 @@ void int8_linear(const Layer& layer, const CodedRows& x, const Broadcast& added,
 // The same, into a tensor of this shape.
 Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape);
 
+// The sum of the n values that the codes of a row stand for, one over it; 1 for a sum of 0.
+float inverse_row_sum(const Grid& grid, int64_t unit, const uint8_t* codes, int64_t stride, int64_t n);
+
 // One head of the right operand of q kᵀ or A v, packed; b: `rows` rows of n floats, `stride` apart.
 struct PackedHead {
   PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n, int64_t stride);

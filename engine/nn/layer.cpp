@@ -4,6 +4,7 @@
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/int8_layer.h"
+#include "engine/nn/ops.h"
 
 namespace bcq {
 namespace {
@@ -23,7 +24,28 @@ Shape product_shape(const Layer& layer, const Tensor& a, const Tensor& b) {
   return shape;
 }
 
+// The product of rows as Quantized::renormalized has them with a right operand that is rounded already.
+Tensor renormalized_product(const Grid& grid, const Tensor& weights, const Tensor& values) {
+  const int64_t n = weights.dim(-1);
+  Tensor a = weights.clone();
+  for_rows(a, [&](int64_t r) { scale_to_largest(a.data + r * n, n); });
+  a = fake_quantize(grid, a);
+  Tensor y = matmul(nullptr, a, values, false);
+  for_rows(y, [&](int64_t r) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += a[r * n + i];
+    if (sum != 0)
+      kernels().scale(y.data + r * y.dim(-1), static_cast<float>(1 / sum), y.data + r * y.dim(-1), y.dim(-1));
+  });
+  return y;
+}
+
 }  // namespace
+
+void scale_to_largest(float* x, int64_t n) {
+  const float largest = kernels().max_abs(x, n);
+  if (largest > 0) kernels().scale(x, 1 / largest, x, n);
+}
 
 int64_t Context::first_position() const { return cache ? cache->length : 0; }
 
@@ -47,9 +69,13 @@ Tensor Layer::product(const Context& ctx, const Tensor& x, const Tensor& rhs) co
   require(ctx.tape == nullptr, "%s: gradients are those of the float network", name);
   if (ctx.precision == Precision::Integer && int8()) return int8_layer_product(*this, x, rhs);
   const Grid &left = left_grid(), &right = quantized ? quantized->right : left;
-  Tensor y = is_linear() ? linear(nullptr, fake_quantize(left, x), weight_in(ctx.precision), bias.in(ctx.precision),
-                                  ctx.window_bits)
-                         : matmul(nullptr, fake_quantize(left, x), fake_quantize(right, rhs), transpose);
+  Tensor y;
+  if (is_linear())
+    y = linear(nullptr, fake_quantize(left, x), weight_in(ctx.precision), bias.in(ctx.precision), ctx.window_bits);
+  else if (quantized && quantized->renormalized)
+    y = renormalized_product(left, x, fake_quantize(right, rhs));
+  else
+    y = matmul(nullptr, fake_quantize(left, x), fake_quantize(right, rhs), transpose);
   add_compensation(ctx, added, y);
   return y;
 }

@@ -69,7 +69,13 @@ struct Quantized {
   Weight weight;     // rounded to `right`, [out, in]; empty where it stays float
   std::shared_ptr<const PackedWeight> packed;  // what `weight` is, or null
   std::shared_ptr<const Int8Layer> int8;       // what Precision::Integer computes with, or null
+  // AV: softmax is rounded as exp(score - largest of its row), and the product divided by the sum of the rounded row,
+  // so that the weights of a row still sum to 1 and `left` has the same range for flat and for sharp rows.
+  bool renormalized = false;
 };
+
+// Divides x[0..n), n >= 1 values that are not negative, by the largest; all zeros stay.
+void scale_to_largest(float* x, int64_t n);
 
 struct Layer {
   std::string name;  // as the checkpoint names it: "blocks.0.attn.qkv"; products "blocks.0.attn.matmul1"

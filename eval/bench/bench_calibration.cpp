@@ -28,11 +28,10 @@ Cost calibrate_vit(Model& vit, ProgressLine& line) {
   std::vector<Batch> batch(1);
   batch[0].pixels = images;
   Drawn task(vit, std::move(batch));
-  const PtqCost cost = quantize(task, recipe_of(Family::Vision, "ptq4vit"), line.callback(), line.warn()).cost;
+  const CalibrationSeconds cost =
+      quantize(task, recipe_of(Family::Vision, "ptq4vit"), line.callback(), line.warn()).solved.seconds;
   vit.clear();
-  double search = 0;
-  for (const auto& [layer, seconds] : cost.search) search += seconds;
-  return {cost.total, cost.total - search, 0, search};
+  return {cost.total, cost.total - cost.solve, 0, cost.solve};
 }
 
 Cost calibrate_opt(Model& opt, ProgressLine& line) {

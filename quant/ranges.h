@@ -1,0 +1,58 @@
+// Where the grid of an operand lies: ranges of asymmetric and table grids, found from the values it will round.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "engine/core/tensor.h"
+#include "engine/grid/asymmetric.h"
+#include "engine/grid/table.h"
+
+namespace bcq {
+
+// A scale and a zero point: codes round(x / scale) + zero.
+struct Range {
+  float scale = 1;
+  int32_t zero = 0;
+};
+
+// RepQ-ViT's range of n values `stride` apart: of the quantiles 1 - p to p, p = 0.999, 0.9999 and 0.99999 (interpolated
+// linearly), the one of least squared error. It need not hold 0, and its zero point need not be a code. Of values that
+// are all equal: a scale of 0.
+Range percentile_range(const float* x, int64_t n, int64_t stride, int bits);
+// The largest value δ of a logarithmic grid: of the upper three quantiles, the one for which error(δ) is least.
+float percentile_top(const Tensor& x, const std::function<double(float top)>& error);
+
+// How often values occur: equal bins between the least and the largest, with the sum of the weights of their values.
+class Histogram {
+ public:
+  static constexpr int kBins = 4096;
+  // x [rows, n]; a value counts for the weight of its row [rows] times that of its column [n]; empty: 1.
+  explicit Histogram(const Tensor& x, const std::vector<float>& of_rows = {},
+                     const std::vector<float>& of_columns = {});
+
+  float lo() const { return lo_; }
+  float hi() const { return hi_; }
+  // The value that this share of the weight is not above.
+  float quantile(double share) const;
+  // Sum of weights (x̂ - x)² over all values, where x̂ is x on the grid clamp(round(x / scale) + zero, 0, codes - 1).
+  double error(const Range& range, int codes) const;
+  // [256] sums of weights by the codes of an 8-bit grid.
+  std::vector<double> codes(const Range& range) const;
+
+ private:
+  float lo_, hi_;
+  std::vector<double> bins_;
+  float value(int bin) const;
+};
+
+// The asymmetric grid of `bits` of least squared error, among ranges that shrink from either end. It holds 0.
+Asymmetric fit_asymmetric(const Histogram& values, int bits);
+// The best table of 2^bits levels behind the 8-bit grid that holds the values of this share of the weight, cut evenly
+// from both ends (quant/codebook.h), or with `is_signed` behind one of s8 codes. `error` (may be null) gets what the
+// levels and the cut cost, as Histogram::error().
+Table fit_table(const Histogram& values, int bits, double share, bool is_signed, double* error = nullptr);
+// Of shares 1, 0.9999 and 0.999 the one that costs least.
+Table fit_table(const Histogram& values, int bits, bool is_signed);
+
+}  // namespace bcq

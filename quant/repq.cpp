@@ -1,0 +1,105 @@
+#include "quant/repq.h"
+
+#include <cmath>
+
+#include "engine/core/check.h"
+#include "engine/grid/log_sqrt2.h"
+#include "quant/ranges.h"
+
+namespace bcq {
+namespace {
+
+constexpr int kPixelBits = 8;
+
+Asymmetric grid_of(const Tensor& x, int bits) {
+  const Range range = percentile_range(x.data, x.size(), 1, bits);
+  return {bits, range.scale > 0 ? range.scale : 1.f, range.zero};
+}
+
+// One scale and zero point for each output.
+Asymmetric grid_of_rows(const Tensor& w, int bits) {
+  std::vector<float> scale;
+  std::vector<int32_t> zero;
+  for (int64_t r = 0; r < w.dim(0); ++r) {
+    const Range range = percentile_range(w.data + r * w.dim(1), w.dim(1), 1, bits);
+    scale.push_back(range.scale > 0 ? range.scale : 1.f);
+    zero.push_back(range.zero);
+  }
+  return {bits, 0, scale, zero};
+}
+
+// δ of least squared error, values at sqrt 2 apart below it.
+LogSqrt2 grid_of_softmax(const Tensor& a, int bits) {
+  const auto at = [&](float top) { return LogSqrt2(bits, top, true); };
+  return at(percentile_top(a, [&](float top) {
+    const Tensor rounded = fake_quantize(at(top), a);
+    double error = 0;
+    for (int64_t i = 0; i < a.size(); ++i) error += (rounded[i] - a[i]) * (rounded[i] - a[i]);
+    return error;
+  }));
+}
+
+}  // namespace
+
+RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
+  for (const int bits : {o.wbits, o.abits})
+    require_usage(bits >= 2 && bits <= 8, "%d bits: RepQ-ViT takes 2 to 8", bits);
+}
+
+Needs RepqVit::needs() const {
+  Needs needs;
+  needs.stream = Stream::Quantized;
+  needs.sequential = needs.operands = true;
+  return needs;
+}
+
+void RepqVit::begin(Model& model) {
+  require_usage(model.info().family == Family::Vision, "%s is not a vision model: RepQ-ViT is for ViTs",
+                model.info().name);
+  model.clear();
+  model_ = &model;
+}
+
+void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+  Operands& x = seen.operands[0];
+  Layer& layer = *group[0];
+  if (layer.is_linear())
+    fit_linear(group, x.a);
+  else if (layer.role == Role::QK)
+    layer.quantize({grid_of(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
+  else
+    layer.quantize({grid_of_softmax(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
+}
+
+void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
+  const Role role = group[0]->role;
+  const LayerGroup& whole = part_.group_of(*group[0]);
+  Grid left;
+  if (whole.source.norm && role != Role::Head) {
+    const int64_t n = input.dim(-1), rows = input.rows();
+    std::vector<Range> ranges;
+    double scale = 0, zero = 0;  // their means
+    for (int64_t c = 0; c < n; ++c) {
+      ranges.push_back(percentile_range(input.data + c, rows, n, options_.abits));
+      scale += static_cast<double>(ranges.back().scale) / static_cast<double>(n);
+      zero += static_cast<double>(ranges.back().zero) / static_cast<double>(n);
+    }
+    const Asymmetric common(options_.abits, scale > 0 ? static_cast<float>(scale) : 1.f,
+                            static_cast<int32_t>(std::nearbyint(zero)));
+    std::vector<float> by, shift;
+    for (const Range& range : ranges) {
+      by.push_back(range.scale > 0 ? range.scale / common.scale[0] : 1.f);  // a channel that is constant stays
+      shift.push_back(range.scale > 0 ? common.scale[0] * static_cast<float>(common.zero[0] - range.zero) : 0.f);
+    }
+    model_->fold(whole, by, shift);
+    left = common;
+  } else {
+    left = grid_of(input, role == Role::Patch ? kPixelBits : options_.abits);
+  }
+  for (Layer* layer : group) {
+    const Asymmetric grid = grid_of_rows(layer->weight.values(), options_.wbits);
+    layer->quantize({left, grid, fake_quantize(grid, layer->weight.values()), nullptr, nullptr});
+  }
+}
+
+}  // namespace bcq
