@@ -67,8 +67,9 @@ json output_rows(const Outcome& outcome) {
   return rows;
 }
 
-const std::vector<std::string> kLayerColumns = {"site",   "bits",        "group",    "damp",        "ridge",
-                                                "signal", "mse_rounded", "mse_gptq", "mse_refined", "mse_compensated"};
+const std::vector<std::string> kLayerColumns = {
+    "site",     "bits",        "group",           "damp",        "ridge", "signal", "mse_rounded",
+    "mse_gptq", "mse_refined", "mse_compensated", "mse_held_out"};
 json layer_rows(const CalibrationResult& result) {
   json rows = json::array();
   for (const PartRecord& part : result.parts)
@@ -82,7 +83,8 @@ json layer_rows(const CalibrationResult& result) {
                       {"mse_rounded", layer.rounded},
                       {"mse_gptq", layer.solved},
                       {"mse_refined", layer.refined},
-                      {"mse_compensated", layer.compensated}});
+                      {"mse_compensated", layer.compensated},
+                      {"mse_held_out", std::isfinite(layer.held_out) ? json(layer.held_out) : json(nullptr)}});
   return rows;
 }
 
@@ -98,6 +100,31 @@ json describe(const Grid& grid) {
 void write_layer_report(const std::string& path, const Outcome& outcome) {
   if (outcome.before.empty()) return write_rows(path, kLayerColumns, layer_rows(outcome.solved));
   write_rows(path, kOutputColumns, output_rows(outcome));
+}
+
+std::string certificate_text(const CalibrationResult& result) {
+  constexpr std::pair<const char*, double LayerRecord::*> kSteps[] = {{"rounded", &LayerRecord::rounded},
+                                                                      {"GPTQ", &LayerRecord::solved},
+                                                                      {"refined", &LayerRecord::refined},
+                                                                      {"and a bias", &LayerRecord::compensated}};
+  std::string text;
+  int layers = 0, dropped = 0;
+  for (const auto& [name, step] : kSteps) {
+    double sum = 0;
+    layers = dropped = 0;
+    for (const PartRecord& part : result.parts) {
+      dropped += static_cast<int>(part.dropped);
+      for (const LayerRecord& layer : part.layers) {
+        if (!(layer.*step > 0) || !(layer.signal > 0)) continue;
+        sum += 10 * std::log10(layer.*step / layer.signal);
+        ++layers;
+      }
+    }
+    if (layers > 0) text += format("%s %s %.1f", text.empty() ? "" : ",", name, sum / layers);
+  }
+  if (text.empty()) return text;
+  text = format("error over signal of %d layers, dB:%s", layers, text);
+  return dropped > 0 ? text + format("; %d outputs keep no bias: it did harm on held-out data", dropped) : text;
 }
 
 }  // namespace bcq

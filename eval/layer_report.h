@@ -15,4 +15,8 @@ json describe(const Grid& grid);
 // their search took. Of a language model GPTQ's layers: the mean squared output errors of a LayerRecord.
 void write_layer_report(const std::string& path, const Outcome& outcome);
 
+// "error over signal of 24 layers, dB: rounded -20.1, GPTQ -23.5, with the bias -24.8, refined -25.0; ..." on the
+// calibration data, geometric means; "" when no solver ran.
+std::string certificate_text(const CalibrationResult& result);
+
 }  // namespace bcq

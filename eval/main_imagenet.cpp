@@ -89,6 +89,7 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
   if (compensates(r)) print(" + BC (%s; %s)", name_of(r.bc), bc_text(task.model, outcome.fitted));
   print("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%d images, %.1f s)\n", a.top1, a.top1_se, a.top5, a.hit.size(), seconds);
   if (quantizes(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
+  if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("   %s\n", text);
 }
 
 void run(const CommandLine& line, Options& o) {

@@ -186,6 +186,7 @@ void print_model(LanguageTask& task, const Options& o, const Outcome& outcome, c
        {std::pair{"quantization", outcome.solved.seconds}, {"compensation", outcome.compensated.seconds}})
     if (s.passes > 0)
       print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.sums, s.solve);
+  if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("%s\n", text);
   if (saved)
     print("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory, o.save.format,
           static_cast<double>(saved->bytes) / 1e6, static_cast<double>(saved->bytes_before) / 1e6,

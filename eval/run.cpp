@@ -25,6 +25,7 @@ BcOptions bc_options(const Recipe& r) {
   for (size_t i = 0; i < std::size(switches); ++i)
     *switches[i] = std::find(names.begin(), names.end(), kBcSites[i]) != names.end();
   o.stream = r.bc_stream;
+  o.held_out = r.bc_held_out;
   o.masked_attention = !r.official_mask;
   return o;
 }

@@ -7,6 +7,7 @@
 namespace bcq {
 
 BiasCompensation::BiasCompensation(const BcOptions& o) : options_(o) {
+  require_usage(o.held_out >= 0 && o.held_out <= 0.5, "the share of held-out samples is 0 to 0.5, not %g", o.held_out);
   require_usage(o.masked_attention || !o.attention || o.stream == Stream::Float,
                 "attention is measured without its mask on the float stream only, as in the official scripts");
 }

@@ -31,6 +31,9 @@ struct BcOptions {
   // The official scripts measure it without: what records its inputs keeps positional ones, and the mask has a name.
   // The network that is compensated is run with it either way. False is of the float stream only.
   bool masked_attention = true;
+  // Share of the samples, at most half, that decides for each output whether its compensation is kept: it is where it
+  // lowers the error on them. The official scripts hold none out.
+  double held_out = 0;
 };
 
 class BiasCompensation : public Method {
@@ -43,6 +46,7 @@ class BiasCompensation : public Method {
   bool wants(const Layer&) const override { return false; }
   bool wants(const Point& point) const override;
   BcShape shape() const override { return options_.shape; }
+  double held_out() const override { return options_.held_out; }
   void fit(const std::vector<Layer*>&, Seen&, PartRecord&) override {}
   void fit(const Point& point, const Tensor& error, PartRecord& record) override;
   bool masked_branches() const override { return options_.masked_attention; }

@@ -134,8 +134,8 @@ struct Stage {
 // What is seen of a group of layers over all samples.
 struct GroupSums {
   Seen seen;
-  RunningMean real, quantized;  // mean inputs on the two streams
-  Means errors;                 // of the outputs of its layers that are compensated
+  HeldOutMean real, quantized;      // mean inputs on the two streams
+  std::vector<HeldOutMean> errors;  // of the outputs of its layers that are compensated
 };
 
 // What one sample adds.
@@ -290,15 +290,33 @@ class Calibration {
   }
 
   void compensate(const Stage& stage, const Group& group, const GroupSums& sums) {
-    const Tensor real = sums.real.mean();
-    const Tensor own = stage.needs.stream == Stream::Float ? real : sums.quantized.mean();
-    if (by_means_ && stage.needs.stream == Stream::Float) real_means_.push_back(real);
+    const bool one_stream = stage.needs.stream == Stream::Float;
+    const HeldOutMean& own = one_stream ? sums.real : sums.quantized;
+    if (by_means_ && one_stream) real_means_.push_back(sums.real.all.mean());
     size_t k = 0;
     for (Layer* layer : group) {
       const Point point = Model::point_of(*layer);
       if (!stage.compensation->wants(point)) continue;
-      stage.compensation->fit(point, by_means_ ? error_by_means(*layer, real, own) : sums.errors[k++].mean(), record());
+      const auto error = [&](RunningMean HeldOutMean::*of) {
+        const Tensor real = (sums.real.*of).mean();
+        return !by_means_     ? (sums.errors[k].*of).mean()
+               : real.empty() ? Tensor{}
+                              : error_by_means(*layer, real, (own.*of).mean());
+      };
+      compensate(*stage.compensation, point, error(&HeldOutMean::all), error(&HeldOutMean::held_out));
+      ++k;
     }
+  }
+
+  // Where `held_out`, the mean error of held-out samples, says that it does no harm; empty: there are none.
+  void compensate(Method& method, const Point& point, const Tensor& error, const Tensor& held_out) {
+    if (held_out.empty() || helps_held_out(error, held_out, method.held_out()))
+      method.fit(point, error, record());
+    else
+      ++record().dropped;
+  }
+  void compensate(Method& method, const Point& point, const HeldOutMean& error) {
+    compensate(method, point, error.all.mean(), error.held_out.mean());
   }
 
   // Sums over all samples of what groups [begin, end) of part i are fed.
@@ -311,11 +329,12 @@ class Calibration {
     Group watched;  // whose outputs are looked at
     for (size_t g = begin; g < end; ++g) {
       GroupSums& sum = sums[g - begin];
-      sum.real = sum.quantized = RunningMean(shape);
+      const double held_out = stage.compensation ? stage.compensation->held_out() : 0;
+      sum.real = sum.quantized = HeldOutMean(shape, held_out);
       for (Layer* layer : groups[g])
         if (stage.compensation && !by_means_ && stage.compensation->wants(Model::point_of(*layer))) {
           watched.push_back(layer);
-          sum.errors.emplace_back(shape);
+          sum.errors.emplace_back(shape, held_out);
         }
     }
     if (stage.needs.operands) return observe_operands(i, stage, groups, begin, end);
@@ -335,9 +354,9 @@ class Calibration {
               if (!into) into = std::make_unique<Moments>(own[g].dim(-1));
               into->add(own[g], stage.needs.cross ? x.real[g] : Tensor{});
             }
-            if (!x.real_means.empty()) sums[g].real.add(x.real_means[g]);
-            if (!x.quantized_means.empty()) sums[g].quantized.add(x.quantized_means[g]);
-            for (RunningMean& error : sums[g].errors) error.add(x.errors[k++]);
+            if (!x.real_means.empty()) sums[g].real.add(j, x.real_means[g]);
+            if (!x.quantized_means.empty()) sums[g].quantized.add(j, x.quantized_means[g]);
+            for (HeldOutMean& error : sums[g].errors) error.add(j, x.errors[k++]);
           }
         });
     return sums;
@@ -409,21 +428,23 @@ class Calibration {
 
   void fit_outputs(int i, Method& method) {
     for (const Point& branch : part_.branches)
-      if (method.wants(branch)) method.fit(branch, branch_error(i, method, branch), record());
+      if (method.wants(branch)) compensate(method, branch, branch_error(i, method, branch));
     Point output = part_.output;
     const bool is_part = !output.added.empty();
-    if (is_part && method.wants(output))
-      method.fit(output, is_known_sum(method) ? error_of_sum(i, method) : output_error(i, i, method), record());
+    if (is_part && method.wants(output) && is_known_sum(method))
+      method.fit(output, error_of_sum(i, method), record());
+    else if (is_part && method.wants(output))
+      compensate(method, output, output_error(i, i, method));
     output.kind = Point::Kind::Stage;
     output.name = format("stage.%d", stage_);
-    if (part_.ends_stage && method.wants(output)) method.fit(output, output_error(stage_first_, i, method), record());
+    if (part_.ends_stage && method.wants(output)) compensate(method, output, output_error(stage_first_, i, method));
     if (i == model_.depth() && method.wants(model_.model_point()))
-      method.fit(model_.model_point(), output_error(-1, i, method), record());
+      compensate(method, model_.model_point(), output_error(-1, i, method));
   }
 
-  Tensor branch_error(int i, const Method& method, const Point& branch) {
+  HeldOutMean branch_error(int i, const Method& method, const Point& branch) {
     const bool same_inputs = stream_of(method) == Stream::Float;
-    RunningMean error(method.shape());
+    HeldOutMean error(method.shape(), method.held_out());
     for_samples(
         [&](size_t j) {
           RunningMean one(method.shape());
@@ -438,22 +459,22 @@ class Calibration {
           model_.run(context(Precision::Fake, &quantized), i, data_[j], quantized_[j]);
           return one;
         },
-        [&](size_t, const RunningMean& one) { error.add(one); });
-    return error.mean();
+        [&](size_t j, const RunningMean& one) { error.add(j, one); });
+    return error;
   }
 
   // Of the output of part i, parts [first, i] run quantized from the input of the first.
-  Tensor output_error(int first, int i, const Method& method) {
+  HeldOutMean output_error(int first, int i, const Method& method) {
     const bool is_float = stream_of(method) == Stream::Float;
-    RunningMean error(method.shape());
+    HeldOutMean error(method.shape(), method.held_out());
     for_samples(
         [&](size_t j) {
           Tensor x = first == i ? (is_float ? real_[j] : quantized_[j]) : first < 0 ? Tensor{} : entry_[j];
           for (int k = first; k <= i; ++k) x = model_.run(context(Precision::Fake), k, data_[j], x);
           return mean_of_one(method.shape(), float_output(i, j), x);
         },
-        [&](size_t, const RunningMean& one) { error.add(one); });
-    return error.mean();
+        [&](size_t j, const RunningMean& one) { error.add(j, one); });
+    return error;
   }
 
   // On one stream the mean error of a sum is that of what attention and the MLP add, and theirs a product of mean
@@ -481,8 +502,13 @@ class Calibration {
     return group.front()->role == Role::Proj || group.front()->role == Role::Fc2;
   }
 
+  bool can_be_known_sum(const Method& method) const {
+    return part_.is_sum && by_means_ && stream_of(method) == Stream::Float && methods_.size() == 1 &&
+           method.held_out() == 0;
+  }
+
   bool is_known_sum(const Method& method) const {
-    if (!part_.is_sum || !by_means_ || stream_of(method) != Stream::Float || methods_.size() != 1) return false;
+    if (!can_be_known_sum(method)) return false;
     for (const Tensor* added : part_.output.added)
       if (!added->empty()) return false;
     const std::vector<Group> groups = groups_of(0, stages_.size());
@@ -496,9 +522,7 @@ class Calibration {
     for (const Method* method : methods_) {
       Point stage = part_.output;
       stage.kind = Point::Kind::Stage;
-      if (!part_.output.added.empty() && method->wants(part_.output) &&
-          !(part_.is_sum && by_means_ && stream_of(*method) == Stream::Float && methods_.size() == 1))
-        return true;
+      if (!part_.output.added.empty() && method->wants(part_.output) && !can_be_known_sum(*method)) return true;
       if (part_.ends_stage && method->wants(stage)) return true;
       if (i == model_.depth() && method->wants(model_.model_point())) return true;
     }

@@ -25,12 +25,19 @@ struct Rows {
   Floats weights;  // [rows]
 };
 
-// Of `rows` consecutive tokens (of heads, too: [.., tokens]), what each counts for: the first `read` as much as all the
-// others of its sequence, so that the mean is 1.
+// What a token counts for: the first `read` of a sequence as much as all others together, so that the mean is 1.
 float token_weight(int64_t token, int64_t tokens, int64_t read) {
   if (read == 0 || read >= tokens) return 1;
   const double n = static_cast<double>(tokens);
   return static_cast<float>(n / 2 / static_cast<double>(token < read ? read : tokens - read));
+}
+
+// Of all rows of x [samples, ..., tokens, n].
+Floats row_weights(const Tensor& x, int64_t read) {
+  const int64_t tokens = x.rank() > 2 ? x.dim(-2) : 1;
+  Floats weights(at(x.rows()));
+  for (int64_t r = 0; r < x.rows(); ++r) weights[at(r)] = token_weight(r % tokens, tokens, read);
+  return weights;
 }
 
 bool is_held_out(int64_t sample, double share) { return share > 0 && sample % std::lround(1 / share) == 1; }
@@ -54,14 +61,14 @@ Rows sample_rows(const Tensor& x, int64_t read, bool held_out, double share) {
   return sample;
 }
 
-// Weighted mean of the rows of samples that are held out, of the others, or of all.
-enum class Of { Fitted, HeldOut, All };
+// Weighted mean of the rows of all samples, or of those that are held out.
+enum class Of { HeldOut, All };
 std::vector<double> mean_of(const Tensor& x, int64_t read, double share, Of part) {
   const int64_t n = x.dim(-1), tokens = x.rank() > 2 ? x.dim(-2) : 1, per_sample = x.rows() / x.dim(0);
   std::vector<double> mean(at(n));
   double total = 0;
   for (int64_t r = 0; r < x.rows(); ++r) {
-    if (part != Of::All && is_held_out(r / per_sample, share) != (part == Of::HeldOut)) continue;
+    if (part == Of::HeldOut && !is_held_out(r / per_sample, share)) continue;
     const double weight = token_weight(r % tokens, tokens, read);
     total += weight;
     for (int64_t c = 0; c < n; ++c) mean[at(c)] += weight * x[r * n + c];
@@ -99,12 +106,19 @@ Tensor centred(const Tensor& x, const std::vector<double>& mean, int64_t read) {
   return y;
 }
 
-// Whether taking away the mean error `fitted` lowers the squared error where the mean is `held_out`.
-bool helps(const Tensor& fitted, const Tensor& held_out) {
-  double change = 0;  // |e - b|² - |e|²
-  for (int64_t c = 0; c < fitted.size(); ++c)
-    change += static_cast<double>(fitted[c]) * (static_cast<double>(fitted[c]) - 2 * static_cast<double>(held_out[c]));
-  return change < 0;
+// Weighted mean square of what the finished layer makes of rounded inputs less what the float one makes of its own.
+double output_error(const Layer& layer, const Rows& f, const Rows& a) {
+  const Tensor real = linear(nullptr, f.x, layer.weight, layer.bias.loaded);
+  const Tensor own = linear(nullptr, a.x, layer.weight_in(Precision::Fake), layer.bias.in(Precision::Fake));
+  double sum = 0, total = 0;
+  for (int64_t r = 0; r < real.dim(0); ++r) {
+    double row = 0;
+    for (int64_t i = r * real.dim(1); i < (r + 1) * real.dim(1); ++i)
+      row += (static_cast<double>(real[i]) - own[i]) * (static_cast<double>(real[i]) - own[i]);
+    sum += f.weights[at(r)] * row / static_cast<double>(real.dim(1));
+    total += f.weights[at(r)];
+  }
+  return sum / total;
 }
 
 Tensor minus(const Tensor& a, const Tensor& b) { return add(nullptr, a, scale(nullptr, b, -1)); }
@@ -257,8 +271,7 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
         apply(fold, x.f);
       }
     }
-    const Rows rows = sample_rows(x.a, read_tokens(), false, 0);
-    left = grid_of(Histogram(rows.x, rows.weights, column_energy(stacked(group, {}))), false);
+    left = grid_of(Histogram(x.a, row_weights(x.a, read_tokens()), column_energy(stacked(group, {}))), false);
     x.a = fake_quantize(left, x.a);
   }
   for (Layer* layer : group) layer->quantize({left, {}, {}, nullptr, nullptr});
@@ -276,6 +289,11 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
   }
   if (options_.bias)
     for (Layer* layer : group) fit_bias(*layer, x, record);
+  if (options_.held_out == 0 || options_.wbits == kFloatBits) return;
+  const Rows f = sample_rows(x.f, read_tokens(), true, options_.held_out);
+  const Rows a = sample_rows(x.a, read_tokens(), true, options_.held_out);
+  for (size_t i = 0; i < group.size() && !a.weights.empty(); ++i)
+    record.layers[record.layers.size() - group.size() + i].held_out = output_error(*group[i], f, a);
 }
 
 void Joint::fit_bias(Layer& layer, const Operands& x, PartRecord& record) const {
@@ -291,8 +309,12 @@ void Joint::fit_bias(Layer& layer, const Operands& x, PartRecord& record) const 
     }
     return mean;
   };
-  if (options_.held_out > 0 && x.a.dim(0) > 1 && !helps(error(Of::Fitted), error(Of::HeldOut))) return;
-  Model::point_of(layer).add(error(Of::All));
+  const Tensor all = error(Of::All);
+  if (options_.held_out > 0 && x.a.dim(0) > 1 && !helps_held_out(all, error(Of::HeldOut), options_.held_out)) {
+    ++record.dropped;
+    return;
+  }
+  Model::point_of(layer).add(all);
   record.fitted += w.dim(0);
 }
 
@@ -347,8 +369,7 @@ Grid Joint::head_grids(const Tensor& x, bool is_signed) const {
   for (int64_t h = 0; h < H; ++h) {
     Tensor head = Tensor::uninitialized({B, N, d});
     for (int64_t b = 0; b < B; ++b) std::copy_n(x.data + (b * H + h) * N * d, N * d, head.data + b * N * d);
-    const Rows rows = sample_rows(head, read_tokens(), false, 0);
-    tables.push_back(fit_table(Histogram(rows.x, rows.weights), options_.abits, is_signed));
+    tables.push_back(fit_table(Histogram(head, row_weights(head, read_tokens())), options_.abits, is_signed));
   }
   return Table(1, tables);
 }

@@ -2,6 +2,7 @@
 // by layer, as calibrate() goes through the network. One method, one file; a row in the table of methods gives it a
 // name.
 #pragma once
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,11 +30,11 @@ struct Needs {
 
 // Raw data of one layer on the calibration samples.
 struct Operands {
-  Tensor a;   // left operand [S, ..., in] or [S, H, N, K]
-  Tensor b;   // right operand [S, H, ., .]; empty for a linear layer
-  Tensor y;   // output with the layer itself in float [S, ..., out] or [S, H, N, M]
-  Tensor g2;  // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
-  Tensor f;   // with Needs::cross: the left operand in the float network, where `a` is that of the quantized one
+  Tensor a;       // left operand [S, ..., in] or [S, H, N, K]
+  Tensor b;       // right operand [S, H, ., .]; empty for a linear layer
+  Tensor y;       // output with the layer itself in float [S, ..., out] or [S, H, N, M]
+  Tensor g2;      // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
+  Tensor f = {};  // with Needs::cross: the left operand in the float network, where `a` is that of the quantized one
 };
 
 // What has been seen of one group of layers.
@@ -55,14 +56,17 @@ struct LayerRecord {
   double signal = 0;       // the same mean of V's own output
   double rounded = 0;      // round to nearest
   double solved = 0;       // GPTQ
-  double refined = 0;      // after coordinate descent
+  double refined = 0;      // after weighted ranges, coordinate descent and scale refits
   double compensated = 0;  // C centred: what a bias on these inputs cannot take away
+  double held_out = NAN;   // mean squared error of the finished layer on held-out samples, rounded inputs and all; NaN:
+                           // there were none
 };
 
 // What is kept of a part of the network besides what its layers and points hold.
 struct PartRecord {
   std::vector<LayerRecord> layers;
-  int64_t fitted = 0;  // values of compensations
+  int64_t fitted = 0;   // values of compensations
+  int64_t dropped = 0;  // outputs whose compensation did harm on held-out samples
 };
 
 class Method {
@@ -83,6 +87,8 @@ class Method {
   virtual bool wants(const Point&) const { return false; }
   virtual BcShape shape() const { return BcShape::Channel; }
   virtual void fit(const Point&, const Tensor& /*error*/, PartRecord&) {}
+  // Share of the samples, at most half, on which an error has to fall for its compensation to be kept; 0: all are.
+  virtual double held_out() const { return 0; }
   // Whether branches are measured with the mask of a Swin's shifted windows.
   virtual bool masked_branches() const { return true; }
 

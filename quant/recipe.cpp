@@ -28,6 +28,7 @@ void joint_defaults(Recipe& r) {
   r.scale_rounds = 3;
   r.bc = BcForm::Channel;
   r.bc_stream = Stream::Quantized;
+  r.bc_held_out = 0.25;
 }
 
 std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
@@ -41,6 +42,10 @@ std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&
 std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn& warn) {
   JointOptions options{r.ptq.wbits, r.ptq.abits};
   options.bias = in_one_walk(r);
+  options.tables = !r.uniform;
+  options.held_out = r.bc_held_out;
+  options.refine = static_cast<int>(r.refine);
+  options.scale_rounds = static_cast<int>(r.scale_rounds);
   return std::make_unique<bcq::Joint>(options, warn);
 }
 std::unique_ptr<Method> make_rtn(const Recipe& r, const LayerBits& bits, const Warn&) {
@@ -169,6 +174,7 @@ bool always(const Recipe&) { return true; }
 bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
 }
+bool joins(const Recipe& r) { return r.family == kVision && r.method == MethodName::Joint; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
@@ -186,6 +192,15 @@ Option method_option(Family family) {
   };
   o.get = [](const Recipe& r) { return json(name_of(r)); };
   return o;
+}
+
+Option held_out_option() {
+  return number(
+      {"bc_held_out", "--bc-held-out",
+       "Share of the data, at most half, that decides for each output whether its compensation is kept: where "
+       "the error falls there, too. The paper's: 0",
+       compensates, kBc},
+      OF(bc_held_out), 0, 0.5, "X");
 }
 
 Option bc_sites_option(bool vision) {
@@ -216,6 +231,7 @@ std::vector<Option> vision_compensation() {
             true},
            {"none", "channel", "position"}, OF(bc)),
       bc_sites_option(true),
+      held_out_option(),
       number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", compensates, kBc}, OF(bc_images), 1,
              kMany),
       number({"bc_seed", "--bc-seed", "Seed of their draw", compensates, kBc}, OF(bc_seed), 0, kSeeds),
@@ -291,6 +307,16 @@ std::vector<Option> vision_quantization() {
       number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
       number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
              OF(ptq.rounds), 1, 1 << 16),
+      word(
+          {"act_grid", "--act-grid",
+           "joint: grids of activations: table, 2^abits levels among 256; or uniform, asymmetric behind norms and GELU",
+           joins},
+          {"table", "uniform"}, OF(uniform)),
+      number({"refine", "--refine", "joint: sweeps of coordinate descent on the codes of weights", joins}, OF(refine),
+             1, kMany),
+      number(
+          {"scale_rounds", "--scale-rounds", "joint: times scales are fitted to codes, and codes refined again", joins},
+          OF(scale_rounds), 0, kMany),
       word({"runtime", "--runtime",
             "How the quantized model is evaluated: simulate, in floats rounded to the grids; integer, from 8-bit "
             "codes with exact sums, what stays float or has more than 8 bits excepted",
@@ -377,6 +403,7 @@ std::vector<Option> language_data() {
             true},
            {"none", "channel", "position"}, OF(bc)),
       bc_sites_option(false),
+      held_out_option(),
       word({"bc_stream", "--bc-stream",
             "What layers are fed while errors are measured: float inputs as in the official scripts, or those of the "
             "quantized network (with gptq: in the same walk)",

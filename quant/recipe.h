@@ -37,6 +37,7 @@ struct Recipe {
   std::vector<std::string> layer_bits, exclude;                    // REGEX=K and REGEX, see layer_rules()
   bool sequential = false, centred = false, float_target = false;  // as GptqMethodOptions has them
   int64_t refine = 0, scale_rounds = 0;
+  bool uniform = false;            // vision: JointOptions::tables is its contrary
   int64_t samples = 32, seed = 3;  // images or windows to calibrate on, and the seed of their draw
   int64_t seqlen = 0;              // tokens of a window; 0: the model's longest, at most 2048
   bool align = false;              // language: calibration windows begin where documents begin
@@ -44,6 +45,7 @@ struct Recipe {
   BcForm bc = BcForm::None;
   std::string bc_sites = "conv,linear,matmul";  // of kBcSites
   Stream bc_stream = Stream::Float;
+  double bc_held_out = 0;  // BcOptions::held_out
   int64_t bc_images = 32, bc_seed = 3, bc_batch = 16;
   bool official_mask = false;  // BcOptions::masked_attention is its contrary
   bool integer = false;        // vision: evaluated from 8-bit codes, not simulated

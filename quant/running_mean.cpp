@@ -1,5 +1,7 @@
 #include "quant/running_mean.h"
 
+#include <cmath>
+
 #include "engine/core/check.h"
 #include "engine/kernels/kernels.h"
 
@@ -47,6 +49,20 @@ void RunningMean::add(const RunningMean& more) {
 Tensor RunningMean::mean() const {
   if (batches_ == 0) return {};
   return Tensor(mean_shape_, std::vector<float>(mean_.begin(), mean_.end()));
+}
+
+void HeldOutMean::add(size_t sample, const RunningMean& one) {
+  all.add(one);
+  if (share > 0 && sample % static_cast<size_t>(std::lround(1 / share)) == 1) held_out.add(one);
+}
+
+bool helps_held_out(const Tensor& all, const Tensor& held_out, double share) {
+  double change = 0;
+  for (int64_t i = 0; i < all.size(); ++i) {
+    const double b = (all[i] - share * held_out[i]) / (1 - share);
+    change += b * (b - 2 * static_cast<double>(held_out[i]));
+  }
+  return change < 0;
 }
 
 }  // namespace bcq

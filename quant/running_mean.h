@@ -32,4 +32,20 @@ class RunningMean {
   int64_t batches_ = 0;
 };
 
+// A mean over samples and, apart, that of the share of them that is held out, to tell whether taking the mean away
+// helps on data it was not taken from.
+struct HeldOutMean {
+  explicit HeldOutMean(BcShape shape = BcShape::Channel, double held_out = 0)
+      : share(held_out), all(shape), held_out(shape) {}
+
+  double share;  // 0: none is held out; else one sample in 1 / share
+  RunningMean all, held_out;
+
+  void add(size_t sample, const RunningMean& one);
+};
+
+// Whether b, the mean error of the samples that are not held out, lowers E|e|² on those that are: of the mean over
+// `all`, the mean over those held out, and their share. E|e - b|² - E|e|² = |b|² - 2 b E[e].
+bool helps_held_out(const Tensor& all, const Tensor& held_out, double share);
+
 }  // namespace bcq

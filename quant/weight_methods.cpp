@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/kernels/kernels.h"
@@ -84,15 +85,19 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   }
 }
 
-// With weighted ranges, of those and the ones of GPTQ itself, for each row what errs less.
+// With weighted ranges, of those and the ones of GPTQ itself, for each row what errs less; `error` gets that of GPTQ.
 QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
-                                 const std::string& name) {
+                                 const std::string& name, double& error) {
   QuantizedWeight q = gptq(v, hessian, options, name, warn_);
-  if (!options.weighted) return q;
+  if (!options.weighted) {
+    error = quadratic_error(q.values, v, hessian);
+    return q;
+  }
   GptqOptions plain = options;
   plain.weighted = false;
   const QuantizedWeight other = gptq(v, hessian, plain, name, warn_);
   const std::vector<double> own = row_errors(q.values, v, hessian), others = row_errors(other.values, v, hessian);
+  error = std::accumulate(others.begin(), others.end(), 0.0);
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
   for (int64_t r = 0; r < v.dim(0); ++r) {
     if (own[static_cast<size_t>(r)] <= others[static_cast<size_t>(r)]) continue;
@@ -107,15 +112,16 @@ QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hes
 void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
                      const std::vector<double>& means, PartRecord& into) {
   const GptqOptions options = options_of(layer, options_.gptq, options_.bits);
-  QuantizedWeight q = start_from(v, hessian, options, layer.name);
+  double plain = 0;
+  QuantizedWeight q = start_from(v, hessian, options, layer.name, plain);
   record.layer = layer.name;
   record.bits = options.bits;
   record.group = q.grid.group;
   record.damp = q.damp;
   record.signal = mean * quadratic_error(v, {}, hessian);
   record.rounded = mean * quadratic_error(round_to_nearest(v, options).values, v, hessian);
-  record.solved = mean * quadratic_error(q.values, v, hessian);
-  record.refined = record.solved;
+  record.solved = mean * plain;
+  record.refined = options.weighted ? mean * quadratic_error(q.values, v, hessian) : record.solved;
   if (options_.refine > 0) {
     refine(q, v, hessian, options_.refine);
     for (int round = 0; round < options_.scale_rounds; ++round) {

@@ -36,7 +36,7 @@ struct GptqMethodOptions {
   bool float_target = false;
   int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
   int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
-  bool packed = true;    // weights are kept as packed codes; else as values on their grid, as integer products need them
+  bool packed = true;  // weights are kept as packed codes; else as values on their grid, as integer products need them
 };
 
 class Gptq : public Method {
@@ -52,7 +52,7 @@ class Gptq : public Method {
 
  private:
   QuantizedWeight start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
-                             const std::string& name);
+                             const std::string& name, double& error);
   void fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
                  const std::vector<double>& means, PartRecord& into);
   GptqMethodOptions options_;

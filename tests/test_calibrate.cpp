@@ -459,7 +459,7 @@ TEST_CASE("BasePTQ of language models: each layer's grids are those of the opera
     calibrate(*model, data, {&method});
     struct Capture : Observer {
       void product(const Layer& layer, const Tensor& a, const Tensor&, const Tensor& y) override {
-        operands[&layer] = {a, {}, y, {}};
+        operands[&layer] = {a, {}, y, {}, {}};
       }
       std::map<const Layer*, Operands> operands;
     } capture;

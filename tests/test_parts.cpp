@@ -100,7 +100,7 @@ TEST_CASE("parts: which groups have a source, in every family") {
   struct Want {
     std::string fixture, block, head;
   };
-  for (const Want& want : {Want{kVit, "n--ln-", "n"}, Want{kDeit, "n--ln-", "--"}, Want{kSwin, "n--ln-", "n"},
+  for (const Want& want : {Want{kVit, "nl-ln-", "n"}, Want{kDeit, "nl-ln-", "--"}, Want{kSwin, "nl-ln-", "n"},
                            Want{kOpt, "nlnl", ""}, Want{kOptPost, "-l-l", ""}, Want{kOptPlain, "nln-", ""},
                            Want{kBloom, "nln-", ""}, Want{kBloomResidual, "-l--", ""}}) {
     CAPTURE(want.fixture);
@@ -124,6 +124,7 @@ TEST_CASE("parts: a source scaled is its group's input scaled, and undone in the
     for (int i = -1; i <= model->depth(); ++i)
       for (const LayerGroup& group : model->part(i).groups) {
         if (!group.source.norm && !group.source.layer) continue;
+        if (group.layers[0]->role == Role::QK) continue;  // keys are shifted, not scaled
         CAPTURE(group.layers[0]->name);
         const Tensor& x = before.of.at(group.layers[0]);
         const int64_t C = x.dim(-1);

@@ -1,0 +1,274 @@
+// Folding of channels, RepQ-ViT, renormalized softmax, ranges and the joint method, against their definitions.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <random>
+
+#include "models/layers.h"
+#include "quant/codebook.h"
+#include "quant/joint.h"
+#include "quant/ranges.h"
+#include "quant/repq.h"
+#include "tests/model_fixtures.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+// The input of the golden vectors of RepQ-ViT, made by an independent program.
+Tensor u(int64_t start, Shape shape) {
+  Tensor t(std::move(shape));
+  for (int64_t i = 0; i < t.size(); ++i)
+    t[i] = static_cast<float>(static_cast<double>(7919 * (start + i) % 1000) / 500.0 - 1);
+  return t;
+}
+Batch data_of(const std::string& fixture) {
+  return load_model(fixture)->info().family == Family::Vision ? pixels_of(fixture) : ids_of(fixture);
+}
+
+const Context kFake{Precision::Fake, nullptr, nullptr};
+const Warn kQuiet = [](const std::string&) {};
+
+// A calibrated copy of a fixture.
+std::unique_ptr<Model> calibrated(const std::string& fixture, Method& method) {
+  auto model = load_model(fixture);
+  calibrate(*model, vision_batches(*model, pixels_of(fixture).pixels), {&method});
+  return model;
+}
+
+double energy(const Tensor& a, const Tensor& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.size(); ++i) sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+  return sum;
+}
+
+}  // namespace
+
+TEST_CASE("fold: scales and shifts move between a source and its group, in every family, and clear() takes them back") {
+  for (const std::string& fixture : {kVit, kDeit, kSwin, kOpt, kOptPost, kOptPlain, kBloom, kBloomResidual}) {
+    CAPTURE(fixture);
+    const auto model = load_model(fixture);
+    const Batch batch = data_of(fixture);
+    const Tensor before = model->forward(kFloat, batch);
+    int folded = 0;
+    for (int i = -1; i <= model->depth(); ++i)
+      for (const LayerGroup& group : model->part(i).groups) {
+        if (!group.source.norm && !group.source.layer) continue;
+        const bool keys = group.layers[0]->role == Role::QK;
+        // A ReLU between them leaves scales alone, and no shifts.
+        const bool relu = group.layers[0]->role == Role::Fc2;
+        const int64_t n = keys ? static_cast<int64_t>(group.source.rows.size()) : group.layers[0]->weight.dim(1);
+        const Tensor a = random({n}, 7), b = random({n}, 8);
+        std::vector<float> scale, shift;
+        for (int64_t c = 0; c < n; ++c) {
+          scale.push_back(keys ? 1 : std::exp2(a[c]));
+          shift.push_back(relu ? 0 : b[c]);
+        }
+        model->fold(group, scale, shift);
+        ++folded;
+        CHECK_THROWS_AS(model->fold(group, {1}, {1, 2}), Error);
+      }
+    CHECK(folded >= (fixture == kBloomResidual ? 1 : 2));
+    const Tensor after = model->forward(kFloat, batch);
+    CHECK_FALSE(same_bits(after, before));
+    CHECK(relative_error(after, before) < 1e-5);
+    model->clear();
+    CHECK(same_bits(model->forward(kFloat, batch), before));
+  }
+}
+
+TEST_CASE("fold: rows that are rounded already stay on their grid") {
+  const auto model = load_model(kVit);
+  const Batch batch = pixels_of(kVit);
+  const Part part = model->part(0);
+  Layer& qkv = *part.groups[0].layers[0];
+  const Tensor w = qkv.weight.values();
+  Tensor scale({w.dim(0), 1}), zero({w.dim(0), 1});
+  for (int64_t r = 0; r < w.dim(0); ++r) scale[r] = 0.02f, zero[r] = 7;
+  const Affine grid(4, w.dim(1), scale, zero);
+  set_grids(qkv, {}, grid);
+  const Tensor before = model->forward(kFake, batch);
+  const LayerGroup* proj = nullptr;
+  for (const LayerGroup& group : part.groups)
+    if (group.layers[0]->role == Role::Proj) proj = &group;
+  REQUIRE(proj);
+  const Tensor by = random({proj->layers[0]->weight.dim(1)}, 3);
+  std::vector<float> scales, shifts;
+  for (int64_t c = 0; c < by.size(); ++c) scales.push_back(std::exp(by[c])), shifts.push_back(by[c] / 2);
+  model->fold(*proj, scales, shifts);
+  CHECK(relative_error(model->forward(kFake, batch), before) < 1e-5);
+  const Tensor rounded = qkv.weight_in(Precision::Fake).values();
+  CHECK(relative_error(fake_quantize(right_grid(qkv), rounded), rounded) < 1e-6);
+}
+
+TEST_CASE("repq: ranges of channels and of folded weights as an independent program finds them") {
+  const Tensor h = u(1001, {10, 8}), gamma({8}, {1, .5f, 3, .25f, 1, 8, .7f, 2}), beta = u(1501, {8});
+  const Tensor x = layer_norm(nullptr, h, gamma, beta, 1e-6f);
+  const double scales[] = {.2474076, .0977033, .4507586, .0371616, .1685399, 1.1343948, .1085730, .3368182};
+  const int zeros[] = {9, 12, 8, 26, 12, 5, -1, 7};
+  double mean = 0;
+  std::vector<Range> ranges;
+  for (int64_t c = 0; c < 8; ++c) {
+    ranges.push_back(percentile_range(x.data + c, 10, 8, 4));
+    CHECK(ranges.back().scale == doctest::Approx(scales[c]).epsilon(1e-6));
+    CHECK(ranges.back().zero == zeros[c]);
+    mean += ranges.back().scale / 8;
+  }
+  CHECK(mean == doctest::Approx(.3226696).epsilon(1e-6));
+  Tensor w = u(2001, {6, 8});
+  for (int64_t i = 0; i < w.size(); ++i) w[i] *= static_cast<float>(ranges[static_cast<size_t>(i % 8)].scale / mean);
+  const double rows[] = {.0684664, .2430635, .1441944, .0711031, .2601987, .1237742};
+  const int row_zeros[] = {5, 4, 14, 3, 4, 13};
+  for (int64_t r = 0; r < 6; ++r) {
+    const Range range = percentile_range(w.data + 8 * r, 8, 1, 4);
+    CHECK(range.scale == doctest::Approx(rows[r]).epsilon(2e-6));
+    CHECK(range.zero == row_zeros[r]);
+  }
+  CHECK(percentile_range(gamma.data, 1, 1, 4).scale == 0);  // nothing to tell apart
+}
+
+TEST_CASE("repq: a folded input has the codes that its channels have on grids of their own") {
+  RepqVit method({6, 4});
+  const auto plain = load_model(kVit);
+  Record seen;
+  plain->forward({Precision::Float, nullptr, &seen}, pixels_of(kVit));
+  const auto model = calibrated(kVit, method);
+  // The first layer behind a norm sees what the rounded patch embedding makes; the float network is the same folded.
+  CHECK(relative_error(model->forward(kFloat, pixels_of(kVit)), plain->forward(kFloat, pixels_of(kVit))) < 1e-5);
+  const Layer& qkv = *model->part(0).groups[0].layers[0];
+  const Asymmetric& grid = as<Asymmetric>(qkv.left_grid());
+  CHECK(grid.bits == 4);
+  CHECK(grid.units() == 1);
+  // Folded, all channels have the range of the grid: of each the ends are about its first and last code.
+  struct Input : Observer {
+    const Layer* layer;
+    Tensor x;
+    void input(const Layer& l, const Tensor& a) override {
+      if (&l == layer) x = a;
+    }
+  } input;
+  input.layer = &qkv;
+  model->forward({Precision::Fake, nullptr, &input}, pixels_of(kVit));
+  const int64_t n = input.x.dim(-1);
+  for (int64_t c = 0; c < n; ++c) {
+    const Range range = percentile_range(input.x.data + c, input.x.rows(), n, 4);
+    CHECK(range.scale == doctest::Approx(grid.scale[0]).epsilon(0.01));  // another percentile may be as good
+    CHECK(range.zero == grid.zero[0]);
+  }
+  for (Layer* layer : model->all_layers()) CHECK(layer->is_quantized());
+  CHECK(model->part(0).groups[2].layers[0]->left_grid().name() == "log-sqrt2+zero");
+  CHECK_THROWS_AS(RepqVit({1, 4}), UsageError);
+  CHECK_THROWS_AS(calibrate(*load_model(kOpt), {ids_of(kOpt)}, {&method}), UsageError);
+}
+
+TEST_CASE("renormalized softmax: constant values come out, and integers are the simulation") {
+  const int64_t B = 2, H = 3, N = 9, d = 8;
+  Tensor scores = random({B, H, N, N}, 1, 3), constant({B, H, N, d}), values = random({B, H, N, d}, 2);
+  for (int64_t i = 0; i < constant.size(); ++i) constant[i] = 0.25f * static_cast<float>(i % d);
+  const Tensor a = softmax(nullptr, scores);
+  Layer layer = make_layer(Role::AV, "matmul2");
+  const Table levels(2, 1.f / 255, 0, {0, 20, 90, 255});
+  std::vector<uint8_t> all(256);
+  for (int i = 0; i < 256; ++i) all[static_cast<size_t>(i)] = static_cast<uint8_t>(i);
+  const Table right(8, 1.f / 64, 128, all);
+  Quantized q{levels, right, {}, nullptr, nullptr};
+  q.renormalized = true;
+  layer.quantize(q);
+  CHECK(relative_error(layer.product(kFake, a, constant), constant) < 1e-6);
+  // Against the definition, row by row.
+  const Tensor y = layer.product(kFake, a, values);
+  const Tensor rounded = fake_quantize(right, values);
+  double worst = 0;
+  for (int64_t r = 0; r < B * H * N; ++r) {
+    const double largest = *std::max_element(a.data + r * N, a.data + (r + 1) * N);
+    std::vector<double> w;
+    double sum = 0;
+    for (int64_t j = 0; j < N; ++j) {
+      const double code = std::nearbyint(static_cast<float>(a[r * N + j] / largest) * 255);
+      double best = 0;
+      for (const double level : {0., 20., 90., 255.})
+        if (std::abs(level - code) < std::abs(best - code)) best = level;
+      w.push_back(best);
+      sum += best;
+    }
+    for (int64_t c = 0; c < d; ++c) {
+      double want = 0;
+      for (int64_t j = 0; j < N; ++j) want += w[static_cast<size_t>(j)] * rounded[(r / N * N + j) * d + c] / sum;
+      worst = std::max(worst, std::abs(want - y[r * d + c]));
+    }
+  }
+  CHECK(worst < 1e-6);
+  REQUIRE(layer.prepare_int8());
+  CHECK(relative_error(layer.product({Precision::Integer}, a, values), y) < 1e-6);
+  CHECK(relative_error(layer.product({Precision::Integer}, a, constant), constant) < 1e-6);
+}
+
+TEST_CASE("ranges: a table errs no more than the uniform grid of as many codes, and keeps to s8 where it has to") {
+  Tensor x = random({50, 40}, 5);
+  for (int64_t i = 0; i < x.size(); ++i) x[i] = x[i] * x[i] * x[i] * 4 + 0.3f;
+  for (const int bits : {2, 3, 4, 6}) {
+    CAPTURE(bits);
+    const Histogram values(x);
+    const Table table = fit_table(values, bits, false), right = fit_table(values, bits, true);
+    const Asymmetric uniform = fit_asymmetric(values, bits);
+    CHECK(energy(fake_quantize(table, x), x) < 1.001 * energy(fake_quantize(uniform, x), x));
+    CHECK(right.is_signed());
+    CHECK(energy(fake_quantize(right, x), x) < 1.2 * energy(fake_quantize(table, x), x));
+    CHECK(static_cast<int>(table.parts[0].of.size()) <= 1 << bits);
+  }
+  // Weights of rows and columns count: a value that is all the weight is kept.
+  std::vector<float> rows(50, 1e-6f), columns(40, 1.f);
+  rows[3] = 1;
+  Tensor one = x.clone();
+  for (int64_t c = 0; c < 40; ++c) one[3 * 40 + c] = c % 2 ? -0.7f : 1.1f;
+  const Tensor rounded = fake_quantize(fit_table(Histogram(one, rows, columns), 2, false), one).slice(0, 50);
+  for (int64_t c = 0; c < 40; ++c) CHECK(rounded[3 * 40 + c] == doctest::Approx(one[3 * 40 + c]).epsilon(0.02));
+  CHECK_THROWS_AS(Histogram(x, {1, 2}), Error);
+}
+
+TEST_CASE("joint: errs less than RepQ-ViT, in integers as simulated, the same on one and two threads") {
+  for (const std::string& fixture : {kVit, kDeit, kSwin}) {
+    CAPTURE(fixture);
+    const Batch batch = pixels_of(fixture);
+    const Tensor want = load_model(fixture)->forward(kFloat, batch);
+    RepqVit repq({4, 4});
+    const double of_repq = energy(calibrated(fixture, repq)->forward(kFake, batch), want);
+    Joint joint({4, 4}, kQuiet);
+    const auto model = calibrated(fixture, joint);
+    const Tensor y = model->forward(kFake, batch);
+    CHECK(energy(y, want) < of_repq);
+    CHECK(relative_error(model->forward(kFloat, batch), want) < 1e-5);
+    const std::vector<std::string> simulated = model->prepare_int8();
+    CHECK(simulated == std::vector<std::string>{"patch_embed.proj"});  // its pixels stay float
+    CHECK(relative_error(model->forward({Precision::Integer}, batch), y) < 2e-2);
+    CHECK(same_on_two_threads([&] {
+      Joint again({4, 4}, kQuiet);
+      return calibrated(fixture, again)->forward(kFake, batch);
+    }));
+    model->clear();
+    CHECK(same_bits(model->forward(kFake, batch), want));
+  }
+}
+
+TEST_CASE("joint: what a layer's certificate says falls from step to step, at every width, and weights go alone") {
+  for (const int bits : {2, 3, 4, 8, 32}) {
+    CAPTURE(bits);
+    Joint joint({bits == 32 ? 4 : bits, bits}, kQuiet);
+    const auto model = load_model(kVit);
+    const CalibrationResult result = calibrate(*model, vision_batches(*model, pixels_of(kVit).pixels), {&joint});
+    int layers = 0;
+    for (const PartRecord& part : result.parts)
+      for (const LayerRecord& layer : part.layers) {
+        CAPTURE(layer.layer);
+        CHECK(layer.refined <= layer.solved + 1e-12 * layer.signal);
+        CHECK(layer.compensated <= layer.refined + 1e-6 * layer.signal);
+        CHECK(layer.bits == (bits == 32 ? 4 : bits));
+        ++layers;
+      }
+    CHECK(layers == 4 * model->depth() + 2);
+    for (Layer* layer : model->all_layers())
+      CHECK(layer->left_grid().is_identity() == (bits == 32 || layer->role == Role::Patch));
+  }
+  CHECK_THROWS_AS(Joint({9, 4}, kQuiet), UsageError);
+}
