@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -129,6 +130,8 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
   const std::string where = path(walk, i);
   if (!fs::exists(where)) return false;
   const SafeTensors file = SafeTensors::open(where);
+  require_input(file.metadata().count("block") != 0, "%s: is not a block of a run: its metadata has no \"block\"",
+                where);
   const json about = parse_json(file.metadata().at("block"), where);
   PackedFormat format;
   format.by_layer = true;
@@ -137,6 +140,11 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
   format.where = where;
   get_block(model, i, Loader(file, nullptr, std::make_shared<const PackedFormat>(format)));
   record = from_json(about, where);
+  for (const auto& message : get_or<std::vector<std::string>>(about, "warnings", {}, where)) {
+    if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) continue;
+    warnings_.push_back(message);
+    if (warn_) warn_(message);
+  }
   return true;
 }
 
@@ -144,6 +152,7 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
   std::map<std::string, TensorInfo> tensors;
   put_block(model, i, PackedFormat::Kind::Own, tensors);
   json about = to_json(record);
+  about["warnings"] = warnings_;
   about["group"] = -1;
   about["positions"] = 0;
   for (const Layer* layer : model.layers(i))
@@ -151,6 +160,14 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
   for (const auto& [name, tensor] : tensors)
     if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
   write_safetensors(path(walk, i), tensors, {{"block", dump(about, 2) + "\n"}});
+}
+
+Warn BlockFiles::keeping(const Warn& to) {
+  warn_ = to;
+  return [this](const std::string& message) {
+    warnings_.push_back(message);
+    warn_(message);
+  };
 }
 
 void BlockFiles::remove() {

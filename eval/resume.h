@@ -1,7 +1,9 @@
 // Finished blocks of an interrupted run, kept in files so that the run can go on.
 #pragma once
 #include <string>
+#include <vector>
 
+#include "engine/core/progress.h"
 #include "engine/file/json_fwd.h"
 #include "quant/calibrate.h"
 
@@ -21,10 +23,15 @@ class BlockFiles : public PartStore {
   bool load(const std::string& walk, Model& model, int i, PartRecord& record) override;
   void done(const std::string& walk, Model& model, int i, const PartRecord& record) override;
   void remove();  // the folder: the run is complete
+  // A Warn that gives messages on to `to` and keeps them with the blocks that are done from then on; load() gives `to`
+  // those that were kept.
+  Warn keeping(const Warn& to);
 
  private:
   std::string path(const std::string& walk, int i) const;
   std::string folder_;
+  Warn warn_;
+  std::vector<std::string> warnings_;
   int lock_;  // descriptor of a file in the folder that says who holds it
 };
 

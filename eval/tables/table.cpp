@@ -78,7 +78,8 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
   std::vector<std::string> of_quantization;  // each cell has those of its own, whichever were measured before it
   const Warn warn = [&](const std::string& message) {
     progress.warn()(message);
-    of_quantization.push_back(message);
+    if (std::find(of_quantization.begin(), of_quantization.end(), message) == of_quantization.end())
+      of_quantization.push_back(message);
   };
   json quantized;  // the recipe the model stands in, less what compensation adds
   for (size_t c = 0; c < cells.size(); ++c) {
