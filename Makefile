@@ -4,6 +4,7 @@
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
+TESTFLAGS ?= -O1  # of the tests' own files, which are long to optimise and quick to run
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
@@ -69,9 +70,11 @@ $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -m
 READERS := $(filter engine/file/% models/% data/% quant/recipe.cpp eval/%,$(LIBRARY)) $(FUZZ)
 $(call object,$(READERS)): COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
 
+$(call object,$(TESTS)): OWN = $(TESTFLAGS)
+
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) -c $< -o $@
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) $(OWN) -c $< -o $@
 
 # What may differ from the last build in this folder: the version changes with every commit and one file is built
 # again for it; another JPEG decoder takes the place of the other in the library.
@@ -100,9 +103,10 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bin/tests: $(call object,$(TESTS)) $(BUILD)/libcommand.a $(BUILD)/libbcq.a
+# The library first, so that of functions in headers its copies are taken, which are optimised.
+$(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS))
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ $(LIBS)
 
 $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
@@ -129,7 +133,7 @@ test: $(BUILD)/bin/tests $(binaries)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise. A folder for each
 # compiler; clang's objects serve the harnesses of tests/fuzz, too.
-sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) $(if $(findstring clang,$(1)),COUNTED=1) \
+sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) TESTFLAGS=-O0 $(if $(findstring clang,$(1)),COUNTED=1) \
   CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(1)),-Wno-pass-failed,-Wno-maybe-uninitialized)"
 asan:
 	$(MAKE) $(call sanitized,$(CXX)) test
@@ -148,11 +152,12 @@ chaos: all
 # ThreadSanitizer on the tests that use threads, with LLVM's OpenMP runtime and the tool that tells the sanitizer of its
 # barriers. That runtime itself is not instrumented: reports from inside it are named in tests/tsan.txt.
 TSAN := $(BUILD)/tsan
+TSAN_TESTS := parallel cache product packed int8_layer image_folder moments gptq_walk generate ptq4vit
 tsan:
-	$(MAKE) BUILD=$(TSAN) CXX=$(CLANG) CXXFLAGS="-O1 -g1 -fsanitize=thread -Wno-pass-failed" $(TSAN)/bin/tests
+	$(MAKE) BUILD=$(TSAN) CXX=$(CLANG) CXXFLAGS="-O1 -g1 -fsanitize=thread -Wno-pass-failed" TESTFLAGS=-O0 \
+	  TESTS="tests/main.cpp $(TSAN_TESTS:%=tests/test_%.cpp)" $(TSAN)/bin/tests
 	OMP_TOOL_LIBRARIES=libarcher.so TSAN_OPTIONS="suppressions=tests/tsan.txt ignore_noninstrumented_modules=1" \
-	  $(TSAN)/bin/tests $(TSAN_TESTS)
-TSAN_TESTS := -tc='*thread*,*cache*,*gemm*,*kernel*,*attention*,*moments*,*gptq*'
+	  $(TSAN)/bin/tests $(TEST_ARGS)
 
 bench: all
 	$(BUILD)/bin/bench

@@ -39,12 +39,16 @@ std::string header_of(const std::string& path, std::string* data = nullptr);
 // Bytes of `data` exchanged: of `edits` three give a place, the fourth the value.
 void edit(std::string& data, const std::string& edits);
 
+void show(const char* refusal);  // printed where BCQ_FUZZ_SHOW is set
+
 template <class F>
 void refused_or_read(const F& f) {
   try {
     f();
-  } catch (const InputError&) {
-  } catch (const UsageError&) {
+  } catch (const InputError& e) {
+    show(e.what());
+  } catch (const UsageError& e) {
+    show(e.what());
   }
 }
 

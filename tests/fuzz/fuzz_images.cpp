@@ -76,7 +76,7 @@ void run_tar(const std::string& whole) {
 std::vector<std::string> tar_seeds() {
   const std::string end(1024, '\0'), image = read_file(kImages + "row.png");
   const std::string flat = tar_member("a/x.png", image) + tar_member("b/", "", '5') + tar_member("b/y.jpg", "z");
-  const std::string pax = tar_member("pax", "17 path=b/y.png\n\n12 size=0003\n", 'x') + tar_member("short", "abc");
+  const std::string pax = tar_member("pax", "16 path=b/y.png\n13 size=0003\n", 'x') + tar_member("short", "abc");
   const std::string gnu =
       tar_member("././@LongLink", "a/" + std::string(120, 'n') + ".png", 'L') + tar_member("s", "abc");
   const std::string inner = tar_member("n01440764.tar", tar_member("n01440764_1.JPEG", "x") + end);

@@ -38,13 +38,15 @@ void run_safetensors(const std::string& whole) {
 
 std::vector<std::string> safetensors_seeds() {
   std::vector<std::string> seeds;
-  const char* const types[] = {"BOOL", "U8",  "I8",  "I16", "U16", "F16", "BF16",
-                               "I32",  "U32", "F32", "F64", "I64", "U64"};
-  for (const char* type : types)
-    seeds.push_back("\1" + joined({std::string(R"({"__metadata__":{"format":"pt"},"a.b":{"dtype":")") + type +
-                                       R"(","shape":[2,1],"data_offsets":[0,8]},"c":{"dtype":"U8","shape":[8],)" +
-                                       R"("data_offsets":[8,16]}})",
-                                   "0123456789abcdef"}));
+  const std::pair<const char*, int> types[] = {{"BOOL", 1}, {"U8", 1},   {"I8", 1},  {"I16", 2}, {"U16", 2},
+                                               {"F16", 2},  {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},
+                                               {"F64", 8},  {"I64", 8},  {"U64", 8}};
+  for (const auto& [type, size] : types)
+    seeds.push_back("\1" +
+                    joined({format(R"({"__metadata__":{"format":"pt"},"a.b":{"dtype":"%s","shape":[%d,1],)"
+                                   R"("data_offsets":[0,8]},"c":{"dtype":"U8","shape":[8],"data_offsets":[8,16]}})",
+                                   type, 8 / size),
+                            "0123456789abcdef"}));
   seeds.push_back(std::string(1, '\0') +
                   safetensors(R"({"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", "0000"));
   seeds.push_back("\2" +

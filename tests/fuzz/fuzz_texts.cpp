@@ -47,7 +47,7 @@ std::vector<std::string> tokenizer_seeds() {
        R"({"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":false}]})"}) {
     std::string json = base;
     json.replace(json.find("PRE"), 3, pre);
-    seeds.push_back(joined({json, "", "", "", "", R"({"add_bos_token":false,"bos_token":"<s>"})", text}));
+    seeds.push_back(joined({json, "", "", "", "", R"({"add_bos_token":false,"bos_token":"<s>"})", "ab  ab<s>ba a"}));
   }
   seeds.push_back(
       joined({"", R"({"a":0,"b":1,"ab":2,"</s>":3})", "#version: 0.2\na b\n", R"({"model_type":"opt"})", R"({"<x>":4})",

@@ -45,6 +45,11 @@ Harness::Harness(const char* name, void (*run)(const std::string&), std::vector<
   harnesses()[name] = {run, seeds};
 }
 
+void show(const char* refusal) {
+  static const bool shown = std::getenv("BCQ_FUZZ_SHOW") != nullptr;
+  if (shown) print(stderr, "%s\n", refusal);
+}
+
 std::string path_of(const std::string& name) { return (place() / name).string(); }
 
 std::string put(const std::string& name, const std::string& bytes) {
