@@ -4,10 +4,12 @@
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
+TESTFLAGS ?= -O1  # of the tests' own files, which are long to optimise and quick to run
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
 CLANG_FORMAT ?= clang-format
+CLANG    ?= clang++-14
 JPEG     ?= stb
 $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
 
@@ -26,11 +28,12 @@ COMMAND  := eval/cli.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval
 LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
-SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY)
+FUZZ     := $(wildcard tests/fuzz/*.cpp)
+SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY) $(FUZZ)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install example tidy clean help setup
+.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -63,9 +66,15 @@ $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 
+# Where files are read, libFuzzer counts what a file reaches.
+READERS := $(filter engine/file/% models/% data/% quant/recipe.cpp eval/%,$(LIBRARY)) $(FUZZ)
+$(call object,$(READERS)): COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
+
+$(call object,$(TESTS)): OWN = $(TESTFLAGS)
+
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) -c $< -o $@
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) $(OWN) -c $< -o $@
 
 # What may differ from the last build in this folder: the version changes with every commit and one file is built
 # again for it; another JPEG decoder takes the place of the other in the library.
@@ -94,9 +103,14 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/bin/tests: $(call object,$(TESTS)) $(BUILD)/libcommand.a $(BUILD)/libbcq.a
+# The library first, so that of functions in headers its copies are taken, which are optimised.
+$(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS))
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ $(LIBS)
+
+$(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -fsanitize=fuzzer $^ -o $@ $(LIBS)
 
 -include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES))
 
@@ -117,10 +131,33 @@ table-language table-groups: table-%: all
 test: $(BUILD)/bin/tests $(binaries)
 	BCQ_BIN=$(BUILD)/bin $(BUILD)/bin/tests $(TEST_ARGS)
 
-# AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise.
+# AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise. A folder for each
+# compiler; clang's objects serve the harnesses of tests/fuzz, too.
+sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) TESTFLAGS=-O0 $(if $(findstring clang,$(1)),COUNTED=1) \
+  CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(1)),-Wno-pass-failed,-Wno-maybe-uninitialized)"
 asan:
-	$(MAKE) BUILD=$(BUILD)/asan test \
-	  CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(CXX)),-Wno-pass-failed,-Wno-maybe-uninitialized)"
+	$(MAKE) $(call sanitized,$(CXX)) test
+
+# Every harness on two cores or more, TIME seconds of work in all: what it finds is in build/fuzz.
+TIME ?= 60
+fuzz:
+	$(MAKE) $(call sanitized,$(CLANG)) $(BUILD)/asan-$(notdir $(CLANG))/bin/fuzz
+	tests/fuzz/run.sh $(BUILD)/asan-$(notdir $(CLANG))/bin/fuzz $(BUILD)/fuzz $(TIME)
+
+# Programs killed and starved, KILLS times; what they make in the end equals an undisturbed run.
+KILLS ?= 200
+chaos: all
+	tests/chaos.sh $(BUILD)/bin $(KILLS) $(SEED)
+
+# ThreadSanitizer on the tests that use threads, with LLVM's OpenMP runtime and the tool that tells the sanitizer of its
+# barriers. That runtime itself is not instrumented: reports from inside it are named in tests/tsan.txt.
+TSAN := $(BUILD)/tsan
+TSAN_TESTS := parallel cache product packed int8_layer image_folder moments gptq_walk generate ptq4vit
+tsan:
+	$(MAKE) BUILD=$(TSAN) CXX=$(CLANG) CXXFLAGS="-O1 -g1 -fsanitize=thread -Wno-pass-failed" TESTFLAGS=-O0 \
+	  TESTS="tests/main.cpp $(TSAN_TESTS:%=tests/test_%.cpp)" $(TSAN)/bin/tests
+	OMP_TOOL_LIBRARIES=libarcher.so TSAN_OPTIONS="suppressions=tests/tsan.txt ignore_noninstrumented_modules=1" \
+	  $(TSAN)/bin/tests $(TEST_ARGS)
 
 bench: all
 	$(BUILD)/bin/bench
@@ -216,6 +253,9 @@ help:
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make fuzz           libFuzzer on everything that is read, TIME=60 seconds; needs CLANG=clang++-14"
+	@echo "make chaos          programs killed and starved, KILLS=200 times"
+	@echo "make tsan           the tests that use threads under ThreadSanitizer; needs CLANG=clang++-14 and its libomp"
 	@echo "make bench          speed against the machine's own limit; its calibrations alone take 18 to 25 minutes, see bench --help"
 	@echo "make bench-peers    speed against PyTorch, ONNX Runtime, OpenVINO and llama.cpp, in $(PEERS); PEERS_ARGS=..."
 	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"

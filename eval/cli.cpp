@@ -184,7 +184,7 @@ void CommandLine::parse(int argc, char** argv) {
 }
 
 int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
-  tune_process();
+  tune_process(argv);
   const std::string name = parser_->app.get_name();
   const auto failed = [&](int code, const std::string& message) {
     print(stderr, "%s: %s\n", name, message);

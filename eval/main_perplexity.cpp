@@ -160,7 +160,8 @@ Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::
   std::optional<BlockFiles> blocks;
   if (o.saves() && solves(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
   PartStore* const store = blocks ? &*blocks : nullptr;
-  Outcome outcome = quantize(task, r, progress.callback(), progress.warn(), store);
+  const Warn warn = blocks ? blocks->keeping(progress.warn()) : progress.warn();
+  Outcome outcome = quantize(task, r, progress.callback(), warn, store);
   compensate(task, r, outcome, progress.callback(), store);
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
   if (!o.saves() && r.gptq_format && r.method != MethodName::Stored)

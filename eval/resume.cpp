@@ -1,5 +1,12 @@
 #include "eval/resume.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -49,24 +56,68 @@ PartRecord from_json(const json& object, const std::string& where) {
   return record;
 }
 
+// Files that hold no work: the lock, and what a process that was killed had not finished writing.
+bool is_passing(const fs::path& file) {
+  const std::string name = file.filename().string();
+  return name == "lock" || name.rfind(".bcq-", 0) == 0;
+}
+
+// The lock is the kernel's, on a file that tells others who holds it: it ends with the process, however that ends.
+int lock(const std::string& folder) {
+  const std::string path = folder + "/lock";
+  for (;;) {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    require(fd >= 0, "%s: cannot be opened: %s", path, std::strerror(errno));
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      char holder[300] = {};
+      const bool known = ::read(fd, holder, sizeof holder - 1) > 0;
+      ::close(fd);
+      throw UsageError(format("%s is in use by %s", folder, known ? holder : "another process"));
+    }
+    struct stat opened = {}, there = {};  // another one if its holder removed the folder meanwhile
+    if (::fstat(fd, &opened) == 0 && ::stat(path.c_str(), &there) == 0 && opened.st_ino == there.st_ino) {
+      char host[256] = {};
+      ::gethostname(host, sizeof host - 1);
+      const std::string holder = format("process %d on %s", ::getpid(), host);
+      const bool ok = ::ftruncate(fd, 0) == 0 && ::write(fd, holder.data(), holder.size()) > 0;
+      if (ok) return fd;
+      const int error = errno;
+      ::close(fd);
+      throw Error(format("%s: cannot be written: %s", path, std::strerror(error)));
+    }
+    ::close(fd);
+  }
+}
+
 }  // namespace
 
 BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume) : folder_(std::move(folder)) {
   const std::string run = folder_ + "/run.json";
-  if (fs::exists(folder_)) {
+  require_usage(::mkdir(folder_.c_str(), 0777) == 0 || (errno == EEXIST && fs::is_directory(folder_)),
+                "%s: cannot be created: %s", folder_, std::strerror(errno));
+  lock_ = lock(folder_);
+  try {
+    if (!fs::exists(run)) {  // new, or of a run that was killed before it began
+      for (const auto& entry : fs::directory_iterator(folder_))
+        require_usage(is_passing(entry.path()), "%s is where blocks are kept, and has something else in it: %s",
+                      folder_, entry.path().filename());
+      write_file(run, dump(fingerprint, 2) + "\n");
+      return;
+    }
     require_usage(resume, "%s holds the blocks of an interrupted run: continue it with --resume, or remove the folder",
                   folder_);
-    const json found = fs::exists(run) ? read_json(run) : json::object();
+    const json found = read_json(run);
     for (const auto& [key, value] : fingerprint.items())
       require_usage(found.contains(key) && found[key] == value,
                     "%s holds the blocks of another run, with %s %s instead of %s: remove it to start anew", folder_,
                     key, found.value(key, json()).dump(), value.dump());
-    return;
+  } catch (...) {
+    ::close(lock_);
+    throw;
   }
-  std::error_code error;
-  require(fs::create_directory(folder_, error), "%s: cannot be created: %s", folder_, error.message());
-  write_file(run, dump(fingerprint, 2) + "\n");
 }
+
+BlockFiles::~BlockFiles() { ::close(lock_); }
 
 std::string BlockFiles::path(const std::string& walk, int i) const {
   std::string name = walk;
@@ -79,6 +130,8 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
   const std::string where = path(walk, i);
   if (!fs::exists(where)) return false;
   const SafeTensors file = SafeTensors::open(where);
+  require_input(file.metadata().count("block") != 0, "%s: is not a block of a run: its metadata has no \"block\"",
+                where);
   const json about = parse_json(file.metadata().at("block"), where);
   PackedFormat format;
   format.by_layer = true;
@@ -87,6 +140,11 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
   format.where = where;
   get_block(model, i, Loader(file, nullptr, std::make_shared<const PackedFormat>(format)));
   record = from_json(about, where);
+  for (const auto& message : get_or<std::vector<std::string>>(about, "warnings", {}, where)) {
+    if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) continue;
+    warnings_.push_back(message);
+    if (warn_) warn_(message);
+  }
   return true;
 }
 
@@ -94,6 +152,7 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
   std::map<std::string, TensorInfo> tensors;
   put_block(model, i, PackedFormat::Kind::Own, tensors);
   json about = to_json(record);
+  about["warnings"] = warnings_;
   about["group"] = -1;
   about["positions"] = 0;
   for (const Layer* layer : model.layers(i))
@@ -103,8 +162,18 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
   write_safetensors(path(walk, i), tensors, {{"block", dump(about, 2) + "\n"}});
 }
 
+Warn BlockFiles::keeping(const Warn& to) {
+  warn_ = to;
+  return [this](const std::string& message) {
+    warnings_.push_back(message);
+    warn_(message);
+  };
+}
+
 void BlockFiles::remove() {
-  std::error_code ignored;
+  std::error_code ignored;  // the blocks first: without them the rest is no obstacle to another run
+  for (const auto& entry : fs::directory_iterator(folder_, ignored))
+    if (entry.path().extension() == ".safetensors") fs::remove(entry.path(), ignored);
   fs::remove_all(folder_, ignored);
 }
 

@@ -1,10 +1,12 @@
 #include "eval/save.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 
@@ -162,10 +164,13 @@ void sync(const fs::path& path) {
 // A folder that is filled under another name and then takes the place of `final_path`, or vanishes.
 class NewFolder {
  public:
-  explicit NewFolder(const fs::path& final_path)
-      : final_(final_path), path_(final_path.string() + format(".tmp-%d", static_cast<int>(::getpid()))) {
-    std::error_code error;
-    require(fs::create_directory(path_, error), "%s: cannot be created: %s", path_, error.message());
+  explicit NewFolder(const fs::path& final_path) : final_(final_path) {
+    int error = EEXIST;
+    for (int tries = 0; tries < 100 && error == EEXIST; ++tries) {
+      path_ = temporary_name(final_.string());
+      error = ::mkdir(path_.c_str(), 0777) == 0 ? 0 : errno;
+    }
+    require(error == 0, "%s: cannot be created: %s", path_, std::strerror(error));
   }
   NewFolder(const NewFolder&) = delete;
   ~NewFolder() {
@@ -174,24 +179,44 @@ class NewFolder {
   }
   const fs::path& path() const { return path_; }
 
+  // What was there is replaced in one step where the file system can exchange two folders. A folder that something is
+  // mounted on stays, and gets the files.
   void commit() {
     sync(path_);  // its files are there
-    const fs::path old = path_.string() + ".old";
-    std::error_code error;
-    if (fs::exists(final_)) fs::rename(final_, old, error);
-    if (!error) fs::rename(path_, final_, error);
-    require(!error, "%s: cannot be written: %s", final_, error.message());
+    const bool replaces = fs::exists(final_);
+    int error =
+        ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_.c_str(), replaces ? RENAME_EXCHANGE : 0) ? errno : 0;
+    if (error == EBUSY || error == EXDEV) return fill();
+    if (error == ENOSYS || error == EINVAL) error = rename_twice(replaces);
+    require(error == 0, "%s: cannot be written: %s", final_, std::strerror(error));
     sync(final_.parent_path());
-    fs::remove_all(old, error);
   }
 
  private:
+  int rename_twice(bool replaces) {
+    const std::string old = temporary_name(final_.string());
+    if (replaces && ::rename(final_.c_str(), old.c_str()) != 0) return errno;
+    const int error = ::rename(path_.c_str(), final_.c_str()) == 0 ? 0 : errno;
+    if (replaces && error != 0) (void)!::rename(old.c_str(), final_.c_str());
+    if (replaces && error == 0) path_ = old;  // vanishes
+    return error;
+  }
+  void fill() {
+    for (const auto& entry : fs::directory_iterator(final_)) fs::remove_all(entry.path());
+    for (const auto& entry : fs::directory_iterator(path_)) {
+      fs::copy_file(entry.path(), final_ / entry.path().filename());
+      sync(final_ / entry.path().filename());
+    }
+    sync(final_);
+  }
+
   fs::path final_, path_;
 };
 
 fs::path target_of(const SaveOptions& save) {
   fs::path target = fs::absolute(save.directory).lexically_normal();
-  return target.has_filename() ? target : target.parent_path();
+  if (!target.has_filename()) target = target.parent_path();
+  return fs::is_symlink(target) ? fs::weakly_canonical(target) : target;  // a link stays
 }
 
 }  // namespace

@@ -70,9 +70,9 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   if (!warned_ && moments.tokens() < moments.columns()) {
     warned_ = true;
     warn_(
-        format("%d calibration tokens are fewer than the %d columns of %s: its Hessian is singular, damping "
+        format("%d calibration tokens are fewer than the %d columns of a layer: its Hessian is singular, damping "
                "decides the rest; use more or longer windows",
-               moments.tokens(), moments.columns(), group.front()->name));
+               moments.tokens(), moments.columns()));
   }
   const std::vector<double> hessian = moments.second(options_.centred), means = moments.mean();
   for (size_t i = 0; i < group.size(); ++i) {

@@ -65,12 +65,18 @@ std::string changed_vit(const Folder& folder, F change) {
   return to;
 }
 
-// A record without what the machine adds to it.
-inline json result_of(const std::string& path) {
-  json record = read_json(path);
+// A record without what the machine adds to it: times, threads, memory.
+inline json result_of(json record) {
   for (const char* key : {"seconds", "calibration", "walk_seconds", "evaluation_seconds", "threads", "peak_rss_mb"})
-    record.erase(key);  // times
+    record.erase(key);
   return record;
+}
+inline json result_of(const std::string& path) { return result_of(read_json(path)); }
+
+// The rows of a table's JSON, whose records are so.
+inline json undisturbed(json rows) {
+  for (json& row : rows) row["record"] = row["record"].is_null() ? json() : result_of(row["record"]);
+  return rows;
 }
 
 inline const std::string kVit = "imagenet --model data/mini/vit --data data/mini/images/val ";

@@ -36,7 +36,7 @@ REGISTER_LISTENER("counter", 1, Counter);
 }  // namespace
 
 int main(int argc, char** argv) {
-  bcq::tune_process();
+  bcq::tune_process(argv);
   doctest::Context context(argc, argv);
   const int code = context.run();
   if (has_run) {

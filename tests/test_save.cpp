@@ -1,9 +1,15 @@
 // Quantized models as files: GPTQ checkpoints others wrote, folders written here and read back to the last bit,
 // refusals, and files that are not what they should be.
 #include <doctest/doctest.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
+#include <thread>
 
 #include "engine/core/check.h"
 #include "engine/core/half.h"
@@ -258,6 +264,55 @@ TEST_CASE("a saved folder replaces one of ours, and is written whole or not at a
   CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
 }
 
+TEST_CASE("a saved folder is there at every moment while another takes its place") {
+  const Folder folder;
+  const auto model = load_model(kFixtures + "opt_tiny");
+  quantize_rtn(*model, grid_of(4, -1));
+  const SaveOptions save = to(folder, "bcq");
+  save_model(*model, model->info().weights, save, facts(4, -1));
+  std::atomic<bool> stop = false;
+  int64_t looks = 0, missing = 0;
+  std::thread reader([&] {
+    for (; !stop; ++looks) missing += !fs::exists(folder.file("saved/config.json"));
+  });
+  for (int i = 0; i < 30; ++i) save_model(*model, model->info().weights, save, facts(4, -1));
+  stop = true;
+  reader.join();
+  CHECK(looks > 0);
+  CHECK(missing == 0);
+  CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("a folder that a link points to or that is mounted is filled, and the link or mount stays") {
+  const Folder folder;
+  const auto model = load_model(kFixtures + "opt_tiny");
+  quantize_rtn(*model, grid_of(4, -1));
+  const auto save = [&](const std::string& name) {
+    const SaveOptions options{folder.file(name), "bcq", false};
+    check_target(options, model->info().weights);
+    save_model(*model, model->info().weights, options, facts(4, -1));
+    check_same(*model, *load_model(folder.file(name)));
+  };
+  fs::create_directories(folder.file("disk/a"));
+  fs::create_directory_symlink("disk/a", folder.file("link"));
+  save("link");
+  save("link");
+  CHECK(fs::is_symlink(folder.file("link")));
+  CHECK(fs::exists(folder.file("disk/a/config.json")));
+  CHECK(partial_folder({folder.file("link"), "bcq", false}) ==
+        fs::weakly_canonical(folder.file("disk/a.partial")).string());
+  fs::create_directory(folder.file("mounted"));
+  if (::mount("bcq", folder.file("mounted").c_str(), "tmpfs", 0, nullptr) != 0) {
+    MESSAGE("skipped: nothing can be mounted here");
+    return;
+  }
+  save("mounted");
+  save("mounted");
+  CHECK(::umount(folder.file("mounted").c_str()) == 0);
+  CHECK(fs::is_empty(folder.file("mounted")));
+  CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 3);
+}
+
 TEST_CASE("packed files that are not what they should be are refused by file and tensor") {
   for (const std::string format : {"bcq", "gptq"}) {
     const Folder folder;
@@ -368,4 +423,56 @@ TEST_CASE("finished blocks come back as they were, and only for the run they bel
       files.remove();
       CHECK_FALSE(fs::exists(folder.file("work")));
     }
+}
+
+TEST_CASE("blocks: a folder of a run that was killed before it began is no obstacle, one with other things is") {
+  const Folder folder;
+  const json fingerprint = {{"seed", 1}};
+  const std::string work = folder.file("work");
+  for (const bool resume : {false, true})
+    for (const char* left : {"", "lock", ".bcq-0123456789abcdef.tmp"}) {
+      CAPTURE(left);
+      fs::create_directory(work);
+      if (*left) write_text(work + "/" + left, "process 1 on another");
+      BlockFiles files(work, fingerprint, resume);
+      CHECK(read_json(work + "/run.json") == fingerprint);
+      files.remove();
+      CHECK_FALSE(fs::exists(work));
+    }
+  for (const char* left : {"GPTQ-0000.safetensors", "notes.txt"}) {
+    fs::create_directory(work);
+    write_text(work + "/" + left, "x");
+    CHECK(contains(message_of<UsageError>([&] { BlockFiles(work, fingerprint, true); }), left));
+    CHECK(read_text(work + "/" + left) == "x");
+    fs::remove_all(work);
+  }
+  write_text(work, "a file");
+  CHECK(contains(message_of<UsageError>([&] { BlockFiles(work, fingerprint, true); }), "cannot be created"));
+}
+
+TEST_CASE("blocks: a folder in use is refused, with the name of its holder, until that ends") {
+  const Folder folder;
+  const json fingerprint = {{"seed", 1}};
+  const std::string work = folder.file("work");
+  const auto refusal = [&](bool resume) {
+    return message_of<UsageError>([&] { BlockFiles(work, fingerprint, resume); });
+  };
+  {
+    const BlockFiles files(work, fingerprint, false);
+    for (const bool resume : {false, true})
+      CHECK(contains(refusal(resume), format("in use by process %d on ", ::getpid())));
+  }
+  CHECK(contains(refusal(false), "--resume"));  // its end, not a removal, frees it
+  CHECK(refusal(true) == "");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const BlockFiles files(work, fingerprint, true);
+    write_text(folder.file("held"), "");
+    for (;;) ::pause();
+  }
+  while (!fs::exists(folder.file("held"))) ::usleep(1000);
+  CHECK(contains(refusal(true), format("process %d on ", child)));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  CHECK(refusal(true) == "");
 }

@@ -2,6 +2,7 @@
 
 #include <cblas.h>
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +10,7 @@
 #include <exception>
 #include <fstream>
 #include <mutex>
+#include <new>
 
 #include "engine/core/check.h"
 
@@ -21,7 +23,15 @@ int& thread_count() {
 }
 
 std::mutex blas_mutex;
-int blas_users = 0, blas_threads = 1;
+int blas_users = 0, blas_threads = 1, blas_buffers = 0;
+
+// OpenBLAS takes a buffer of 128 MB for every thread that calls it, and tries for ever where there is no room for one.
+void require_room_for_buffers(int n) {
+  const size_t size = static_cast<size_t>(n) * ((128 << 20) + (1 << 16));
+  void* const room = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  ::munmap(room, size);
+}
 
 }  // namespace
 
@@ -63,6 +73,10 @@ int threads() { return thread_count(); }
 
 OneBlasThread::OneBlasThread() {
   const std::lock_guard lock(blas_mutex);
+  if (blas_buffers < threads()) {
+    require_room_for_buffers(threads() - blas_buffers);
+    blas_buffers = threads();
+  }
   if (blas_users++ > 0) return;
   blas_threads = openblas_get_num_threads();
   if (blas_threads != 1) openblas_set_num_threads(1);

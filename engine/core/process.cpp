@@ -1,6 +1,8 @@
 #include "engine/core/process.h"
 
 #include <cblas.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <limits>
@@ -23,7 +25,14 @@ __attribute__((constructor(101))) void let_idle_threads_sleep() {
 
 }  // namespace
 
-void tune_process() {
+void tune_process(char** argv) {
+  for (int stream = 0; stream < 3; ++stream)
+    if (::fcntl(stream, F_GETFD) < 0) (void)!::open("/dev/null", O_RDONLY);  // the lowest that is free
+  if (argv && !std::getenv("OPENBLAS_NUM_THREADS")) {
+    setenv("OPENBLAS_NUM_THREADS", "1", 0);
+    char self[4096] = {};
+    if (::readlink("/proc/self/exe", self, sizeof self - 1) > 0) ::execv(self, argv);  // or goes on as it is
+  }
   openblas_set_num_threads(1);
 #if defined(__GLIBC__)
   // glibc returns large freed blocks to the system, which clears their pages when a tensor asks for them again: 11 % of

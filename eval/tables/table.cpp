@@ -74,6 +74,13 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
                    const std::function<bool(size_t, size_t)>& wanted, ProgressLine& progress, const CellDone& done) {
   Outcome outcome;
   double quantization_seconds = 0;
+  const std::vector<std::string> of_all = progress.warnings();
+  std::vector<std::string> of_quantization;  // each cell has those of its own, whichever were measured before it
+  const Warn warn = [&](const std::string& message) {
+    progress.warn()(message);
+    if (std::find(of_quantization.begin(), of_quantization.end(), message) == of_quantization.end())
+      of_quantization.push_back(message);
+  };
   json quantized;  // the recipe the model stands in, less what compensation adds
   for (size_t c = 0; c < cells.size(); ++c) {
     std::vector<size_t> missing;
@@ -85,7 +92,8 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
     if (!in_one_walk(r)) part.bc = BcForm::None;
     if (quantizes(r) && quantized != to_json(part)) {
       const Timer quantization;
-      outcome = quantize(task, r, progress.callback(), progress.warn());
+      of_quantization.clear();
+      outcome = quantize(task, r, progress.callback(), warn);
       quantization_seconds = quantization.seconds();
       quantized = to_json(part);
     }
@@ -96,7 +104,9 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       const Measured measured = task.measure(r, i, record, progress.callback());
       progress.finish();
       record.update(run_facts());
-      record["warnings"] = progress.warnings();
+      std::vector<std::string> warnings = of_all;
+      if (quantizes(r)) warnings.insert(warnings.end(), of_quantization.begin(), of_quantization.end());
+      record["warnings"] = warnings;
       record["seconds"] = rest.seconds() + (quantizes(r) ? quantization_seconds : 0);
       done(c, i, record, measured);
     }
@@ -150,7 +160,7 @@ struct Run {
   bool possible(const Column& column, size_t c, size_t i) const;
   json settings_of(const Column& column, size_t c, size_t i) const;
   std::string path_of(const Column& column, size_t c, size_t i) const;
-  std::unique_ptr<Task> task_of(Model& model, const Progress& progress) const;
+  std::unique_ptr<Task> task_of(Model& model, ProgressLine& progress) const;
   json find(const Column& column, size_t c, size_t i, const Warn& warn) const;
   void measure(Column& column, ProgressLine& progress) const;
   json row_of(const Column& column, size_t c, size_t i, std::vector<std::string>& values) const;
@@ -232,8 +242,12 @@ std::string Run::path_of(const Column& column, size_t c, size_t i) const {
          (vision ? "" : std::string("-") + name_of(texts[i].definition)) + ".json";
 }
 
-std::unique_ptr<Task> Run::task_of(Model& model, const Progress& progress) const {
-  if (!vision) return std::make_unique<LanguageTask>(model, texts, calib, std::vector<std::string>{"gptq"}, o.limit);
+std::unique_ptr<Task> Run::task_of(Model& model, ProgressLine& progress) const {
+  if (!vision) {
+    auto task = std::make_unique<LanguageTask>(model, texts, calib, std::vector<std::string>{"gptq"}, o.limit);
+    task->warn = progress.warn();
+    return task;
+  }
   // The folder of a split, or the archive it is published as.
   const auto split = [&](const std::string& name, const std::string& mini) {
     if (embedded) return o.mini + "/images/" + mini;
@@ -241,8 +255,8 @@ std::unique_ptr<Task> Run::task_of(Model& model, const Progress& progress) const
     return !fs::exists(folder) && fs::exists(tar) ? tar : folder;
   };
   auto task = std::make_unique<VisionTask>(
-      model, list_images(split("val", "val"), classes_of(model.info()), o.labels, o.cache, progress),
-      list_images(split("train", "calib"), 0, "", o.cache, progress));
+      model, list_images(split("val", "val"), classes_of(model.info()), o.labels, o.cache, progress.callback()),
+      list_images(split("train", "calib"), 0, "", o.cache, progress.callback()));
   task->limit = o.limit;
   task->batch_size = o.batch_size;
   return task;
@@ -273,21 +287,24 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
 void Run::measure(Column& column, ProgressLine& progress) const {
   column.fingerprint = fingerprint(column.path);
   size_t missing = 0, finished = 0;
+  ProgressLine of_files(column.label + ": ");  // what is said of them belongs to no cell
   for (size_t c = 0; c < table.cells.size(); ++c)
     for (size_t i = 0; i < texts.size(); ++i)
       if (possible(column, c, i)) {
-        column.records[c][i] = find(column, c, i, progress.warn());
+        column.records[c][i] = find(column, c, i, of_files.warn());
         missing += column.records[c][i].is_null();
       }
   const auto model = load_model(column.path);
   column.checkpoint = model->info().name + (model->info().tag.empty() ? "" : "." + model->info().tag);
   if (vision) warn_of_tag(*model, progress.warn());
   if (missing == 0) return;
-  const std::unique_ptr<Task> task = task_of(*model, progress.callback());
+  const std::unique_ptr<Task> task = task_of(*model, progress);
   measure_cells(
       *task, table.cells, texts.size(),
       [&](size_t c, size_t i) { return possible(column, c, i) && column.records[c][i].is_null(); }, progress,
       [&](size_t c, size_t i, json& record, const Measured& measured) {
+        require(std::isfinite(measured.figure), "%s %s: the perplexity is too large for a number", table.cells[c].width,
+                table.cells[c].label);
         if (!vision) record["window_nll"] = measured.units;  // what pairs it with other cells
         record["settings"] = settings_of(column, c, i);
         write_record(path_of(column, c, i), record);
