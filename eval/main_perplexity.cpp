@@ -138,6 +138,7 @@ void check_options(Options& o) {
   const bool quantized = quantizes(r);
   require_usage(solves(r) || o.report_path.empty(), "--layer-report tells of --method gptq and joint");
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
+  require_usage(r.abits == 32 || !o.saves(), "--save keeps weights: with --abits the model is only measured");
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
   require_usage(quantized || !o.paired, "--paired compares a quantized model: give a --method");
   if (r.gptq_format) {

@@ -9,6 +9,7 @@
 #include "engine/file/json.h"
 #include "quant/allocation.h"
 #include "quant/calibrate.h"
+#include "quant/qwt.h"
 
 namespace bcq {
 
@@ -56,6 +57,8 @@ Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Wa
   BiasCompensation compensation(bc_options(r));
   std::vector<Method*> methods = {method.get()};
   if (in_one_walk(r) && !vision) methods.push_back(&compensation);  // the joint method of vision fits biases itself
+  Qwt qwt;
+  if (vision && r.qwt) methods.push_back(&qwt);
   std::vector<Batch> data;
   if (row_of(r).calibrates) data = task.calibration(r);
   if (vision) data = vision_batches(model, data.at(0).pixels);

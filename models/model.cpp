@@ -33,6 +33,10 @@ const LayerGroup& Part::group_of(const Layer& layer) const {
 
 Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
   Tensor y = block_body(ctx, i, x);
+  if (ctx.precision != Precision::Float && !block_linear_.empty() && !ctx.is_done()) {
+    const auto& [weight, bias] = block_linear_[static_cast<size_t>(i)];
+    if (!weight.empty()) y = add(nullptr, y, linear(nullptr, x, weight, bias));
+  }
   if (!block_added_.empty()) add_compensation(ctx, block_added_[static_cast<size_t>(i)], y);
   return y;
 }
@@ -236,8 +240,14 @@ void Model::fold(const LayerGroup& group, const std::vector<float>& scale, const
   }
 }
 
+void Model::set_block_linear(int i, const Tensor& weight, const Tensor& bias) {
+  block_linear_.resize(static_cast<size_t>(depth()));
+  block_linear_[static_cast<size_t>(i)] = {weight, bias};
+}
+
 void Model::clear() {
   for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();
+  block_linear_.clear();
   for (Layer* layer : all_layers()) layer->quantized = nullptr;
   clear_compensation();
 }

@@ -95,6 +95,9 @@ class Model {
   Point model_point();              // of the logits; without a place where the head is not quantized
   std::vector<Point> all_points();  // of all layers and blocks
 
+  // Add W x + b, in float, to what block i makes of x in the quantized network. W [D, D], b [D]. clear() forgets it.
+  void set_block_linear(int i, const Tensor& weight, const Tensor& bias);
+
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();
 
@@ -115,8 +118,9 @@ class Model {
   // InputError unless the batch has pixels [B, 3, height, width] as info() says.
   void require_pixels(const Batch& batch) const;
   ModelInfo info_;
-  std::vector<std::function<void()>> unfold_;  // undo what was folded, the last first
-  std::vector<Tensor> block_added_;            // of each block: a compensation that is not folded, [N, D]; or empty
+  std::vector<std::function<void()>> unfold_;            // undo what was folded, the last first
+  std::vector<std::pair<Weight, Tensor>> block_linear_;  // of each block, or empty
+  std::vector<Tensor> block_added_;  // of each block: a compensation that is not folded, [N, D]; or empty
 };
 
 // Load a network from a folder (config.json beside model.safetensors, its sharded index, or the one

@@ -160,7 +160,8 @@ class Calibration {
       has_quantized_ |= stage.passes() && stage.needs.stream == Stream::Quantized;
     }
     for (Method* method : methods)
-      if (wants_some_output(*method)) has_real_ = true, has_quantized_ |= stream_of(*method) == Stream::Quantized;
+      if (wants_some_output(*method) || method->needs().blocks)
+        has_real_ = true, has_quantized_ |= stream_of(*method) == Stream::Quantized;
   }
 
   CalibrationResult run() {
@@ -440,6 +441,17 @@ class Calibration {
     if (part_.ends_stage && method.wants(output)) compensate(method, output, output_error(stage_first_, i, method));
     if (i == model_.depth() && method.wants(model_.model_point()))
       compensate(method, model_.model_point(), output_error(-1, i, method));
+    if (method.needs().blocks && part_.kind == Part::Kind::Block) fit_block(i, method);
+  }
+
+  void fit_block(int i, Method& method) {
+    for_samples(
+        [&](size_t j) {
+          const Tensor y = model_.run(context(Precision::Fake), i, data_[j], quantized_[j]);
+          return add(nullptr, float_output(i, j), scale(nullptr, y, -1));
+        },
+        [&](size_t j, const Tensor& error) { method.see_block(quantized_[j], error); });
+    method.fit_block(i, record());
   }
 
   HeldOutMean branch_error(int i, const Method& method, const Point& branch) {
@@ -523,7 +535,7 @@ class Calibration {
       Point stage = part_.output;
       stage.kind = Point::Kind::Stage;
       if (!part_.output.added.empty() && method->wants(part_.output) && !can_be_known_sum(*method)) return true;
-      if (part_.ends_stage && method->wants(stage)) return true;
+      if ((part_.ends_stage && method->wants(stage)) || method->needs().blocks) return true;
       if (i == model_.depth() && method->wants(model_.model_point())) return true;
     }
     return false;

@@ -11,6 +11,7 @@
 #include "quant/codebook.h"
 #include "quant/ptq4vit.h"
 #include "quant/ranges.h"
+#include "quant/tokens.h"
 
 namespace bcq {
 namespace {
@@ -24,21 +25,6 @@ struct Rows {
   Tensor x;        // [rows, n]
   Floats weights;  // [rows]
 };
-
-// What a token counts for: the first `read` of a sequence as much as all others together, so that the mean is 1.
-float token_weight(int64_t token, int64_t tokens, int64_t read) {
-  if (read == 0 || read >= tokens) return 1;
-  const double n = static_cast<double>(tokens);
-  return static_cast<float>(n / 2 / static_cast<double>(token < read ? read : tokens - read));
-}
-
-// Of all rows of x [samples, ..., tokens, n].
-Floats row_weights(const Tensor& x, int64_t read) {
-  const int64_t tokens = x.rank() > 2 ? x.dim(-2) : 1;
-  Floats weights(at(x.rows()));
-  for (int64_t r = 0; r < x.rows(); ++r) weights[at(r)] = token_weight(r % tokens, tokens, read);
-  return weights;
-}
 
 bool is_held_out(int64_t sample, double share) { return share > 0 && sample % std::lround(1 / share) == 1; }
 
@@ -61,20 +47,18 @@ Rows sample_rows(const Tensor& x, int64_t read, bool held_out, double share) {
   return sample;
 }
 
-// Weighted mean of the rows of all samples, or of those that are held out.
-enum class Of { HeldOut, All };
-std::vector<double> mean_of(const Tensor& x, int64_t read, double share, Of part) {
-  const int64_t n = x.dim(-1), tokens = x.rank() > 2 ? x.dim(-2) : 1, per_sample = x.rows() / x.dim(0);
-  std::vector<double> mean(at(n));
-  double total = 0;
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    if (part == Of::HeldOut && !is_held_out(r / per_sample, share)) continue;
-    const double weight = token_weight(r % tokens, tokens, read);
-    total += weight;
-    for (int64_t c = 0; c < n; ++c) mean[at(c)] += weight * x[r * n + c];
-  }
-  for (double& m : mean) m /= total;
-  return mean;
+// The samples of x that are held out, or nothing.
+Tensor held_out_samples(const Tensor& x, double share) {
+  std::vector<int64_t> chosen;
+  for (int64_t b = 0; b < x.dim(0); ++b)
+    if (is_held_out(b, share)) chosen.push_back(b);
+  if (chosen.empty()) return {};
+  Shape shape = x.shape;
+  shape[0] = static_cast<int64_t>(chosen.size());
+  Tensor y = Tensor::uninitialized(shape);
+  float* to = y.data;
+  for (const int64_t b : chosen) to = std::copy_n(x.slice(b, b + 1).data, x.size() / x.dim(0), to);
+  return y;
 }
 
 // Weighted squares of y [rows, out] about their weighted mean.
@@ -93,17 +77,6 @@ double centred_energy(const Tensor& y, const Floats& weights) {
   double energy = 0;
   for (int64_t c = 0; c < n; ++c) energy += squares[at(c)] - sum[at(c)] * sum[at(c)] / total;
   return energy / total;
-}
-
-// (x - mean) by the root of what its token counts for: second moments of these are weighted covariances.
-Tensor centred(const Tensor& x, const std::vector<double>& mean, int64_t read) {
-  const int64_t n = x.dim(-1), tokens = x.rank() > 2 ? x.dim(-2) : 1;
-  Tensor y = x.clone();
-  for_rows(y, [&](int64_t r) {
-    const float root = std::sqrt(token_weight(r % tokens, tokens, read));
-    for (int64_t c = 0; c < n; ++c) y[r * n + c] = root * static_cast<float>(y[r * n + c] - mean[at(c)]);
-  });
-  return y;
 }
 
 // Weighted mean square of what the finished layer makes of rounded inputs less what the float one makes of its own.
@@ -275,16 +248,15 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
     x.a = fake_quantize(left, x.a);
   }
   for (Layer* layer : group) layer->quantize({left, {}, {}, nullptr, nullptr});
-  const std::vector<double> means[] = {mean_of(x.f, read_tokens(), options_.held_out, Of::All),
-                                       mean_of(x.a, read_tokens(), options_.held_out, Of::All)};
+  const std::vector<double> means[] = {weighted_mean(x.f, read_tokens()), weighted_mean(x.a, read_tokens())};
   if (options_.wbits != kFloatBits) {
     Seen seen;
     seen.moments = std::make_unique<Moments>(x.a.dim(-1));
     seen.odd = std::make_unique<Moments>(x.a.dim(-1));
     for (int64_t b = 0; b < x.a.dim(0); ++b)
       (b % 2 ? seen.odd : seen.moments)
-          ->add(centred(x.a.slice(b, b + 1), means[1], read_tokens()),
-                centred(x.f.slice(b, b + 1), means[0], read_tokens()));
+          ->add(weighted_deviation(x.a.slice(b, b + 1), means[1], read_tokens()),
+                weighted_deviation(x.f.slice(b, b + 1), means[0], read_tokens()));
     solver_.fit(group, seen, record);
   }
   if (options_.bias)
@@ -298,9 +270,8 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
 
 void Joint::fit_bias(Layer& layer, const Operands& x, PartRecord& record) const {
   const Tensor w = layer.weight.values(), q = layer.weight_in(Precision::Fake).values();
-  const auto error = [&](Of part) {
-    const std::vector<double> f = mean_of(x.f, read_tokens(), options_.held_out, part);
-    const std::vector<double> a = mean_of(x.a, read_tokens(), options_.held_out, part);
+  const auto error = [&](const Tensor& real, const Tensor& own) {
+    const std::vector<double> f = weighted_mean(real, read_tokens()), a = weighted_mean(own, read_tokens());
     Tensor mean({w.dim(0)});
     for (int64_t r = 0; r < w.dim(0); ++r) {
       double sum = 0;
@@ -309,11 +280,12 @@ void Joint::fit_bias(Layer& layer, const Operands& x, PartRecord& record) const 
     }
     return mean;
   };
-  const Tensor all = error(Of::All);
-  if (options_.held_out > 0 && x.a.dim(0) > 1 && !helps_held_out(all, error(Of::HeldOut), options_.held_out)) {
-    ++record.dropped;
-    return;
-  }
+  const Tensor all = error(x.f, x.a);
+  if (const Tensor f = held_out_samples(x.f, options_.held_out); !f.empty())
+    if (!helps_held_out(all, error(f, held_out_samples(x.a, options_.held_out)), options_.held_out)) {
+      ++record.dropped;
+      return;
+    }
   Model::point_of(layer).add(all);
   record.fitted += w.dim(0);
 }

@@ -25,8 +25,7 @@ struct JointOptions {
 //  3. Weights are refitted to the float network's outputs (quant/refit.h) and rounded by GPTQ with weighted ranges,
 //     coordinate descent and scale refits, on the covariance of the rounded inputs.
 //  4. The bias takes the mean error, unless that makes it worse on held-out images.
-// Where the head reads one token, that token counts as much as all others together in all of this: what is lost there
-// is lost for good, while errors of the others average out.
+// In all of this a token counts as quant/tokens.h has it.
 class Joint : public Method {
  public:
   // What becomes of each channel of an input: x / scale - shift; empty: nothing.

@@ -24,7 +24,8 @@ struct Needs {
   bool moments = false;  // second moments of the inputs of a group
   bool cross = false;    // and their products with the float network's inputs, the samples in two halves
   bool operands =
-      false;  // whole operands and outputs of each layer, on all samples; with `cross` those of both streams
+      false;            // whole operands and outputs of each layer, on all samples; with `cross` those of both streams
+  bool blocks = false;  // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
 
@@ -87,6 +88,10 @@ class Method {
   virtual bool wants(const Point&) const { return false; }
   virtual BcShape shape() const { return BcShape::Channel; }
   virtual void fit(const Point&, const Tensor& /*error*/, PartRecord&) {}
+  // For Needs::blocks: of block i, once its layers and outputs are fitted, each sample in order, then the last word. x
+  // and error [B, N, D]; blocks that change the shape are left out.
+  virtual void see_block(const Tensor& /*x*/, const Tensor& /*error*/) {}
+  virtual void fit_block(int /*i*/, PartRecord&) {}
   // Share of the samples, at most half, on which an error has to fall for its compensation to be kept; 0: all are.
   virtual double held_out() const { return 0; }
   // Whether branches are measured with the mask of a Swin's shifted windows.

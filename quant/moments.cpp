@@ -68,6 +68,9 @@ void Moments::add(const Tensor& x, const Tensor& other) {
   }
   samples_ += x.dim(0);
   tokens_ += x.rows();
+  const auto [least, largest] = std::minmax_element(x.data, x.data + x.size());
+  least_ = std::min(least_, *least);
+  largest_ = std::max(largest_, *largest);
 }
 
 void Moments::add(const Moments& more) {
@@ -79,6 +82,8 @@ void Moments::add(const Moments& more) {
   sum(sum_, more.sum_);
   sum(cross_, more.cross_);
   sum(other_sum_, more.other_sum_);
+  least_ = std::min(least_, more.least_);
+  largest_ = std::max(largest_, more.largest_);
   samples_ += more.samples_;
   tokens_ += more.tokens_;
 }

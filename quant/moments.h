@@ -27,6 +27,8 @@ class Moments {
   int64_t columns() const { return n_; }
   int64_t samples() const { return samples_; }
   int64_t tokens() const { return tokens_; }
+  float least() const { return least_; }  // of all values that were added, and 0
+  float largest() const { return largest_; }
 
   // Products of what was added, [n, n] row-major; m and m' are the means over all tokens when `centred`, else 0.
   // 2 / samples Σ (x - m)(x - m)ᵀ, of which the upper triangle is filled and the rest is 0. Not centred it is
@@ -49,6 +51,7 @@ class Moments {
   int64_t n_;
   std::vector<Tile> upper_, all_;  // of a symmetric and of any product
   int64_t samples_ = 0, tokens_ = 0;
+  float least_ = 0, largest_ = 0;
   std::vector<double> second_, sum_, cross_, other_sum_;  // the last two are empty without another stream
 };
 

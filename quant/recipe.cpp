@@ -48,13 +48,20 @@ std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn
   options.scale_rounds = static_cast<int>(r.scale_rounds);
   return std::make_unique<bcq::Joint>(options, warn);
 }
+ActivationGrid activations_of(const Recipe& r) { return {static_cast<int>(r.abits), r.fixed}; }
 std::unique_ptr<Method> make_rtn(const Recipe& r, const LayerBits& bits, const Warn&) {
-  return std::make_unique<RoundToNearest>(r.weights, bits);
+  return std::make_unique<RoundToNearest>(r.weights, bits, activations_of(r));
 }
 std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const Warn& warn) {
-  return std::make_unique<bcq::Gptq>(GptqMethodOptions{r.weights, bits, r.sequential, r.centred, r.float_target,
-                                                       static_cast<int>(r.refine), static_cast<int>(r.scale_rounds)},
-                                     warn);
+  GptqMethodOptions options{r.weights,
+                            bits,
+                            r.sequential,
+                            r.centred,
+                            r.float_target,
+                            static_cast<int>(r.refine),
+                            static_cast<int>(r.scale_rounds)};
+  options.activations = activations_of(r);
+  return std::make_unique<bcq::Gptq>(options, warn);
 }
 
 using enum MethodName;
@@ -175,6 +182,7 @@ bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
 }
 bool joins(const Recipe& r) { return r.family == kVision && r.method == MethodName::Joint; }
+bool rounds_inputs(const Recipe& r) { return quantizes(r) && r.abits < 32; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
@@ -332,6 +340,14 @@ std::vector<Option> language_weights() {
       number(
           {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, "Quantization", true},
           OF(weights.groupsize), -1, kMany, "G"),
+      number({"abits", "--abits", "Bits of the inputs of the quantized layers (32: float)", quantizes, "Quantization",
+              true},
+             OF(abits), 2, 32, "K"),
+      word(
+          {"act_scale", "--act-scale",
+           "Their scales: token, of each as it comes; tensor, one for all with a zero point, from the calibration data",
+           rounds_inputs},
+          {"token", "tensor"}, OF(fixed)),
       flag({"sym", "--sym", "Symmetric grids: the zero point is the middle code", quantizes}, OF(weights.sym)),
       number({"mse", "--mse", "Clip ranges where that lowers the sum of |error|^NORM, 2.4 if not given", quantizes},
              OF(weights.mse), 0, 100, "[NORM]"),
@@ -426,6 +442,10 @@ std::vector<Option> language_options() {
   std::vector<Option> all = language_weights();
   for (const auto& more : {language_solver(), language_data()}) all.insert(all.end(), more.begin(), more.end());
   for (Option& o : all) {
+    if (o.key == "abits")
+      o.set = [set = o.set](Recipe& r, const json& value) {
+        return value == 32 || (value.is_number_integer() && value <= 8) ? set(r, value) : "it must be 2 to 8, or 32";
+      };
     if (o.key == "mse") o.implied = "2.4";
     if (o.key == "prefill_bits")
       o.set = [set = o.set](Recipe& r, const json& value) {
@@ -537,6 +557,8 @@ Recipe read_recipe(Family family, const json& file, const std::string& path, con
 }
 
 void check(const Recipe& r) {
+  require_usage(!r.qwt || r.bc_stream == Stream::Quantized || !compensates(r),
+                "--qwt fits blocks on the quantized stream, after all else: give --bc-stream quantized, or --bc none");
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
   require_usage(quantizes(r) || !r.integer, "--runtime integer needs a --method that quantizes");
   const std::vector<std::string> sites = split(r.bc_sites);

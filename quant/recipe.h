@@ -37,6 +37,9 @@ struct Recipe {
   std::vector<std::string> layer_bits, exclude;                    // REGEX=K and REGEX, see layer_rules()
   bool sequential = false, centred = false, float_target = false;  // as GptqMethodOptions has them
   int64_t refine = 0, scale_rounds = 0;
+  int64_t abits = 32;  // language: ActivationGrid
+  bool fixed = false;
+  bool qwt = false;                // vision: quant/qwt.h after all else
   bool uniform = false;            // vision: JointOptions::tables is its contrary
   int64_t samples = 32, seed = 3;  // images or windows to calibrate on, and the seed of their draw
   int64_t seqlen = 0;              // tokens of a window; 0: the model's longest, at most 2048

@@ -1,10 +1,14 @@
 #include "quant/weight_methods.h"
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
 #include "engine/core/check.h"
+#include "engine/grid/asymmetric.h"
+#include "engine/grid/dynamic.h"
 #include "engine/kernels/kernels.h"
 #include "quant/refine.h"
 #include "quant/refit.h"
@@ -27,9 +31,29 @@ void attach(Layer& layer, const QuantizedWeight& q, bool packed = true) {
   layer.quantize(PackedWeight(q.grid, q.values.shape, q.codes));
 }
 
+// Gives the layer the grid of its input.
+void round_input(Layer& layer, const ActivationGrid& activations, const Moments* seen) {
+  if (activations.bits == 32) return;
+  require_usage(activations.bits >= 2 && activations.bits <= 8,
+                "activations are rounded to 2 to 8 bits, or 32: not to %d", activations.bits);
+  Grid grid = Dynamic(activations.bits);
+  if (activations.fixed) {
+    const float step = std::max((seen->largest() - seen->least()) / (std::ldexp(1.f, activations.bits) - 1), FLT_MIN);
+    grid = Asymmetric(activations.bits, step, static_cast<int32_t>(std::nearbyint(-seen->least() / step)));
+  }
+  layer.quantize({grid, {}, {}, nullptr, nullptr});
+}
+
 }  // namespace
 
+RoundToNearest::RoundToNearest(const WeightGrid& grid, LayerBits bits, const ActivationGrid& activations)
+    : grid_(grid), bits_(std::move(bits)), activations_(activations) {
+  require_usage(activations.bits == 32 || !activations.fixed,
+                "round to nearest looks at no data: its activations can be rounded per token only");
+}
+
 void RoundToNearest::fit(const std::vector<Layer*>& group, Seen&, PartRecord&) {
+  for (Layer* layer : group) round_input(*layer, activations_, nullptr);
   for (Layer* layer : group) attach(*layer, round_to_nearest(layer->weight.values(), options_of(*layer, grid_, bits_)));
 }
 
@@ -76,6 +100,7 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   }
   const std::vector<double> hessian = moments.second(options_.centred), means = moments.mean();
   for (size_t i = 0; i < group.size(); ++i) {
+    round_input(*group[i], options_.activations, &moments);
     LayerRecord layer;
     layer.ridge = ridge;
     // Second moments are 2 / samples Σ: of windows of one length, 2 T times the mean over tokens.

@@ -8,10 +8,18 @@
 
 namespace bcq {
 
+// How the inputs of linear layers are rounded, too.
+struct ActivationGrid {
+  int bits = 32;       // 2 ... 8; 32: not at all
+  bool fixed = false;  // one asymmetric grid for the tensor, from least to largest as seen in calibration; else one a
+                       // token, from the token itself (engine/grid/dynamic.h)
+};
+
 // Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0).
 class RoundToNearest : public Method {
  public:
-  explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}) : grid_(grid), bits_(std::move(bits)) {}
+  // UsageError for fixed grids of activations: nothing is seen here.
+  explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}, const ActivationGrid& activations = {});
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
@@ -20,6 +28,7 @@ class RoundToNearest : public Method {
  private:
   WeightGrid grid_;
   LayerBits bits_;
+  ActivationGrid activations_;
 };
 
 struct GptqMethodOptions {
@@ -36,6 +45,7 @@ struct GptqMethodOptions {
   bool float_target = false;
   int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
   int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
+  ActivationGrid activations = {};
   bool packed = true;  // weights are kept as packed codes; else as values on their grid, as integer products need them
 };
 

@@ -3,6 +3,7 @@
 #include "engine/core/check.h"
 #include "engine/grid/adalog.h"
 #include "engine/grid/asymmetric.h"
+#include "engine/grid/dynamic.h"
 #include "engine/grid/log2.h"
 #include "engine/grid/log_sqrt2.h"
 #include "engine/grid/table.h"
@@ -31,6 +32,7 @@ constexpr Row kGrids[] = {
     {"adalog", [](const Fields& f) { return AdaLog::read(f, false); }},
     {"adalog+zero", [](const Fields& f) { return AdaLog::read(f, true); }},
     {"table", Table::read},
+    {"dynamic", Dynamic::read},
 };
 
 }  // namespace

@@ -1,0 +1,48 @@
+#include "quant/tokens.h"
+
+#include <cmath>
+
+#include "engine/nn/ops.h"
+
+namespace bcq {
+namespace {
+
+int64_t tokens_of(const Tensor& x) { return x.rank() > 2 ? x.dim(-2) : 1; }
+
+}  // namespace
+
+float token_weight(int64_t token, int64_t tokens, int64_t read) {
+  if (read == 0 || read >= tokens) return 1;
+  const double n = static_cast<double>(tokens);
+  return static_cast<float>(n / 2 / static_cast<double>(token < read ? read : tokens - read));
+}
+
+std::vector<float> row_weights(const Tensor& x, int64_t read) {
+  std::vector<float> weights(static_cast<size_t>(x.rows()));
+  for (int64_t r = 0; r < x.rows(); ++r)
+    weights[static_cast<size_t>(r)] = token_weight(r % tokens_of(x), tokens_of(x), read);
+  return weights;
+}
+
+std::vector<double> weighted_mean(const Tensor& x, int64_t read) {
+  const int64_t n = x.dim(-1);
+  std::vector<double> mean(static_cast<size_t>(n));
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const double weight = token_weight(r % tokens_of(x), tokens_of(x), read) / static_cast<double>(x.rows());
+    for (int64_t c = 0; c < n; ++c) mean[static_cast<size_t>(c)] += weight * x[r * n + c];
+  }
+  return mean;
+}
+
+Tensor weighted_deviation(const Tensor& x, const std::vector<double>& mean, int64_t read) {
+  const int64_t n = x.dim(-1);
+  Tensor y = x.clone();
+  for_rows(y, [&](int64_t r) {
+    const float root = std::sqrt(token_weight(r % tokens_of(x), tokens_of(x), read));
+    for (int64_t c = 0; c < n; ++c)
+      y[r * n + c] = root * static_cast<float>(y[r * n + c] - mean[static_cast<size_t>(c)]);
+  });
+  return y;
+}
+
+}  // namespace bcq
