@@ -1,7 +1,6 @@
 #include "eval/bc_search.h"
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "engine/core/check.h"
@@ -23,38 +22,6 @@ std::vector<int64_t> held_out(const ImageFolder& calib, const Recipe& r, int64_t
                 seen.size());
   left.resize(std::min(left.size(), static_cast<size_t>(images)));
   return left;
-}
-
-std::vector<double> log_probabilities(const float* z, int64_t n) {
-  const double max = *std::max_element(z, z + n);
-  double sum = 0;
-  for (int64_t c = 0; c < n; ++c) sum += std::exp(z[c] - max);
-  std::vector<double> log_p;
-  for (int64_t c = 0; c < n; ++c) log_p.push_back(z[c] - max - std::log(sum));
-  return log_p;
-}
-
-// The figures of a candidate from float and quantized logits [B, classes].
-void score(const Tensor& f, const Tensor& q, BcRanking& result) {
-  const int64_t images = f.dim(0), classes = f.dim(1);
-  double sum = 0, squares = 0, error = 0;
-  for (int64_t b = 0; b < images; ++b) {
-    const auto log_f = log_probabilities(f.data + b * classes, classes);
-    const auto log_q = log_probabilities(q.data + b * classes, classes);
-    double kl = 0;
-    for (int64_t c = 0; c < classes; ++c) {
-      const size_t i = static_cast<size_t>(c);
-      kl += std::exp(log_f[i]) * (log_f[i] - log_q[i]);
-      const double d = static_cast<double>(f[b * classes + c]) - q[b * classes + c];
-      error += d * d;
-    }
-    sum += kl;
-    squares += kl * kl;
-  }
-  const double n = static_cast<double>(images);
-  result.kl = sum / n;
-  result.se = std::sqrt(std::max(0.0, squares / n - result.kl * result.kl) / n);
-  result.logit_mse = error / (n * static_cast<double>(classes));
 }
 
 bool has_stages(Model& model) {
@@ -96,7 +63,14 @@ std::vector<BcRanking> search_compensations(VisionTask& task, const Recipe& reci
       progress("searching outputs to compensate", choice + 0.8 * done / total, kChoices);
     });
     candidate.values = outcome.fitted;
-    score(exact, logits(Precision::Fake), candidate);
+    const Tensor quantized = logits(Precision::Fake);
+    PairedSums sums;
+    for (int64_t b = 0; b < exact.dim(0); ++b)
+      sums.add(exact.slice(b, b + 1).data, quantized.slice(b, b + 1).data, exact.dim(1));
+    const Paired paired = sums.result();
+    candidate.kl = paired.kl;
+    candidate.se = paired.kl_se;
+    candidate.logit_mse = paired.logit_mse;
     progress("searching outputs to compensate", choice + 1, kChoices);
     ranking.push_back(candidate);
   }

@@ -26,8 +26,9 @@ void measure_model(Task& task, const PaperTable& table, const std::string& name,
   std::vector<Heading> headings = {{vision ? "W/A" : "bits", 5, true},
                                    {"method", 24, true},
                                    {vision ? "top-1" : "perplexity", vision ? 14 : 18},
-                                   {vision ? "change vs FP32" : "change vs FP", vision ? 15 : 18},
-                                   {"BC values", 9}};
+                                   {vision ? "change vs FP32" : "change vs FP", vision ? 15 : 18}};
+  if (vision) headings.push_back({"KL", 17});
+  headings.push_back({"BC values", 9});
   if (vision) headings.push_back({"BC adds", 24});
   print_headings(headings);
   ProgressLine progress(name + ": ");
@@ -49,8 +50,9 @@ void measure_model(Task& task, const PaperTable& table, const std::string& name,
         const int64_t values = record.at("bc_parameters").get<int64_t>();
         std::vector<std::string> line = {
             cell.width, cell.label,
-            vision ? format("%5.2f +/- %.2f", m.figure, m.se) : format("%8.2f +/- %5.2f", m.figure, m.se), change,
-            values ? std::to_string(values) : "-"};
+            vision ? format("%5.2f +/- %.2f", m.figure, m.se) : format("%8.2f +/- %5.2f", m.figure, m.se), change};
+        if (vision) line.push_back(kl_text(record));
+        line.push_back(values ? std::to_string(values) : "-");
         if (vision) line.push_back(values ? added_text(record) : "-");
         print_line(headings, line);
         records.push_back(record);
@@ -61,6 +63,7 @@ void vision_model(const std::string& root, const std::string& name, const PaperT
   const auto model = load_model(root + "/" + name);
   VisionTask task(*model, list_images(root + "/images/val", classes_of(model->info())),
                   list_images(root + "/images/calib"));
+  task.paired = true;
   const Recipe r = recipe_of(Family::Vision);
   print("\n%s.%s on %d images (Fashion-MNIST test); top-1 %%, calibrated on %d images, seed %d\n\n", model->info().name,
         model->info().tag, task.data.items.size(), r.samples, r.seed);
@@ -97,7 +100,8 @@ int main(int argc, char** argv) {
     write_record(json_path, records);
     print(
         "\n+/- is one standard error: of top-1 over images, of perplexity over windows, of a change over the same\n"
-        "images or windows. BC values: biases fitted; \"channel\" ones are folded into the biases there are, so that "
+        "images or windows. KL: divergence from the float network's prediction, nats a image. BC values: biases "
+        "fitted; \"channel\" ones are folded into the biases there are, so that "
         "they\n"
         "add only where there is none. BC adds: parameters, bytes, share of the model's parameters.\n%.0f s\n",
         timer.seconds());

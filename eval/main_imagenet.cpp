@@ -17,7 +17,7 @@ struct Options {
   std::string model, data, labels, calib, cache, json_path, report_path;
   Recipe recipe = recipe_of(Family::Vision);
   int64_t limit = 0, batch_size = 32, bc_search_images = 128;
-  bool bc_search = false;
+  bool bc_search = false, paired = false;
 };
 
 void add_options(CommandLine& line, Options& o) {
@@ -34,6 +34,10 @@ void add_options(CommandLine& line, Options& o) {
   line.add({"--cache", "DIR", "Keep decoded images and indices of archives here, for further runs"}, o.cache);
   line.add({"--limit", "N", "Evaluate N images spread evenly over all; 0: all"}, o.limit, 0, 1e15);
   line.add({"--batch-size", "B", "Images at a time; results do not depend on it"}, o.batch_size, 1, 1 << 16);
+  line.add({"--paired", "",
+            "Run the float network beside the quantized one: agreement of the first classes, KL divergence and "
+            "signal-to-noise ratio of the logits"},
+           o.paired);
   line.add_output({"--json", "FILE", "Write the result as a JSON record (-: stdout)"}, o.json_path);
   line.add({"--calib-data", "DIR|TAR", "Images to calibrate on: the training folder or ILSVRC2012_img_train.tar",
             "Quantization"},
@@ -76,6 +80,7 @@ void print_runtime(const json& r) {
 void check_options(const CommandLine& line, const Options& o) {
   const Recipe& r = o.recipe;
   require_usage(!quantizes(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
+  require_usage(quantizes(r) || !o.paired, "--paired compares a quantized model: give a --method that quantizes");
   require_usage(!o.bc_search || compensates(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || quantizes(r), "--layer-report needs a --method that quantizes");
@@ -88,6 +93,9 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
   if (quantizes(r)) print(" W%dA%d", r.ptq.wbits, r.ptq.abits);
   if (compensates(r)) print(" + BC (%s; %s)", name_of(r.bc), bc_text(task.model, outcome.fitted));
   print("\n * Acc@1 %.3f +/- %.3f Acc@5 %.3f  (%d images, %.1f s)\n", a.top1, a.top1_se, a.top5, a.hit.size(), seconds);
+  if (a.paired)
+    print("   agreement %.2f +/- %.2f %%, KL %.5f +/- %.5f, SQNR of logits %.2f dB, against the float network\n",
+          a.paired->agreement, a.paired->agreement_se, a.paired->kl, a.paired->kl_se, a.paired->sqnr_db);
   if (quantizes(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
   if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("   %s\n", text);
 }
@@ -106,6 +114,7 @@ void run(const CommandLine& line, Options& o) {
   if (quantizes(r)) task.calib = list_images(o.calib, 0, "", o.cache, progress.callback());
   task.limit = o.limit;
   task.batch_size = o.batch_size;
+  task.paired = o.paired;
 
   Outcome outcome = quantize(task, r, progress.callback(), progress.warn());
   std::vector<BcRanking> ranking;
@@ -154,7 +163,7 @@ int main(int argc, char** argv) {
       "  imagenet --model vit_base_patch16_224.augreg_in21k_ft_in1k --data ILSVRC/val --calib-data ILSVRC/train \\\n"
       "           --method ptq4vit --wbits 4 --abits 4 --bc position --json result.json\n"
       "  imagenet --model data/mini/vit --data data/mini/images/val --calib-data data/mini/images/calib \\\n"
-      "           --method ptq4vit --runtime integer\n"
+      "           --method ptq4vit --runtime integer --paired\n"
       "  imagenet --model deit_small_patch16_224 --data ILSVRC2012_img_val.tar \\\n"
       "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded\n"
       "  imagenet ... --recipe result.json --bc channel");

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
     line.add({"--labels", "FILE", "Labels of images that lie in one folder (see imagenet --help)"}, o.labels);
     line.add({"--cache", "DIR", "Keep decoded images and indices of archives here, for the next cell and run"},
              o.cache);
+    line.add({"--paired", "", "Run the float network beside each quantized one, for the column KL"}, o.paired);
     line.add({"--batch-size", "B", "Images at a time; results do not depend on it"}, o.batch_size, 1, 1 << 16);
   }
   line.add({"--mini", "DIR", "The embedded models"}, o.mini);

@@ -12,6 +12,10 @@
 
 namespace bcq {
 
+VisionTask::VisionTask(Model& m, ImageFolder d, ImageFolder c) : Task(m), data(std::move(d)), calib(std::move(c)) {
+  require_input(!m.layers(m.depth()).empty(), "%s has no classifier: its outputs are features", m.info().name);
+}
+
 std::vector<Batch> VisionTask::calibration(const Recipe& r) {
   const auto indices =
       calibration_indices(static_cast<int64_t>(calib.items.size()), r.samples, static_cast<uint32_t>(r.seed));
@@ -38,10 +42,73 @@ Tensor VisionTask::logits(Precision precision, const Tensor& pixels) const {
   return model.forward({precision}, batch);
 }
 
-Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) const {
+namespace {
+
+// log softmax(z)
+std::vector<double> log_probabilities(const float* z, int64_t n) {
+  const double max = *std::max_element(z, z + n);
+  double sum = 0;
+  for (int64_t c = 0; c < n; ++c) sum += std::exp(z[c] - max);
+  std::vector<double> log_p;
+  for (int64_t c = 0; c < n; ++c) log_p.push_back(z[c] - max - std::log(sum));
+  return log_p;
+}
+
+}  // namespace
+
+void PairedSums::add(const float* real, const float* quantized, int64_t n) {
+  const auto log_f = log_probabilities(real, n), log_q = log_probabilities(quantized, n);
+  double kl = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    const size_t i = static_cast<size_t>(c);
+    kl += std::exp(log_f[i]) * (log_f[i] - log_q[i]);
+    const double f = real[c], d = f - quantized[c];
+    signal_ += f * f;
+    noise_ += d * d;
+  }
+  kl_ += kl;
+  kl_squares_ += kl * kl;
+  agreeing_ += std::max_element(real, real + n) - real == std::max_element(quantized, quantized + n) - quantized;
+  images_ += 1;
+  values_ += static_cast<double>(n);
+}
+
+Paired PairedSums::result() const {
+  const double n = images_, p = agreeing_ / n, kl = kl_ / n;
+  return {100 * p,
+          100 * std::sqrt(p * (1 - p) / n),
+          kl,
+          std::sqrt(std::max(0.0, kl_squares_ / n - kl * kl) / n),
+          10 * std::log10(signal_ / noise_),
+          noise_ / values_};
+}
+
+json to_json(const Paired& p) {
+  return {{"agreement", p.agreement},
+          {"agreement_se", p.agreement_se},
+          {"kl", p.kl},
+          {"kl_se", p.kl_se},
+          {"sqnr_db", std::isfinite(p.sqnr_db) ? json(p.sqnr_db) : json()}};
+}
+
+std::string kl_text(const json& record) {
+  if (!record.contains("paired")) return "";
+  const json& paired = record.at("paired");
+  return format("%.4f +/- %.4f", paired.at("kl").get<double>(), paired.at("kl_se").get<double>());
+}
+
+// The float network's logits of these images; computed once.
+const Tensor& VisionTask::float_logits(const std::vector<int64_t>& images, const Tensor& pixels) {
+  Tensor& kept = float_logits_[images];
+  if (kept.empty()) kept = logits(Precision::Float, pixels);
+  return kept;
+}
+
+Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
   const int64_t all = static_cast<int64_t>(data.items.size());
   const int64_t n = limit > 0 ? std::min(limit, all) : all;
   Accuracy result;
+  PairedSums sums;
   int64_t top5 = 0;
   uint64_t hash = 0;
   for (int64_t begin = 0; begin < n; begin += batch_size) {
@@ -51,13 +118,16 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) con
     std::map<int64_t, std::string> unreadable;
     const Tensor pixels = load_pixels(data, indices, model.info().image, &unreadable);
     for (const auto& entry : unreadable) result.unreadable.push_back(entry.second);
-    const Tensor outputs = logits(precision, pixels);
+    const bool is_float = precision == Precision::Float;
+    const Tensor real = paired ? float_logits(indices, pixels) : Tensor{};
+    const Tensor outputs = paired && is_float ? real : logits(precision, pixels);
     for (size_t i = 0; i < indices.size(); ++i) {
       if (unreadable.count(static_cast<int64_t>(i))) continue;
       const auto& item = data.items[static_cast<size_t>(indices[i])];
       const float* z = outputs.data + static_cast<int64_t>(i) * outputs.dim(1);
       require(std::all_of(z, z + outputs.dim(1), [](float v) { return std::isfinite(v); }),
               "%s: the model's output is not finite", item.path);
+      if (paired) sums.add(real.data + static_cast<int64_t>(i) * outputs.dim(1), z, outputs.dim(1));
       hash = checksum({reinterpret_cast<const char*>(z), static_cast<size_t>(4 * outputs.dim(1))}, hash);
       // Rank of the right class; of equal outputs the lower index comes first, as argmax has it.
       const float right = z[item.label];
@@ -76,6 +146,7 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) con
   result.top1_se = 100 * std::sqrt(p * (1 - p) / read);
   result.top5 = 100 * static_cast<double>(top5) / read;
   result.outputs_hash = format("%016x", hash);
+  if (paired && precision != Precision::Float) result.paired = sums.result();
   return result;
 }
 
@@ -88,6 +159,7 @@ Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const P
                  {"images", accuracy.hit.size()},
                  {"unreadable", accuracy.unreadable},
                  {"jpeg_decoder", jpeg_decoder()}});
+  if (accuracy.paired) record["paired"] = to_json(*accuracy.paired);
   Measured measured{{}, accuracy.top1, accuracy.top1_se};
   for (const uint8_t hit : accuracy.hit) measured.units.push_back(100.0 * hit);
   return measured;

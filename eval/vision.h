@@ -1,5 +1,7 @@
 // Top-1 of a vision model, in float or quantized and compensated: one cell of the vision table.
 #pragma once
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,12 +10,31 @@
 
 namespace bcq {
 
+// How far quantized logits are from the float network's on the same images.
+struct Paired {
+  double agreement = 0, agreement_se = 0;  // images whose first class is the float network's, percent; binomial
+  double kl = 0, kl_se = 0;                // mean over images of KL(float || quantized) of the softmaxed logits, nats
+  double sqnr_db = 0;                      // 10 log10 of the mean squares of float logits over those of the differences
+  double logit_mse = 0;                    // the latter
+};
+class PairedSums {
+ public:
+  void add(const float* real, const float* quantized, int64_t classes);  // of an image
+  Paired result() const;
+
+ private:
+  double images_ = 0, agreeing_ = 0, kl_ = 0, kl_squares_ = 0, values_ = 0, signal_ = 0, noise_ = 0;
+};
+json to_json(const Paired& paired);       // without logit_mse; sqnr_db null where nothing differs
+std::string kl_text(const json& record);  // "0.0123 +/- 0.0012", of a record that has it
+
 struct Accuracy {
   std::vector<uint8_t> hit;             // per readable image: 1 when the first class is right
   std::vector<std::string> unreadable;  // a message for each of the others: no figure counts them
   double top1 = 0, top5 = 0;            // percent
   double top1_se = 0;                   // standard error of top1, percent points (binomial)
   std::string outputs_hash;             // checksum() of the bits of all logits, in hexadecimal
+  std::optional<Paired> paired;
 };
 
 // Mean of a - b and its standard error over the same units of Measured.
@@ -24,7 +45,8 @@ Difference paired_difference(const Measured& a, const Measured& b);
 
 class VisionTask : public Task {
  public:
-  VisionTask(Model& m, ImageFolder d, ImageFolder c) : Task(m), data(std::move(d)), calib(std::move(c)) {}
+  // InputError for a network without a classifier.
+  VisionTask(Model& m, ImageFolder d, ImageFolder c);
   std::vector<Batch> calibration(const Recipe& recipe) override;          // one batch of all images
   const std::vector<Batch>& compensation(const Recipe& recipe) override;  // of recipe.bc_batch images each
   Measured measure(const Recipe& recipe, size_t i, json& record, const Progress& progress) override;
@@ -35,11 +57,14 @@ class VisionTask : public Task {
   ImageFolder data, calib;
   int64_t limit = 0;        // images to evaluate, spread over all; 0: every one
   int64_t batch_size = 32;  // images at a time
+  bool paired = false;      // compare quantized logits with the float network's, which is run once beside them
   Accuracy accuracy;        // as last measured
 
  private:
-  Accuracy evaluate(Precision precision, const Progress& progress) const;
+  Accuracy evaluate(Precision precision, const Progress& progress);
+  const Tensor& float_logits(const std::vector<int64_t>& images, const Tensor& pixels);
   std::vector<Batch> compensation_;
+  std::map<std::vector<int64_t>, Tensor> float_logits_;  // by images
 };
 
 // What the model tells apart, for list_images().

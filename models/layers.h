@@ -44,11 +44,11 @@ inline Layer load_linear(const Loader& at, Role role, const std::string& name, i
 }
 
 // A convolution of stride P is a linear layer on patches: [D, 3*P*P].
-inline Layer load_patch_embed(const Loader& file, int64_t D, int64_t P) {
+inline Layer load_patch_embed(const Loader& file, int64_t D, int64_t P, bool has_bias = true) {
   Layer layer = make_layer(Role::Patch, "patch_embed.proj");
   const Loader at = file.sub("patch_embed").sub("proj");
   layer.weight = at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
-  layer.bias.loaded = at.get("bias", {D});
+  if (has_bias) layer.bias.loaded = at.get("bias", {D});
   return layer;
 }
 
@@ -70,18 +70,20 @@ inline FoldSource keys_of(Layer& qkv) {
 struct VisionBlock {
   Norm norm1, norm2;
   Layer qkv, matmul1, matmul2, proj, fc1, fc2;
+  Norm q_norm = {}, k_norm = {};  // of each head's queries and keys; empty: there is none
 };
 
-inline VisionBlock load_vision_block(const Loader& at, const std::string& name, int64_t D, int64_t hidden) {
+inline VisionBlock load_vision_block(const Loader& at, const std::string& name, int64_t D, int64_t hidden,
+                                     bool qkv_bias = true, bool proj_bias = true) {
   const Loader attn = at.sub("attn"), mlp = at.sub("mlp");
   return {load_norm(at.sub("norm1"), D),
           load_norm(at.sub("norm2"), D),
-          load_linear(attn, Role::QKV, name + ".attn.qkv", 3 * D, D),
+          load_linear(attn, Role::QKV, name + ".attn.qkv", 3 * D, D, qkv_bias),
           make_layer(Role::QK, name + ".attn.matmul1"),
           make_layer(Role::AV, name + ".attn.matmul2"),
-          load_linear(attn, Role::Proj, name + ".attn.proj", D, D),
-          load_linear(mlp, Role::Fc1, name + ".mlp.fc1", hidden, D),
-          load_linear(mlp, Role::Fc2, name + ".mlp.fc2", D, hidden)};
+          load_linear(attn, Role::Proj, name + ".attn.proj", D, D, proj_bias),
+          load_linear(mlp, Role::Fc1, name + ".mlp.fc1", hidden, D, proj_bias),
+          load_linear(mlp, Role::Fc2, name + ".mlp.fc2", D, hidden, proj_bias)};
 }
 
 inline Point branch_point(Point::Kind kind, Layer& last) {
@@ -95,14 +97,14 @@ inline Part vision_part(VisionBlock& b, const std::string& name, const Point& ou
   return {Part::Kind::Block,
           name,
           {{{&b.qkv}, {&b.norm1}},
-           {{&b.matmul1}, keys_of(b.qkv)},
+           {{&b.matmul1}, b.k_norm.weight.empty() ? keys_of(b.qkv) : FoldSource{}},
            {{&b.matmul2}},
            {{&b.proj}, values_of(b.qkv)},
            {{&b.fc1}, {&b.norm2}},
            {{&b.fc2}}},
           {branch_point(Point::Kind::Attention, b.proj), branch_point(Point::Kind::Mlp, b.fc2)},
           output,
-          true};
+          b.proj.gamma.empty() && b.fc2.gamma.empty()};
 }
 
 // Values of all tensors that were read. InputError when the file has others: a network with more than this

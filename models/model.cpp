@@ -245,6 +245,18 @@ void Model::set_block_linear(int i, const Tensor& weight, const Tensor& bias) {
   block_linear_[static_cast<size_t>(i)] = {weight, bias};
 }
 
+void Model::fold_layer_scale() {
+  for (Layer* layer : all_layers()) {
+    if (layer->gamma.empty()) continue;
+    unfold_.push_back([layer, weight = layer->weight, bias = layer->bias.loaded, gamma = layer->gamma] {
+      layer->weight = weight;
+      layer->bias.loaded = bias;
+      layer->gamma = gamma;
+    });
+    layer->fold_gamma();
+  }
+}
+
 void Model::clear() {
   for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();
   block_linear_.clear();
@@ -303,14 +315,16 @@ std::unique_ptr<Model> load_model(const std::string& path) {
     return type == "opt" ? load_opt(config, config_path, root, info) : load_bloom(config, config_path, root, info);
   }
   VisionSource source;
-  if (type == "vit" || type == "deit" || type == "swin" || type == "timm_wrapper") {
+  if (type == "vit" || type == "deit" || type == "swin" || type == "dinov2" || type == "dinov2_with_registers" ||
+      type == "timm_wrapper") {
     source = from_transformers(config, config_path, folder.string(), file);
   } else {
     source.config = std::make_shared<const json>(config);
     source.where = config_path;
     require_input(type.empty(),
                   "%s: model_type %s is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
-                  "\"swin\", \"timm_wrapper\", and timm's models (a config.json with \"architecture\")",
+                  "\"swin\", \"dinov2\", \"dinov2_with_registers\", \"timm_wrapper\", and timm's models (a config.json "
+                  "with \"architecture\")",
                   config_path, quoted(type));
     require_input(in.has("architecture"), "%s: has neither \"model_type\" nor \"architecture\"", config_path);
   }

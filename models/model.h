@@ -23,7 +23,7 @@ struct ModelInfo {
   bool packed = false;    // the weights are codes: quantized as loaded
   Family family = Family::Vision;
   ImageConfig image;                // vision: how pixels are made
-  int64_t outputs = 0;              // classes, or vocabulary entries
+  int64_t outputs = 0;              // classes, vocabulary entries, or features of a network without a classifier
   int64_t max_length = 0;           // language: longest window
   int64_t read_tokens = 0;          // vision: the first tokens, which alone the head reads; 0: all
   int64_t parameters = 0;           // values of all tensors the network uses
@@ -100,6 +100,9 @@ class Model {
 
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();
+
+  // Put every LayerScale into the layer before it (Layer::fold_gamma), before anything is quantized; clear() undoes it.
+  void fold_layer_scale();
 
   // Channel c of the tensor a group is fed becomes x_c / scale_c - shift_c: its source makes that instead (the norm's
   // scale and shift, or rows of a layer, which may be quantized already), and the layers undo it, W' = W diag(scale),

@@ -48,7 +48,9 @@ constexpr Processor kProcessors[] = {{"ViT", Resize::Exact, 224, 0, 2, kHalf, kH
 // "ViTImageProcessorFast", "DeiTFeatureExtractor" and the like.
 const Processor& processor_of(const ConfigReader& in, const std::string& model_type) {
   const char* key = in.has("image_processor_type") ? "image_processor_type" : "feature_extractor_type";
-  const std::string fallback = model_type == "deit" ? "DeiTImageProcessor" : "ViTImageProcessor";
+  const std::string fallback = model_type == "deit"                 ? "DeiTImageProcessor"
+                               : model_type.rfind("dinov2", 0) == 0 ? "BitImageProcessor"
+                                                                    : "ViTImageProcessor";
   const std::string name = in.text(key, fallback);
   for (const Processor& p : kProcessors)
     for (const char* form : {"ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"})
@@ -130,7 +132,7 @@ ImageConfig timm_preprocessing(const ConfigReader& in, int64_t side, Notes& note
 }
 
 ImageConfig transformers_preprocessing(const std::string& folder, const std::string& model_type, int64_t side,
-                                       Notes& notes) {
+                                       Notes& notes, bool any_side) {
   const std::string path = (std::filesystem::path(folder) / "preprocessor_config.json").string();
   const bool is_there = std::filesystem::exists(path);
   const json tree = is_there ? read_json(path) : json::object();
@@ -173,6 +175,8 @@ ImageConfig transformers_preprocessing(const std::string& folder, const std::str
   int64_t kept[2] = {is_there ? p.crop_size : side, is_there ? p.crop_size : side};
   read_sides(in, "crop_size", kept);
   if (!crops) std::copy_n(image.resize_to, 2, kept);
+  if (any_side && kept[0] == kept[1] && (crops || image.resize == Resize::Exact))
+    image.height = image.width = side = kept[0];
   image.crop = crops ? ImageConfig::Crop::Transformers : ImageConfig::Crop::None;
   require_input((!crops && image.resize != Resize::Exact) || (kept[0] == side && kept[1] == side),
                 "%s: %s makes images of %d x %d pixels, but the network takes %d x %d", path,

@@ -17,8 +17,9 @@ using Notes = std::vector<std::string>;  // what a person should know of how a m
 ImageConfig timm_preprocessing(const ConfigReader& pretrained, int64_t side, Notes& notes);
 
 // preprocessor_config.json in `folder`, as transformers' image processor of that name does it in numpy and Pillow;
-// without the file the defaults of model_type ("vit", "deit", "swin"), at the network's size.
+// without the file the defaults of model_type ("vit", "deit", "swin", "dinov2"), at the network's size. Images of
+// another size than `side` are an InputError, unless the network takes squares of any size.
 ImageConfig transformers_preprocessing(const std::string& folder, const std::string& model_type, int64_t side,
-                                       Notes& notes);
+                                       Notes& notes, bool any_side = false);
 
 }  // namespace bcq

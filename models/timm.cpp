@@ -17,14 +17,18 @@ std::string replaced(std::string text, const std::string& from, const std::strin
   return text;
 }
 
-// timm's name of a tensor -> transformers' names of it. `root` is "vit", "deit" or "swin".
-std::vector<std::string> transformers_names(const std::string& name, const std::string& root, bool teacher) {
+// timm's name of a tensor -> transformers' names of it. `root` is "vit", "deit", "swin", "dinov2..." or, of a model
+// without a classifier, empty.
+std::vector<std::string> transformers_names(const std::string& name, const std::string& root, bool dinov2,
+                                            bool teacher) {
   if (name.rfind("head_dist.", 0) == 0) return {"distillation_classifier." + name.substr(10)};
   if (name.rfind("head.", 0) == 0) return {(teacher ? "cls_classifier." : "classifier.") + name.substr(5)};
-  if (name == "cls_token") return {root + ".embeddings.cls_token"};
-  if (name == "dist_token") return {root + ".embeddings.distillation_token"};
-  if (name == "pos_embed") return {root + ".embeddings.position_embeddings"};
-  if (name.rfind("norm.", 0) == 0) return {root + ".layernorm." + name.substr(5)};
+  const std::string prefix = root.empty() ? "" : root + ".";
+  if (name == "cls_token") return {prefix + "embeddings.cls_token"};
+  if (name == "dist_token") return {prefix + "embeddings.distillation_token"};
+  if (name == "reg_token") return {prefix + "embeddings.register_tokens"};
+  if (name == "pos_embed") return {prefix + "embeddings.position_embeddings"};
+  if (name.rfind("norm.", 0) == 0) return {prefix + "layernorm." + name.substr(5)};
   std::string to = name;
   to = replaced(to, "patch_embed.proj.", "embeddings.patch_embeddings.projection.");
   to = replaced(to, "patch_embed.norm.", "embeddings.norm.");
@@ -32,13 +36,18 @@ std::vector<std::string> transformers_names(const std::string& name, const std::
   to = replaced(to, ".attn.proj.", ".attention.output.dense.");
   to = replaced(to, ".attn.qkv.", "." + self + "QKV.");
   to = replaced(to, ".attn.", "." + self);  // relative_position_bias_table
-  to = replaced(to, ".mlp.fc1.", ".intermediate.dense.");
-  to = replaced(to, ".mlp.fc2.", ".output.dense.");
-  to = replaced(to, ".norm1.", ".layernorm_before.");
-  to = replaced(to, ".norm2.", ".layernorm_after.");
+  if (dinov2) {
+    to = replaced(to, ".ls1.gamma", ".layer_scale1.lambda1");
+    to = replaced(to, ".ls2.gamma", ".layer_scale2.lambda1");
+  } else {
+    to = replaced(to, ".mlp.fc1.", ".intermediate.dense.");
+    to = replaced(to, ".mlp.fc2.", ".output.dense.");
+    to = replaced(to, ".norm1.", ".layernorm_before.");
+    to = replaced(to, ".norm2.", ".layernorm_after.");
+  }
   if (to.rfind("layers.", 0) == 0) to = "encoder." + to;
   if (to.rfind("blocks.", 0) == 0) to = "encoder.layer." + to.substr(7);
-  to = root + "." + to;
+  to = prefix + to;
   if (to.find("QKV") == std::string::npos) return {to};
   return {replaced(to, "QKV", "query"), replaced(to, "QKV", "key"), replaced(to, "QKV", "value")};
 }
@@ -97,11 +106,18 @@ VisionSource from_transformers(const json& config, const std::string& where, con
       source.names = [](const std::string& name) { return std::vector{"timm_model." + name}; };
     return source;
   }
-  in.only(
-      {{"hidden_act", "\"gelu\""}, {"qkv_bias", "true"}, {"num_channels", "3"}, {"use_absolute_embeddings", "false"}});
-  const bool swin = type == "swin";
-  const int64_t side = in.side("image_size", kSide, 224);
-  json args = {{"img_size", side}, {"patch_size", in.side("patch_size", kPatch, swin ? 4 : 16)}};
+  in.only({{"hidden_act", "\"gelu\""},
+           {"num_channels", "3"},
+           {"use_absolute_embeddings", "false"},
+           {"use_swiglu_ffn", "false"}});
+  const bool swin = type == "swin", dinov2 = source.is_dinov2 = type.rfind("dinov2", 0) == 0;
+  source.image = transformers_preprocessing(folder, type, in.side("image_size", kSide, 224), source.notes, dinov2);
+  json args = {{"img_size", source.image->height},
+               {"patch_size", in.side("patch_size", kPatch,
+                                      swin               ? 4
+                                      : type == "dinov2" ? 14
+                                                         : 16)},
+               {"qkv_bias", in.flag("qkv_bias", true)}};
   if (swin) {
     args["embed_dim"] = in.integer({"embed_dim"}, kWidth, 96);
     args["window_size"] = in.side("window_size", kSide, 7);
@@ -113,25 +129,33 @@ VisionSource from_transformers(const json& config, const std::string& where, con
     args["embed_dim"] = width;
     args["depth"] = in.integer({"num_hidden_layers"}, kDepth);
     args["num_heads"] = in.integer({"num_attention_heads"}, kHeads);
-    args["mlp_ratio"] = mlp_ratio(in.integer({"intermediate_size"}), width);
+    args["mlp_ratio"] = dinov2 ? in.number("mlp_ratio", kLeastRatio, kMostRatio, 4.0)
+                               : mlp_ratio(in.integer({"intermediate_size"}), width);
   }
+  if (dinov2) args["init_values"] = 1.0;  // its value at the start of training: there is a LayerScale
+  if (type == "dinov2_with_registers") args["reg_tokens"] = in.integer({"num_register_tokens"}, kRegisters, 4);
   // DeiT's own class always has the second token; its second head came with the teacher.
   const bool teacher = file.has("distillation_classifier.weight");
-  const std::vector<std::string> labels = labels_of(in, source.notes);
+  const bool classifies = !dinov2 || file.has("classifier.weight");  // else it is a Dinov2Model
+  const std::vector<std::string> labels = classifies ? labels_of(in, source.notes) : std::vector<std::string>{};
   json timm = {{"architecture", swin             ? "swin_tiny_patch4_window7_224"
                                 : type == "deit" ? "deit_base_distilled_patch16_224"
                                                  : "vit_base_patch16_224"},
                {"name", std::filesystem::canonical(folder).filename().string()},
                {"model_args", args},
-               {"layer_norm_eps", in.number("layer_norm_eps", 0, 1, swin ? 1e-5 : 1e-12)},
+               {"layer_norm_eps", in.number("layer_norm_eps", 0, 1,
+                                            swin     ? 1e-5
+                                            : dinov2 ? 1e-6
+                                                     : 1e-12)},
                {"pretrained_cfg", json::object()}};
   timm["num_classes"] =
-      labels.empty() ? classes_of(in, file, teacher ? "cls_classifier.weight" : "classifier.weight", source.notes)
-                     : static_cast<int64_t>(labels.size());
+      !classifies      ? 0
+      : labels.empty() ? classes_of(in, file, teacher ? "cls_classifier.weight" : "classifier.weight", source.notes)
+                       : static_cast<int64_t>(labels.size());
   if (!labels.empty()) timm["label_names"] = labels;
   source.config = std::make_shared<const json>(timm);
-  source.image = transformers_preprocessing(folder, type, side, source.notes);
-  source.names = [type, teacher](const std::string& name) { return transformers_names(name, type, teacher); };
+  const std::string root = file.has(type + ".embeddings.cls_token") || !dinov2 ? type : "";
+  source.names = [=](const std::string& name) { return transformers_names(name, root, dinov2, teacher); };
   return source;
 }
 
@@ -164,7 +188,7 @@ void read_info(const VisionSource& source, int64_t side, ModelInfo& info) {
   info.family = Family::Vision;
   info.name = in.text("name", in.text("architecture", ""));
   info.tag = pretrained.text("tag", "");
-  info.outputs = in.integer({"num_classes"}, {}, pretrained.integer({"num_classes"}, {}, 1000));
+  info.outputs = in.integer({"num_classes"}, {0}, pretrained.integer({"num_classes"}, {0}, 1000));
   info.notes = source.notes;
   info.timm = !source.image;
   for (const auto& [where, key] :

@@ -19,16 +19,17 @@ struct VisionSource {
   std::string where;                   // the file it was read from, for messages
   NameMap names;                       // where timm's tensor names stand in the file; empty: as they are
   std::optional<ImageConfig> image;    // where pretrained_cfg does not say it
+  bool is_dinov2 = false;              // transformers' Dinov2, with a head and positions of its own kind
   Notes notes;
 };
 
-// The same from transformers' config.json (model_type vit, deit, swin or timm_wrapper) and the
-// preprocessor_config.json in `folder`. InputError on what the forward passes lack.
+// The same from transformers' config.json (model_type vit, deit, swin, dinov2, dinov2_with_registers or timm_wrapper)
+// and the preprocessor_config.json in `folder`. InputError on what the forward passes lack.
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
                                const SafeTensors& file);
 
 // Ranges of what a network is made of; their products do not overflow.
-constexpr Range kPatch = {1, 1024}, kHeads = {1, 4096};
+constexpr Range kPatch = {1, 1024}, kHeads = {1, 4096}, kRegisters = {0, 1024};
 constexpr double kLeastRatio = 1e-3, kMostRatio = 1e3;  // of an MLP's width to the network's
 
 // Of a name from its front: a word, a number without a leading zero of up to `digits` digits (0: there is none).

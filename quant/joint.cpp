@@ -186,6 +186,7 @@ Needs Joint::needs() const {
 void Joint::begin(Model& model) {
   require_usage(model.info().family == Family::Vision, "%s is not a vision model", model.info().name);
   model.clear();
+  model.fold_layer_scale();  // into the weights that are rounded
   model_ = &model;
 }
 

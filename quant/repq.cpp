@@ -57,6 +57,7 @@ void RepqVit::begin(Model& model) {
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: RepQ-ViT is for ViTs",
                 model.info().name);
   model.clear();
+  model.fold_layer_scale();  // into the weights that are rounded
   model_ = &model;
 }
 

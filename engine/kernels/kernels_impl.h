@@ -127,6 +127,10 @@ void gelu_tanh(const float* x, float* y, int64_t n) {
   each(n, [=](int64_t i) { y[i] = gelu_tanh_of(x[i]); });
 }
 
+void gelu_quick(const float* x, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = x[i] / (1.f + exp_of(-1.702f * x[i])); });
+}
+
 void relu(const float* x, float* y, int64_t n) {
   each(n, [=](int64_t i) { y[i] = at_least(x[i], 0.f); });
 }
@@ -306,6 +310,7 @@ constinit const Kernels BCQ_TABLE = {
     .softmax = softmax,
     .gelu_erf = gelu_erf,
     .gelu_tanh = gelu_tanh,
+    .gelu_quick = gelu_quick,
     .relu = relu,
     .add = add,
     .scale = scale,

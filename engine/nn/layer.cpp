@@ -89,6 +89,19 @@ Tensor Layer::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const 
   return y;
 }
 
+void Layer::fold_gamma() {
+  if (gamma.empty()) return;
+  require(!quantized && bias.compensated.empty() && added.empty(),
+          "%s: a LayerScale is folded before the layer is quantized or compensated", name);
+  const Tensor w = weight.values();
+  Tensor folded = Tensor::uninitialized(w.shape);
+  const int64_t in = w.dim(1);
+  for (int64_t r = 0; r < w.dim(0); ++r) kernels().scale(w.data + r * in, gamma[r], folded.data + r * in, in);
+  weight = folded;
+  if (!bias.loaded.empty()) bias.loaded = scale_channels(nullptr, bias.loaded, gamma);
+  gamma = Tensor{};
+}
+
 void Layer::quantize(PackedWeight w) {
   const auto packed = std::make_shared<const PackedWeight>(std::move(w));
   quantize({left_grid(), {}, packed, packed, nullptr});
@@ -107,11 +120,18 @@ bool Layer::prepare_int8(const Int8Layer* same_weight) {
 }
 
 void Point::add(const Tensor& b) const {
-  if (b.rank() == 1 && !folds_into.empty()) {
-    for (Bias* bias : folds_into) bias->compensated = sum(bias->in(Precision::Fake), b);
+  Tensor before = b;  // gamma
+  if (!gamma.empty() && b.rank() == 1) {
+    require(b.size() == gamma.size(), "bias compensation: %d values behind %d scales", b.size(), gamma.size());
+    before = Tensor(b.shape);
+    for (int64_t c = 0; c < b.size(); ++c) before[c] = b[c] / gamma[c];
+  }
+  if (b.rank() == 1 && !folds_into.empty() && (gamma.empty() || kernels().all_finite(before.data, b.size()))) {
+    for (Bias* bias : folds_into) bias->compensated = sum(bias->in(Precision::Fake), before);
     return;
   }
-  for (Tensor* kept : added) *kept = sum(*kept, b);
+  const bool shared = !gamma.empty() && b.rank() == 1;  // by all tokens
+  for (Tensor* kept : added) *kept = sum(*kept, shared ? b.reshaped({1, b.size()}) : b);
 }
 
 void Point::clear() const {

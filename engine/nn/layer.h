@@ -82,6 +82,7 @@ struct Layer {
   Role role = Role::Proj;
   Weight weight;  // [out, in]; empty for QK and AV, whose operands are both activations
   Bias bias;
+  Tensor gamma;  // a LayerScale behind it, [out]: what it puts out is multiplied by this by its block; empty: none
   std::shared_ptr<const Quantized> quantized;  // null: as loaded
   Tensor added;  // a compensation that cannot be folded: the output's shape less the batch, 1 where it is shared
 
@@ -99,6 +100,8 @@ struct Layer {
   // The product alone, seen by nobody. b is ignored for a linear layer.
   Tensor product(const Context& ctx, const Tensor& a, const Tensor& b) const;
 
+  // Put gamma into the rows of the float weight and the bias: the same network but for rounding. Error when quantized.
+  void fold_gamma();
   void quantize(Quantized q) { quantized = std::make_shared<const Quantized>(std::move(q)); }
   void quantize(PackedWeight w);  // the weight; the grid of the input stays as it is
   // Make the form for Precision::Integer. False when this layer has to be simulated. Of one that has the same weight on
@@ -115,9 +118,11 @@ struct Point {
   std::vector<Bias*> folds_into;  // take one value per channel (of two heads that are averaged both); none: it is added
   std::vector<Tensor*> added;     // take all others
   std::string tensor;             // name of what it folds into in a checkpoint, without what precedes the blocks
+  Tensor gamma = {};              // what stands between a bias and the output: it takes a value divided by this
 
   bool is_product() const { return kind <= Kind::Matmul; }
-  void add(const Tensor& b) const;  // on top of what is there. Error when shapes differ
+  // On top of what is there. Where gamma has a 0, nothing folds. Error when shapes differ.
+  void add(const Tensor& b) const;
   void clear() const;
 };
 

@@ -3,12 +3,11 @@
 #include "engine/core/check.h"
 #include "engine/gemm/gemm_float.h"
 #include "engine/nn/int8_layer.h"
-#include "engine/nn/ops.h"
 
 namespace bcq {
 namespace {
 
-Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
+Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x, Gelu form) {
   Shape shape = x.shape;
   shape.back() = fc1.weight.dim(0);
   const Grid& grid = fc2.int8()->left;
@@ -20,7 +19,7 @@ Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
         return part;
       },
       [&](int64_t r, int64_t c0, int64_t n, float* y) {
-        kernels().gelu_erf(y, y, n);
+        gelu_kernel(form)(y, y, n);
         grid->code(y, n, 0, hidden.row(r) + c0, hidden.stride);
       });
   shape.back() = fc2.weight.dim(0);
@@ -29,9 +28,10 @@ Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x) {
 
 }  // namespace
 
-Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2) {
+Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, const Weight& w2, const Tensor& b2,
+                       Gelu form) {
   if (is_few_rows(x) || w1.packed() || w2.packed())
-    return linear(nullptr, gelu_erf(nullptr, linear(nullptr, x, w1, b1)), w2, b2);
+    return linear(nullptr, gelu(nullptr, linear(nullptr, x, w1, b1), form), w2, b2);
   require(x.dim(-1) == w1.dim(1) && w1.dim(0) == w2.dim(1), "mlp: shapes %s, %s and %s do not fit", to_string(x.shape),
           to_string(w1.shape()), to_string(w2.shape()));
   Shape shape = x.shape;
@@ -46,7 +46,7 @@ Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, cons
                .bias = b1.data,
                .y = hidden.data(),
                .y_stride = stride,
-               .activation = kernels().gelu_erf});
+               .activation = gelu_kernel(form)});
   linear_rows({.x = row_major(hidden.data(), stride),
                .rows = rows,
                .w = w2,
@@ -56,13 +56,13 @@ Tensor fused_float_mlp(const Tensor& x, const Weight& w1, const Tensor& b1, cons
   return y;
 }
 
-Tensor mlp(const Context& ctx, const Layer& fc1, const Layer& fc2, const Tensor& x) {
+Tensor mlp(const Context& ctx, const Layer& fc1, const Layer& fc2, const Tensor& x, Gelu form) {
   if (ctx.observer == nullptr && ctx.tape == nullptr) {
     if (ctx.precision == Precision::Float)
-      return fused_float_mlp(x, fc1.weight, fc1.bias.loaded, fc2.weight, fc2.bias.loaded);
-    if (ctx.precision == Precision::Integer && fc1.int8() && fc2.int8()) return fused_integer_mlp(fc1, fc2, x);
+      return fused_float_mlp(x, fc1.weight, fc1.bias.loaded, fc2.weight, fc2.bias.loaded, form);
+    if (ctx.precision == Precision::Integer && fc1.int8() && fc2.int8()) return fused_integer_mlp(fc1, fc2, x, form);
   }
-  return fc2.run(ctx, gelu_erf(ctx.tape, fc1.run(ctx, x)));
+  return fc2.run(ctx, gelu(ctx.tape, fc1.run(ctx, x), form));
 }
 
 }  // namespace bcq

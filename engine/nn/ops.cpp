@@ -94,6 +94,48 @@ Tensor scale(Tape* tape, const Tensor& x, float s) {
   return y;
 }
 
+Tensor scale_channels(Tape* tape, const Tensor& x, const Tensor& gamma) {
+  if (gamma.empty()) return x;
+  const int64_t n = x.dim(-1);
+  require_shape(gamma.size() == n, "scale_channels", x, gamma);
+  Tensor y = Tensor::uninitialized(x.shape);
+  for_rows(x, [&](int64_t r) {
+    for (int64_t c = 0; c < n; ++c) y[r * n + c] = x[r * n + c] * gamma[c];
+  });
+  if (tape && x.slot >= 0)
+    tape->record(y, [=](const Tensor& dy) { tape->add_to_grad(x, scale_channels(nullptr, dy, gamma)); });
+  return y;
+}
+
+Tensor concat(Tape* tape, const std::vector<Tensor>& parts) {
+  Shape shape = parts[0].shape;
+  shape.back() = 0;
+  for (const Tensor& part : parts) {
+    require_shape(part.rows() == parts[0].rows(), "concat", parts[0], part);
+    shape.back() += part.dim(-1);
+  }
+  Tensor y = Tensor::uninitialized(shape);
+  // f(piece of a row of a part, where it is in y)
+  const auto for_pieces = [width = shape.back(), parts](auto f) {
+    int64_t begin = 0;
+    for (const Tensor& part : parts) {
+      for_rows(part, [&](int64_t r) { f(part, r * part.dim(-1), r * width + begin); });
+      begin += part.dim(-1);
+    }
+  };
+  for_pieces(
+      [&](const Tensor& part, int64_t from, int64_t to) { std::copy_n(part.data + from, part.dim(-1), y.data + to); });
+  if (tape)
+    tape->record(y, [=](const Tensor& dy) {
+      for_pieces([&](const Tensor& part, int64_t from, int64_t to) {
+        if (part.slot < 0) return;
+        float* dx = tape->grad(part).data + from;
+        kernels().add(dx, dy.data + to, dx, part.dim(-1));
+      });
+    });
+  return y;
+}
+
 Tensor softmax(Tape* tape, const Tensor& x) {
   Tensor y = x.clone();
   const int64_t n = x.dim(-1);
@@ -120,23 +162,38 @@ Tensor map(void (*kernel)(const float*, float*, int64_t), const Tensor& x) {
 
 }  // namespace
 
-Tensor gelu_erf(Tape* tape, const Tensor& x) {
-  Tensor y = map(kernels().gelu_erf, x);
+void (*gelu_kernel(Gelu form))(const float*, float*, int64_t) {
+  return form == Gelu::Erf ? kernels().gelu_erf : form == Gelu::Tanh ? kernels().gelu_tanh : kernels().gelu_quick;
+}
+
+namespace {
+
+double gelu_slope(double x, Gelu form) {
+  if (form == Gelu::Erf) {  // Phi(x) + x phi(x)
+    const double cdf = 0.5 * (1 + std::erf(x * M_SQRT1_2));
+    return cdf + x * (std::exp(-0.5 * x * x) * (0.5 * M_2_SQRTPI * M_SQRT1_2));
+  }
+  // Both approximations are x s(u), s(u) = 1 / (1 + exp(-u)).
+  constexpr double kTwice = 2 * 0.7978845608028654;
+  const double u = form == Gelu::Quick ? 1.702 * x : kTwice * (x + 0.044715 * x * x * x);
+  const double du = form == Gelu::Quick ? 1.702 : kTwice * (1 + 3 * 0.044715 * x * x), s = 1 / (1 + std::exp(-u));
+  return s + x * s * (1 - s) * du;
+}
+
+}  // namespace
+
+Tensor gelu(Tape* tape, const Tensor& x, Gelu form) {
+  Tensor y = map(gelu_kernel(form), x);
   if (tape && x.slot >= 0)
-    tape->record(y, [=](const Tensor& dy) {  // gelu' = Phi(x) + x phi(x)
+    tape->record(y, [=](const Tensor& dy) {
       Tensor& dx = tape->grad(x);
       for_chunks(x.size(), [&](int64_t b, int64_t e) {
-        for (int64_t i = b; i < e; ++i) {
-          const double v = x[i], cdf = 0.5 * (1 + std::erf(v * M_SQRT1_2));
-          const double pdf = std::exp(-0.5 * v * v) * (0.5 * M_2_SQRTPI * M_SQRT1_2);
-          dx[i] += dy[i] * static_cast<float>(cdf + v * pdf);
-        }
+        for (int64_t i = b; i < e; ++i) dx[i] += dy[i] * static_cast<float>(gelu_slope(x[i], form));
       });
     });
   return y;
 }
 
-Tensor gelu_tanh(const Tensor& x) { return map(kernels().gelu_tanh, x); }
 Tensor relu(const Tensor& x) { return map(kernels().relu, x); }
 
 Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps) {

@@ -30,9 +30,17 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b);
 
 Tensor add(Tape* tape, const Tensor& a, const Tensor& b);  // same shape
 Tensor scale(Tape* tape, const Tensor& x, float s);
-Tensor softmax(Tape* tape, const Tensor& x);   // over the last dimension
-Tensor gelu_erf(Tape* tape, const Tensor& x);  // 0.5 x (1 + erf(x / sqrt 2))
-Tensor gelu_tanh(const Tensor& x);             // BLOOM's approximation
+// y[..., c] = gamma[c] x[..., c]; x itself where gamma is empty. ("Going deeper with Image Transformers": LayerScale)
+Tensor scale_channels(Tape* tape, const Tensor& x, const Tensor& gamma);
+// Side by side: [B, ..., D1], [B, ..., D2] ... -> [B, ..., D1 + D2 ...]
+Tensor concat(Tape* tape, const std::vector<Tensor>& parts);
+Tensor softmax(Tape* tape, const Tensor& x);  // over the last dimension
+// x Phi(x), or an approximation of it: 0.5 x (1 + tanh(0.79788456 (x + 0.044715 x^3))), x / (1 + exp(-1.702 x)).
+enum class Gelu { Erf, Tanh, Quick };
+Tensor gelu(Tape* tape, const Tensor& x, Gelu form);
+inline Tensor gelu_erf(Tape* tape, const Tensor& x) { return gelu(tape, x, Gelu::Erf); }
+inline Tensor gelu_tanh(const Tensor& x) { return gelu(nullptr, x, Gelu::Tanh); }
+void (*gelu_kernel(Gelu form))(const float* x, float* y, int64_t n);
 Tensor relu(const Tensor& x);
 // gamma (x - mean) / sqrt(var + eps) + beta over the last dimension, biased variance.
 Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps);

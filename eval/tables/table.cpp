@@ -229,7 +229,10 @@ json Run::settings_of(const Column& column, size_t c, size_t i) const {
   json s = to_json(table.cells[c].recipe);
   s.update({{"model", column.fingerprint}, {"limit", o.limit}, {"version", version()}});
   if (vision)
-    s.update({{"data", embedded ? o.mini : o.data}, {"labels", o.labels}, {"jpeg_decoder", jpeg_decoder()}});
+    s.update({{"data", embedded ? o.mini : o.data},
+              {"labels", o.labels},
+              {"paired", o.paired},
+              {"jpeg_decoder", jpeg_decoder()}});
   else
     s["text"] = file_facts(texts[i]);
   if (!vision && calibrates(table.cells[c].recipe)) s["calib"] = file_facts(calib);
@@ -259,6 +262,7 @@ std::unique_ptr<Task> Run::task_of(Model& model, ProgressLine& progress) const {
       list_images(split("train", "calib"), 0, "", o.cache, progress.callback()));
   task->limit = o.limit;
   task->batch_size = o.batch_size;
+  task->paired = o.paired;
   return task;
 }
 
@@ -315,9 +319,9 @@ void Run::measure(Column& column, ProgressLine& progress) const {
       });
 }
 
-const std::vector<Heading> kVisionHeadings = {
-    {"W/A", 5, true}, {"method", 24, true}, {"model", 7, true}, {"paper", 5},  {"ours", 7},
-    {"+/-", 4},       {"difference", 10},   {"BC adds", 9},     {"bytes", 10}, {"share", 8}};
+const std::vector<Heading> kVisionHeadings = {{"W/A", 5, true}, {"method", 24, true}, {"model", 7, true}, {"paper", 5},
+                                              {"ours", 7},      {"+/-", 4},           {"difference", 10}, {"KL", 17},
+                                              {"BC adds", 9},   {"bytes", 10},        {"share", 8}};
 const std::vector<Heading> kLanguageHeadings = {
     {"bits", 5, true}, {"method", 24, true}, {"model", 10, true}, {"text", 9, true}, {"paper", 7},
     {"ours", 19},      {"difference", 10},   {"over FP", 16},     {"by BC", 15},     {"BC values", 9}};
@@ -360,6 +364,7 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
   } else {
     row.update({{"ours", nullptr}, {"standard_error", nullptr}});
   }
+  if (vision) row["paired"] = record.contains("paired") ? record.at("paired") : json();
   const std::string printed = paper.is_null() ? "" : format("%.2f", paper.get<double>());
   if (vision) {
     values = {cell.width,
@@ -369,6 +374,7 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
               ours,
               record.is_null() ? "" : se,
               difference,
+              kl_text(record),
               compensated ? record.at("bc_parameters_added").dump() : "",
               compensated ? record.at("bc_bytes").dump() : "",
               compensated ? format("%.2f %%", 100 * record.at("bc_share").get<double>()) : ""};
@@ -393,6 +399,8 @@ std::vector<std::string> Run::notes() const {
     notes = {
         "Top-1 in %; +/- is one standard error over the images (binomial). BC adds: parameters, bytes at 4 each, and "
         "their share of the model's parameters; BC (channel) is folded into biases that are there.",
+        "KL: mean divergence of the predictions from the float network's, nats, with its standard error; measured with "
+        "--paired.",
         format("BC (position) is the form the paper's scripts fit. They sweep 32, 64, 128 and 1024 images and seeds 0, "
                "3 and 1993; which of these the paper prints is not stated. Here: %d images, seed %d.",
                o.base.bc_images, o.base.bc_seed)};

@@ -58,8 +58,9 @@ struct TableRun {
   std::string labels, cache;       // as list_images() takes them
   std::string out, json_path;      // folder of finished cells; the table as JSON (see write_record)
   int64_t limit = 0, batch_size = 32;
-  Recipe base;  // family, and what cells do not decide
-  json given;   // of that, what the command line says; by key
+  bool paired = false;  // of images: how far predictions are from the float network's
+  Recipe base;          // family, and what cells do not decide
+  json given;           // of that, what the command line says; by key
 };
 // Measure every cell of the models that are there and is not finished, and print the table. A model that cannot be
 // measured leaves its cells "failed", those that are not there "not run"; throws Incomplete at the end when any failed.

@@ -10,8 +10,9 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import (BloomConfig, BloomForCausalLM, DeiTConfig, DeiTForImageClassificationWithTeacher, OPTConfig,
-                          OPTForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification)
+from transformers import (BloomConfig, BloomForCausalLM, DeiTConfig, DeiTForImageClassificationWithTeacher, Dinov2Config,
+                          Dinov2ForImageClassification, Dinov2Model, Dinov2WithRegistersConfig,
+                          Dinov2WithRegistersForImageClassification, OPTConfig, OPTForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification)
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -49,17 +50,15 @@ def old_layout(state):
     return {old(k): v for k, v in state.items()}
 
 
-def write_vision(model, folder, architecture, old=False, **model_args):
-    """config.json and model.safetensors as timm pushes them to the hub."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def timm_config(model, architecture, **model_args):
+    """config.json as timm pushes it to the hub."""
     cfg = model.pretrained_cfg
     side = model.patch_embed.img_size[0]
     config = {
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "global_pool": "avg" if architecture.startswith("swin") else "token",
+        "global_pool": model.global_pool,
         "pretrained_cfg": {
             "tag": "augreg_in21k_ft_in1k",
             "custom_load": False,
@@ -78,6 +77,14 @@ def write_vision(model, folder, architecture, old=False, **model_args):
     }
     if model_args:
         config["model_args"] = model_args
+    return config
+
+
+def write_vision(model, folder, architecture, old=False, **model_args):
+    """config.json and model.safetensors as timm pushes them to the hub."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = timm_config(model, architecture, **model_args)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = model.state_dict()
     save_file({k: v.contiguous() for k, v in (old_layout(state) if old else state).items()},
@@ -87,7 +94,10 @@ def write_vision(model, folder, architecture, old=False, **model_args):
 # transformers' forms of the same networks: name -> (configuration, model)
 TRANSFORMERS = {"vit": (ViTConfig, ViTForImageClassification),
                 "deit": (DeiTConfig, DeiTForImageClassificationWithTeacher),
-                "swin": (SwinConfig, SwinForImageClassification)}
+                "swin": (SwinConfig, SwinForImageClassification),
+                "dinov2": (Dinov2Config, Dinov2ForImageClassification),
+                "dinov2_model": (Dinov2Config, Dinov2Model),
+                "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification)}
 
 
 def transformers_vision(kind, seed, **sizes):
