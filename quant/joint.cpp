@@ -253,11 +253,11 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
   if (options_.wbits != kFloatBits) {
     Seen seen;
     seen.moments = std::make_unique<Moments>(x.a.dim(-1));
-    seen.odd = std::make_unique<Moments>(x.a.dim(-1));
+    if (x.a.dim(0) > 1) seen.odd = std::make_unique<Moments>(x.a.dim(-1));  // of one sample nothing is refitted
     for (int64_t b = 0; b < x.a.dim(0); ++b)
       (b % 2 ? seen.odd : seen.moments)
           ->add(weighted_deviation(x.a.slice(b, b + 1), means[1], read_tokens()),
-                weighted_deviation(x.f.slice(b, b + 1), means[0], read_tokens()));
+                seen.odd ? weighted_deviation(x.f.slice(b, b + 1), means[0], read_tokens()) : Tensor{});
     solver_.fit(group, seen, record);
   }
   if (options_.bias)

@@ -127,14 +127,14 @@ TEST_CASE("reading: numbers of labels, and none") {
     v.config["label2id"] = {{"class 6", 0}, {"class 5", "1"}};
     CHECK(v.load()->info().notes.size() == 1);  // of the preprocessing
     v.config["label2id"]["class 0"] = 0;
-    CHECK(contains(v.load()->info().notes[0], "label2id and id2label disagree on \"class 0\""));
+    CHECK(contains(v.load()->info().notes.back(), "label2id and id2label disagree on \"class 0\""));
     v.config["id2label"].erase("3");
     CHECK(contains(v.refusal(), "id2label"));
     v.config.erase("id2label");  // transformers leaves out its two default labels
     v.config.erase("label2id");
     CHECK(v.load()->info().outputs == 7);
     CHECK(v.load()->info().labels.empty());
-    CHECK(contains(v.load()->info().notes[0], "no id2label: 7 classes, as many as the head has rows"));
+    CHECK(contains(v.load()->info().notes.back(), "no id2label: 7 classes, as many as the head has rows"));
     v.config["num_labels"] = 3;
     CHECK(contains(v.refusal(), "classifier"));
   }
@@ -155,8 +155,10 @@ TEST_CASE("reading: a pooler that a classifier never applies may be left over") 
     v.tensors[std::string(fixture) + ".pooler.dense.weight"] = random({24, 24}, 1);
     v.tensors[std::string(fixture) + ".pooler.dense.bias"] = random({24}, 1);
     CHECK(v.load()->info().parameters == parameters);
-    v.tensors[std::string(fixture) + ".embeddings.mask_token"] = random({1, 1, 24}, 1);
-    CHECK(contains(v.refusal(), "mask_token"));
+    v.tensors[std::string(fixture) + ".embeddings.mask_token"] = random({1, 1, 24}, 1);  // of the pre-training
+    CHECK(v.load()->info().parameters == parameters);
+    v.tensors[std::string(fixture) + ".embeddings.unknown"] = random({1, 1, 24}, 1);
+    CHECK(contains(v.refusal(), "unknown"));
   }
 }
 
