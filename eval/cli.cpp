@@ -126,7 +126,9 @@ CommandLine::CommandLine(const std::string& name, const std::string& description
          "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); },
          "Version, compiler, kernels, BLAS, JPEG decoder")
       ->trigger_on_parse();
-  app.add_option_function<int>("--threads", set_threads, "Threads (default: all cores); results do not depend on it")
+  app.add_option_function<int>("--threads", set_threads,
+                               "Threads (default: OMP_NUM_THREADS, else the cores this process may use, at most its "
+                               "cgroup's CPU quota); results do not depend on it")
       ->type_name("T");
   app.get_formatter()->column_width(34);
   app.footer(examples);

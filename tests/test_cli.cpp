@@ -338,11 +338,15 @@ TEST_CASE("cli: the table goes on where it was stopped, and says what was not ru
     write_file(cell(name), changed.dump());
   }
   fs::resize_file(cell("8-ptq4vit-none"), 100);
+  json damaged = read_json(cell("6-base-ptq-none"));
+  damaged["top1"] = "much";
+  write_file(cell("6-base-ptq-none"), damaged.dump());
   const Result second = run(command + folder / "b.json");
   REQUIRE(second.code == 0);
-  CHECK(contains(second.err, "(cell 4 of 4)"));
-  for (const char* part : {"4/4 PTQ4ViT + BC (channel)", "8/8 BasePTQ", "6/6 EasyQuant", "8/8 PTQ4ViT",
-                           "of another run (limit)", "of another run (version)", "not valid JSON"})
+  CHECK(contains(second.err, "(cell 5 of 5)"));
+  for (const char* part :
+       {"4/4 PTQ4ViT + BC (channel)", "8/8 BasePTQ", "6/6 EasyQuant", "8/8 PTQ4ViT", "of another run (limit)",
+        "of another run (version)", "not valid JSON", "key \"top1\" has the wrong type"})
     CHECK_MESSAGE(contains(second.err, part), part);
   const json b = read_json(folder / "b.json")["rows"];
   CHECK(undisturbed(a) == undisturbed(b));  // the warnings of this run belong to files, not to cells

@@ -135,6 +135,39 @@ TEST_CASE("cli: what cannot be written to stdout is no success") {
     CHECK(std::system((bin + "/" + command + " >/dev/full 2>/dev/null").c_str()) != 0);
 }
 
+TEST_CASE("cli: a stdout that is closed is no success, and no file takes its place") {
+  const Folder folder;
+  const std::string json = folder / "r.json";
+  for (const char* closed : {">&-", "<&- >&-", "<&- >&- 2>&-"}) {
+    const char* bin = std::getenv("BCQ_BIN");
+    const std::string line = std::string(bin ? bin : "build/bin") +
+                             "/perplexity --model data/mini/opt --limit 1 --text data/mini/text/test.txt --json " +
+                             json + " 2>/dev/null " + closed;
+    CAPTURE(line);
+    const int status = std::system(line.c_str());
+    CHECK(WEXITSTATUS(status) == 1);
+    CHECK(read_json(json)["windows"] == 1);  // nothing else was written into it
+    fs::remove(json);
+  }
+}
+
+TEST_CASE("cli: where memory is short a program ends and says so") {
+  if (sanitized()) {
+    MESSAGE("skipped: sanitizers need all addresses");
+    return;
+  }
+  for (const int mb : {150, 200, 300, 450}) {
+    const Result r =
+        run("perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 1 --seqlen 32 --nsamples 2 "
+            "--calib-text data/mini/text/calib.txt --method gptq --threads 2",
+            format("ulimit -v %d; unset OPENBLAS_NUM_THREADS; timeout -s KILL 120 ", mb * 1024));
+    CAPTURE(mb);
+    CAPTURE(r.err);
+    CHECK((r.code == 0 || r.code == 1));
+    CHECK((r.code == 0 || contains(r.err, "out of memory") || contains(r.err, "libgomp")));
+  }
+}
+
 TEST_CASE("cli: names that are no UTF-8 do not lose a result") {
   const Folder folder;
   const std::string model = folder / "v\xff";

@@ -476,3 +476,49 @@ TEST_CASE("blocks: a folder in use is refused, with the name of its holder, unti
   ::waitpid(child, nullptr, 0);
   CHECK(refusal(true) == "");
 }
+
+TEST_CASE("blocks: warnings of the blocks that are done are given again, each once") {
+  const Folder folder;
+  const json fingerprint = {{"seed", 1}};
+  const auto model = load_model(kFixtures + "opt_tiny");
+  quantize_rtn(*model, grid_of(3, 8));
+  std::vector<std::string> heard;
+  const Warn hear = [&](const std::string& message) { heard.push_back(message); };
+  {
+    BlockFiles files(folder.file("work"), fingerprint, false);
+    const Warn warn = files.keeping(hear);
+    warn("few tokens");
+    files.done("GPTQ", *model, 0, {});
+    warn("no factor");
+    files.done("GPTQ", *model, 1, {});
+    warn("after the last block");
+  }
+  CHECK(heard.size() == 3);
+  heard.clear();
+  BlockFiles files(folder.file("work"), fingerprint, true);
+  files.keeping(hear);
+  PartRecord record;
+  for (const int i : {0, 1}) REQUIRE(files.load("GPTQ", *model, i, record));
+  CHECK(heard == std::vector<std::string>{"few tokens", "no factor"});
+  files.done("GPTQ", *model, 0, {});
+  REQUIRE(files.load("GPTQ", *model, 0, record));
+  CHECK(heard.size() == 2);
+}
+
+TEST_CASE("blocks: files that are no blocks are refused by name") {
+  const Folder folder;
+  const json fingerprint = {{"seed", 1}};
+  const auto model = load_model(kFixtures + "opt_tiny");
+  BlockFiles files(folder.file("work"), fingerprint, false);
+  const std::string path = folder.file("work/GPTQ-0000.safetensors");
+  const auto refusal = [&](const std::map<std::string, std::string>& metadata) {
+    write_safetensors(path, std::map<std::string, Tensor>{{"x", Tensor({1}, {1})}}, metadata);
+    PartRecord record;
+    return message_of<InputError>([&] { files.load("GPTQ", *model, 0, record); });
+  };
+  CHECK(contains(refusal({}), "GPTQ-0000.safetensors: is not a block"));
+  CHECK(contains(refusal({{"block", "{"}}), "not valid JSON"));
+  CHECK(contains(refusal({{"block", "{}"}}), "\"group\" is missing"));
+  CHECK(contains(refusal({{"block", R"({"group":-1,"positions":0,"layers":[],"fitted":0,"warnings":[1]})"}}),
+                 "warnings"));
+}

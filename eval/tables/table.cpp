@@ -274,6 +274,8 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
     json record = read_json(path);
     const json kept = get<json>(record, "settings", path), wanted = settings_of(column, c, i);
     require_input(kept.is_object(), "%s: key \"settings\" is not an object", path);
+    get<double>(record, vision ? "top1" : "perplexity", path);
+    if (!vision) get<std::vector<double>>(record, "window_nll", path);
     if (kept == wanted) return record;
     std::string names;
     json all = kept;
