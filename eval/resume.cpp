@@ -29,7 +29,8 @@ constexpr std::pair<const char*, double LayerRecord::*> kNumbers[] = {{"damp", &
                                                                       {"rounded", &LayerRecord::rounded},
                                                                       {"solved", &LayerRecord::solved},
                                                                       {"refined", &LayerRecord::refined},
-                                                                      {"compensated", &LayerRecord::compensated}};
+                                                                      {"compensated", &LayerRecord::compensated},
+                                                                      {"held_out", &LayerRecord::held_out}};
 
 json to_json(const PartRecord& record) {
   json layers = json::array();
@@ -38,7 +39,7 @@ json to_json(const PartRecord& record) {
     for (const auto& [key, number] : kNumbers) layer[key] = format("%a", r.*number);
     layers.push_back(layer);
   }
-  return {{"layers", layers}, {"fitted", record.fitted}};
+  return {{"layers", layers}, {"fitted", record.fitted}, {"dropped", record.dropped}};
 }
 
 PartRecord from_json(const json& object, const std::string& where) {
@@ -53,6 +54,7 @@ PartRecord from_json(const json& object, const std::string& where) {
     record.layers.push_back(r);
   }
   record.fitted = get<int64_t>(object, "fitted", where);
+  record.dropped = get_or<int64_t>(object, "dropped", 0, where);
   return record;
 }
 
@@ -138,9 +140,10 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
   format.group = get<int64_t>(about, "group", where);
   format.positions = get<int64_t>(about, "positions", where);
   format.where = where;
+  const auto warnings = get_or<std::vector<std::string>>(about, "warnings", {}, where);
   get_block(model, i, Loader(file, nullptr, std::make_shared<const PackedFormat>(format)));
   record = from_json(about, where);
-  for (const auto& message : get_or<std::vector<std::string>>(about, "warnings", {}, where)) {
+  for (const std::string& message : warnings) {
     if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) continue;
     warnings_.push_back(message);
     if (warn_) warn_(message);
