@@ -311,3 +311,33 @@ TEST_CASE("cli: generate says what is wrong") {
     fs::copy(kMini + "/opt/" + name, folder / "bare/" + name);
   check_failure("generate --model " + folder / "bare --prompt a", 3, {"no tokenizer"});
 }
+
+TEST_CASE("cli: joint is its options by one name; windows begin with documents; activations are rounded, not saved") {
+  const Folder folder;
+  const std::string common =
+      "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 2 --seqlen 64 "
+      "--nsamples 4 --wbits 3 --calib-text data/mini/text/calib.txt ";
+  const auto perplexity = [&](const std::string& options) {
+    const Result result = run(common + options + " --json " + folder / "r.json");
+    CHECK_MESSAGE(result.code == 0, result.err);
+    return read_json(folder / "r.json");
+  };
+  const json joint = perplexity("--method joint"),
+             long_form = perplexity(
+                 "--method gptq --hessian centred --target float --true-sequential --refine 10 --range weighted "
+                 "--scale-rounds 3 "
+                 "--bc channel --bc-stream quantized --bc-held-out 0.25");
+  CHECK(joint["perplexity"] == long_form["perplexity"]);
+  CHECK(joint["perplexity"] < perplexity("--method gptq")["perplexity"]);
+  const json aligned = perplexity("--method joint --calib-align document");
+  CHECK(aligned["calib_token_hash"] != joint["calib_token_hash"]);
+  CHECK(aligned["recipe"]["calib_align"] == "document");
+  const json rounded = perplexity("--method joint --abits 4 --act-scale tensor");
+  CHECK(rounded["perplexity"] > joint["perplexity"]);
+  CHECK(rounded["abits"] == 4);
+  check_failure(common + "--method joint --abits 8 --save " + folder / "saved", 2, {"--abits"});
+  check_failure(common + "--method joint --abits 9", 2, {"--abits", "2 to 8"});
+  check_failure(common + "--method rtn --abits 8 --act-scale tensor", 2, {"per token"});
+  check_failure(common + "--method joint --mse 2.4", 2, {"norm of their own"});
+  check_failure(common + "--method joint --bc-held-out 0.7", 2, {"--bc-held-out", "0 to 0.5"});
+}

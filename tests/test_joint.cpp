@@ -4,11 +4,15 @@
 #include <cmath>
 #include <random>
 
+#include "engine/grid/dynamic.h"
 #include "models/layers.h"
 #include "quant/codebook.h"
 #include "quant/joint.h"
+#include "quant/qwt.h"
 #include "quant/ranges.h"
 #include "quant/repq.h"
+#include "quant/tokens.h"
+#include "quant/weight_methods.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;
@@ -271,4 +275,73 @@ TEST_CASE("joint: what a layer's certificate says falls from step to step, at ev
       CHECK(layer->left_grid().is_identity() == (bits == 32 || layer->role == Role::Patch));
   }
   CHECK_THROWS_AS(Joint({9, 4}, kQuiet), UsageError);
+}
+
+TEST_CASE("tokens: those that are read weigh as much as all others, and the mean is 1") {
+  for (const auto& [read, tokens] : {std::pair{1, 5}, std::pair{2, 10}, std::pair{0, 4}, std::pair{4, 4}}) {
+    double all = 0, of_read = 0;
+    for (int t = 0; t < tokens; ++t) {
+      all += token_weight(t, tokens, read);
+      if (t < read) of_read += token_weight(t, tokens, read);
+    }
+    CHECK(all == doctest::Approx(tokens));
+    if (read > 0 && read < tokens) CHECK(of_read == doctest::Approx(tokens / 2.));
+  }
+  CHECK(load_model(kVit)->info().read_tokens == 1);
+  CHECK(load_model(kDeit)->info().read_tokens == 2);
+  CHECK(load_model(kSwin)->info().read_tokens == 0);
+  const Tensor x({1, 3, 1}, {4, 1, 3});
+  CHECK(weighted_mean(x, 1)[0] == doctest::Approx(0.5 * 4 + 0.25 * (1 + 3)));
+}
+
+TEST_CASE("qwt: a linear layer beside a block takes up a linear error, and clear() forgets it") {
+  const auto model = load_model(kVit);
+  const Batch batch = pixels_of(kVit);
+  const Tensor real = model->forward(kFloat, batch);
+  RepqVit repq({4, 4});
+  Qwt qwt;
+  calibrate(*model, vision_batches(*model, batch.pixels), {&repq});
+  const double without = energy(model->forward(kFake, batch), real);
+  model->clear();
+  const CalibrationResult result = calibrate(*model, vision_batches(*model, batch.pixels), {&repq, &qwt});
+  CHECK(energy(model->forward(kFake, batch), real) < 0.7 * without);
+  const int64_t D = model->embed(kFloat, batch).dim(2);
+  CHECK(result.fitted() == model->depth() * (D * D + D));
+  model->clear();
+  CHECK(same_bits(model->forward(kFake, batch), real));
+  // By itself: the exact linear map is found where the error is one.
+  model->set_block_linear(0, random({D, D}, 4), random({D}, 5));
+  CHECK_FALSE(same_bits(model->forward(kFake, batch), real));
+  CHECK(same_bits(model->forward(kFloat, batch), real));
+}
+
+TEST_CASE("activations of language models: a grid a token or a tensor, which weights are calibrated with") {
+  for (const std::string& fixture : {kOpt, kBloom}) {
+    CAPTURE(fixture);
+    const auto model = load_model(fixture);
+    const Batch batch = ids_of(fixture);
+    const Tensor want = model->forward(kFloat, batch);
+    std::vector<double> errors;
+    for (const int bits : {32, 8, 4})
+      for (const bool fixed : {false, true}) {
+        model->clear();
+        GptqMethodOptions o{{}};
+        o.gptq.bits = 8;
+        o.activations = {bits, fixed};
+        Gptq method(o, kQuiet);
+        calibrate(*model, {batch, batch}, {&method});
+        errors.push_back(energy(model->forward(kFake, batch), want));
+        const Grid& left = model->layers(0)[0]->left_grid();
+        CHECK(left.name() == (bits == 32 ? "float" : fixed ? "asymmetric" : "dynamic"));
+      }
+    CHECK(errors[0] == errors[1]);
+    CHECK(errors[2] > errors[0]);
+    CHECK(errors[4] > 10 * errors[2]);
+    CHECK(errors[5] > 10 * errors[3]);
+  }
+  CHECK_THROWS_AS(RoundToNearest({4}, {}, {8, true}), UsageError);
+  const Grid dynamic = Dynamic(4);
+  const Tensor x({2, 3}, {7, -3.4f, 0.5f, 0.07f, 0.02f, 0}), y = fake_quantize(dynamic, x);
+  CHECK(relative_error(y, Tensor({2, 3}, {7, -3, 0, 0.07f, 0.02f, 0})) < 1e-6);  // half to even
+  CHECK(same_bits(fake_quantize(read_grid("dynamic", dynamic.describe()), x), y));
 }

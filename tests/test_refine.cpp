@@ -59,6 +59,56 @@ TEST_CASE("refine only lowers the error, and stops where no single code can") {
   }
 }
 
+TEST_CASE("refit_scales: the best scales there are for the codes, and never worse for any row") {
+  const Tensor v = random({70, 24}, 1), x = correlated(4, 40, 24, 2);
+  const std::vector<double> c = hessian_of(x);
+  for (const GptqOptions& base : {options(2, 8), options(3), options(4, 6)}) {
+    for (const bool act_order : {false, true}) {
+      GptqOptions o = base;
+      o.act_order = act_order;
+      QuantizedWeight q = gptq(v, c, o, "site", kNoWarning);
+      const std::vector<double> before = row_errors(q.values, v, c);
+      const Tensor scales = q.grid.scale.clone();
+      refit_scales(q, v, c, o);
+      const std::vector<double> after = row_errors(q.values, v, c);
+      double sum = 0;
+      for (size_t r = 0; r < before.size(); ++r) {
+        CHECK(after[r] <= before[r] * (1 + 1e-6));
+        sum += before[r] - after[r];
+      }
+      CHECK(sum > 0);
+      CHECK_FALSE(same_bits(scales, q.grid.scale));
+      // No scale can be changed for the better: the error is a parabola in each, and this its lowest point.
+      const int64_t groups = q.grid.scale.dim(1);
+      for (int64_t r = 0; r < 70; r += 9)
+        for (const float factor : {0.99f, 1.01f}) {
+          Tensor other = q.values.clone();
+          for (int64_t i = 0; i < 24; ++i)
+            if (q.grid.group_of(i) == groups - 1) other[r * 24 + i] *= factor;
+          if (scales[r * groups] == q.grid.scale[r * groups]) continue;  // kept as it was
+          CHECK(row_errors(other, v, c)[static_cast<size_t>(r)] >= after[static_cast<size_t>(r)] * (1 - 1e-6));
+        }
+      for (int64_t i = 0; i < q.values.size(); ++i) {
+        const int64_t at = i / 24 * groups + q.grid.group_of(i % 24);
+        CHECK(q.values[i] == q.grid.scale[at] * (static_cast<float>(q.codes[index(i)]) - q.grid.zero[at]));
+      }
+    }
+  }
+}
+
+TEST_CASE("weighted ranges: errors count as their inputs do, and no norm goes with them") {
+  Tensor w({1, 8}, {0.1f, 0.2f, -0.1f, 0.15f, -0.2f, 0.05f, 0.12f, 3.f});  // the last hardly counts
+  std::vector<double> h(64, 0.0);
+  for (size_t i = 0; i < 8; ++i) h[i * 8 + i] = i == 7 ? 1e-4 : 1;
+  GptqOptions plain = options(2), weighted = options(2);
+  weighted.weighted = true;
+  const QuantizedWeight a = gptq(w, h, plain, "site", kNoWarning), b = gptq(w, h, weighted, "site", kNoWarning);
+  CHECK(quadratic_error(b.values, w, h) < 0.6 * quadratic_error(a.values, w, h));
+  CHECK(b.grid.scale[0] < a.grid.scale[0]);
+  weighted.mse = 2.4;
+  CHECK_THROWS_AS(gptq(w, h, weighted, "site", kNoWarning), UsageError);
+}
+
 TEST_CASE("an error less that of mean inputs is the error about the mean") {
   const Tensor v = random({9, 24}, 3), x = correlated(4, 40, 24, 2);
   Moments moments(24);
