@@ -38,7 +38,7 @@ command_of() {
 }
 # What a run has made, without what differs from run to run.
 contents() {
-  (cd "$1" && find . -type f ! -name '.bcq-*' | sort | while read -r file; do
+  (cd "$1" && find . -type f ! -path '*/.bcq-*' | sort | while read -r file; do
     echo "== $file"
     case $file in
       *.json) sed -E '/"(seconds|peak_rss_mb|passes|moments|solve|evaluation_seconds|threads|folder)":/d' "$file" ;;
