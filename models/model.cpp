@@ -257,6 +257,13 @@ void Model::fold_layer_scale() {
   }
 }
 
+int64_t Model::block_linear_values() const {
+  int64_t values = 0;
+  for (const auto& [weight, bias] : block_linear_)
+    if (!weight.empty()) values += weight.size() + bias.size();
+  return values;
+}
+
 void Model::clear() {
   for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();
   block_linear_.clear();

@@ -97,6 +97,7 @@ class Model {
 
   // Add W x + b, in float, to what block i makes of x in the quantized network. W [D, D], b [D]. clear() forgets it.
   void set_block_linear(int i, const Tensor& weight, const Tensor& bias);
+  int64_t block_linear_values() const;  // of all of these
 
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();

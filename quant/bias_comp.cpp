@@ -58,7 +58,7 @@ CalibrationResult compensate(Model& model, const std::vector<Batch>& batches, co
 }
 
 int64_t added_values(Model& model) {
-  int64_t values = 0;
+  int64_t values = model.block_linear_values();
   for (const Point& point : model.all_points()) {
     for (const Tensor* added : point.added)
       if (!added->empty()) values += added->size();

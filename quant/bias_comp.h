@@ -59,7 +59,8 @@ class BiasCompensation : public Method {
 CalibrationResult compensate(Model& model, const std::vector<Batch>& batches, const BcOptions& options,
                              const Progress& progress = {}, PartStore* store = nullptr, int window_bits = 24);
 
-// Values the compensations of a model add to those it has: a bias folded into an existing one adds none.
+// Values the compensations of a model, linear layers beside its blocks included, add to those it has: a bias folded
+// into an existing one adds none.
 int64_t added_values(Model& model);
 
 // Mean squares at an output that can be compensated, its part of the network fed its float inputs (the model's

@@ -20,6 +20,9 @@ template <PtqOptions (*preset)(int, int)>
 void ptq_defaults(Recipe& r) {
   r.ptq = preset(r.ptq.wbits, r.ptq.abits);
 }
+// Where the joint method of vision fits biases itself.
+const char* const kJointSites = "conv,linear";
+
 // The joint solve: all of the options below that lower the error of a layer's output, on by one name.
 void joint_defaults(Recipe& r) {
   r.samples = 128;
@@ -29,6 +32,7 @@ void joint_defaults(Recipe& r) {
   r.bc = BcForm::Channel;
   r.bc_stream = Stream::Quantized;
   r.bc_held_out = 0.25;
+  if (r.family == kVision) r.bc_sites = kJointSites;
 }
 
 std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
@@ -182,6 +186,7 @@ bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
 }
 bool joins(const Recipe& r) { return r.family == kVision && r.method == MethodName::Joint; }
+bool fits_apart(const Recipe& r) { return compensates(r) && !(joins(r) && in_one_walk(r)); }
 bool rounds_inputs(const Recipe& r) { return quantizes(r) && r.abits < 32; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
@@ -240,12 +245,12 @@ std::vector<Option> vision_compensation() {
            {"none", "channel", "position"}, OF(bc)),
       bc_sites_option(true),
       held_out_option(),
-      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", compensates, kBc}, OF(bc_images), 1,
+      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", fits_apart, kBc}, OF(bc_images), 1,
              kMany),
-      number({"bc_seed", "--bc-seed", "Seed of their draw", compensates, kBc}, OF(bc_seed), 0, kSeeds),
+      number({"bc_seed", "--bc-seed", "Seed of their draw", fits_apart, kBc}, OF(bc_seed), 0, kSeeds),
       number({"bc_batch", "--bc-batch",
               "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
-              compensates, kBc},
+              fits_apart, kBc},
              OF(bc_batch), 1, kMany),
       word({"bc_stream", "--bc-stream",
             "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
@@ -315,6 +320,12 @@ std::vector<Option> vision_quantization() {
       number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
       number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
              OF(ptq.rounds), 1, 1 << 16),
+      flag({"qwt", "--qwt",
+            "A linear layer beside each block, in closed form, that makes up for what is left of its error: D² "
+            "products a "
+            "token and D² + D values a block",
+            quantizes},
+           OF(qwt)),
       word(
           {"act_grid", "--act-grid",
            "joint: grids of activations: table, 2^abits levels among 256; or uniform, asymmetric behind norms and GELU",
@@ -474,7 +485,10 @@ const char* name_of(BcForm form) {
   return form == BcForm::None ? "none" : form == BcForm::Channel ? "channel" : "position";
 }
 
-bool in_one_walk(const Recipe& r) { return solves(r) && compensates(r) && r.bc_stream == Stream::Quantized; }
+bool in_one_walk(const Recipe& r) {
+  if (!solves(r) || !compensates(r) || r.bc_stream != Stream::Quantized) return false;
+  return r.family == kLanguage || (r.bc == BcForm::Channel && r.bc_sites == kJointSites);
+}
 
 std::string label_of(const Recipe& recipe) {
   if (recipe.method == MethodName::Joint && recipe.bc == BcForm::Channel) return row_of(recipe).label;  // a part of it
@@ -560,6 +574,8 @@ void check(const Recipe& r) {
   require_usage(!r.qwt || r.bc_stream == Stream::Quantized || !compensates(r),
                 "--qwt fits blocks on the quantized stream, after all else: give --bc-stream quantized, or --bc none");
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
+  require_usage(!joins(r) || compensates(r),
+                "--method joint leaves constant errors to biases: --bc channel or position, not none");
   require_usage(quantizes(r) || !r.integer, "--runtime integer needs a --method that quantizes");
   const std::vector<std::string> sites = split(r.bc_sites);
   require_usage(

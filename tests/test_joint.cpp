@@ -6,6 +6,7 @@
 
 #include "engine/grid/dynamic.h"
 #include "models/layers.h"
+#include "quant/bias_comp.h"
 #include "quant/codebook.h"
 #include "quant/joint.h"
 #include "quant/qwt.h"
@@ -307,6 +308,7 @@ TEST_CASE("qwt: a linear layer beside a block takes up a linear error, and clear
   CHECK(energy(model->forward(kFake, batch), real) < 0.7 * without);
   const int64_t D = model->embed(kFloat, batch).dim(2);
   CHECK(result.fitted() == model->depth() * (D * D + D));
+  CHECK(added_values(*model) == result.fitted());
   model->clear();
   CHECK(same_bits(model->forward(kFake, batch), real));
   // By itself: the exact linear map is found where the error is one.

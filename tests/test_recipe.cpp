@@ -83,3 +83,22 @@ TEST_CASE("recipe: unknown keys and values are refused, with the file and the ke
   line(Family::Language, {{"seqlen", -5}}, {"--seqlen -5"});
   line(Family::Language, {{"method", "gptq"}, {"hessian", "centred"}}, {"--hessian centred", "--bc"});
 }
+
+TEST_CASE("joint of vision fits biases itself where that is what is asked for, and says so where it is not") {
+  const auto read = [](const json& values) { return read_recipe(Family::Vision, values, "file", json::object()); };
+  const Recipe own = read({{"method", "joint"}, {"wbits", 4}, {"abits", 4}});
+  CHECK(own.samples == 128);
+  CHECK(in_one_walk(own));
+  CHECK(label_of(own) == "joint");
+  CHECK_FALSE(to_json(own).contains("bc_images"));  // its biases are of the images it calibrates on
+  for (const json& other : {json{{"bc", "position"}}, json{{"bc_stream", "float"}}, json{{"bc_sites", "linear"}}}) {
+    json values = {{"method", "joint"}};
+    values.update(other);
+    const Recipe apart = read(values);
+    CHECK_FALSE(in_one_walk(apart));
+    CHECK(to_json(apart).contains("bc_images"));
+  }
+  CHECK_THROWS_AS(read({{"method", "joint"}, {"bc", "none"}}), UsageError);
+  CHECK_THROWS_AS(read({{"method", "repq-vit"}, {"bc", "channel"}, {"qwt", true}}), UsageError);  // of the float stream
+  CHECK_NOTHROW(read({{"method", "repq-vit"}, {"qwt", true}}));
+}
