@@ -201,7 +201,6 @@ TEST_CASE("vit options: what is not obeyed is refused by key, and what the file 
       {"reg4_gap", "class_token", true, "cls_token"}};
   for (const auto& entry : tensors) {
     const auto& [name, key, value, tensor] = entry;
-    CAPTURE(key);
     Case of(name);
     of.config["model_args"][key] = value;
     if (*tensor)

@@ -221,7 +221,7 @@ std::vector<int> classes_of_folders(ImageFolder& out, const ModelClasses& classe
   const bool own = !classes.names.empty() && classes.names[0].rfind("LABEL_", 0) != 0;  // those say nothing
 
   labels = each([](const std::string& name) {
-    const bool digits = name.find_first_not_of("0123456789") == std::string::npos && name.size() < 10;
+    const bool digits = !name.empty() && name.size() < 10 && name.find_first_not_of("0123456789") == std::string::npos;
     return digits ? std::stoi(name) : -1;
   });
   const bool numbers = missing(labels) == 0;

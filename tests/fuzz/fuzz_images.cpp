@@ -147,6 +147,7 @@ void run_cache(const std::string& whole) {
 std::vector<std::string> cache_seeds() {
   std::vector<std::string> seeds = {std::string(49, '\0'), std::string(10, '\0')};
   seeds.push_back("\1" + std::string("0 512 3\na/x.png", 15) + std::string(1, '\0'));
+  seeds.push_back("\1" + std::string("0 512 3\n/x.png", 14) + std::string(1, '\0'));  // a class folder without a name
   return seeds;
 }
 
