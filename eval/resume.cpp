@@ -109,6 +109,7 @@ BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume)
     require_usage(resume, "%s holds the blocks of an interrupted run: continue it with --resume, or remove the folder",
                   folder_);
     const json found = read_json(run);
+    require_input(found.is_object(), "%s: is not a JSON object: remove the folder to start anew", run);
     for (const auto& [key, value] : fingerprint.items())
       require_usage(found.contains(key) && found[key] == value,
                     "%s holds the blocks of another run, with %s %s instead of %s: remove it to start anew", folder_,

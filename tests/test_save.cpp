@@ -506,6 +506,11 @@ TEST_CASE("blocks: warnings of the blocks that are done are given again, each on
 }
 
 TEST_CASE("blocks: files that are no blocks are refused by name") {
+  for (const char* run : {"1", "[]", "null", "{"}) {
+    const Folder damaged;
+    write_text(damaged.file("run.json"), run);
+    CHECK(contains(message_of<InputError>([&] { BlockFiles(damaged.path, {{"seed", 1}}, true); }), "run.json"));
+  }
   const Folder folder;
   const json fingerprint = {{"seed", 1}};
   const auto model = load_model(kFixtures + "opt_tiny");

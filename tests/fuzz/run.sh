@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run every harness of a fuzz program for its part of TIME seconds, as many at once as there are cores. Corpora stay in
 # OUT/corpus and are used again; inputs that show a fault are left in OUT, and the script fails.
-# SEED (1) begins another walk.
+# SEED (1) begins another walk; with RUNS=N each harness runs so many inputs instead, the same everywhere.
 #   tests/fuzz/run.sh build/asan-clang++-14/bin/fuzz build/fuzz 60 [HARNESS...]
 set -euo pipefail
 program=$1 out=$2 time=$3
@@ -15,8 +15,9 @@ grep -ohE '"[A-Za-z0-9_.:<>/-]{2,40}"' engine/file/*.cpp models/*.cpp data/*/*.c
   sort -u > "$out/words.dict"
 run() {  # a harness; prints its executions
   mkdir -p "$out/corpus/$1"
-  local code=0
-  BCQ_FUZZ=$1 "$program" -max_total_time="$each" -timeout=25 -seed="${SEED:-1}" -rss_limit_mb=3000 -print_final_stats=1 \
+  local code=0 limit="-max_total_time=$each"
+  [ -z "${RUNS:-}" ] || limit="-runs=$RUNS"
+  BCQ_FUZZ=$1 "$program" "$limit" -timeout=25 -seed="${SEED:-1}" -rss_limit_mb=3000 -print_final_stats=1 \
     -dict="$out/words.dict" -artifact_prefix="$out/$1-" "$out/corpus/$1" > "$out/$1.log" 2>&1 || code=$?
   echo "$1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$out/$1.log") executions$(((code == 0)) || echo ", FAULT: see $out/$1.log")"
   return $code
