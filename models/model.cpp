@@ -167,7 +167,7 @@ void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector
   for (Tensor* bias : biases) *bias = bias->clone();
   Quantized q = layer.quantized ? *layer.quantized : Quantized{};
   const Affine* affine = q.right.as<Affine>();
-  require(!layer.is_quantized() || (affine && affine->scale.dim(1) == 1),
+  require(!q.packed && (q.right.is_identity() || (affine && affine->scale.dim(1) == 1)),
           "%s: rounded already, and not on a grid with a scale a row: its rows cannot be scaled", layer.name);
   Tensor rounded, steps;
   if (affine) rounded = q.weight.values().clone(), steps = affine->scale.clone();

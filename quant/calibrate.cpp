@@ -304,20 +304,21 @@ class Calibration {
                : real.empty() ? Tensor{}
                               : error_by_means(*layer, real, (own.*of).mean());
       };
-      compensate(*stage.compensation, point, error(&HeldOutMean::all), error(&HeldOutMean::held_out));
+      const double share = (by_means_ ? sums.real : sums.errors[k]).actual_share();
+      compensate(*stage.compensation, point, error(&HeldOutMean::all), error(&HeldOutMean::held_out), share);
       ++k;
     }
   }
 
-  // Where `held_out`, the mean error of held-out samples, says that it does no harm; empty: there are none.
-  void compensate(Method& method, const Point& point, const Tensor& error, const Tensor& held_out) {
-    if (held_out.empty() || helps_held_out(error, held_out, method.held_out()))
+  // Where `held_out`, the mean error of held-out samples, says that it does no harm.
+  void compensate(Method& method, const Point& point, const Tensor& error, const Tensor& held_out, double share) {
+    if (helps_held_out(error, held_out, share))
       method.fit(point, error, record());
     else
       ++record().dropped;
   }
   void compensate(Method& method, const Point& point, const HeldOutMean& error) {
-    compensate(method, point, error.all.mean(), error.held_out.mean());
+    compensate(method, point, error.all.mean(), error.held_out.mean(), error.actual_share());
   }
 
   // Sums over all samples of what groups [begin, end) of part i are fed.

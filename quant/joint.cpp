@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "engine/core/check.h"
-#include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "quant/codebook.h"
@@ -25,8 +24,6 @@ struct Rows {
   Tensor x;        // [rows, n]
   Floats weights;  // [rows]
 };
-
-bool is_held_out(int64_t sample, double share) { return share > 0 && sample % std::lround(1 / share) == 1; }
 
 // The tokens that are read and every `step`-th other of samples that are held out, or of the others.
 Rows sample_rows(const Tensor& x, int64_t read, bool held_out, double share) {
@@ -282,11 +279,13 @@ void Joint::fit_bias(Layer& layer, const Operands& x, PartRecord& record) const 
     return mean;
   };
   const Tensor all = error(x.f, x.a);
-  if (const Tensor f = held_out_samples(x.f, options_.held_out); !f.empty())
-    if (!helps_held_out(all, error(f, held_out_samples(x.a, options_.held_out)), options_.held_out)) {
+  if (const Tensor f = held_out_samples(x.f, options_.held_out); !f.empty()) {
+    const double share = static_cast<double>(f.dim(0)) / static_cast<double>(x.f.dim(0));
+    if (!helps_held_out(all, error(f, held_out_samples(x.a, options_.held_out)), share)) {
       ++record.dropped;
       return;
     }
+  }
   Model::point_of(layer).add(all);
   record.fitted += w.dim(0);
 }

@@ -23,9 +23,9 @@ struct Needs {
   bool sequential = false;
   bool moments = false;  // second moments of the inputs of a group
   bool cross = false;    // and their products with the float network's inputs, the samples in two halves
-  bool operands =
-      false;            // whole operands and outputs of each layer, on all samples; with `cross` those of both streams
-  bool blocks = false;  // inputs of whole blocks and what their outputs lack of the float network's
+  // Whole operands and outputs of each layer, on all samples; with `cross` those of both streams.
+  bool operands = false;
+  bool blocks = false;     // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
 

@@ -51,12 +51,18 @@ Tensor RunningMean::mean() const {
   return Tensor(mean_shape_, std::vector<float>(mean_.begin(), mean_.end()));
 }
 
+bool is_held_out(int64_t sample, double share) { return share > 0 && sample % std::lround(1 / share) == 1; }
+
 void HeldOutMean::add(size_t sample, const RunningMean& one) {
   all.add(one);
-  if (share > 0 && sample % static_cast<size_t>(std::lround(1 / share)) == 1) held_out.add(one);
+  ++samples;
+  if (!is_held_out(static_cast<int64_t>(sample), share)) return;
+  held_out.add(one);
+  ++samples_held_out;
 }
 
 bool helps_held_out(const Tensor& all, const Tensor& held_out, double share) {
+  if (held_out.empty() || !(share < 1)) return true;
   double change = 0;
   for (int64_t i = 0; i < all.size(); ++i) {
     const double b = (all[i] - share * held_out[i]) / (1 - share);

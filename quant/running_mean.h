@@ -32,20 +32,26 @@ class RunningMean {
   int64_t batches_ = 0;
 };
 
-// A mean over samples and, apart, that of the share of them that is held out, to tell whether taking the mean away
-// helps on data it was not taken from.
-struct HeldOutMean {
-  explicit HeldOutMean(BcShape shape = BcShape::Channel, double held_out = 0)
-      : share(held_out), all(shape), held_out(shape) {}
+// Whether a sample is held out where one in 1 / share is (0: none).
+bool is_held_out(int64_t sample, double share);
 
-  double share;  // 0: none is held out; else one sample in 1 / share
+// A mean over samples and, apart, that of those that are held out, to tell whether taking the mean away helps on data
+// it was not taken from.
+struct HeldOutMean {
+  explicit HeldOutMean(BcShape shape = BcShape::Channel, double s = 0) : share(s), all(shape), held_out(shape) {}
+
+  double share;
   RunningMean all, held_out;
+  int64_t samples = 0, samples_held_out = 0;
 
   void add(size_t sample, const RunningMean& one);
+  // The share there was: of few samples it is not the one asked for.
+  double actual_share() const { return static_cast<double>(samples_held_out) / static_cast<double>(samples); }
 };
 
 // Whether b, the mean error of the samples that are not held out, lowers E|e|² on those that are: of the mean over
-// `all`, the mean over those held out, and their share. E|e - b|² - E|e|² = |b|² - 2 b E[e].
+// `all`, the mean over those held out, and their actual share. E|e - b|² - E|e|² = |b|² - 2 b E[e]. With none held out,
+// or none left, it is taken to help.
 bool helps_held_out(const Tensor& all, const Tensor& held_out, double share);
 
 }  // namespace bcq

@@ -347,3 +347,54 @@ TEST_CASE("activations of language models: a grid a token or a tensor, which wei
   CHECK(relative_error(y, Tensor({2, 3}, {7, -3, 0, 0.07f, 0.02f, 0})) < 1e-6);  // half to even
   CHECK(same_bits(fake_quantize(read_grid("dynamic", dynamic.describe()), x), y));
 }
+
+TEST_CASE("held out: a compensation is kept where the error falls on samples it was not taken from") {
+  // Against errors themselves: |e - b|² less |e|² on the held-out ones, for shares that do not divide the samples.
+  for (const int64_t n : {2, 5, 8, 9}) {
+    CAPTURE(n);
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      const Tensor e = random({n, 3, 4}, seed);
+      HeldOutMean mean(BcShape::Channel, 0.25);
+      double b[4] = {}, change = 0, fitted = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        RunningMean one;
+        one.update(e.slice(j, j + 1));
+        mean.add(static_cast<size_t>(j), one);
+        if (j % 4 == 1) continue;
+        for (int64_t i = 0; i < 12; ++i) b[i % 4] += e[j * 12 + i] / 3;
+        ++fitted;
+      }
+      for (int64_t j = 1; j < n; j += 4)
+        for (int64_t i = 0; i < 12; ++i) {
+          const double to = b[i % 4] / fitted, d = e[j * 12 + i];
+          change += (d - to) * (d - to) - d * d;
+        }
+      CHECK(helps_held_out(mean.all.mean(), mean.held_out.mean(), mean.actual_share()) == (change < 0));
+    }
+  }
+  CHECK(helps_held_out(Tensor({1}, {1}), {}, 0));
+}
+
+TEST_CASE("joint: biases take the mean error with the weights that tokens have") {
+  JointOptions o{32, 3};
+  o.held_out = 0;
+  Joint joint(o, kQuiet);
+  const auto model = calibrated(kVit, joint);
+  const Batch batch = pixels_of(kVit);
+  const Layer& qkv = *model->part(0).groups[0].layers[0];
+  struct Input : Observer {
+    const Layer* layer;
+    Tensor x;
+    void input(const Layer& l, const Tensor& a) override {
+      if (&l == layer) x = a;
+    }
+  } input;
+  input.layer = &qkv;
+  model->forward({Precision::Float, nullptr, &input}, batch);
+  const Tensor real = qkv.product(kFloat, input.x, {}), own = qkv.product(kFake, input.x, {});
+  const Tensor error = add(nullptr, real, scale(nullptr, own, -1));
+  double size = 0;
+  for (int64_t i = 0; i < error.size(); ++i) size = std::max(size, std::abs(static_cast<double>(error[i])));
+  CHECK(max_abs(weighted_mean(error, 1)) < 1e-4 * size);
+  CHECK(max_abs(weighted_mean(error, 0)) > 1e-2 * size);  // all tokens alike
+}
