@@ -240,6 +240,14 @@ void Model::fold(const LayerGroup& group, const std::vector<float>& scale, const
   }
 }
 
+void fold_channels(Tensor& x, const std::vector<float>& scale, const std::vector<float>& shift) {
+  const int64_t n = x.dim(-1);
+  for_rows(x, [&](int64_t r) {
+    float* row = x.data + r * n;
+    for (size_t c = 0; c < scale.size(); ++c) row[c] = row[c] / scale[c] - shift[c];
+  });
+}
+
 void Model::set_block_linear(int i, const Tensor& weight, const Tensor& bias) {
   block_linear_.resize(static_cast<size_t>(depth()));
   block_linear_[static_cast<size_t>(i)] = {weight, bias};

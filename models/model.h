@@ -127,6 +127,9 @@ class Model {
   std::vector<Tensor> block_added_;  // of each block: a compensation that is not folded, [N, D]; or empty
 };
 
+// What Model::fold() makes of a tensor that is there already, in place: x[..., c] = x[..., c] / scale_c - shift_c.
+void fold_channels(Tensor& x, const std::vector<float>& scale, const std::vector<float>& shift);
+
 // Load a network from a folder (config.json beside model.safetensors, its sharded index, or the one
 // *.safetensors there is) or from a .safetensors file with config.json in the same folder.
 // Throws InputError naming file, key or tensor, what was expected and what was found.

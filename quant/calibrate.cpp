@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -45,7 +46,7 @@ class Pass : public Observer {
     watched_ = layers;
     on_product_ = std::move(on_product);
   }
-  void input(const Layer& layer, const Tensor& x) override {
+  void input(const Layer& layer, const Tensor& x, const Tensor&) override {
     if (next_ == end_ || &layer != groups_[next_].front()) return;
     require(kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)", layer.name);
     inputs.push_back(x);
@@ -86,6 +87,66 @@ class BranchPass : public Observer {
   OnBranch on_branch_;
   bool done_ = false;
 };
+
+// What the layers of a group are fed: an input of linear ones, or both operands of a product.
+struct Fed {
+  Tensor a, b;
+};
+
+// Hands what each group is fed to a function, before the first of its layers runs.
+class FeedPass : public Observer {
+ public:
+  using OnGroup = std::function<void(size_t group, const Fed& fed)>;
+  FeedPass(const std::vector<Group>& groups, OnGroup on_group) : groups_(groups), on_group_(std::move(on_group)) {}
+  void input(const Layer& layer, const Tensor& a, const Tensor& b) override {
+    if (next_ == groups_.size() || &layer != groups_[next_].front()) return;
+    for (const Tensor* x : {&a, &b})
+      require(x->empty() || kernels().all_finite(x->data, x->size()), "%s: its input is not finite (NaN or infinity)", layer.name);
+    on_group_(next_++, {a, b});
+  }
+
+ private:
+  const std::vector<Group>& groups_;
+  OnGroup on_group_;
+  size_t next_ = 0;
+};
+
+// ---- Samples together ----------------------------------------------------------------------------
+
+Tensor join(const Tensors& parts) {
+  int64_t n = 0;
+  for (const Tensor& part : parts) {
+    n += part.dim(0);
+    require(part.size() / part.dim(0) == parts[0].size() / parts[0].dim(0),
+            "calibration batches need samples of one shape, got %s and %s", to_string(parts[0].shape),
+            to_string(part.shape));
+  }
+  if (parts.size() == 1) return parts[0];
+  Shape shape = parts[0].shape;
+  shape[0] = n;
+  Tensor all = Tensor::uninitialized(shape);
+  float* to = all.data;
+  for (const Tensor& part : parts) to = std::copy_n(part.data, part.size(), to);
+  return all;
+}
+
+Batch join(const std::vector<Batch>& batches) {
+  Batch all;
+  Tensors pixels;
+  for (const Batch& batch : batches) {
+    if (!batch.pixels.empty()) {
+      pixels.push_back(batch.pixels);
+      continue;
+    }
+    require(all.ids.empty() || batch.length == all.length, "calibration windows of %d and of %d tokens", all.length,
+            batch.length);
+    all.length = batch.length;
+    all.windows += batch.windows;
+    all.ids.insert(all.ids.end(), batch.ids.begin(), batch.ids.end());
+  }
+  if (!pixels.empty()) all.pixels = join(pixels);
+  return all;
+}
 
 // ---- Means ---------------------------------------------------------------------------------------
 
@@ -173,6 +234,7 @@ class Calibration {
       result_.parts.push_back(std::move(record));
     }
     if (next > last) return std::move(result_);
+    for (const Batch& batch : data_) first_sample_.push_back(first_sample_.back() + batch.size());
     real_.resize(data_.size());
     quantized_.resize(data_.size());
     outputs_.resize(data_.size());
@@ -231,6 +293,7 @@ class Calibration {
     stage->needs.moments |= needs.moments;
     stage->needs.cross |= needs.cross;
     stage->needs.operands |= needs.operands;
+    stage->needs.outputs |= needs.outputs;
     stage->methods.push_back(method);
     if (compensates) stage->compensation = method;
   }
@@ -243,19 +306,27 @@ class Calibration {
     for (size_t first = 0; first < stages_.size();) {
       size_t end = first + 1;
       while (end < stages_.size() && stages_[end].needs.sequential == stages_[first].needs.sequential) ++end;
-      if (stages_[first].needs.sequential) {
-        const std::vector<Group> groups = groups_of(first, end);
-        for (size_t g = 0; g < groups.size(); ++g)
-          for (size_t s = first; s < end; ++s) fit_groups(i, stages_[s], groups, g, g + 1);
-      } else {
-        for (size_t s = first; s < end; ++s) {
-          const std::vector<Group> groups = groups_of(s, s + 1);
-          if (!groups.empty()) fit_groups(i, stages_[s], groups, 0, groups.size());
-        }
-      }
+      if (stages_[first].needs.sequential)
+        fit_sequentially(i, first, end);
+      else
+        for (size_t s = first; s < end; ++s) fit_in_parallel(i, s);
       first = end;
     }
     for (Method* method : methods_) fit_outputs(i, *method);
+  }
+
+  void fit_sequentially(int i, size_t first, size_t end) {
+    for (size_t s = first; s < end; ++s)
+      if (stages_[s].needs.operands) return fit_operands(i, first, end);
+    const std::vector<Group> groups = groups_of(first, end);
+    for (size_t g = 0; g < groups.size(); ++g)
+      for (size_t s = first; s < end; ++s) fit_groups(i, stages_[s], groups, g, g + 1);
+  }
+
+  void fit_in_parallel(int i, size_t s) {
+    if (stages_[s].needs.operands) return fit_operands(i, s, s + 1);
+    const std::vector<Group> groups = groups_of(s, s + 1);
+    if (!groups.empty()) fit_groups(i, stages_[s], groups, 0, groups.size());
   }
 
   // Layers of the part that methods of these stages fit or compensate, by the inputs they share.
@@ -277,17 +348,20 @@ class Calibration {
 
   void fit_groups(int i, const Stage& stage, const std::vector<Group>& groups, size_t begin, size_t end) {
     std::vector<GroupSums> sums = observe(i, stage, groups, begin, end);
+    for (size_t g = begin; g < end; ++g) fit_group(stage, groups[g], sums[g - begin]);
+  }
+
+  void fit_group(const Stage& stage, const Group& group, GroupSums& sums) {
     const Stopwatch watch(result_.seconds.solve);
-    for (size_t g = begin; g < end; ++g)
-      for (Method* method : stage.methods) {
-        Group wanted;
-        for (Layer* layer : groups[g])
-          if (method->wants(*layer)) wanted.push_back(layer);
-        const Timer solving;
-        if (!wanted.empty()) method->fit(wanted, sums[g - begin].seen, record());
-        if (!wanted.empty()) result_.seconds.of_layer[wanted[0]] += solving.seconds();
-        if (method == stage.compensation) compensate(stage, groups[g], sums[g - begin]);
-      }
+    for (Method* method : stage.methods) {
+      Group wanted;
+      for (Layer* layer : group)
+        if (method->wants(*layer)) wanted.push_back(layer);
+      const Timer solving;
+      if (!wanted.empty()) method->fit(wanted, sums.seen, record());
+      if (!wanted.empty()) result_.seconds.of_layer[wanted[0]] += solving.seconds();
+      if (method == stage.compensation) compensate(stage, group, sums);
+    }
   }
 
   void compensate(const Stage& stage, const Group& group, const GroupSums& sums) {
@@ -325,7 +399,7 @@ class Calibration {
   std::vector<GroupSums> observe(int i, const Stage& stage, const std::vector<Group>& groups, size_t begin,
                                  size_t end) {
     std::vector<GroupSums> sums(end - begin);
-    if (!stage.passes()) return sums;
+    if (!stage.needs.moments && !stage.compensation) return sums;
     const BcShape shape = stage.compensation ? stage.compensation->shape() : BcShape::Channel;
     const bool by_means = stage.compensation && by_means_;
     Group watched;  // whose outputs are looked at
@@ -339,7 +413,6 @@ class Calibration {
           sum.errors.emplace_back(shape, held_out);
         }
     }
-    if (stage.needs.operands) return observe_operands(i, stage, groups, begin, end);
     for_samples(
         [&](size_t j) {
           Observed x = observe_one(i, j, stage, groups, begin, end, watched);
@@ -350,18 +423,21 @@ class Calibration {
         [&](size_t j, const Observed& x) {
           size_t k = 0;
           for (size_t g = 0; g < sums.size(); ++g) {
-            std::unique_ptr<Moments>& into = stage.needs.cross && j % 2 ? sums[g].seen.odd : sums[g].seen.moments;
-            if (stage.needs.moments) {
-              const Tensors& own = stage.needs.stream == Stream::Float ? x.real : x.quantized;
-              if (!into) into = std::make_unique<Moments>(own[g].dim(-1));
-              into->add(own[g], stage.needs.cross ? x.real[g] : Tensor{});
-            }
+            if (stage.needs.moments)
+              add_moments(stage, j, (stage.needs.stream == Stream::Float ? x.real : x.quantized)[g],
+                          stage.needs.cross ? x.real[g] : Tensor{}, sums[g].seen);
             if (!x.real_means.empty()) sums[g].real.add(j, x.real_means[g]);
             if (!x.quantized_means.empty()) sums[g].quantized.add(j, x.quantized_means[g]);
             for (HeldOutMean& error : sums[g].errors) error.add(j, x.errors[k++]);
           }
         });
     return sums;
+  }
+
+  static void add_moments(const Stage& stage, size_t j, const Tensor& own, const Tensor& real, Seen& seen) {
+    std::unique_ptr<Moments>& into = stage.needs.cross && j % 2 ? seen.odd : seen.moments;
+    if (!into) into = std::make_unique<Moments>(own.dim(-1));
+    into->add(own, stage.needs.cross ? real : Tensor{});
   }
 
   Observed observe_one(int i, size_t j, const Stage& stage, const std::vector<Group>& groups, size_t begin, size_t end,
@@ -395,35 +471,71 @@ class Calibration {
     return x;
   }
 
-  // Whole operands and outputs of each layer: in the float network, or still float itself on what the quantized layers
-  // before it make; with Needs::cross the float network's inputs beside them.
-  std::vector<GroupSums> observe_operands(int i, const Stage& stage, const std::vector<Group>& groups, size_t begin,
-                                          size_t end) {
-    const bool is_float = stage.needs.stream == Stream::Float;
-    Group watched;
-    for (size_t g = begin; g < end; ++g) watched.insert(watched.end(), groups[g].begin(), groups[g].end());
-    OperandCapture capture(data_);
-    const Stopwatch watch(result_.seconds.passes);
-    for (size_t j = 0; j < data_.size(); ++j) {
-      capture.start(j);
-      if (stage.needs.cross) {
-        Pass real(groups, begin, end, false);
-        real.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor&, const Tensor&) {
-          capture.add_real(layer, a);
-        });
-        model_.run(context(Precision::Float, &real), i, data_[j], real_[j]);
+  // ---- A part whose methods look at whole operands -------------------------------------------------
+
+  // What samples of batch j are in x, which holds all samples. A Swin has several (windows) an image.
+  Tensor samples_of(size_t j, const Tensor& x) const {
+    if (x.empty()) return x;
+    const int64_t each = x.dim(0) / first_sample_.back();
+    return x.slice(first_sample_[j] * each, first_sample_[j + 1] * each);
+  }
+
+  // Part i on all samples at once, showing what each group is fed. Of the float network it keeps the output.
+  void run_together(int i, Precision precision, const std::vector<Group>& groups, const FeedPass::OnGroup& on_group) {
+    const bool is_float = precision == Precision::Float;
+    const double solved = result_.seconds.solve;
+    const Timer timer;
+    FeedPass pass(groups, on_group);
+    const Tensor y = model_.run(context(precision, &pass), i, i < 0 ? join(data_) : Batch{},
+                                i < 0 ? Tensor{} : join(is_float ? real_ : quantized_));
+    for (size_t j = 0; is_float && j < data_.size(); ++j) outputs_[j] = samples_of(j, y);
+    result_.seconds.passes += timer.seconds() - (result_.seconds.solve - solved);
+  }
+
+  // All methods of stages [first, end), group by group; sequential ones while the part runs on the quantized stream.
+  void fit_operands(int i, size_t first, size_t end) {
+    const std::vector<Group> groups = groups_of(first, end);
+    if (groups.empty()) return;
+    std::vector<Fed> real(groups.size()), quantized(groups.size());
+    const auto fit = [&](size_t g, const Fed& own) {
+      for (size_t s = first; s < end; ++s) fit_group(stages_[s], groups[g], real[g], own);
+      real[g] = {};
+    };
+    bool sees_float = false;
+    for (size_t s = first; s < end; ++s) sees_float |= stages_[s].sees_float();
+    if (sees_float) run_together(i, Precision::Float, groups, [&](size_t g, const Fed& fed) { real[g] = fed; });
+    if (stages_[first].needs.sequential) return run_together(i, Precision::Fake, groups, fit);
+    if (stages_[first].needs.stream == Stream::Quantized)
+      run_together(i, Precision::Fake, groups, [&](size_t g, const Fed& fed) { quantized[g] = fed; });
+    for (size_t g = 0; g < groups.size(); ++g) fit(g, std::exchange(quantized[g], {}));
+  }
+
+  // One group, from what its layers are fed on the two streams.
+  void fit_group(const Stage& stage, const Group& group, const Fed& real, const Fed& quantized) {
+    const Fed& own = stage.needs.stream == Stream::Float ? real : quantized;
+    GroupSums sums;
+    if (stage.needs.operands)
+      for (const Layer* layer : group) {
+        Operands x{own.a, own.b, {}, {}, {}};
+        if (stage.needs.outputs) x.y = layer->product({Precision::Float}, own.a, own.b);
+        if (stage.needs.cross) x.f = real.a;
+        sums.seen.operands.push_back(std::move(x));
       }
-      Pass pass(groups, begin, end, false);
-      pass.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
-        capture.add(layer, a, b, y);
-      });
-      const Precision precision = is_float ? Precision::Float : Precision::Fake;
-      model_.run(context(precision, &pass), i, data_[j], is_float ? real_[j] : quantized_[j]);
+    for (size_t j = 0; stage.needs.moments && j < data_.size(); ++j)
+      add_moments(stage, j, samples_of(j, own.a), samples_of(j, real.a), sums.seen);
+    if (stage.compensation) {
+      const Method& method = *stage.compensation;
+      sums.real = sums.quantized = HeldOutMean(method.shape(), method.held_out());
+      for (Layer* layer : group) {
+        if (!method.wants(Model::point_of(*layer))) continue;
+        sums.errors.emplace_back(method.shape(), method.held_out());
+        const Tensor f = layer->product({Precision::Float}, real.a, real.b);
+        const Tensor q = layer->product({Precision::Fake}, own.a, own.b);
+        for (size_t j = 0; j < data_.size(); ++j)
+          sums.errors.back().add(j, mean_of_one(method.shape(), samples_of(j, f), samples_of(j, q)));
+      }
     }
-    std::vector<GroupSums> sums(end - begin);
-    for (size_t g = begin; g < end; ++g)
-      for (const Layer* layer : groups[g]) sums[g - begin].seen.operands.push_back(capture.take(layer));
-    return sums;
+    fit_group(stage, group, sums);
   }
 
   // ---- Larger outputs ----------------------------------------------------------------------------
@@ -596,6 +708,7 @@ class Calibration {
   const CalibrationOptions& options_;
   std::vector<Stage> stages_;
   bool by_means_ = false, has_real_ = false, has_quantized_ = false;
+  std::vector<int64_t> first_sample_{0};  // of each batch, and their number
   int last_ = 0;                    // part
   Part part_;                       // the present one
   Tensors real_, quantized_;        // what the present part is fed on the two streams, as far as somebody needs them
@@ -626,6 +739,10 @@ void check(Model& model, const std::vector<Batch>& data, const std::vector<Metho
                 model.info().name);
   require_usage(!model.layers(model.depth()).empty() || !wanted(Point::Kind::Model),
                 "the output of %s is not quantized: model cannot be chosen", model.info().name);
+  const auto any = [&](auto is) { return std::any_of(methods.begin(), methods.end(), is); };
+  require_usage(!any([](const Method* m) { return m->needs().folds; }) ||
+                    !any([](const Method* m) { return m->compensates(); }),
+                "a method that folds scales into norms calibrates before products are compensated, not with them");
   for (const Method* method : methods) {
     const Needs needs = method->needs();
     require(!data.empty() || !(needs.moments || needs.operands || method->compensates()), "%s needs calibration data",

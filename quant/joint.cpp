@@ -58,6 +58,11 @@ Tensor held_out_samples(const Tensor& x, double share) {
   return y;
 }
 
+// x Wᵀ + b of rows x [rows, in].
+Tensor product(const Tensor& x, const Weight& w, const Tensor& b = {}) {
+  return linear(nullptr, x.reshaped({1, x.dim(0), x.dim(1)}), w, b).reshaped({x.dim(0), w.dim(0)});
+}
+
 // Weighted squares of y [rows, out] about their weighted mean.
 double centred_energy(const Tensor& y, const Floats& weights) {
   const int64_t n = y.dim(1);
@@ -78,8 +83,8 @@ double centred_energy(const Tensor& y, const Floats& weights) {
 
 // Weighted mean square of what the finished layer makes of rounded inputs less what the float one makes of its own.
 double output_error(const Layer& layer, const Rows& f, const Rows& a) {
-  const Tensor real = linear(nullptr, f.x, layer.weight, layer.bias.loaded);
-  const Tensor own = linear(nullptr, a.x, layer.weight_in(Precision::Fake), layer.bias.in(Precision::Fake));
+  const Tensor real = product(f.x, layer.weight, layer.bias.loaded);
+  const Tensor own = product(a.x, layer.weight_in(Precision::Fake), layer.bias.in(Precision::Fake));
   double sum = 0, total = 0;
   for (int64_t r = 0; r < real.dim(0); ++r) {
     double row = 0;
@@ -92,13 +97,6 @@ double output_error(const Layer& layer, const Rows& f, const Rows& a) {
 }
 
 Tensor minus(const Tensor& a, const Tensor& b) { return add(nullptr, a, scale(nullptr, b, -1)); }
-
-void apply(const Joint::Fold& fold, Tensor& x) {
-  const int64_t n = x.dim(-1);
-  for_rows(x, [&](int64_t r) {
-    for (int64_t c = 0; c < n; ++c) x[r * n + c] = x[r * n + c] / fold.scale[at(c)] - fold.shift[at(c)];
-  });
-}
 
 using Fold = Joint::Fold;
 
@@ -176,7 +174,7 @@ Joint::Joint(const JointOptions& o, const Warn& warn) : options_(o), solver_(sol
 Needs Joint::needs() const {
   Needs needs;
   needs.stream = Stream::Quantized;
-  needs.sequential = needs.operands = needs.cross = true;
+  needs.sequential = needs.operands = needs.cross = needs.folds = true;
   return needs;
 }
 
@@ -216,13 +214,16 @@ Joint::Fold Joint::choose_fold(const std::vector<Layer*>& layers, const Tensor& 
   for (const Fold& fold : candidates(fitted)) {
     Rows own = fitted, other = held_out;
     own.x = own.x.clone(), other.x = other.x.clone();
-    if (fold.changes()) apply(fold, own.x), apply(fold, other.x);
+    if (fold.changes()) {
+      fold_channels(own.x, fold.scale, fold.shift);
+      fold_channels(other.x, fold.scale, fold.shift);
+    }
     const Tensor w = stacked(layers, fold);
     const Grid grid = grid_of(Histogram(own.x, own.weights, column_energy(w)), false);
-    double error = centred_energy(linear(nullptr, minus(fake_quantize(grid, other.x), other.x), w, {}), other.weights);
+    double error = centred_energy(product(minus(fake_quantize(grid, other.x), other.x), w), other.weights);
     if (options_.wbits != kFloatBits) {
       const Tensor rounded = round_to_nearest(w, {options_.wbits}).values;
-      error += kSolved * centred_energy(linear(nullptr, other.x, minus(rounded, w), {}), other.weights);
+      error += kSolved * centred_energy(product(other.x, minus(rounded, w)), other.weights);
     }
     if (error < least) least = error, best = fold;
   }
@@ -233,13 +234,15 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
   const LayerGroup& whole = part_.group_of(*group[0]);
   const bool rounds_input = options_.abits != kFloatBits && part_.kind != Part::Kind::Embedding;
   Grid left;
+  // What the float network fed this layer was seen before the values were folded.
+  if (group[0]->role == Role::Proj && of_values_.changes()) fold_channels(x.f, of_values_.scale, of_values_.shift);
   if (rounds_input) {
     if (whole.source.norm && group.size() == whole.layers.size()) {
       const Fold fold = choose_fold(group, x.a);
       if (fold.changes()) {
         model_->fold(whole, fold.scale, fold.shift);
-        apply(fold, x.a);
-        apply(fold, x.f);
+        fold_channels(x.a, fold.scale, fold.shift);
+        fold_channels(x.f, fold.scale, fold.shift);
       }
     }
     left = grid_of(Histogram(x.a, row_weights(x.a, read_tokens()), column_energy(stacked(group, {}))), false);
@@ -308,9 +311,10 @@ void Joint::fit_mix(Layer& layer, Operands& x) {
   const int64_t B = x.b.dim(0), H = x.b.dim(1), N = x.b.dim(2), d = x.b.dim(3);
   for (const LayerGroup& group : part_.groups) {
     if (group.layers[0]->role != Role::Proj || !group.source.layer) continue;
-    const Fold fold = choose_fold(group.layers, merge_heads(nullptr, x.y));
+    const Fold fold = choose_fold(group.layers, merge_heads(nullptr, matmul(nullptr, x.a, x.b, false)));
     if (!fold.changes()) continue;
     model_->fold(group, fold.scale, fold.shift);
+    of_values_ = fold;
     for (int64_t i = 0; i < x.b.size(); ++i) {
       const size_t c = at(i / (N * d) % H * d + i % d);
       x.b[i] = x.b[i] / fold.scale[c] - fold.shift[c];

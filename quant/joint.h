@@ -37,7 +37,7 @@ class Joint : public Method {
   Joint(const JointOptions& options, const Warn& warn);
   Needs needs() const override;
   void begin(Model& model) override;
-  void start(const Part& part) override { part_ = part; }
+  void start(const Part& part) override { part_ = part, of_values_ = {}; }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer&) const override { return true; }
@@ -57,6 +57,7 @@ class Joint : public Method {
   Gptq solver_;
   Model* model_ = nullptr;
   Part part_;
+  Fold of_values_;  // of the present block, which its proj undoes
 };
 
 }  // namespace bcq

@@ -23,8 +23,12 @@ struct Needs {
   bool sequential = false;
   bool moments = false;  // second moments of the inputs of a group
   bool cross = false;    // and their products with the float network's inputs, the samples in two halves
-  // Whole operands and outputs of each layer, on all samples; with `cross` those of both streams.
+  // Whole operands of each layer, on all samples; with `cross` those of both streams. Sequential methods see those of the
+  // quantized stream while it runs: one that folds something into what made an operand folds the operand, too, in
+  // place, for it is what the network goes on with.
   bool operands = false;
+  bool outputs = false;    // and what the layer, itself in float, makes of them
+  bool folds = false;      // changes what makes an operand (Model::fold): products cannot be compensated in one walk with it
   bool blocks = false;     // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
@@ -33,7 +37,7 @@ struct Needs {
 struct Operands {
   Tensor a;       // left operand [S, ..., in] or [S, H, N, K]
   Tensor b;       // right operand [S, H, ., .]; empty for a linear layer
-  Tensor y;       // output with the layer itself in float [S, ..., out] or [S, H, N, M]
+  Tensor y;       // Needs::outputs: output with the layer itself in float [S, ..., out] or [S, H, N, M]
   Tensor g2;      // E[G²] up to a factor, in the shape of y; empty: 1 everywhere
   Tensor f = {};  // with Needs::cross: the left operand in the float network, where `a` is that of the quantized one
 };

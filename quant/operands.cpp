@@ -38,8 +38,6 @@ void OperandCapture::add(const Layer& layer, const Tensor& a, const Tensor& b, c
   put(operands.y, y);
 }
 
-void OperandCapture::add_real(const Layer& layer, const Tensor& f) { put(layers_[&layer].operands.f, f); }
-
 // Gradients may be as small as 1e-20. They are scaled by a power of two that follows the largest seen
 // at the layer, so that squares stay normal and a change of scale is exact; scores do not see the factor.
 void OperandCapture::add_gradient(const Layer& layer, const Tensor& g) {

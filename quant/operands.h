@@ -14,7 +14,6 @@ class OperandCapture {
 
   void start(size_t batch);  // what add() is given next is of this batch
   void add(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y);
-  void add_real(const Layer& layer, const Tensor& f);  // its left operand in the float network
   // Adds the squares of a gradient at the layer's output, on this batch.
   void add_gradient(const Layer& layer, const Tensor& g);
   // All of a layer, which is forgotten here. Error when it never ran.

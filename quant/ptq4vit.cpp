@@ -259,7 +259,7 @@ Ptq::Ptq(const PtqOptions& options, const Warn& warn) : options_(options), warn_
 
 Needs Ptq::needs() const {
   Needs needs;
-  needs.operands = true;
+  needs.operands = needs.outputs = true;
   needs.sequential = options_.sequential;
   needs.gradients = options_.metric == Metric::Hessian;
   if (options_.sequential) needs.stream = Stream::Quantized;

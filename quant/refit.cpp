@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -13,6 +14,7 @@ namespace bcq {
 namespace {
 
 constexpr double kRidges[] = {0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10};
+constexpr int64_t kTrialRows = 256;  // outputs the ridge is chosen by
 
 using Matrix = std::vector<double>;  // row-major
 
@@ -63,21 +65,33 @@ Refit refit(const std::vector<Tensor>& weights, Moments& a, const Moments& b, bo
   Matrix w;
   for (const Tensor& weight : weights) w.insert(w.end(), weight.data, weight.data + weight.size());
 
+  // Every so many-th output.
+  const int64_t out = static_cast<int64_t>(w.size()) / n, step_rows = (out + kTrialRows - 1) / kTrialRows;
+  Matrix some;
+  for (int64_t r = 0; r < out; r += step_rows) some.insert(some.end(), &w[at(r * n)], &w[at(r * n)] + n);
+
   double best = 0;
   Refit result{weights, std::numeric_limits<double>::infinity()};
   {
-    const Half halves[] = {{w, n, a, centred}, {w, n, b, centred}};
-    constexpr int64_t kCount = std::size(kRidges);
-    double costs[2 * kCount];
-    parallel_for(2 * kCount, [&](int64_t i) {
-      const Matrix d = halves[i % 2].change(n, kRidges[i / 2]);
-      costs[i] = d.empty() ? 0 : halves[1 - i % 2].cost(d, n);
-    });
-    for (int64_t i = 0; i < kCount; ++i)
-      if (costs[2 * i] + costs[2 * i + 1] < best) {
-        best = costs[2 * i] + costs[2 * i + 1];
-        result.ridge = kRidges[i];
-      }
+    const Half halves[] = {{some, n, a, centred}, {some, n, b, centred}};
+    // Costs fall and rise again: from the middle downhill.
+    constexpr int kCount = std::size(kRidges);
+    std::map<int, double> known;
+    const auto cost = [&](int i) {
+      if (i < 0 || i >= kCount) return 0.0;
+      if (const auto found = known.find(i); found != known.end()) return found->second;
+      double of_half[2];
+      parallel_for(2, [&](int64_t half) {
+        const Matrix d = halves[half].change(n, kRidges[i]);
+        of_half[half] = d.empty() ? 0 : halves[1 - half].cost(d, n);
+      });
+      return known[i] = of_half[0] + of_half[1];
+    };
+    int i = 2;
+    const int step = cost(i + 1) < cost(i) ? 1 : -1;
+    while (cost(i + step) < cost(i)) i += step;
+    best = std::min(0.0, cost(i));
+    if (best < 0) result.ridge = kRidges[i];
   }
   a.add(b);
   if (best == 0) return result;

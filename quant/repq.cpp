@@ -49,7 +49,7 @@ RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
 Needs RepqVit::needs() const {
   Needs needs;
   needs.stream = Stream::Quantized;
-  needs.sequential = needs.operands = true;
+  needs.sequential = needs.operands = needs.folds = true;
   return needs;
 }
 
@@ -93,6 +93,7 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
       shift.push_back(range.scale > 0 ? common.scale[0] * static_cast<float>(common.zero[0] - range.zero) : 0.f);
     }
     model_->fold(whole, by, shift);
+    fold_channels(input, by, shift);
     left = common;
   } else {
     left = grid_of(input, role == Role::Patch ? kPixelBits : options_.abits);

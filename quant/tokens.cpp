@@ -1,5 +1,6 @@
 #include "quant/tokens.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/nn/ops.h"
@@ -25,12 +26,16 @@ std::vector<float> row_weights(const Tensor& x, int64_t read) {
 }
 
 std::vector<double> weighted_mean(const Tensor& x, int64_t read) {
+  constexpr int64_t kColumns = 64;
   const int64_t n = x.dim(-1);
   std::vector<double> mean(static_cast<size_t>(n));
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    const double weight = token_weight(r % tokens_of(x), tokens_of(x), read) / static_cast<double>(x.rows());
-    for (int64_t c = 0; c < n; ++c) mean[static_cast<size_t>(c)] += weight * x[r * n + c];
-  }
+  parallel_for((n + kColumns - 1) / kColumns, [&](int64_t part) {
+    const int64_t begin = part * kColumns, end = std::min(n, begin + kColumns);
+    for (int64_t r = 0; r < x.rows(); ++r) {
+      const double weight = token_weight(r % tokens_of(x), tokens_of(x), read) / static_cast<double>(x.rows());
+      for (int64_t c = begin; c < end; ++c) mean[static_cast<size_t>(c)] += weight * x[r * n + c];
+    }
+  });
   return mean;
 }
 

@@ -225,7 +225,7 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
     CHECK(result.fitted() > 0);
     // The inputs of the first block's query on this stream are those of the float network.
     struct First : Observer {
-      void input(const Layer& s, const Tensor& x) override {
+      void input(const Layer& s, const Tensor& x, const Tensor&) override {
         if (s.role == Role::Query && inputs.size() < 12) inputs.push_back(x);
       }
       std::vector<Tensor> inputs;
@@ -324,7 +324,7 @@ std::unique_ptr<Model> to_solve(const std::string& fixture, bool has_grids) {
 // inputs are taken, which parts that are quantized already have made.
 void solve_directly(Model& model, const std::vector<Batch>& data, const GptqOptions& o) {
   struct Hessians : Observer {
-    void input(const Layer& layer, const Tensor& x) override {
+    void input(const Layer& layer, const Tensor& x, const Tensor&) override {
       if (!layer.is_linear()) return;
       std::vector<double> h = hessian_of(x), &sum = all[&layer];
       sum.resize(h.size());

@@ -149,7 +149,7 @@ TEST_CASE("repq: a folded input has the codes that its channels have on grids of
   struct Input : Observer {
     const Layer* layer;
     Tensor x;
-    void input(const Layer& l, const Tensor& a) override {
+    void input(const Layer& l, const Tensor& a, const Tensor&) override {
       if (&l == layer) x = a;
     }
   } input;
@@ -385,7 +385,7 @@ TEST_CASE("joint: biases take the mean error with the weights that tokens have")
   struct Input : Observer {
     const Layer* layer;
     Tensor x;
-    void input(const Layer& l, const Tensor& a) override {
+    void input(const Layer& l, const Tensor& a, const Tensor&) override {
       if (&l == layer) x = a;
     }
   } input;

@@ -17,7 +17,7 @@ Batch batch_of(const std::string& fixture) {
 
 // What every layer is fed.
 struct Inputs : Observer {
-  void input(const Layer& layer, const Tensor& a) override { of[&layer] = a; }
+  void input(const Layer& layer, const Tensor& a, const Tensor&) override { of[&layer] = a; }
   std::map<const Layer*, Tensor> of;
 };
 

@@ -81,7 +81,7 @@ Tensor Layer::product(const Context& ctx, const Tensor& x, const Tensor& rhs) co
 }
 
 Tensor Layer::run(const Context& ctx, const Tensor& x, const Tensor& rhs) const {
-  if (ctx.observer && !ctx.is_done()) ctx.observer->input(*this, x);
+  if (ctx.observer && !ctx.is_done()) ctx.observer->input(*this, x, rhs);
   if (ctx.is_done()) return Tensor(product_shape(*this, x, rhs));
   Tensor y = product(ctx, x, rhs);
   if (ctx.tape && y.slot < 0) ctx.tape->watch(y);  // the first layer of a network: its input is data

@@ -32,7 +32,7 @@ using Branch = std::function<Tensor(const Context& ctx, const Tensor& x)>;
 // Sees every product that is computed. For a linear layer b is empty: the other operand is its weight.
 struct Observer {
   virtual ~Observer() = default;
-  virtual void input(const Layer&, const Tensor& /*a*/) {}  // before the product
+  virtual void input(const Layer&, const Tensor& /*a*/, const Tensor& /*b*/) {}  // before the product
   // Whether this pass has shown all that is wanted: products and attention then return zeros of the right shape at
   // once, for nobody looks at what follows.
   virtual bool is_done() const { return false; }
