@@ -141,7 +141,7 @@ const std::vector<Batch>& LanguageTask::compensation(const Recipe& r) {
   if (!calib_.empty()) return calib_;
   const Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
   std::vector<int32_t> separators;
-  if (r.separator >= 0) separators.push_back(static_cast<int32_t>(r.separator));
+  for (const std::string& id : split(r.separators)) separators.push_back(std::stoi(id));
   const Windows crops = calibration_windows(calib, tokenizer, seqlen_of(model, r), r.samples, r.seed,
                                             r.align ? Align::Document : Align::None, separators, warn);
   calib_facts = facts_of(crops.ids, calib, tokenizer);

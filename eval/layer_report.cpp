@@ -106,12 +106,13 @@ std::string certificate_text(const CalibrationResult& result) {
   constexpr std::pair<const char*, double LayerRecord::*> kSteps[] = {{"rounded", &LayerRecord::rounded},
                                                                       {"GPTQ", &LayerRecord::solved},
                                                                       {"refined", &LayerRecord::refined},
-                                                                      {"and a bias", &LayerRecord::compensated}};
+                                                                      {"and a bias", &LayerRecord::compensated},
+                                                                      {"on held-out data", &LayerRecord::held_out}};
   std::string text;
-  int layers = 0, dropped = 0;
+  int most = 0, dropped = 0;
   for (const auto& [name, step] : kSteps) {
     double sum = 0;
-    layers = dropped = 0;
+    int layers = dropped = 0;
     for (const PartRecord& part : result.parts) {
       dropped += static_cast<int>(part.dropped);
       for (const LayerRecord& layer : part.layers) {
@@ -121,9 +122,10 @@ std::string certificate_text(const CalibrationResult& result) {
       }
     }
     if (layers > 0) text += format("%s %s %.1f", text.empty() ? "" : ",", name, sum / layers);
+    most = std::max(most, layers);
   }
   if (text.empty()) return text;
-  text = format("error over signal of %d layers, dB:%s", layers, text);
+  text = format("error over signal of %d layers, dB:%s", most, text);
   return dropped > 0 ? text + format("; %d outputs keep no bias: it did harm on held-out data", dropped) : text;
 }
 

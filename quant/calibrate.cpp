@@ -101,7 +101,8 @@ class FeedPass : public Observer {
   void input(const Layer& layer, const Tensor& a, const Tensor& b) override {
     if (next_ == groups_.size() || &layer != groups_[next_].front()) return;
     for (const Tensor* x : {&a, &b})
-      require(x->empty() || kernels().all_finite(x->data, x->size()), "%s: its input is not finite (NaN or infinity)", layer.name);
+      require(x->empty() || kernels().all_finite(x->data, x->size()), "%s: its input is not finite (NaN or infinity)",
+              layer.name);
     on_group_(next_++, {a, b});
   }
 
@@ -291,6 +292,7 @@ class Calibration {
       stage = &stages_.back();
     }
     stage->needs.moments |= needs.moments;
+    stage->needs.held_out = std::max(stage->needs.held_out, needs.held_out);
     stage->needs.cross |= needs.cross;
     stage->needs.operands |= needs.operands;
     stage->needs.outputs |= needs.outputs;
@@ -435,7 +437,9 @@ class Calibration {
   }
 
   static void add_moments(const Stage& stage, size_t j, const Tensor& own, const Tensor& real, Seen& seen) {
-    std::unique_ptr<Moments>& into = stage.needs.cross && j % 2 ? seen.odd : seen.moments;
+    std::unique_ptr<Moments>& into = is_held_out(static_cast<int64_t>(j), stage.needs.held_out) ? seen.held_out
+                                     : stage.needs.cross && j % 2                               ? seen.odd
+                                                                                                : seen.moments;
     if (!into) into = std::make_unique<Moments>(own.dim(-1));
     into->add(own, stage.needs.cross ? real : Tensor{});
   }
@@ -709,8 +713,8 @@ class Calibration {
   std::vector<Stage> stages_;
   bool by_means_ = false, has_real_ = false, has_quantized_ = false;
   std::vector<int64_t> first_sample_{0};  // of each batch, and their number
-  int last_ = 0;                    // part
-  Part part_;                       // the present one
+  int last_ = 0;                          // part
+  Part part_;                             // the present one
   Tensors real_, quantized_;        // what the present part is fed on the two streams, as far as somebody needs them
   Tensors outputs_;                 // of the float network there, as far as they are known
   Tensors entry_;                   // inputs of the present stage of a Swin
@@ -740,9 +744,9 @@ void check(Model& model, const std::vector<Batch>& data, const std::vector<Metho
   require_usage(!model.layers(model.depth()).empty() || !wanted(Point::Kind::Model),
                 "the output of %s is not quantized: model cannot be chosen", model.info().name);
   const auto any = [&](auto is) { return std::any_of(methods.begin(), methods.end(), is); };
-  require_usage(!any([](const Method* m) { return m->needs().folds; }) ||
-                    !any([](const Method* m) { return m->compensates(); }),
-                "a method that folds scales into norms calibrates before products are compensated, not with them");
+  require_usage(
+      !any([](const Method* m) { return m->needs().folds; }) || !any([](const Method* m) { return m->compensates(); }),
+      "a method that folds scales into norms calibrates before products are compensated, not with them");
   for (const Method* method : methods) {
     const Needs needs = method->needs();
     require(!data.empty() || !(needs.moments || needs.operands || method->compensates()), "%s needs calibration data",

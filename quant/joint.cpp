@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "engine/core/check.h"
+#include "engine/core/parallel.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "quant/codebook.h"
@@ -200,9 +201,9 @@ void Joint::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record
 // Tokens that count more, of the operands of a block.
 int64_t Joint::read_tokens() const { return part_.kind == Part::Kind::Block ? model_->info().read_tokens : 0; }
 
-Grid Joint::grid_of(const Histogram& values, bool is_signed) const {
-  if (options_.tables || is_signed) return fit_table(values, options_.abits, is_signed);
-  return fit_asymmetric(values, options_.abits);
+Grid Joint::grid_of(const Histogram& values) const {
+  if (options_.grid == ActGrid::Uniform) return fit_asymmetric(values, options_.abits);
+  return fit_table(values, options_.abits, false);
 }
 
 Joint::Fold Joint::choose_fold(const std::vector<Layer*>& layers, const Tensor& x) const {
@@ -219,7 +220,7 @@ Joint::Fold Joint::choose_fold(const std::vector<Layer*>& layers, const Tensor& 
       fold_channels(other.x, fold.scale, fold.shift);
     }
     const Tensor w = stacked(layers, fold);
-    const Grid grid = grid_of(Histogram(own.x, own.weights, column_energy(w)), false);
+    const Grid grid = grid_of(Histogram(own.x, own.weights, column_energy(w)));
     double error = centred_energy(product(minus(fake_quantize(grid, other.x), other.x), w), other.weights);
     if (options_.wbits != kFloatBits) {
       const Tensor rounded = round_to_nearest(w, {options_.wbits}).values;
@@ -245,7 +246,12 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
         fold_channels(x.f, fold.scale, fold.shift);
       }
     }
-    left = grid_of(Histogram(x.a, row_weights(x.a, read_tokens()), column_energy(stacked(group, {}))), false);
+    const Histogram values(x.a, row_weights(x.a, read_tokens()), column_energy(stacked(group, {})));
+    const bool is_gelu = group[0]->role == Role::Fc2;
+    if (is_gelu && options_.grid == ActGrid::AdaLog)
+      left = fit_adalog(values, options_.abits, AdaLog::kGeluShift);
+    else
+      left = grid_of(values);
     x.a = fake_quantize(left, x.a);
   }
   for (Layer* layer : group) layer->quantize({left, {}, {}, nullptr, nullptr});
@@ -308,7 +314,7 @@ void Joint::fit_scores(Layer& layer, Operands& x) {
 }
 
 void Joint::fit_mix(Layer& layer, Operands& x) {
-  const int64_t B = x.b.dim(0), H = x.b.dim(1), N = x.b.dim(2), d = x.b.dim(3);
+  const int64_t H = x.b.dim(1), N = x.b.dim(2), d = x.b.dim(3);
   for (const LayerGroup& group : part_.groups) {
     if (group.layers[0]->role != Role::Proj || !group.source.layer) continue;
     const Fold fold = choose_fold(group.layers, merge_heads(nullptr, matmul(nullptr, x.a, x.b, false)));
@@ -320,22 +326,32 @@ void Joint::fit_mix(Layer& layer, Operands& x) {
       x.b[i] = x.b[i] / fold.scale[c] - fold.shift[c];
     }
   }
-  // Weights of a row are w / largest; an error of one is as large in the product as their sum is small.
+  Quantized q{softmax_grid(x.a), head_grids(x.b, true), {}, nullptr, nullptr};
+  q.renormalized = true;
+  layer.quantize(std::move(q));
+}
+
+// Of attention weights a [B, H, N, N] as they are renormalized: those of a row are w / largest; an error of one is as
+// large in the product as their sum is small.
+Grid Joint::softmax_grid(const Tensor& a) const {
+  const int64_t N = a.dim(3), rows = a.rows();
+  Tensor scaled = a.clone();
+  Floats weights(at(rows));
+  parallel_for(rows, [&](int64_t r) {
+    float* row = scaled.data + r * N;
+    const float largest = *std::max_element(row, row + N);
+    scale_to_largest(row, N);
+    weights[at(r)] = largest * largest * token_weight(r % a.dim(2), a.dim(2), read_tokens());
+  });
+  if (options_.grid == ActGrid::AdaLog) return fit_adalog(Histogram(scaled, weights), options_.abits, 0);
   std::vector<double> histogram(256, 0.0);
-  Floats row(at(N));
-  for (int64_t r = 0; r < B * H * N; ++r) {
-    std::copy_n(x.a.data + r * N, N, row.begin());
-    const double largest = *std::max_element(row.begin(), row.end());
-    scale_to_largest(row.data(), N);
-    const double weight = largest * largest * token_weight(r % N, N, read_tokens());
-    for (const float v : row) histogram[at(std::lround(v * 255))] += weight;
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < N; ++c)
+      histogram[at(std::lround(scaled[r * N + c] * 255))] += static_cast<double>(weights[at(r)]);
   std::vector<uint8_t> levels = best_levels(histogram, options_.abits);
   levels.front() = 0;   // what is masked stays out
   levels.back() = 255;  // each row has one
-  Quantized q{Table(options_.abits, 1.f / 255, 0, levels), head_grids(x.b, true), {}, nullptr, nullptr};
-  q.renormalized = true;
-  layer.quantize(std::move(q));
+  return Table(options_.abits, 1.f / 255, 0, levels);
 }
 
 // A grid for each head of x [B, H, N, d].

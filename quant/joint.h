@@ -7,9 +7,13 @@
 
 namespace bcq {
 
+// Grids of activations: levels from tables; asymmetric uniform grids behind norms and GELU, in place of them; or AdaLog
+// of softmax and behind GELU, in place of them.
+enum class ActGrid { Table, Uniform, AdaLog };
+
 struct JointOptions {
   int wbits = 4, abits = 4;  // 2 ... 8, or kFloatBits
-  bool tables = true;        // levels of activations from tables; else asymmetric uniform grids
+  ActGrid grid = ActGrid::Table;
   int refine = 10, scale_rounds = 3;
   bool bias = true;        // fits the biases of linear layers, which the weights then rely on
   double held_out = 0.25;  // share of the images that decides whether a bias, or a fold, is kept
@@ -45,7 +49,8 @@ class Joint : public Method {
 
  private:
   int64_t read_tokens() const;
-  Grid grid_of(const Histogram& values, bool is_signed) const;
+  Grid grid_of(const Histogram& values) const;
+  Grid softmax_grid(const Tensor& a) const;
   Grid head_grids(const Tensor& x, bool is_signed) const;
   Fold choose_fold(const std::vector<Layer*>& layers, const Tensor& x) const;
   void fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record);

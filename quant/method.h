@@ -22,13 +22,15 @@ struct Needs {
   // Groups of layers one after the other, each seen once those before it are fitted; else all of a part at once.
   bool sequential = false;
   bool moments = false;  // second moments of the inputs of a group
+  double held_out = 0;   // share of the samples, at most half, of which they are handed over apart
   bool cross = false;    // and their products with the float network's inputs, the samples in two halves
-  // Whole operands of each layer, on all samples; with `cross` those of both streams. Sequential methods see those of the
-  // quantized stream while it runs: one that folds something into what made an operand folds the operand, too, in
+  // Whole operands of each layer, on all samples; with `cross` those of both streams. Sequential methods see those of
+  // the quantized stream while it runs: one that folds something into what made an operand folds the operand, too, in
   // place, for it is what the network goes on with.
   bool operands = false;
-  bool outputs = false;    // and what the layer, itself in float, makes of them
-  bool folds = false;      // changes what makes an operand (Model::fold): products cannot be compensated in one walk with it
+  bool outputs = false;  // and what the layer, itself in float, makes of them
+  bool folds =
+      false;  // changes what makes an operand (Model::fold): products cannot be compensated in one walk with it
   bool blocks = false;     // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
@@ -45,6 +47,7 @@ struct Operands {
 // What has been seen of one group of layers.
 struct Seen {
   std::unique_ptr<Moments> moments, odd;  // of all samples; or of the even and the odd ones (Needs::cross)
+  std::unique_ptr<Moments> held_out;      // of samples that are in neither (Needs::held_out)
   std::vector<Operands> operands;         // of each of its layers
 };
 
@@ -63,8 +66,7 @@ struct LayerRecord {
   double solved = 0;       // GPTQ
   double refined = 0;      // after weighted ranges, coordinate descent and scale refits
   double compensated = 0;  // C centred: what a bias on these inputs cannot take away
-  double held_out = NAN;   // mean squared error of the finished layer on held-out samples, rounded inputs and all; NaN:
-                           // there were none
+  double held_out = NAN;   // on held-out samples (vision: of the finished layer, rounded inputs and all); NaN: none
 };
 
 // What is kept of a part of the network besides what its layers and points hold.

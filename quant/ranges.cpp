@@ -25,30 +25,30 @@ float quantile(std::vector<float>& x, double p) {
   return static_cast<float>(low + (high - low) * (rank - static_cast<double>(below)));
 }
 
-double on_grid(double x, const Range& range, int codes) {
+double on_grid(double x, const ScaleZero& range, int codes) {
   const double code = std::clamp(std::nearbyint(x / range.scale) + range.zero, 0.0, codes - 1.0);
   return range.scale * (code - range.zero);
 }
 
 // The range from lo to hi, which hold 0 between them.
-Range between(double lo, double hi, int codes) {
+ScaleZero between(double lo, double hi, int codes) {
   const float scale = static_cast<float>(std::max((hi - lo) / (codes - 1), static_cast<double>(FLT_MIN)));
   return {scale, static_cast<int32_t>(std::nearbyint(-lo / scale))};
 }
 
 }  // namespace
 
-Range percentile_range(const float* x, int64_t n, int64_t stride, int bits) {
+ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits) {
   const int codes = 1 << bits;
   std::vector<float> values(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = x[i * stride];
-  Range best{0, 0};
+  ScaleZero best{0, 0};
   double least = kInfinity;
   for (const double p : kPercentiles) {
     const float hi = quantile(values, p), lo = quantile(values, 1 - p);
     const float scale = (hi - lo) / static_cast<float>(codes - 1);
     if (!(scale >= FLT_MIN)) continue;
-    const Range range{scale, static_cast<int32_t>(std::nearbyint(-lo / scale))};
+    const ScaleZero range{scale, static_cast<int32_t>(std::nearbyint(-lo / scale))};
     double error = 0;
     for (const float v : values) error += (on_grid(v, range, codes) - v) * (on_grid(v, range, codes) - v);
     if (error < least) least = error, best = range;
@@ -99,7 +99,7 @@ float Histogram::value(int bin) const {
   return static_cast<float>(lo_ + (static_cast<double>(hi_) - lo_) * (bin + 0.5) / kBins);
 }
 
-double Histogram::error(const Range& range, int codes) const {
+double Histogram::error(const ScaleZero& range, int codes) const {
   double sum = 0;
   for (int b = 0; b < kBins; ++b) {
     const double v = value(b), d = on_grid(v, range, codes) - v;
@@ -108,7 +108,19 @@ double Histogram::error(const Range& range, int codes) const {
   return sum;
 }
 
-std::vector<double> Histogram::codes(const Range& range) const {
+double Histogram::error(const Grid& grid) const {
+  Tensor all({kBins});
+  for (int b = 0; b < kBins; ++b) all[b] = value(b);
+  const Tensor rounded = fake_quantize(grid, all);
+  double sum = 0;
+  for (int b = 0; b < kBins; ++b) {
+    const double d = static_cast<double>(rounded[b]) - all[b];
+    sum += bins_[static_cast<size_t>(b)] * d * d;
+  }
+  return sum;
+}
+
+std::vector<double> Histogram::codes(const ScaleZero& range) const {
   std::vector<double> sums(256, 0.0);
   for (int b = 0; b < kBins; ++b) {
     const double code =
@@ -135,10 +147,10 @@ void shrinking(const Histogram& values, int steps, F try_one) {
 
 Asymmetric fit_asymmetric(const Histogram& values, int bits) {
   const int codes = 1 << bits;
-  Range best;
+  ScaleZero best;
   double least = kInfinity;
   shrinking(values, bits > 6 ? 10 : 30, [&](double lo, double hi) {
-    const Range range = between(lo, hi, codes);
+    const ScaleZero range = between(lo, hi, codes);
     if (const double error = values.error(range, codes); error < least) least = error, best = range;
   });
   return {bits, best.scale, best.zero};
@@ -148,7 +160,7 @@ Table fit_table(const Histogram& values, int bits, double share, bool is_signed,
   double lo = share < 1 ? values.quantile((1 - share) / 2) : values.lo();
   double hi = share < 1 ? values.quantile((1 + share) / 2) : values.hi();
   lo = std::min(lo, 0.0), hi = std::max(hi, 0.0);
-  Range range = between(lo, hi, 256);
+  ScaleZero range = between(lo, hi, 256);
   if (is_signed) range = {static_cast<float>(std::max({-lo / 128, hi / 127, static_cast<double>(FLT_MIN)})), 128};
   const std::vector<double> histogram = values.codes(range);
   std::vector<uint8_t> levels = best_levels(histogram, bits);
@@ -167,6 +179,20 @@ Table fit_table(const Histogram& values, int bits, bool is_signed) {
     if (error < least) least = error, best = {table};
   }
   return best.at(0);
+}
+
+AdaLog fit_adalog(const Histogram& values, int bits, float shift) {
+  double least = kInfinity;
+  std::vector<AdaLog> best;
+  for (const double share : {1.0, 0.9999, 0.999, 0.99}) {
+    const float top = (share < 1 ? values.quantile(share) : values.hi()) + shift;
+    for (int base = 1; top > 0 && base <= AdaLog::kMostBase; ++base) {
+      const AdaLog grid(bits, top, base, shift, true);
+      if (grid.planes() == 0) break;  // those of larger bases have none either
+      if (const double error = values.error(grid); error < least) least = error, best = {grid};
+    }
+  }
+  return best.empty() ? AdaLog(bits, 1, 1, shift, true) : best[0];
 }
 
 }  // namespace bcq

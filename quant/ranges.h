@@ -5,13 +5,14 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
+#include "engine/grid/adalog.h"
 #include "engine/grid/asymmetric.h"
 #include "engine/grid/table.h"
 
 namespace bcq {
 
 // A scale and a zero point: codes round(x / scale) + zero.
-struct Range {
+struct ScaleZero {
   float scale = 1;
   int32_t zero = 0;
 };
@@ -19,7 +20,7 @@ struct Range {
 // RepQ-ViT's range of n values `stride` apart: of the quantiles 1 - p to p, p = 0.999, 0.9999 and 0.99999 (interpolated
 // linearly), the one of least squared error. It need not hold 0, and its zero point need not be a code. Of values that
 // are all equal: a scale of 0.
-Range percentile_range(const float* x, int64_t n, int64_t stride, int bits);
+ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits);
 // The largest value δ of a logarithmic grid: of the upper three quantiles, the one for which error(δ) is least.
 float percentile_top(const Tensor& x, const std::function<double(float top)>& error);
 
@@ -36,9 +37,11 @@ class Histogram {
   // The value that this share of the weight is not above.
   float quantile(double share) const;
   // Sum of weights (x̂ - x)² over all values, where x̂ is x on the grid clamp(round(x / scale) + zero, 0, codes - 1).
-  double error(const Range& range, int codes) const;
+  double error(const ScaleZero& range, int codes) const;
+  // That of another grid.
+  double error(const Grid& grid) const;
   // [256] sums of weights by the codes of an 8-bit grid.
-  std::vector<double> codes(const Range& range) const;
+  std::vector<double> codes(const ScaleZero& range) const;
 
  private:
   float lo_, hi_;
@@ -54,5 +57,9 @@ Asymmetric fit_asymmetric(const Histogram& values, int bits);
 Table fit_table(const Histogram& values, int bits, double share, bool is_signed, double* error = nullptr);
 // Of shares 1, 0.9999 and 0.999 the one that costs least.
 Table fit_table(const Histogram& values, int bits, bool is_signed);
+
+// The published AdaLog grid, its zero a code more, of least squared error over bases and scales, among those that have
+// an integer form: of values >= -shift. (AdaLog, section 3.2)
+AdaLog fit_adalog(const Histogram& values, int bits, float shift);
 
 }  // namespace bcq

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "engine/file/json.h"
-#include "quant/joint.h"
 #include "quant/repq.h"
 #include "quant/weight_methods.h"
 
@@ -46,7 +45,7 @@ std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&
 std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn& warn) {
   JointOptions options{r.ptq.wbits, r.ptq.abits};
   options.bias = in_one_walk(r);
-  options.tables = !r.uniform;
+  options.grid = r.act_grid;
   options.held_out = r.bc_held_out;
   options.refine = static_cast<int>(r.refine);
   options.scale_rounds = static_cast<int>(r.scale_rounds);
@@ -65,6 +64,7 @@ std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const 
                             static_cast<int>(r.refine),
                             static_cast<int>(r.scale_rounds)};
   options.activations = activations_of(r);
+  if (compensates(r)) options.held_out = r.bc_held_out;
   return std::make_unique<bcq::Gptq>(options, warn);
 }
 
@@ -238,6 +238,23 @@ Option bc_sites_option(bool vision) {
   return o;
 }
 
+Option separators_option() {
+  Option o = option({"calib_separator", "--calib-separator",
+                     "Tokens documents begin with, such as 31,32 (none: the tokenizer's, if any)", aligns},
+                    "IDS");
+  o.is_text = true;
+  o.set = [](Recipe& r, const json& value) -> std::string {
+    if (!value.is_string()) return "not a text of ids with commas between them";
+    for (const std::string& id : split(value.get<std::string>()))
+      if (id.empty() || id.size() > 9 || id.find_first_not_of("0123456789") != std::string::npos)
+        return format("%s is not the id of a token", quoted(id));
+    r.separators = value.get<std::string>();
+    return "";
+  };
+  o.get = [](const Recipe& r) { return json(r.separators); };
+  return o;
+}
+
 std::vector<Option> vision_compensation() {
   return {
       word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
@@ -326,11 +343,11 @@ std::vector<Option> vision_quantization() {
             "token and D² + D values a block",
             quantizes},
            OF(qwt)),
-      word(
-          {"act_grid", "--act-grid",
-           "joint: grids of activations: table, 2^abits levels among 256; or uniform, asymmetric behind norms and GELU",
-           joins},
-          {"table", "uniform"}, OF(uniform)),
+      word({"act_grid", "--act-grid",
+            "joint: grids of activations: table, 2^abits levels among 256; uniform, asymmetric behind norms and GELU; "
+            "adalog, logarithmic with a base that is searched for softmax and behind GELU",
+            joins},
+           {"table", "uniform", "adalog"}, OF(act_grid)),
       number({"refine", "--refine", "joint: sweeps of coordinate descent on the codes of weights", joins}, OF(refine),
              1, kMany),
       number(
@@ -423,9 +440,7 @@ std::vector<Option> language_data() {
             "the middle of one without its beginning",
             calibrates},
            {"none", "document"}, OF(align)),
-      number({"calib_separator", "--calib-separator", "The token documents begin with (-1: the tokenizer's, if any)",
-              aligns},
-             OF(separator), -1, 2147483647.0, "ID"),
+      separators_option(),
       word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
             true},
            {"none", "channel", "position"}, OF(bc)),

@@ -11,6 +11,7 @@
 #include "models/model.h"
 #include "quant/allocation.h"
 #include "quant/gptq.h"
+#include "quant/joint.h"
 #include "quant/method.h"
 #include "quant/ptq4vit.h"
 
@@ -39,12 +40,12 @@ struct Recipe {
   int64_t refine = 0, scale_rounds = 0;
   int64_t abits = 32;  // language: ActivationGrid
   bool fixed = false;
-  bool qwt = false;                // vision: quant/qwt.h after all else
-  bool uniform = false;            // vision: JointOptions::tables is its contrary
-  int64_t samples = 32, seed = 3;  // images or windows to calibrate on, and the seed of their draw
-  int64_t seqlen = 0;              // tokens of a window; 0: the model's longest, at most 2048
-  bool align = false;              // language: calibration windows begin where documents begin
-  int64_t separator = -1;          // the token they begin with; -1: the tokenizer's
+  bool qwt = false;                   // vision: quant/qwt.h after all else
+  ActGrid act_grid = ActGrid::Table;  // vision, of joint
+  int64_t samples = 32, seed = 3;     // images or windows to calibrate on, and the seed of their draw
+  int64_t seqlen = 0;                 // tokens of a window; 0: the model's longest, at most 2048
+  bool align = false;                 // language: calibration windows begin where documents begin
+  std::string separators;             // ids of tokens they begin with, with commas; none: the tokenizer's
   BcForm bc = BcForm::None;
   std::string bc_sites = "conv,linear,matmul";  // of kBcSites
   Stream bc_stream = Stream::Float;

@@ -12,7 +12,7 @@ namespace {
 constexpr int kPixelBits = 8;
 
 Asymmetric grid_of(const Tensor& x, int bits) {
-  const Range range = percentile_range(x.data, x.size(), 1, bits);
+  const ScaleZero range = percentile_range(x.data, x.size(), 1, bits);
   return {bits, range.scale > 0 ? range.scale : 1.f, range.zero};
 }
 
@@ -21,7 +21,7 @@ Asymmetric grid_of_rows(const Tensor& w, int bits) {
   std::vector<float> scale;
   std::vector<int32_t> zero;
   for (int64_t r = 0; r < w.dim(0); ++r) {
-    const Range range = percentile_range(w.data + r * w.dim(1), w.dim(1), 1, bits);
+    const ScaleZero range = percentile_range(w.data + r * w.dim(1), w.dim(1), 1, bits);
     scale.push_back(range.scale > 0 ? range.scale : 1.f);
     zero.push_back(range.zero);
   }
@@ -78,7 +78,7 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
   Grid left;
   if (whole.source.norm && role != Role::Head) {
     const int64_t n = input.dim(-1), rows = input.rows();
-    std::vector<Range> ranges;
+    std::vector<ScaleZero> ranges;
     double scale = 0, zero = 0;  // their means
     for (int64_t c = 0; c < n; ++c) {
       ranges.push_back(percentile_range(input.data + c, rows, n, options_.abits));
@@ -88,7 +88,7 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
     const Asymmetric common(options_.abits, scale > 0 ? static_cast<float>(scale) : 1.f,
                             static_cast<int32_t>(std::nearbyint(zero)));
     std::vector<float> by, shift;
-    for (const Range& range : ranges) {
+    for (const ScaleZero& range : ranges) {
       by.push_back(range.scale > 0 ? range.scale / common.scale[0] : 1.f);  // a channel that is constant stays
       shift.push_back(range.scale > 0 ? common.scale[0] * static_cast<float>(common.zero[0] - range.zero) : 0.f);
     }

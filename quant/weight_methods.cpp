@@ -70,6 +70,7 @@ Needs Gptq::needs() const {
   needs.sequential = options_.sequential;
   needs.moments = true;
   needs.cross = options_.float_target;
+  needs.held_out = options_.held_out;
   return needs;
 }
 
@@ -80,8 +81,38 @@ void Gptq::start(const Part& part) {
   }
 }
 
-// Of windows in two halves `seen.moments` holds all of them after a refit.
+namespace {
+
+// 1 / out times E || (q - v)(x - m) ||² over the tokens of these moments: m, the mean of others, is what a bias took
+// away.
+double error_about(const Tensor& q, const Tensor& v, const Moments& of, const std::vector<double>& m) {
+  const int64_t n = v.dim(1);
+  const std::vector<double> own = of.mean();
+  const double out = static_cast<double>(v.dim(0)), tokens = static_cast<double>(of.tokens());
+  double sum = static_cast<double>(of.samples()) / (2 * tokens) * quadratic_error(q, v, of.second());
+  for (int64_t r = 0; r < v.dim(0); ++r) {
+    double at_own = 0, at_m = 0;
+    for (int64_t c = 0; c < n; ++c) {
+      const double e = static_cast<double>(q[r * n + c]) - v[r * n + c];
+      at_own += e * own[static_cast<size_t>(c)];
+      at_m += e * m[static_cast<size_t>(c)];
+    }
+    sum += at_m * at_m - 2 * at_own * at_m;
+  }
+  return sum / out;
+}
+
+}  // namespace
+
+// `seen.moments` comes to hold all windows.
 void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
+  if (seen.held_out) {
+    std::unique_ptr<Moments>& rest = seen.odd || options_.float_target ? seen.odd : seen.moments;
+    if (rest)
+      rest->add(*seen.held_out);
+    else
+      rest = std::make_unique<Moments>(*seen.held_out);
+  }
   Moments& moments = *seen.moments;
   std::vector<Tensor> weights;
   for (const Layer* layer : group) weights.push_back(layer->weight.values());
@@ -101,12 +132,16 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   const std::vector<double> hessian = moments.second(options_.centred), means = moments.mean();
   for (size_t i = 0; i < group.size(); ++i) {
     round_input(*group[i], options_.activations, &moments);
-    LayerRecord layer;
-    layer.ridge = ridge;
     // Second moments are 2 / samples Σ: of windows of one length, 2 T times the mean over tokens.
     const double mean =
         static_cast<double>(moments.samples()) / (2. * static_cast<double>(moments.tokens() * weights[i].dim(0)));
-    fit_layer(*group[i], weights[i], hessian, layer, mean, means, record);
+    LayerRecord layer = fit_layer(*group[i], weights[i], hessian, mean, means);
+    layer.ridge = ridge;
+    if (seen.held_out) {
+      const Tensor q = group[i]->weight_in(Precision::Fake).values();
+      layer.held_out = error_about(q, weights[i], *seen.held_out, means);
+    }
+    record.layers.push_back(layer);
   }
 }
 
@@ -134,11 +169,12 @@ QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hes
   return q;
 }
 
-void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
-                     const std::vector<double>& means, PartRecord& into) {
+LayerRecord Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, double mean,
+                            const std::vector<double>& means) {
   const GptqOptions options = options_of(layer, options_.gptq, options_.bits);
   double plain = 0;
   QuantizedWeight q = start_from(v, hessian, options, layer.name, plain);
+  LayerRecord record;
   record.layer = layer.name;
   record.bits = options.bits;
   record.group = q.grid.group;
@@ -157,7 +193,7 @@ void Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& h
   }
   record.compensated = record.refined - (options_.centred ? 0 : squared_error(q.values, v, means));
   attach(layer, q, options_.packed);
-  into.layers.push_back(record);
+  return record;
 }
 
 void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits) {

@@ -46,7 +46,8 @@ struct GptqMethodOptions {
   int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
   int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
   ActivationGrid activations = {};
-  bool packed = true;  // weights are kept as packed codes; else as values on their grid, as integer products need them
+  double held_out = 0;  // share of the samples LayerRecord::held_out is measured on
+  bool packed = true;   // weights are kept as packed codes; else as values on their grid, as integer products need them
 };
 
 class Gptq : public Method {
@@ -63,8 +64,8 @@ class Gptq : public Method {
  private:
   QuantizedWeight start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
                              const std::string& name, double& error);
-  void fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, LayerRecord record, double mean,
-                 const std::vector<double>& means, PartRecord& into);
+  LayerRecord fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, double mean,
+                        const std::vector<double>& means);
   GptqMethodOptions options_;
   Warn warn_;
   bool warned_ = false;

@@ -637,3 +637,52 @@ TEST_CASE("GPTQ and compensation of a vision model interrupted after any part en
                       },
                       load_model(kSwin)->depth() + 2);
 }
+
+TEST_CASE("GPTQ: the error on held-out windows is that of the rounded weights about the mean input of all windows") {
+  const auto model = load_model("tests/fixtures/opt_tiny");
+  std::vector<Batch> data;
+  for (int j = 0; j < 8; ++j) {
+    Batch window;
+    window.windows = 1;
+    window.length = 12;
+    for (int t = 0; t < 12; ++t) window.ids.push_back((7 * j + 5 * t + j * t) % 40);
+    data.push_back(window);
+  }
+  struct First : Observer {
+    void input(const Layer& layer, const Tensor& x, const Tensor&) override {
+      if (inputs.empty() || &layer == of) of = &layer, inputs.push_back(x);
+    }
+    const Layer* of = nullptr;
+    std::vector<Tensor> inputs;
+  } first;
+  for (const Batch& window : data) model->forward({Precision::Float, nullptr, &first}, window);
+  GptqMethodOptions o{options(3, -1)};
+  o.sequential = true;
+  o.held_out = 0.25;
+  Gptq method(o, [](const std::string&) {});
+  const CalibrationResult result = calibrate(*model, data, {&method});
+  const LayerRecord* record = nullptr;
+  for (const PartRecord& part : result.parts)
+    for (const LayerRecord& layer : part.layers) {
+      CHECK(layer.held_out > 0);
+      if (layer.layer == first.of->name) record = &layer;
+    }
+  REQUIRE(record);
+  const Tensor q = first.of->weight_in(Precision::Fake).values(), w = first.of->weight.values();
+  const int64_t n = w.dim(1), tokens = 12;
+  double sum = 0;
+  for (int64_t r = 0; r < w.dim(0); ++r) {
+    std::vector<double> errors;  // of all tokens, less what the bias takes away
+    double mean = 0;
+    for (const Tensor& x : first.inputs)
+      for (int64_t t = 0; t < tokens; ++t) {
+        double e = 0;
+        for (int64_t c = 0; c < n; ++c) e += (static_cast<double>(q[r * n + c]) - w[r * n + c]) * x[t * n + c];
+        errors.push_back(e);
+        mean += e / static_cast<double>(8 * tokens);
+      }
+    for (size_t i = 0; i < errors.size(); ++i)
+      if (i / 12 % 4 == 1) sum += (errors[i] - mean) * (errors[i] - mean);
+  }
+  CHECK(record->held_out == doctest::Approx(sum / static_cast<double>(2 * tokens * w.dim(0))).epsilon(1e-4));
+}

@@ -317,16 +317,35 @@ TEST_CASE("cli: joint is its options by one name; windows begin with documents; 
   const std::string common =
       "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 2 --seqlen 64 "
       "--nsamples 4 --wbits 3 --calib-text data/mini/text/calib.txt ";
+  std::string certificate;
   const auto perplexity = [&](const std::string& options) {
     const Result result = run(common + options + " --json " + folder / "r.json");
     CHECK_MESSAGE(result.code == 0, result.err);
+    certificate = result.err + result.out;
     return read_json(folder / "r.json");
   };
-  const json joint = perplexity("--method joint"),
-             long_form = perplexity(
-                 "--method gptq --hessian centred --target float --true-sequential --refine 10 --range weighted "
-                 "--scale-rounds 3 "
-                 "--bc channel --bc-stream quantized --bc-held-out 0.25");
+  const json joint = perplexity("--method joint --layer-report " + folder / "layers.json");
+  // One line sums up the layers' errors.
+  const json layers = read_json(folder / "layers.json");
+  std::string line = format("error over signal of %d layers, dB:", layers.size());
+  for (const auto& [name, key] : {std::pair{"rounded", "mse_rounded"},
+                                  {", GPTQ", "mse_gptq"},
+                                  {", refined", "mse_refined"},
+                                  {", and a bias", "mse_compensated"},
+                                  {", on held-out data", "mse_held_out"}}) {
+    double sum = 0;
+    for (const json& layer : layers)
+      sum += 10 * std::log10(layer[key].get<double>() / layer["signal"].get<double>()) /
+             static_cast<double>(layers.size());
+    line += format(" %s %.1f", name, sum);
+  }
+  for (size_t at; (at = line.find(" ,")) != std::string::npos;) line.erase(at, 1);
+  CAPTURE(certificate);
+  CHECK(certificate.find(line) != std::string::npos);
+  const json long_form = perplexity(
+      "--method gptq --hessian centred --target float --true-sequential --refine 10 --range weighted "
+      "--scale-rounds 3 "
+      "--bc channel --bc-stream quantized --bc-held-out 0.25");
   CHECK(joint["perplexity"] == long_form["perplexity"]);
   CHECK(joint["perplexity"] < perplexity("--method gptq")["perplexity"]);
   const json aligned = perplexity("--method joint --calib-align document");

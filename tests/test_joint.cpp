@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <random>
+#include <tuple>
 
 #include "engine/grid/dynamic.h"
 #include "models/layers.h"
@@ -113,7 +114,7 @@ TEST_CASE("repq: ranges of channels and of folded weights as an independent prog
   const double scales[] = {.2474076, .0977033, .4507586, .0371616, .1685399, 1.1343948, .1085730, .3368182};
   const int zeros[] = {9, 12, 8, 26, 12, 5, -1, 7};
   double mean = 0;
-  std::vector<Range> ranges;
+  std::vector<ScaleZero> ranges;
   for (int64_t c = 0; c < 8; ++c) {
     ranges.push_back(percentile_range(x.data + c, 10, 8, 4));
     CHECK(ranges.back().scale == doctest::Approx(scales[c]).epsilon(1e-6));
@@ -126,7 +127,7 @@ TEST_CASE("repq: ranges of channels and of folded weights as an independent prog
   const double rows[] = {.0684664, .2430635, .1441944, .0711031, .2601987, .1237742};
   const int row_zeros[] = {5, 4, 14, 3, 4, 13};
   for (int64_t r = 0; r < 6; ++r) {
-    const Range range = percentile_range(w.data + 8 * r, 8, 1, 4);
+    const ScaleZero range = percentile_range(w.data + 8 * r, 8, 1, 4);
     CHECK(range.scale == doctest::Approx(rows[r]).epsilon(2e-6));
     CHECK(range.zero == row_zeros[r]);
   }
@@ -157,7 +158,7 @@ TEST_CASE("repq: a folded input has the codes that its channels have on grids of
   model->forward({Precision::Fake, nullptr, &input}, pixels_of(kVit));
   const int64_t n = input.x.dim(-1);
   for (int64_t c = 0; c < n; ++c) {
-    const Range range = percentile_range(input.x.data + c, input.x.rows(), n, 4);
+    const ScaleZero range = percentile_range(input.x.data + c, input.x.rows(), n, 4);
     CHECK(range.scale == doctest::Approx(grid.scale[0]).epsilon(0.01));  // another percentile may be as good
     CHECK(range.zero == grid.zero[0]);
   }
@@ -397,4 +398,73 @@ TEST_CASE("joint: biases take the mean error with the weights that tokens have")
   for (int64_t i = 0; i < error.size(); ++i) size = std::max(size, std::abs(static_cast<double>(error[i])));
   CHECK(max_abs(weighted_mean(error, 1)) < 1e-4 * size);
   CHECK(max_abs(weighted_mean(error, 0)) > 1e-2 * size);  // all tokens alike
+}
+
+TEST_CASE("joint: a channel that is far larger than the others is folded away") {
+  // The same network twice, in one of which a channel behind each first norm is 60 times as large.
+  Variant skewed(kVit);
+  for (int i = 0; i < load_model(kVit)->depth(); ++i) {
+    const std::string block = "blocks." + std::to_string(i);
+    for (const char* part : {".weight", ".bias"}) skewed.tensors[block + ".norm1" + part][3] *= 60;
+    Tensor& w = skewed.tensors[block + ".attn.qkv.weight"];
+    for (int64_t r = 0; r < w.dim(0); ++r) w[r * w.dim(1) + 3] /= 60;
+  }
+  const Batch batch = pixels_of(kVit);
+  const Tensor want = load_model(kVit)->forward(kFloat, batch);
+  const auto error_of = [&](Model& model) {
+    Joint method({32, 4}, kQuiet);
+    calibrate(model, vision_batches(model, batch.pixels), {&method});
+    return energy(model.forward(kFake, batch), want);
+  };
+  const auto plain = load_model(kVit), other = skewed.load();
+  const Tensor norm = other->part(0).groups[0].source.norm->weight.clone();
+  CHECK(relative_error(other->forward(kFloat, batch), want) < 1e-5);
+  CHECK(error_of(*other) < 2 * error_of(*plain));
+  CHECK(other->part(0).groups[0].source.norm->weight[3] < norm[3] / 10);
+  other->clear();
+  CHECK(same_bits(other->part(0).groups[0].source.norm->weight, norm));
+}
+
+TEST_CASE("joint: grids of activations by choice, in integers as simulated") {
+  const Batch batch = pixels_of(kSwin);  // with masks
+  const Tensor want = load_model(kSwin)->forward(kFloat, batch);
+  for (const auto& [grid, norm, softmax, gelu] : {std::tuple{ActGrid::Table, "table", "table", "table"},
+                                                  {ActGrid::Uniform, "asymmetric", "table", "asymmetric"},
+                                                  {ActGrid::AdaLog, "table", "adalog+zero", "adalog+zero"}}) {
+    CAPTURE(softmax);
+    JointOptions options{4, 4};
+    options.grid = grid;
+    Joint method(options, kQuiet);
+    const auto model = calibrated(kSwin, method);
+    for (const Layer* layer : model->all_layers()) {
+      CAPTURE(layer->name);
+      if (layer->role == Role::QKV) CHECK(layer->left_grid().name() == std::string(norm));
+      if (layer->role == Role::AV) CHECK(layer->left_grid().name() == std::string(softmax));
+      if (layer->role == Role::Fc2) CHECK(layer->left_grid().name() == std::string(gelu));
+    }
+    const Tensor y = model->forward(kFake, batch);
+    CHECK(energy(y, want) < 0.05 * energy(want, Tensor(want.shape)));
+    model->prepare_int8();
+    CHECK(relative_error(model->forward({Precision::Integer}, batch), y) < 2e-2);
+  }
+}
+
+TEST_CASE("ranges: AdaLog's base and scale are found again") {
+  const AdaLog grid(4, 0.8f, 20, 0, true);
+  Tensor x({1, 4000});
+  for (int64_t i = 0; i < x.size(); ++i) x[i] = 0.8f * static_cast<float>(i) / 4000;
+  x = fake_quantize(grid, x);
+  const Histogram values(x);
+  const AdaLog found = fit_adalog(values, 4, 0);
+  CHECK(found.planes() > 0);
+  CHECK(values.error(found) <= values.error(grid));
+  CHECK(found.base == doctest::Approx(20).epsilon(0.11));
+  CHECK(found.scale == doctest::Approx(0.8).epsilon(0.001));
+  double sum = 0;
+  for (int64_t i = 0; i < x.size(); ++i) sum += std::pow(fake_quantize(found, x)[i] - x[i], 2);
+  CHECK(sum / 4000 < 1e-4);
+  // Zero is a level, and what is below the shift's is, too.
+  const AdaLog gelu = fit_adalog(Histogram(random({20, 50}, 3)), 3, AdaLog::kGeluShift);
+  CHECK(gelu.shift == AdaLog::kGeluShift);
+  CHECK(fake_quantize(found, Tensor({1}))[0] == 0);
 }

@@ -59,6 +59,7 @@ const std::vector<Call>& calls() {
        }},
       {"gelu_erf", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_erf(in.a, y, n); }},
       {"gelu_tanh", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_tanh(in.a, y, n); }},
+      {"gelu_quick", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_quick(in.a, y, n); }},
       {"relu", [](auto& k, auto& in, int64_t n, float* y) { k.relu(in.a, y, n); }},
       {"add", [](auto& k, auto& in, int64_t n, float* y) { k.add(in.a, in.b, y, n); }},
       {"add in place",
@@ -127,6 +128,7 @@ Row range(double lo, double hi, int n) {
 }
 
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
+double gelu_quick(double x) { return x / (1 + std::exp(-1.702 * x)); }
 double gelu_by_tanh(double x) { return x / (1 + std::exp(-2 * 0.79788456080286536 * x * (1 + 0.044715 * x * x))); }
 
 float one_uniform(float x, float delta, float lo, float hi) {
@@ -178,6 +180,8 @@ TEST_CASE("kernels: gelu against double precision") {
   CHECK(worst(plain().gelu_erf, range(-12.9, -1, 200000), gelu, 1e-37) < 1e-6);
   CHECK(worst(plain().gelu_erf, range(-1e-3, 1e-3, 20001), gelu, 1e-30) < 4e-7);
   CHECK(worst(plain().gelu_erf, range(-1e4, -12.9, 1000), gelu, 1.0) < 1e-35);
+  CHECK(worst(plain().gelu_quick, range(-1, 40, 200000), gelu_quick, 1e-30) < 5e-7);
+  CHECK(worst(plain().gelu_quick, range(-20, -1, 200000), gelu_quick, 1e-30) < 6e-6);
   CHECK(worst(plain().gelu_tanh, range(-1, 40, 200000), gelu_by_tanh, 1e-30) < 5e-7);
   CHECK(worst(plain().gelu_tanh, range(-5, -1, 200000), gelu_by_tanh, 1e-30) < 6e-6);
   CHECK(worst(plain().gelu_tanh, range(-1e4, -5, 10000), gelu_by_tanh, 1e-2) < 1e-9);
