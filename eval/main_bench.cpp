@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -17,6 +18,7 @@
 #include "eval/bench/bench.h"
 #include "eval/cli.h"
 #include "quant/minmax.h"
+#include "quant/ranges.h"
 
 namespace {
 
@@ -141,11 +143,39 @@ void Bench::int8_products() {
     }
 }
 
+// Grids of activations of the form the joint method gives them, in place of others: tables, of attention one for each
+// head, and a renormalized softmax.
+struct TableGrids : Observer {
+  int bits;
+  std::map<const Layer*, Quantized> made;
+  explicit TableGrids(int k) : bits(k) {}
+
+  Grid of_heads(const Tensor& x, bool is_signed) const {
+    return Table(1, std::vector<Table>(static_cast<size_t>(x.dim(1)), fit_table(Histogram(x), bits, is_signed)));
+  }
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
+    if (layer.role == Role::Patch) return;
+    Quantized q = *layer.quantized;
+    q.int8 = nullptr;
+    q.renormalized = layer.role == Role::AV;
+    if (!layer.is_linear()) q.right = of_heads(b, true);
+    q.left = layer.role == Role::QK ? of_heads(a, false) : Grid(fit_table(Histogram(a), bits, false));
+    made[&layer] = q;
+  }
+};
+
+void use_tables(Model& model, const Batch& batch, int bits) {
+  TableGrids grids(bits);
+  model.forward({Precision::Float, nullptr, &grids}, batch);
+  for (Layer* layer : model.all_layers())
+    if (grids.made.count(layer)) layer->quantize(grids.made.at(layer));
+}
+
 void Bench::vision(const char* name, Model& model, std::mt19937& random) {
   for (const int64_t images : {1, 8}) {
     const std::string work = format("%s, batch %d, ", name, static_cast<int>(images));
     if (!wanted.found_in(work + "FP32") && !wanted.found_in(work + "W8A8") &&
-        !wanted.found_in(work + "W4A4 twin-uniform"))
+        !wanted.found_in(work + "W4A4 twin-uniform") && !wanted.found_in(work + "W4A4 joint"))
       continue;
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
@@ -169,6 +199,9 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
       model.prepare_int8();
       measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
     }
+    use_tables(model, batch, 4);
+    model.prepare_int8();
+    measure("W4A4 joint", Precision::Integer);
     print(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
     model.clear();
   }
@@ -198,8 +231,9 @@ int main(int argc, char** argv) {
     std::mt19937 random{2};
     bench.int8_products();
 
-    print("\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | MB, FP32/4-bit |\n");
-    print("|------------|-------|---------|---------|-------|---------|-------|----------------|\n");
+    print(
+        "\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | joint   | ratio | MB, FP32/4-bit |\n");
+    print("|------------|-------|---------|---------|-------|---------|-------|---------|-------|----------------|\n");
     const auto vit = random_vit(folder.path / "vit", "vit_base_patch16_224", 768);
     bench.vision("ViT-B/16", *vit, random);
     bench.vision("DeiT-S", *random_vit(folder.path / "deit", "deit_small_patch16_224", 384), random);
