@@ -3,7 +3,7 @@
 #pragma once
 #include <map>
 
-#include "quant/calibrate.h"
+#include "quant/calibration.h"
 
 namespace bcq {
 

@@ -1,0 +1,49 @@
+// What a calibration is given besides a model, data and methods, and what it leaves.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/core/progress.h"
+#include "quant/method.h"
+
+namespace bcq {
+
+// Finished parts of a calibration, by its name and the part's number, kept so that an interrupted one can go on. A part
+// restored is that part to the last bit, or results would depend on interruptions.
+struct PartStore {
+  virtual ~PartStore() = default;
+  // Put part i back into the model as done() saw it; false when it was not finished.
+  virtual bool load(const std::string& calibration, Model& model, int i, PartRecord& record) = 0;
+  virtual void done(const std::string& calibration, Model& model, int i, const PartRecord& record) = 0;
+};
+
+struct CalibrationOptions {
+  std::string name = "calibration";  // for progress and store
+  Progress progress = {};
+  PartStore* store = nullptr;
+  int window_bits = 24;  // Context::window_bits of all passes
+};
+
+// Wall time, in seconds.
+struct CalibrationSeconds {
+  double total = 0;
+  double passes = 0;                        // data through parts of the network, and gradients
+  double sums = 0;                          // second moments and means
+  double solve = 0;                         // in methods
+  std::map<const Layer*, double> of_layer;  // of that, by the first layer of each group
+};
+
+struct CalibrationResult {
+  std::vector<PartRecord> parts;
+  CalibrationSeconds seconds;
+
+  // Values of compensations.
+  int64_t fitted() const {
+    int64_t sum = 0;
+    for (const PartRecord& part : parts) sum += part.fitted;
+    return sum;
+  }
+};
+
+}  // namespace bcq

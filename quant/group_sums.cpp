@@ -1,0 +1,118 @@
+#include "quant/group_sums.h"
+
+#include <utility>
+
+namespace bcq {
+namespace {
+
+// What one batch adds.
+struct Observed {
+  Tensors real, quantized;  // inputs of groups
+  Means real_means, quantized_means, errors;
+};
+
+// `watched`: layers whose outputs are looked at.
+Observed observe(Streams& streams, int i, size_t j, const Phase& phase, std::span<const Group> groups,
+                 const Group& watched, bool keeps_output) {
+  const BcShape shape = phase.shape();
+  const bool same_inputs = phase.needs.stream == Stream::Float;
+  Observed x;
+  Tensors float_outputs;  // of the watched layers
+  if (phase.sees_float()) {
+    // Where this is the one float pass there is, it keeps the output that is needed later.
+    const bool to_output = same_inputs && keeps_output;
+    Pass pass(groups, to_output);
+    pass.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
+      if (same_inputs)
+        x.errors.push_back(mean_of_one(shape, y, layer.product({Precision::Fake}, a, b)));
+      else
+        float_outputs.push_back(y);
+    });
+    const Tensor y = streams.run(Precision::Float, i, j, streams.real()[j], &pass);
+    if (to_output) streams.keep_float_output(j, y);
+    x.real = std::move(pass.inputs);
+  }
+  if (!same_inputs) {
+    Pass pass(groups, false);
+    pass.watch(watched, [&](const Layer&, const Tensor&, const Tensor&, const Tensor& y) {
+      x.errors.push_back(mean_of_one(shape, float_outputs[x.errors.size()], y));
+    });
+    streams.run(Precision::Fake, i, j, streams.quantized()[j], &pass);
+    x.quantized = std::move(pass.inputs);
+  }
+  return x;
+}
+
+// Held-out samples apart; with the float network's inputs beside them, the others in two halves.
+void add_moments(const Phase& phase, size_t j, const Tensor& own, const Tensor& real, Seen& seen) {
+  std::unique_ptr<Moments>& into = is_held_out(static_cast<int64_t>(j), phase.needs.held_out) ? seen.held_out
+                                   : phase.needs.cross && j % 2                               ? seen.odd
+                                                                                              : seen.moments;
+  if (!into) into = std::make_unique<Moments>(own.dim(-1));
+  into->add(own, phase.needs.cross ? real : Tensor{});
+}
+
+}  // namespace
+
+std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std::span<const Group> groups,
+                               bool by_means, bool keeps_output) {
+  std::vector<GroupSums> sums(groups.size());
+  if (!phase.needs.moments && !phase.compensation) return sums;
+  const BcShape shape = phase.shape();
+  Group watched;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    sums[g].real = sums[g].quantized = HeldOutMean(shape, phase.held_out());
+    for (Layer* layer : groups[g])
+      if (!by_means && phase.compensates(*layer)) {
+        watched.push_back(layer);
+        sums[g].errors.emplace_back(shape, phase.held_out());
+      }
+  }
+  streams.for_batches(
+      [&](size_t j) {
+        Observed x = observe(streams, i, j, phase, groups, watched, keeps_output);
+        if (phase.compensation && by_means)
+          x.real_means = means_of(shape, x.real), x.quantized_means = means_of(shape, x.quantized);
+        if (!phase.needs.moments) x.real.clear(), x.quantized.clear();
+        return x;
+      },
+      [&](size_t j, const Observed& x) {
+        size_t k = 0;
+        for (size_t g = 0; g < sums.size(); ++g) {
+          if (phase.needs.moments)
+            add_moments(phase, j, (phase.needs.stream == Stream::Float ? x.real : x.quantized)[g],
+                        phase.needs.cross ? x.real[g] : Tensor{}, sums[g].seen);
+          if (!x.real_means.empty()) sums[g].real.add(j, x.real_means[g]);
+          if (!x.quantized_means.empty()) sums[g].quantized.add(j, x.quantized_means[g]);
+          for (HeldOutMean& error : sums[g].errors) error.add(j, x.errors[k++]);
+        }
+      });
+  return sums;
+}
+
+GroupSums sums_of(Streams& streams, const Phase& phase, const Group& group, const Fed& real, const Fed& quantized) {
+  const Stopwatch watch(streams.seconds.sums);
+  const Fed& own = phase.needs.stream == Stream::Float ? real : quantized;
+  GroupSums sums;
+  sums.real = sums.quantized = HeldOutMean(phase.shape(), phase.held_out());
+  if (phase.needs.operands)
+    for (const Layer* layer : group) {
+      Operands x{own.a, own.b, {}, {}, {}};
+      if (phase.needs.outputs) x.y = layer->product({Precision::Float}, own.a, own.b);
+      if (phase.needs.cross) x.f = real.a;
+      sums.seen.operands.push_back(std::move(x));
+    }
+  for (size_t j = 0; phase.needs.moments && j < streams.batches(); ++j)
+    add_moments(phase, j, streams.samples_of(j, own.a), streams.samples_of(j, real.a), sums.seen);
+  for (Layer* layer : group) {
+    if (!phase.compensates(*layer)) continue;
+    sums.errors.emplace_back(phase.shape(), phase.held_out());
+    const Tensor f = layer->product({Precision::Float}, real.a, real.b);
+    const Tensor q = layer->product({Precision::Fake}, own.a, own.b);
+    for (size_t j = 0; j < streams.batches(); ++j)
+      sums.errors.back().add(j, mean_of_one(phase.shape(), streams.samples_of(j, f), streams.samples_of(j, q)));
+  }
+  return sums;
+}
+
+}  // namespace bcq

@@ -1,0 +1,54 @@
+#include "quant/phases.h"
+
+#include <algorithm>
+
+namespace bcq {
+
+std::vector<Phase> phases_of(const std::vector<Method*>& methods, bool by_means) {
+  std::vector<Phase> phases;
+  for (Method* method : methods) {
+    const Needs needs = method->needs();
+    const bool compensates = method->compensates();
+    const bool shares = !phases.empty() && phases.back().needs.stream == needs.stream &&
+                        phases.back().needs.sequential == needs.sequential && (by_means || !compensates) &&
+                        !phases.back().compensation;
+    if (!shares) phases.push_back({needs, {}, nullptr});
+    Phase& phase = phases.back();
+    phase.needs.moments |= needs.moments;
+    phase.needs.held_out = std::max(phase.needs.held_out, needs.held_out);
+    phase.needs.cross |= needs.cross;
+    phase.needs.operands |= needs.operands;
+    phase.needs.outputs |= needs.outputs;
+    phase.methods.push_back(method);
+    if (compensates) phase.compensation = method;
+  }
+  return phases;
+}
+
+std::vector<Group> groups_of(const Part& part, std::span<const Phase> phases) {
+  std::vector<Group> groups;
+  for (const LayerGroup& group : part.groups) {
+    Group wanted;
+    for (Layer* layer : group.layers) {
+      bool is_wanted = false;
+      for (const Phase& phase : phases)
+        for (const Method* method : phase.methods)
+          is_wanted |= method->wants(*layer) || method->wants(Model::point_of(*layer));
+      if (is_wanted) wanted.push_back(layer);
+    }
+    if (!wanted.empty()) groups.push_back(wanted);
+  }
+  return groups;
+}
+
+bool wants_larger_outputs(const Method& method) {
+  for (const auto kind : {Point::Kind::Attention, Point::Kind::Mlp, Point::Kind::Block, Point::Kind::Downsample,
+                          Point::Kind::Stage, Point::Kind::Model}) {
+    Point point;
+    point.kind = kind;
+    if (method.wants(point)) return true;
+  }
+  return false;
+}
+
+}  // namespace bcq

@@ -1,0 +1,106 @@
+#include "quant/streams.h"
+
+#include "engine/core/check.h"
+
+namespace bcq {
+namespace {
+
+// Batches [B, ...] as one tensor.
+Tensor join(const Tensors& parts) {
+  int64_t n = 0;
+  for (const Tensor& part : parts) {
+    n += part.dim(0);
+    require(part.size() / part.dim(0) == parts[0].size() / parts[0].dim(0),
+            "calibration batches need samples of one shape, got %s and %s", to_string(parts[0].shape),
+            to_string(part.shape));
+  }
+  if (parts.size() == 1) return parts[0];
+  Shape shape = parts[0].shape;
+  shape[0] = n;
+  Tensor all = Tensor::uninitialized(shape);
+  float* to = all.data;
+  for (const Tensor& part : parts) to = std::copy_n(part.data, part.size(), to);
+  return all;
+}
+
+Batch join(const std::vector<Batch>& batches) {
+  Batch all;
+  Tensors pixels;
+  for (const Batch& batch : batches) {
+    if (!batch.pixels.empty()) {
+      pixels.push_back(batch.pixels);
+      continue;
+    }
+    require(all.ids.empty() || batch.length == all.length, "calibration windows of %d and of %d tokens", all.length,
+            batch.length);
+    all.length = batch.length;
+    all.windows += batch.windows;
+    all.ids.insert(all.ids.end(), batch.ids.begin(), batch.ids.end());
+  }
+  if (!pixels.empty()) all.pixels = join(pixels);
+  return all;
+}
+
+}  // namespace
+
+Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits)
+    : model_(model),
+      data_(data),
+      window_bits_(window_bits),
+      real_(data.size()),
+      quantized_(data.size()),
+      outputs_(data.size()) {
+  for (const Batch& batch : data) first_sample_.push_back(first_sample_.back() + batch.size());
+}
+
+Context Streams::context(Precision precision, Observer* observer) const {
+  Context ctx{precision, nullptr, observer};
+  ctx.window_bits = window_bits_;
+  return ctx;
+}
+
+Tensor Streams::run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer) const {
+  return model_.run(context(precision, observer), i, data_[j], x);
+}
+
+const Tensor& Streams::float_output(int i, size_t j) {
+  if (outputs_[j].empty()) outputs_[j] = run(Precision::Float, i, j, real_[j]);
+  return outputs_[j];
+}
+
+void Streams::run_together(int i, Precision precision, const std::vector<Group>& groups,
+                           const FeedPass::OnGroup& on_group) {
+  const bool is_float = precision == Precision::Float;
+  double elsewhere = 0;
+  const Timer timer;
+  FeedPass pass(groups, [&](size_t g, const Fed& fed) {
+    const Stopwatch watch(elsewhere);
+    on_group(g, fed);
+  });
+  const Tensor y = model_.run(context(precision, &pass), i, i < 0 ? join(data_) : Batch{},
+                              i < 0 ? Tensor{} : join(is_float ? real_ : quantized_));
+  for (size_t j = 0; is_float && j < batches(); ++j) outputs_[j] = samples_of(j, y);
+  seconds.passes += timer.seconds() - elsewhere;
+}
+
+Tensor Streams::samples_of(size_t j, const Tensor& x) const {
+  if (x.empty()) return x;
+  const int64_t each = x.dim(0) / first_sample_.back();
+  return x.slice(first_sample_[j] * each, first_sample_[j + 1] * each);
+}
+
+void Streams::advance(int i, bool needs_real, bool needs_quantized) {
+  if (!needs_real && !needs_quantized) return;
+  const bool same = model_.layers(i).empty();  // an embedding that is not quantized
+  for_batches(
+      [&](size_t j) {
+        if (needs_real || same) real_[j] = float_output(i, j);
+        if (needs_quantized) quantized_[j] = same ? real_[j] : run(Precision::Fake, i, j, quantized_[j]);
+        if (!needs_real) real_[j] = Tensor{};
+        outputs_[j] = Tensor{};
+        return j;
+      },
+      [](size_t, size_t) {});
+}
+
+}  // namespace bcq
