@@ -63,4 +63,10 @@ bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
   return info == 0;
 }
 
+void fill_lower(std::vector<double>& c, int64_t n) {
+  const size_t size = static_cast<size_t>(n);
+  for (size_t i = 0; i < size; ++i)
+    for (size_t j = 0; j < i; ++j) c[i * size + j] = c[j * size + i];
+}
+
 }  // namespace bcq

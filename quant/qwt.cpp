@@ -40,10 +40,8 @@ void Qwt::fit_block(int i, PartRecord& record) {
   double mean = 0;
   const size_t side = static_cast<size_t>(n);
   for (size_t k = 0; k < side; ++k) mean += c[k * side + k] / static_cast<double>(n);
-  for (size_t k = 0; k < side; ++k) {
-    c[k * side + k] += ridge_ * mean;
-    for (size_t j = 0; j < k; ++j) c[k * side + j] = c[j * side + k];
-  }
+  for (size_t k = 0; k < side; ++k) c[k * side + k] += ridge_ * mean;
+  fill_lower(c, n);
   if (!(mean > 0) || !solve_rows(c, n, w)) return;
   Tensor weight({n, n}), bias({n});
   for (size_t r = 0; r < side; ++r) {

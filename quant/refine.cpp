@@ -32,12 +32,6 @@ void for_row_chunks(const Tensor& q, const Tensor& v, const std::vector<double>&
   });
 }
 
-std::vector<double> both_triangles(std::vector<double> c, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) c[at(i * n + j)] = c[at(j * n + i)];
-  return c;
-}
-
 }  // namespace
 
 // Both triangles of c give the same, so e c eᵀ = 2 e U eᵀ - e D eᵀ with its upper triangle U and diagonal D.
@@ -82,7 +76,8 @@ double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>
 void refine(QuantizedWeight& q, const Tensor& v, const std::vector<double>& upper, int sweeps) {
   const OneBlasThread one;
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
-  const std::vector<double> c = both_triangles(upper, n);  // its rows are what a change adds to the gradient
+  std::vector<double> c = upper;
+  fill_lower(c, n);  // its rows are what a change adds to the gradient
   const float top = std::ldexp(1.f, q.grid.bits) - 1;
 
   for_row_chunks(q.values, v, c, [&](int64_t r0, int64_t rows, const std::vector<double>& e) {

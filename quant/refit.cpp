@@ -26,10 +26,8 @@ struct Half {
   double diagonal = 0;
 
   Half(const Matrix& w, int64_t n, const Moments& moments, bool centred) : c(moments.second(centred)) {
-    for (int64_t i = 0; i < n; ++i) {
-      diagonal += c[at(i * n + i)] / static_cast<double>(n);
-      for (int64_t j = 0; j < i; ++j) c[at(i * n + j)] = c[at(j * n + i)];
-    }
+    for (int64_t i = 0; i < n; ++i) diagonal += c[at(i * n + i)] / static_cast<double>(n);
+    fill_lower(c, n);
     Matrix drift = moments.cross(centred);
     for (size_t i = 0; i < drift.size(); ++i) drift[i] -= c[i];
     gain = times(w, drift, n);
