@@ -1,7 +1,7 @@
 // The joint method for vision transformers: layer by layer on the quantized stream, grids that fit their values,
 // weights that make the float network's outputs of the inputs they get, and a bias for what is left.
 #pragma once
-#include "quant/calibrate.h"
+#include "quant/method.h"
 #include "quant/ranges.h"
 #include "quant/weight_methods.h"
 

@@ -274,10 +274,4 @@ std::vector<std::vector<Tensor>> Ptq::logit_gradients(const std::vector<Tensor>&
   return probe_gradients(logits, options_, warn_);
 }
 
-CalibrationResult quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                               const Warn& warn) {
-  Ptq method(options, warn);
-  return calibrate(model, vision_batches(model, images), {&method}, {"calibration", progress});
-}
-
 }  // namespace bcq

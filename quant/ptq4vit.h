@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "engine/core/progress.h"
-#include "quant/calibrate.h"
+#include "quant/method.h"
 #include "quant/search.h"
 
 namespace bcq {
@@ -73,9 +73,5 @@ class Ptq : public Method {
   PtqOptions options_;
   Warn warn_;
 };
-
-// Calibrate every layer of a vision model on images [B, 3, H, W], B >= 1, by this method alone.
-CalibrationResult quantize_ptq(Model& model, const Tensor& images, const PtqOptions& options, const Progress& progress,
-                               const Warn& warn);
 
 }  // namespace bcq

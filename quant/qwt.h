@@ -1,6 +1,6 @@
 // A linear layer beside each block that makes up for what is left of its error ("QwT: Quantization without Tears").
 #pragma once
-#include "quant/calibrate.h"
+#include "quant/method.h"
 
 namespace bcq {
 

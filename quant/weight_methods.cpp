@@ -196,20 +196,4 @@ LayerRecord Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<dou
   return record;
 }
 
-void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits) {
-  RoundToNearest method(grid, bits);
-  calibrate(model, {}, {&method});
-}
-
-CalibrationResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqMethodOptions& options,
-                                const Progress& progress, const Warn& warn, PartStore* store, const BcOptions* bc,
-                                int window_bits) {
-  Gptq method(options, warn);
-  if (!bc) return calibrate(model, windows, {&method}, {"GPTQ", progress, store, window_bits});
-  BcOptions quantized = *bc;
-  quantized.stream = Stream::Quantized;
-  BiasCompensation compensation(quantized);
-  return calibrate(model, windows, {&method, &compensation}, {"GPTQ", progress, store, window_bits});
-}
-
 }  // namespace bcq

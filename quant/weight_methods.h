@@ -2,9 +2,8 @@
 // refitted to the float network's outputs and coordinate descent on the codes. A layer's input keeps its grid.
 #pragma once
 #include "quant/allocation.h"
-#include "quant/bias_comp.h"
-#include "quant/calibrate.h"
 #include "quant/gptq.h"
+#include "quant/method.h"
 
 namespace bcq {
 
@@ -70,12 +69,5 @@ class Gptq : public Method {
   Warn warn_;
   bool warned_ = false;
 };
-
-// A model by one of these methods alone, or with a compensation of each block as soon as it is quantized, on the stream
-// that quantized blocks make.
-void quantize_rtn(Model& model, const WeightGrid& grid, const LayerBits& bits = {});
-CalibrationResult quantize_gptq(Model& model, const std::vector<Batch>& windows, const GptqMethodOptions& options,
-                                const Progress& progress, const Warn& warn, PartStore* store = nullptr,
-                                const BcOptions* bc = nullptr, int window_bits = 24);
 
 }  // namespace bcq

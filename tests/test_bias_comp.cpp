@@ -11,6 +11,7 @@
 #include "engine/nn/ops.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
+#include "tests/quantize.h"
 #include "tests/support.h"
 
 using namespace bcq;

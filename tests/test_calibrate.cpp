@@ -10,6 +10,7 @@
 #include "quant/refine.h"
 #include "quant/weight_methods.h"
 #include "tests/gptq_inputs.h"
+#include "tests/quantize.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -7,6 +7,7 @@
 #include "eval/generate.h"
 #include "quant/weight_methods.h"
 #include "tests/model_fixtures.h"
+#include "tests/quantize.h"
 
 using namespace bcq;
 using namespace bcq::test;

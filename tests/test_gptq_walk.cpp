@@ -7,6 +7,7 @@
 #include "engine/core/check.h"
 #include "quant/weight_methods.h"
 #include "tests/gptq_inputs.h"
+#include "tests/quantize.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -8,6 +8,7 @@
 #include "engine/grid/dynamic.h"
 #include "models/layers.h"
 #include "quant/bias_comp.h"
+#include "quant/calibrate.h"
 #include "quant/codebook.h"
 #include "quant/joint.h"
 #include "quant/qwt.h"

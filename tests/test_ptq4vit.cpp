@@ -12,6 +12,7 @@
 #include "engine/kernels/kernels.h"
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
+#include "tests/quantize.h"
 #include "tests/support.h"
 
 using namespace bcq;

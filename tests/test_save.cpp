@@ -21,6 +21,7 @@
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"
 #include "quant/weight_methods.h"
+#include "tests/quantize.h"
 #include "tests/support.h"
 
 using namespace bcq;

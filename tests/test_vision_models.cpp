@@ -5,6 +5,7 @@
 #include "quant/bias_comp.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"
+#include "tests/quantize.h"
 
 using namespace bcq;
 using namespace bcq::test;

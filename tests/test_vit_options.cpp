@@ -3,6 +3,7 @@
 #include "eval/vision.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"
+#include "tests/quantize.h"
 
 using namespace bcq;
 using namespace bcq::test;

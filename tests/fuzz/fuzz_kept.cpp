@@ -5,8 +5,8 @@
 #include "eval/resume.h"
 #include "models/model.h"
 #include "quant/recipe.h"
-#include "quant/weight_methods.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/quantize.h"
 
 namespace bcq::fuzz {
 namespace {
@@ -48,7 +48,7 @@ const Block& block() {
     WeightGrid grid;
     grid.bits = 3;
     grid.groupsize = 8;
-    quantize_rtn(*model, grid);
+    test::quantize_rtn(*model, grid);
     BlockFiles files(path_of("made"), kRun, false);
     PartRecord record;
     record.layers.push_back({});

@@ -4,8 +4,8 @@
 #include "engine/file/json.h"
 #include "eval/save.h"
 #include "models/model.h"
-#include "quant/weight_methods.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/quantize.h"
 
 namespace bcq::fuzz {
 namespace {
@@ -119,7 +119,7 @@ const std::vector<Packed>& packed() {
       WeightGrid grid;
       grid.bits = bits;
       grid.groupsize = bits == 3 ? 8 : -1;
-      quantize_rtn(*model, grid);
+      test::quantize_rtn(*model, grid);
       const std::string folder = path_of(format("own%d", bits));
       save_model(*model, model->info().weights, {folder, "bcq", false},
                  {{"wbits", bits}, {"groupsize", grid.groupsize}});
