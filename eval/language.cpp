@@ -258,15 +258,7 @@ std::string describe_weights(Model& model, const Recipe& r) {
 }
 
 void set_stored(Model& model, Recipe& r) {
-  if (!model.info().packed) {
-    require_usage(r.method != MethodName::Stored,
-                  "--recipe: the recipe is of a model that was stored quantized, %s is not", model.info().name);
-    return;
-  }
-  require_usage((!quantizes(r) || r.method == MethodName::Stored) && !compensates(r),
-                "%s is quantized already: it is evaluated as it is stored, without --method and --bc",
-                model.info().name);
-  r.method = MethodName::Stored;
+  if (!set_stored_method(model, r)) return;
   std::map<int, int64_t> layers;
   for (const Layer* layer : model.all_layers()) {
     if (!layer->packed()) continue;

@@ -67,6 +67,8 @@ int main(int argc, char** argv) {
     if (bits != 0) {
       require_usage(bits >= 2, "--integer-bits must be 2 to 8");
       require_usage(model->info().family == Family::Vision, "--integer-bits is for vision models");
+      require_usage(!model->info().packed, "%s is quantized already: --integer-bits would do so again",
+                    model->info().name);
       quantize_minmax(*model, batch, static_cast<int>(bits));
       model->prepare_int8();
       ctx.precision = Precision::Integer;

@@ -1,5 +1,6 @@
 // imagenet: top-1 and top-5 of a vision transformer, in float or quantized and compensated.
 #include <cstdio>
+#include <optional>
 
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
@@ -7,6 +8,7 @@
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"
+#include "eval/save.h"
 #include "eval/vision.h"
 
 namespace {
@@ -18,6 +20,9 @@ struct Options {
   Recipe recipe = recipe_of(Family::Vision);
   int64_t limit = 0, batch_size = 32, bc_search_images = 128;
   bool bc_search = false, paired = false;
+  SaveOptions save;
+
+  bool saves() const { return !save.directory.empty(); }
 };
 
 void add_options(CommandLine& line, Options& o) {
@@ -56,6 +61,10 @@ void add_options(CommandLine& line, Options& o) {
                    "images) and the intervals of every product; .csv, or else JSON",
                    b},
                   o.report_path);
+  const char* s = "Saving";
+  line.add({"--save", "DIR", "Write the quantized model as a folder that --model takes, with the same logits", s},
+           o.save.directory);
+  line.add({"--force", "", "Replace DIR although something else wrote it", s}, o.save.force);
 }
 
 void print_ranking(const std::vector<BcRanking>& ranking) {
@@ -79,11 +88,12 @@ void print_runtime(const json& r) {
 
 void check_options(const CommandLine& line, const Options& o) {
   const Recipe& r = o.recipe;
-  require_usage(!quantizes(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
-  require_usage(quantizes(r) || !o.paired, "--paired compares a quantized model: give a --method that quantizes");
+  require_usage(!calibrates(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
   require_usage(!o.bc_search || compensates(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
-  require_usage(o.report_path.empty() || quantizes(r), "--layer-report needs a --method that quantizes");
+  require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
+  require_usage(!o.saves() || calibrates(r), "--save writes a quantized model: give a --method");
+  if (o.saves()) check_saving_vision(r);
   if (!o.cache.empty()) make_folder(o.cache);
 }
 
@@ -96,7 +106,7 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
   if (a.paired)
     print("   agreement %.2f +/- %.2f %%, KL %.5f +/- %.5f, SQNR of logits %.2f dB, against the float network\n",
           a.paired->agreement, a.paired->agreement_se, a.paired->kl, a.paired->kl_se, a.paired->sqnr_db);
-  if (quantizes(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
+  if (calibrates(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
   if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("   %s\n", text);
 }
 
@@ -107,11 +117,17 @@ void run(const CommandLine& line, Options& o) {
   ProgressLine progress;
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
+  set_stored_vision(*model, r);
+  require_usage(calibrates(r) || !o.paired,
+                "--paired compares a quantized model with the float network: give a "
+                "--method that quantizes%s",
+                model->info().packed ? ", and the model this one was made from" : "");
+  if (o.saves()) check_target(o.save, model->info().weights);
   warn_of_tag(*model, progress.warn());
   for (const std::string& note : model->info().notes) progress.warn()(note);
   VisionTask task(*model, list_images(o.data, classes_of(model->info()), o.labels, o.cache, progress.callback()), {});
   if (!task.data.warning.empty()) progress.warn()(task.data.warning);
-  if (quantizes(r)) task.calib = list_images(o.calib, 0, "", o.cache, progress.callback());
+  if (calibrates(r)) task.calib = list_images(o.calib, 0, "", o.cache, progress.callback());
   task.limit = o.limit;
   task.batch_size = o.batch_size;
   task.paired = o.paired;
@@ -125,6 +141,8 @@ void run(const CommandLine& line, Options& o) {
   }
   compensate(task, r, outcome, progress.callback(), nullptr, !o.report_path.empty());
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
+  std::optional<Saved> saved;
+  if (o.saves()) saved = save_vision(*model, o.save, r);
   const json runtime = prepare_runtime(*model, r);
   json record = model_record(*model, r, outcome.fitted);
   const Timer evaluation;
@@ -139,11 +157,13 @@ void run(const CommandLine& line, Options& o) {
                  {"data", o.data},
                  {"labelled_by", task.data.labelled_by},
                  {"warnings", progress.warnings()}});
-  if (quantizes(r)) record["calibration"] = to_json(outcome.solved.seconds);
+  if (calibrates(r)) record["calibration"] = to_json(outcome.solved.seconds);
+  if (saved) record["saved"] = to_json(o.save, *saved);
   if (o.bc_search) record["bc_search"] = to_json(ranking);
   if (o.json_path != "-") {
     print_result(task, r, accuracy, outcome, timer.seconds());
     if (!runtime.empty()) print_runtime(runtime);
+    if (saved) print("   %s\n", saved_text(o.save, *saved));
     if (o.bc_search) print_ranking(ranking);
   }
   write_record(o.json_path, record);
@@ -166,6 +186,9 @@ int main(int argc, char** argv) {
       "           --method ptq4vit --runtime integer --paired\n"
       "  imagenet --model deit_small_patch16_224 --data ILSVRC2012_img_val.tar \\\n"
       "           --labels ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt --cache decoded\n"
+      "  imagenet --model data/mini/vit --data data/mini/images/val --calib-data data/mini/images/calib \\\n"
+      "           --method joint --wbits 4 --abits 4 --save vit-4bit\n"
+      "  imagenet --model vit-4bit --data data/mini/images/val --runtime integer\n"
       "  imagenet ... --recipe result.json --bc channel");
   Options options;
   add_options(line, options);

@@ -147,14 +147,6 @@ void check_options(Options& o) {
   }
 }
 
-json saved_facts(const SaveOptions& save, const Saved& saved) {
-  return {{"folder", save.directory},
-          {"format", save.format},
-          {"bytes", saved.bytes},
-          {"bytes_before", saved.bytes_before},
-          {"bits_per_weight", saved.bits_per_weight}};
-}
-
 // Quantize, compensate and save, before it is measured: what is stored is what is measured.
 Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::optional<Saved>& saved) {
   const Recipe& r = o.recipe;
@@ -189,10 +181,7 @@ void print_model(LanguageTask& task, const Options& o, const Outcome& outcome, c
     if (s.passes > 0)
       print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.sums, s.solve);
   if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("%s\n", text);
-  if (saved)
-    print("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight\n", o.save.directory, o.save.format,
-          static_cast<double>(saved->bytes) / 1e6, static_cast<double>(saved->bytes_before) / 1e6,
-          saved->bits_per_weight);
+  if (saved) print("%s\n", saved_text(o.save, *saved));
 }
 
 void print_text(const EvaluationText& text, const std::vector<Perplexity>& results,
@@ -245,7 +234,7 @@ void run(Options& o) {
     record.update({{"seconds", timer.seconds()}, {"warnings", progress.warnings()}});
     if (calibrates(r)) record.update(task.calibration_facts());
     if (calibrates(r)) record["walk_seconds"] = walk_seconds(outcome);
-    if (saved) record["saved"] = saved_facts(o.save, *saved);
+    if (saved) record["saved"] = to_json(o.save, *saved);
     records.push_back(std::move(record));
     if (prints) print_text(task.text(r, i), task.results[i], task.floats[i], timer.seconds());
   }

@@ -83,6 +83,17 @@ void compensate(Task& task, const Recipe& r, Outcome& outcome, const Progress& p
   if (report) outcome.after = output_errors(model, data, progress);
 }
 
+bool set_stored_method(const Model& model, Recipe& r) {
+  const ModelInfo& info = model.info();
+  require_usage(info.packed || r.method != MethodName::Stored,
+                "--recipe: the recipe is of a model that was stored quantized, %s is not", info.name);
+  if (!info.packed) return false;
+  require_usage((!quantizes(r) || r.method == MethodName::Stored) && !compensates(r),
+                "%s is quantized already: it is evaluated as it is stored, without --method and --bc", info.name);
+  r.method = MethodName::Stored;
+  return true;
+}
+
 Precision precision_of(const Recipe& r) {
   return !quantizes(r) ? Precision::Float : r.integer ? Precision::Integer : Precision::Fake;
 }

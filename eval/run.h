@@ -45,6 +45,10 @@ Outcome quantize(Task& task, const Recipe& recipe, const Progress& progress, con
 void compensate(Task& task, const Recipe& recipe, Outcome& outcome, const Progress& progress,
                 PartStore* store = nullptr, bool report = false);
 
+// Of a model that was stored quantized: the recipe becomes that of the method Stored. UsageError when it would quantize
+// or compensate again; also when it says Stored and the model is not. Returns whether it was stored.
+bool set_stored_method(const Model& model, Recipe& recipe);
+
 // What the model computes with as the recipe has it evaluated.
 Precision precision_of(const Recipe& recipe);
 // Average bits of a quantizable weight, scales and zero points included; 32 for a float model.

@@ -1,19 +1,16 @@
 #include "eval/save.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
 #include "engine/grid/affine.h"
+#include "eval/new_folder.h"
 #include "eval/version.h"
+#include "models/stored.h"
 
 namespace bcq {
 namespace {
@@ -152,66 +149,6 @@ bool is_ours(const fs::path& folder) {
     return false;
   }
 }
-
-void sync(const fs::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  const bool ok = fd >= 0 && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  require(ok, "%s: cannot be written: %s", path, std::strerror(error));
-}
-
-// A folder that is filled under another name and then takes the place of `final_path`, or vanishes.
-class NewFolder {
- public:
-  explicit NewFolder(const fs::path& final_path) : final_(final_path) {
-    int error = EEXIST;
-    for (int tries = 0; tries < 100 && error == EEXIST; ++tries) {
-      path_ = temporary_name(final_.string());
-      error = ::mkdir(path_.c_str(), 0777) == 0 ? 0 : errno;
-    }
-    require(error == 0, "%s: cannot be created: %s", path_, std::strerror(error));
-  }
-  NewFolder(const NewFolder&) = delete;
-  ~NewFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  const fs::path& path() const { return path_; }
-
-  // What was there is replaced in one step where the file system can exchange two folders. A folder that something is
-  // mounted on stays, and gets the files.
-  void commit() {
-    sync(path_);  // its files are there
-    const bool replaces = fs::exists(final_);
-    int error =
-        ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_.c_str(), replaces ? RENAME_EXCHANGE : 0) ? errno : 0;
-    if (error == EBUSY || error == EXDEV) return fill();
-    if (error == ENOSYS || error == EINVAL) error = rename_twice(replaces);
-    require(error == 0, "%s: cannot be written: %s", final_, std::strerror(error));
-    sync(final_.parent_path());
-  }
-
- private:
-  int rename_twice(bool replaces) {
-    const std::string old = temporary_name(final_.string());
-    if (replaces && ::rename(final_.c_str(), old.c_str()) != 0) return errno;
-    const int error = ::rename(path_.c_str(), final_.c_str()) == 0 ? 0 : errno;
-    if (replaces && error != 0) (void)!::rename(old.c_str(), final_.c_str());
-    if (replaces && error == 0) path_ = old;  // vanishes
-    return error;
-  }
-  void fill() {
-    for (const auto& entry : fs::directory_iterator(final_)) fs::remove_all(entry.path());
-    for (const auto& entry : fs::directory_iterator(path_)) {
-      fs::copy_file(entry.path(), final_ / entry.path().filename());
-      sync(final_ / entry.path().filename());
-    }
-    sync(final_);
-  }
-
-  fs::path final_, path_;
-};
 
 fs::path target_of(const SaveOptions& save) {
   fs::path target = fs::absolute(save.directory).lexically_normal();
@@ -355,6 +292,49 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
     if (fs::exists(folder / name)) write_file((out.path() / name).string(), read_file((folder / name).string()));
   out.commit();
   return saved;
+}
+
+Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe) {
+  const ModelInfo& info = model.info();
+  const SafeTensors source = SafeTensors::open(info.weights);
+  const StoredModel stored = put_stored(model, source);
+  Saved saved;
+  saved.bits_per_weight = stored.bits_per_weight;
+  for (const auto& entry : source.tensors()) saved.bytes_before += static_cast<int64_t>(entry.second.size());
+  for (const auto& entry : stored.tensors) saved.bytes += static_cast<int64_t>(entry.second.size());
+
+  const fs::path folder = info.directory;
+  json config = read_json((folder / "config.json").string());
+  json& quantization = config["quantization_config"] = stored.about;
+  quantization.update(
+      {{"quant_method", "bcq"},
+       {"format", "grids"},
+       {"format_version", 1},
+       {"method", name_of(recipe)},
+       {"recipe", to_json(recipe)},
+       {"meta",
+        {{"quantizer", json::array({std::string("bcq:") + version()})}, {"model", info.name}, {"tag", info.tag}}}});
+  NewFolder out(target_of(save));
+  write_safetensors((out.path() / "model.safetensors").string(), stored.tensors, source.metadata());
+  write_file((out.path() / "config.json").string(), dump(config, 2) + "\n");
+  const fs::path pixels = folder / "preprocessor_config.json";
+  if (fs::exists(pixels)) write_file((out.path() / pixels.filename()).string(), read_file(pixels.string()));
+  out.commit();
+  return saved;
+}
+
+json to_json(const SaveOptions& save, const Saved& saved) {
+  return {{"folder", save.directory},
+          {"format", save.format},
+          {"bytes", saved.bytes},
+          {"bytes_before", saved.bytes_before},
+          {"bits_per_weight", saved.bits_per_weight}};
+}
+
+std::string saved_text(const SaveOptions& save, const Saved& saved) {
+  return format("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight", save.directory, save.format,
+                static_cast<double>(saved.bytes) / 1e6, static_cast<double>(saved.bytes_before) / 1e6,
+                saved.bits_per_weight);
 }
 
 }  // namespace bcq

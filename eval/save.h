@@ -1,5 +1,6 @@
-// A quantized language model written as a folder that can be loaded in its place: weights as packed codes, the rest
-// as in the model it was made from. See engine/file/packed_file.h for the two formats.
+// A quantized model written as a folder that can be loaded in its place: weights as packed codes, the rest as in the
+// model it was made from. See engine/file/packed_file.h for the two formats of language models, and
+// engine/file/grid_file.h for that of vision models.
 #pragma once
 #include <map>
 #include <string>
@@ -7,6 +8,7 @@
 #include "engine/file/json_fwd.h"
 #include "engine/file/packed_file.h"
 #include "models/model.h"
+#include "quant/recipe.h"
 
 namespace bcq {
 
@@ -47,5 +49,12 @@ struct Saved {
 // GPTQ's format) is rounded in `model` too, which thereby becomes what the folder holds. `facts` goes into the
 // tensors' metadata: how it was made.
 Saved save_model(Model& model, const std::string& source, const SaveOptions& save, const json& facts);
+// The same of a vision model: packed codes, all grids and compensations (engine/file/grid_file.h), with the recipe it
+// was made by. Error when a weight has values that are not on its grid.
+Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe);
+
+json to_json(const SaveOptions& save, const Saved& saved);  // of a record
+// "saved to DIR (bcq): 0.5 MB, was 4.0 MB; 4.123 bits per quantized weight"
+std::string saved_text(const SaveOptions& save, const Saved& saved);
 
 }  // namespace bcq

@@ -202,6 +202,31 @@ json prepare_runtime(Model& model, const Recipe& recipe) {
           {"integer_weight_bytes", bytes}};
 }
 
+void set_stored_vision(Model& model, Recipe& r) {
+  const bool stored = set_stored_method(model, r);
+  require_usage(quantizes(r) || !r.integer, "--runtime integer needs a --method that quantizes");
+  if (!stored) return;
+  std::map<int, int64_t> weights, activations;  // products by bits
+  for (const Layer* layer : model.all_layers()) {
+    const auto bits = [](const Grid& grid) { return grid.is_identity() ? kFloatBits : grid->bits; };
+    const Grid right = layer->quantized ? layer->quantized->right : Grid{};
+    ++(layer->is_linear() ? weights : activations)[bits(right)];
+    ++activations[bits(layer->left_grid())];
+  }
+  const auto most = [](const std::map<int, int64_t>& of) {
+    const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
+    return std::max_element(of.begin(), of.end(), fewer)->first;
+  };
+  r.ptq.wbits = most(weights);
+  r.ptq.abits = most(activations);
+  r.qwt = model.block_linear_values() > 0;
+}
+
+void check_saving_vision(const Recipe& r) {
+  require_usage(r.ptq.wbits <= 8 || r.ptq.wbits == kFloatBits,
+                "--save holds weights of 2 to 8 bits, or of %d, which are floats; not of %d", kFloatBits, r.ptq.wbits);
+}
+
 std::string cost_text(const CalibrationSeconds& cost) {
   const json all = to_json(cost);
   std::string text = format("%.1f s: network and gradients %.1f s", cost.total, all["network_seconds"].get<double>());

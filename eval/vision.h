@@ -78,6 +78,12 @@ void warn_of_tag(const Model& model, const Warn& warn);
 // UsageError when there is none.
 json prepare_runtime(Model& model, const Recipe& recipe);
 
+// Of a model that was saved quantized: method Stored, with the bits that most of its operands have. UsageError as
+// set_stored_method() has it, and for an integer runtime of a model that is not quantized.
+void set_stored_vision(Model& model, Recipe& recipe);
+// Before anything is computed: UsageError unless what the recipe makes can be saved.
+void check_saving_vision(const Recipe& recipe);
+
 // "12 s: network 2 s, qkv 3 s, ...": what was calibrated, by kind of product; as JSON with the number of products.
 std::string cost_text(const CalibrationSeconds& cost);
 json to_json(const CalibrationSeconds& cost);

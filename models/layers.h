@@ -6,6 +6,7 @@
 #include "engine/core/check.h"
 #include "engine/file/packed_file.h"
 #include "models/model.h"
+#include "models/stored.h"
 
 namespace bcq {
 
@@ -13,9 +14,12 @@ namespace bcq {
 struct Norm {
   Tensor weight;
   Bias bias;
+  std::string name = {};  // "blocks.0.norm1"
 };
 
-inline Norm load_norm(const Loader& at, int64_t D) { return {at.get("weight", {D}), {at.get("bias", {D}), {}}}; }
+inline Norm load_norm(const Loader& at, int64_t D) {
+  return {at.get("weight", {D}), {at.get("bias", {D}), {}}, at.name()};
+}
 
 // A layer without parameters yet: as such a product of two activations.
 inline Layer make_layer(Role role, const std::string& name) {
@@ -26,20 +30,21 @@ inline Layer make_layer(Role role, const std::string& name) {
 }
 
 // A linear layer named as the checkpoint names it: weight [out, in], bias [out]. One that is packed is quantized as
-// loaded: its float weight is what its codes stand for.
+// loaded: its float weight is what its codes stand for. A quantized one may have a bias that the network has not.
 inline Layer load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
                          bool has_bias = true) {
   Layer layer = make_layer(role, name);
   const Loader inner = at.sub(name.substr(name.rfind('.') + 1));
-  const bool packed = has_packed(inner);
-  if (packed) {
+  if (holds_grids(inner)) {
+    layer.weight = get_stored_weight(inner, out, in);
+  } else if (has_packed(inner)) {
     layer.quantize(get_packed(inner, out, in));
     layer.weight = layer.quantized->weight;
     layer.added = get_bc(inner, out);
   } else {
     layer.weight = inner.get_weight("weight", {out, in});
   }
-  if (has_bias || (packed && inner.has("bias"))) layer.bias.loaded = inner.get("bias", {out});
+  if (has_bias || (inner.packed() && inner.has("bias"))) layer.bias.loaded = inner.get("bias", {out});
   return layer;
 }
 
@@ -47,8 +52,9 @@ inline Layer load_linear(const Loader& at, Role role, const std::string& name, i
 inline Layer load_patch_embed(const Loader& file, int64_t D, int64_t P, bool has_bias = true) {
   Layer layer = make_layer(Role::Patch, "patch_embed.proj");
   const Loader at = file.sub("patch_embed").sub("proj");
-  layer.weight = at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
-  if (has_bias) layer.bias.loaded = at.get("bias", {D});
+  layer.weight = holds_grids(at) && !at.has("weight") ? get_stored_weight(at, D, 3 * P * P)
+                                                      : at.get("weight", {D, 3, P, P}).reshaped({D, 3 * P * P});
+  if (has_bias || (holds_grids(at) && at.has("bias"))) layer.bias.loaded = at.get("bias", {D});
   return layer;
 }
 

@@ -13,6 +13,7 @@
 #include "models/bloom.h"
 #include "models/layers.h"
 #include "models/opt.h"
+#include "models/stored.h"
 #include "models/swin.h"
 #include "models/vit.h"
 
@@ -253,6 +254,10 @@ void Model::set_block_linear(int i, const Tensor& weight, const Tensor& bias) {
   block_linear_[static_cast<size_t>(i)] = {weight, bias};
 }
 
+std::pair<Weight, Tensor> Model::block_linear(int i) const {
+  return block_linear_.empty() ? std::pair<Weight, Tensor>{} : block_linear_[static_cast<size_t>(i)];
+}
+
 void Model::fold_layer_scale() {
   for (Layer* layer : all_layers()) {
     if (layer->gamma.empty()) continue;
@@ -329,10 +334,12 @@ std::unique_ptr<Model> load_model(const std::string& path) {
     const Loader root(file, nullptr, packed);
     return type == "opt" ? load_opt(config, config_path, root, info) : load_bloom(config, config_path, root, info);
   }
+  const auto stored = read_grid_format(config, config_path);
+  info.packed = stored != nullptr;
   VisionSource source;
   if (type == "vit" || type == "deit" || type == "swin" || type == "dinov2" || type == "dinov2_with_registers" ||
       type == "timm_wrapper") {
-    source = from_transformers(config, config_path, folder.string(), file);
+    source = from_transformers(config, config_path, folder.string(), file, stored != nullptr);
   } else {
     source.config = std::make_shared<const json>(config);
     source.where = config_path;
@@ -343,6 +350,7 @@ std::unique_ptr<Model> load_model(const std::string& path) {
                   config_path, quoted(type));
     require_input(in.has("architecture"), "%s: has neither \"model_type\" nor \"architecture\"", config_path);
   }
+  source.packed = stored;
   const bool is_swin = ConfigReader(*source.config, config_path).text("architecture", "").rfind("swin_", 0) == 0;
   return is_swin ? load_swin(source, file, info) : load_vit(source, file, info);
 }

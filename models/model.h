@@ -4,6 +4,7 @@
 // perplexity are loops over this one interface.
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,7 +21,7 @@ struct ModelInfo {
   std::string tag;        // checkpoint tag of a timm config ("augreg_in21k_ft_in1k"), else ""
   std::string directory;  // where config.json was found
   std::string weights;    // the file, or the index of the files, they were read from
-  bool packed = false;    // the weights are codes: quantized as loaded
+  bool packed = false;    // quantized as loaded: the float network is that of the stored weights
   Family family = Family::Vision;
   ImageConfig image;                // vision: how pixels are made
   int64_t outputs = 0;              // classes, vocabulary entries, or features of a network without a classifier
@@ -30,6 +31,7 @@ struct ModelInfo {
   bool timm = false;                // vision: timm's config.json, not transformers'
   std::vector<std::string> labels;  // vision: names of the classes as the model carries them; empty: it has none
   std::vector<std::string> notes;   // what a person should know of how it was read: defaults that were taken
+  std::map<std::string, std::vector<std::string>> places;  // vision: of each tensor, its names in the file
 };
 
 struct Norm;  // models/layers.h
@@ -97,7 +99,8 @@ class Model {
 
   // Add W x + b, in float, to what block i makes of x in the quantized network. W [D, D], b [D]. clear() forgets it.
   void set_block_linear(int i, const Tensor& weight, const Tensor& bias);
-  int64_t block_linear_values() const;  // of all of these
+  std::pair<Weight, Tensor> block_linear(int i) const;  // W and b, empty where there is none
+  int64_t block_linear_values() const;                  // of all of these
 
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();

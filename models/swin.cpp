@@ -200,8 +200,10 @@ Swin::Swin(const SwinConfig& c, const Loader& file, const ModelInfo& info) : con
   }
   norm_ = load_norm(file.sub("norm"), C);
   head_ = load_linear(file.sub("head"), Role::Head, "head.fc", info.outputs, C);
+  get_stored(*this, file);
   // Older files keep what follows from the sizes.
   info_.parameters = count_parameters(file, {"relative_position_index", "attn_mask"}, info_.name);
+  info_.places = file.places();
 }
 
 struct Preset {
@@ -296,10 +298,10 @@ std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& 
   in.only({{"global_pool", "null|\"avg\""}});
   c.eps = static_cast<float>(in.number("layer_norm_eps", 0, 1, static_cast<double>(c.eps)));
   read_info(source, c.side, info);
-  const bool new_layout = Loader(file, source.names).has("head.fc.weight");
+  const bool new_layout = has_linear(Loader(file, source.names, source.packed).sub("head").sub("fc"));
   const NameMap names = new_layout ? source.names : from_old_layout(source.names);
   check(c, Loader(file, names), source.where);  // what it asks for is not counted twice
-  return std::make_unique<Swin>(c, Loader(file, names), info);
+  return std::make_unique<Swin>(c, Loader(file, names, source.packed), info);
 }
 
 }  // namespace bcq

@@ -94,7 +94,7 @@ double mlp_ratio(int64_t hidden, int64_t width) {
 }  // namespace
 
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
-                               const SafeTensors& file) {
+                               const SafeTensors& file, bool has_own_names) {
   const ConfigReader in(config, where);
   const std::string type = in.text("model_type", "");
   VisionSource source;
@@ -136,7 +136,11 @@ VisionSource from_transformers(const json& config, const std::string& where, con
   if (type == "dinov2_with_registers") args["reg_tokens"] = in.integer({"num_register_tokens"}, kRegisters, 4);
   // DeiT's own class always has the second token; its second head came with the teacher.
   const bool teacher = file.has("distillation_classifier.weight");
-  const bool classifies = !dinov2 || file.has("classifier.weight");  // else it is a Dinov2Model
+  const std::string own = swin ? "head.fc" : "head";
+  const std::string head = !has_own_names              ? teacher ? "cls_classifier.weight" : "classifier.weight"
+                           : file.has(own + ".weight") ? own + ".weight"
+                                                       : own + ".qweight";
+  const bool classifies = !dinov2 || file.has(head);  // else it is a Dinov2Model
   const std::vector<std::string> labels = classifies ? labels_of(in, source.notes) : std::vector<std::string>{};
   json timm = {{"architecture", swin             ? "swin_tiny_patch4_window7_224"
                                 : type == "deit" ? "deit_base_distilled_patch16_224"
@@ -148,12 +152,12 @@ VisionSource from_transformers(const json& config, const std::string& where, con
                                             : dinov2 ? 1e-6
                                                      : 1e-12)},
                {"pretrained_cfg", json::object()}};
-  timm["num_classes"] =
-      !classifies      ? 0
-      : labels.empty() ? classes_of(in, file, teacher ? "cls_classifier.weight" : "classifier.weight", source.notes)
-                       : static_cast<int64_t>(labels.size());
+  timm["num_classes"] = !classifies      ? 0
+                        : labels.empty() ? classes_of(in, file, head, source.notes)
+                                         : static_cast<int64_t>(labels.size());
   if (!labels.empty()) timm["label_names"] = labels;
   source.config = std::make_shared<const json>(timm);
+  if (has_own_names) return source;
   const std::string root = file.has(type + ".embeddings.cls_token") || !dinov2 ? type : "";
   source.names = [=](const std::string& name) { return transformers_names(name, root, dinov2, teacher); };
   return source;

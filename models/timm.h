@@ -19,14 +19,16 @@ struct VisionSource {
   std::string where;                   // the file it was read from, for messages
   NameMap names;                       // where timm's tensor names stand in the file; empty: as they are
   std::optional<ImageConfig> image;    // where pretrained_cfg does not say it
-  bool is_dinov2 = false;              // transformers' Dinov2, with a head and positions of its own kind
+  std::shared_ptr<const PackedFormat> packed = nullptr;  // of a model that was saved quantized; its names are timm's
+  bool is_dinov2 = false;  // transformers' Dinov2, with a head and positions of its own kind
   Notes notes;
 };
 
 // The same from transformers' config.json (model_type vit, deit, swin, dinov2, dinov2_with_registers or timm_wrapper)
-// and the preprocessor_config.json in `folder`. InputError on what the forward passes lack.
+// and the preprocessor_config.json in `folder`. InputError on what the forward passes lack. has_own_names: the tensors
+// are called as the engine calls them, as those of a saved model are.
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
-                               const SafeTensors& file);
+                               const SafeTensors& file, bool has_own_names);
 
 // Ranges of what a network is made of; their products do not overflow.
 constexpr Range kPatch = {1, 1024}, kHeads = {1, 4096}, kRegisters = {0, 1024};

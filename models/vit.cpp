@@ -218,8 +218,9 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
     VisionBlock& b = blocks_.back();
     if (c.qk_norm) b.q_norm = load_norm(block.sub("attn").sub("q_norm"), D / c.heads);
     if (c.qk_norm) b.k_norm = load_norm(block.sub("attn").sub("k_norm"), D / c.heads);
-    if (c.layer_scale) b.proj.gamma = block.sub("ls1").get("gamma", {D});
-    if (c.layer_scale) b.fc2.gamma = block.sub("ls2").get("gamma", {D});
+    if (!c.layer_scale || has_folded_layer_scale(file)) continue;
+    b.proj.gamma = block.sub("ls1").get("gamma", {D});
+    b.fc2.gamma = block.sub("ls2").get("gamma", {D});
   }
   if (c.final_norm) norm_ = load_norm(file.sub(c.fc_norm ? "fc_norm" : "norm"), D);
   const int64_t features = c.pool == Pool::TokenAndAverage ? 2 * D : D;
@@ -228,11 +229,13 @@ Vit::Vit(const VitConfig& c, const Loader& file, const ModelInfo& info) : config
   else
     info_.outputs = features;
   // Without a second head the first one decides alone (transformers' DeiTForImageClassification).
-  if (c.distilled && file.has("head_dist.weight"))
+  if (c.distilled && has_linear(file.sub("head_dist")))
     head_dist_ = load_linear(file, Role::Head, "head_dist", info.outputs, D);
   // Left over in some files: timm's networks without pre_logits, and transformers' classifiers, never apply these, and
   // masks are for training.
+  get_stored(*this, file);
   info_.parameters = count_parameters(file, {"pre_logits.", ".pooler.dense.", "mask_token"}, info_.name);
+  info_.places = file.places();
 }
 
 // Sizes by timm architecture name; "vit_<size>_patch<P>_<form>" fixes the rest.
@@ -391,7 +394,7 @@ std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& f
                 "%s: dim %d, depth %d, heads %d, patch %d, image %d do not make a ViT", source.where, c.dim, c.depth,
                 c.heads, c.patch, c.side);
   read_info(source, c.side, info);
-  return std::make_unique<Vit>(c, Loader(file, source.names), info);
+  return std::make_unique<Vit>(c, Loader(file, source.names, source.packed), info);
 }
 
 }  // namespace bcq

@@ -76,6 +76,7 @@ const MethodRow kMethods[] = {
     {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
     {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
+    {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},
     {Float, kLanguage, "fp", "FP", false, true, nullptr, nullptr},
     {Rtn, kLanguage, "rtn", "RTN", false, true, nullptr, make_rtn},
     {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr, make_gptq},
@@ -591,7 +592,6 @@ void check(const Recipe& r) {
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
   require_usage(!joins(r) || compensates(r),
                 "--method joint leaves constant errors to biases: --bc channel or position, not none");
-  require_usage(quantizes(r) || !r.integer, "--runtime integer needs a --method that quantizes");
   const std::vector<std::string> sites = split(r.bc_sites);
   require_usage(
       !solves(r) || !r.centred || (compensates(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),

@@ -55,6 +55,38 @@ TEST_CASE("cli: --runtime integer says what it simulates, and when there is noth
   check_failure(kVit + "--limit 4 --runtime integer", 2, {"--method"});
 }
 
+TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and is not quantized again") {
+  const Folder folder;
+  const std::string saved = folder / "saved", again = "imagenet --model " + saved + " --data data/mini/images/val ";
+  const std::string make = kVit + "--limit 20 --method joint --wbits 4 --abits 4" + kQuick + "--save " + saved + " ";
+  for (const std::string runtime : {"--runtime integer ", "--runtime simulate "}) {
+    const json made = record_of(folder, make + runtime), loaded = record_of(folder, again + "--limit 20 " + runtime);
+    CHECK(loaded["outputs_hash"] == made["outputs_hash"]);
+    CHECK(loaded["method"] == "stored");
+    for (const char* key : {"top1", "wbits", "abits", "runtime", "parameters", "bits_per_weight", "labelled_by"})
+      CHECK(loaded[key] == made[key]);
+    CHECK(made["saved"]["bits_per_weight"] > 4);
+    CHECK(made["saved"]["bytes"].get<double>() < 0.2 * made["saved"]["bytes_before"].get<double>());
+    CHECK(!loaded.contains("saved"));
+    CHECK(record_of(folder, again + "--limit 20 " + runtime + "--recipe " + folder / "r.json")["outputs_hash"] ==
+          made["outputs_hash"]);
+  }
+  CHECK(contains(run(again + "--limit 4").out, "stored W4A4"));
+  CHECK(read_json(saved + "/config.json")["quantization_config"]["recipe"]["method"] == "joint");
+  check_failure(again + "--method joint" + kQuick, 2, {"quantized already", "--method"});
+  check_failure(again + "--paired", 2, {"--paired", "float network"});
+  check_failure(again + "--layer-report x.csv", 2, {"--layer-report"});
+  check_failure(again + "--save " + folder / "b", 2, {"--save", "--method"});
+  check_failure(kVit + "--recipe " + folder / "r.json", 2, {"stored quantized"});
+  check_failure(make + "--wbits 9 --method ptq4vit", 2, {"--save", "2 to 8 bits"});
+  check_failure(kVit + "--method joint" + kQuick + "--force --save data/mini/vit", 2, {"the model itself"});
+  const std::string pixels = folder / "x.safetensors";
+  write_safetensors(pixels, {{"pixel_values", Tensor({1, 3, 28, 28})}});
+  const std::string forward = "forward --model " + saved + " --input " + pixels + " --output " + folder / "y ";
+  CHECK(run(forward).code == 0);
+  check_failure(forward + "--integer-bits 8", 2, {"quantized already"});
+}
+
 TEST_CASE("cli: bench says what is wrong") {
   check_failure("bench --only [", 2, {"\"[\"", "not a regular expression"});
   check_failure("bench --repeats 0", 2, {"--repeats"});

@@ -240,7 +240,12 @@ TEST_CASE("a grid is read back from its name and description") {
     CHECK(again.describe() == grid.describe());
     CHECK(same_bits(fake_quantize(again, x), fake_quantize(grid, x)));
   }
-  CHECK(Grid{Affine{4, 8, {}, {}}}.describe() == Fields{{"bits", int64_t{4}}, {"group", int64_t{8}}});
+  const Tensor w = random({2, 8}, 15);
+  const Grid rows = Affine{3, 8, Tensor({2, 1}, {0.2f, 0.3f}), Tensor({2, 1}, {3, 4})};
+  const Grid again = read_grid("affine", rows.describe());
+  CHECK(again.describe() == rows.describe());
+  CHECK(same_bits(fake_quantize(again, w), fake_quantize(rows, w)));
+  CHECK_THROWS_AS(Grid{Affine(4, 4, Tensor({2, 2}), Tensor({2, 2}))}.describe(), Error);  // groups
 }
 
 TEST_CASE("read_grid refuses what is no description") {

@@ -1,6 +1,8 @@
 // What timm's VisionTransformer and transformers' Dinov2 can be configured to, against both; LayerScale kept and
 // folded.
+#include "eval/save.h"
 #include "eval/vision.h"
+#include "quant/calibrate.h"
 #include "quant/ptq4vit.h"
 #include "tests/model_fixtures.h"
 #include "tests/quantize.h"
@@ -227,4 +229,31 @@ TEST_CASE("a network without a classifier gives features, and is not evaluated")
     CHECK(model->layers(model->depth()).empty());
     CHECK(contains(message_of<InputError>([&] { VisionTask task(*model, {}, {}); }), "no classifier"));
   }
+}
+
+TEST_CASE("vit options: saved quantized and loaded, the same logits, LayerScale kept or folded") {
+  int folded = 0, kept = 0;
+  for (const std::string& name : all_cases())
+    for (const char* method : {"ptq4vit", "repq-vit"}) {
+      CAPTURE(name);
+      CAPTURE(method);
+      const Case of(name);
+      const auto model = of.load();
+      const bool has_gamma = model->layers(0).size() > 3 && !model->layers(0).at(3)->gamma.empty();
+      Recipe recipe = recipe_of(Family::Vision, method);
+      recipe.ptq.wbits = recipe.ptq.abits = 4;
+      const std::unique_ptr<Method> m = row_of(recipe).make(recipe, {}, [](const std::string&) {});
+      calibrate(*model, vision_batches(*model, of.batch.pixels), {m.get()});
+      const bool has_gamma_now = !model->layers(0).at(3)->gamma.empty();
+      folded += has_gamma && !has_gamma_now;
+      kept += has_gamma_now;
+      const Folder folder;
+      save_vision(*model, {folder.file("saved"), "bcq", false}, recipe);
+      const auto loaded = load_model(folder.file("saved"));
+      CHECK(same_bits(loaded->forward({Precision::Fake}, of.batch), model->forward({Precision::Fake}, of.batch)));
+      model->prepare_int8(), loaded->prepare_int8();
+      CHECK(same_bits(loaded->forward({Precision::Integer}, of.batch), model->forward({Precision::Integer}, of.batch)));
+    }
+  CHECK(folded > 2);
+  CHECK(kept > 2);
 }

@@ -25,7 +25,7 @@
 namespace bcq {
 
 struct PackedFormat {
-  enum class Kind { Own, GptqV1, GptqV2 };
+  enum class Kind { Own, GptqV1, GptqV2, Grids };  // Grids: engine/file/grid_file.h
   Kind kind = Kind::Own;
   int bits = 4;
   int64_t group = -1;     // columns that share a scale; -1: a whole row
@@ -33,8 +33,9 @@ struct PackedFormat {
   // What "sym" says: all zero points are 2^(bits-1). Unknown: nothing says it for all layers.
   enum class Symmetry { Unknown, Yes, No };
   Symmetry symmetry = Symmetry::Unknown;
-  int64_t positions = 0;  // T of compensations per position; 0: there are none
-  std::string where;      // the file that says so, for messages
+  int64_t positions = 0;                        // T of compensations per position; 0: there are none
+  std::string where;                            // the file that says so, for messages
+  std::shared_ptr<const json> grids = nullptr;  // of Grids: the quantization_config
 };
 
 // How `file` keeps packed weights, as "quantization_config" of config.json, or quantize_config.json in the same folder,

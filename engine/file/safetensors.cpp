@@ -439,6 +439,7 @@ std::vector<std::string> Loader::ask(const std::string& child, int64_t values) c
   for (const std::string& name : names)
     require_input(file_->has(name), "%s: tensor %s is missing: is the file whole, and config.json its own?",
                   file_->path(), quoted(name));
+  asked_->places[prefix_ + child] = names;
   return names;
 }
 

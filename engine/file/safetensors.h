@@ -87,6 +87,7 @@ class Loader {
   Loader sub(int64_t index) const { return sub(std::to_string(index)); }
   const SafeTensors& file() const { return *file_; }
   const PackedFormat* packed() const { return packed_.get(); }
+  std::string name() const { return prefix_.substr(0, prefix_.size() - (prefix_.empty() ? 0 : 1)); }  // of the position
   bool has(const std::string& child) const;
   // InputError as SafeTensors::get has it.
   Tensor get(const std::string& child, const Shape& expected) const;
@@ -106,6 +107,8 @@ class Loader {
     return names;
   }
   int64_t values() const { return asked_->values; }  // of all tensors that were asked for
+  // Those, by the names they were asked for: where each stands in the file.
+  const std::map<std::string, std::vector<std::string>>& places() const { return asked_->places; }
 
  private:
   std::vector<std::string> names_of(const std::string& child) const;
@@ -117,6 +120,7 @@ class Loader {
   std::string prefix_;
   struct Asked {
     std::set<std::string> names;
+    std::map<std::string, std::vector<std::string>> places;
     int64_t values = 0;
   };
   std::shared_ptr<Asked> asked_;

@@ -40,8 +40,8 @@ AdaLog::AdaLog(int b, float s, int q, float added, bool extra)
 Grid AdaLog::read(const Fields& fields, bool extra_zero) {
   const int64_t base = field<int64_t>(fields, "base");
   require_input(base >= 1 && base <= kMostBase, "an AdaLog grid of base %d/37: 1 to %d are possible", base, kMostBase);
-  return AdaLog{bits_field(fields), field<float>(fields, "scale"), static_cast<int>(base),
-                field<float>(fields, "shift"), extra_zero};
+  return AdaLog{bits_field(fields), scale_field(fields, "scale"), static_cast<int>(base), field<float>(fields, "shift"),
+                extra_zero};
 }
 
 Fields AdaLog::describe() const {

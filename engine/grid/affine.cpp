@@ -5,6 +5,7 @@
 
 #include "engine/core/half.h"
 #include "engine/core/parallel.h"
+#include "engine/grid/parts.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -19,6 +20,25 @@ void Affine::fake_quantize(const Tensor& x, Tensor& y) const {
       y[r * cols + c] = s * (std::clamp(std::nearbyint(x[r * cols + c] / s) + z, 0.f, top) - z);
     }
   });
+}
+
+Grid Affine::read(const Fields& fields) {
+  const std::vector<float>&scale = scales_field(fields, "scale"), &zero = field<std::vector<float>>(fields, "zero");
+  const int64_t group = field<int64_t>(fields, "group"), rows = static_cast<int64_t>(scale.size());
+  const int bits = bits_field(fields);
+  require_input(group >= 1 && bits <= 8, "an affine grid of %d bits in groups of %d", bits, group);
+  require_input(zero.size() == scale.size(), "%d scales, but %d zero points", scale.size(), zero.size());
+  for (const float z : zero)
+    require_input(z >= 0 && z < 1 << bits && z == std::nearbyint(z), "a zero point of %g is no code of %d bits", z,
+                  bits);
+  return Affine{bits, group, Tensor({rows, 1}, scale), Tensor({rows, 1}, zero)};
+}
+
+Fields Affine::describe() const {
+  require(scale.dim(1) == 1 && column_group.empty(), "an affine grid of groups of %d columns is kept with its codes",
+          group);
+  const auto values = [](const Tensor& t) { return std::vector<float>(t.data, t.data + t.size()); };
+  return {{"bits", bits}, {"group", group}, {"scale", values(scale)}, {"zero", values(zero)}};
 }
 
 double Affine::storage_bits(const Shape& shape) const {

@@ -14,6 +14,7 @@ class Affine final : public GridKind {
   Affine() : Affine(0, 0, {}, {}) {}  // to be filled in
   Affine(int b, int64_t columns, Tensor s, Tensor z, std::vector<int32_t> groups = {})
       : GridKind(b), group(columns), scale(std::move(s)), zero(std::move(z)), column_group(std::move(groups)) {}
+  static Grid read(const Fields& fields);  // with one pair a row
 
   int64_t group;       // columns that share s and z; the row length for one pair a row
   Tensor scale, zero;  // [out, ceil(in / group)]
@@ -25,7 +26,7 @@ class Affine final : public GridKind {
   }
 
   const char* name() const override { return "affine"; }
-  Fields describe() const override { return {{"bits", bits}, {"group", group}}; }
+  Fields describe() const override;  // Error for groups, which come with packed codes (engine/gemm/gemm_packed.h)
   void fake_quantize(const Tensor& x, Tensor& y) const override;
   // Codes, scales, `bits`-bit zero points and 32-bit column groups.
   double storage_bits(const Shape& shape) const override;
@@ -34,6 +35,8 @@ class Affine final : public GridKind {
   float plane_scale(int, int64_t unit) const override { return scale[unit]; }
   bool is_signed() const override;
   void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
+  bool has_zero_points() const override { return scale.dim(1) == 1; }
+  int32_t zero_point(int64_t unit) const override { return static_cast<int32_t>(zero[unit]); }
 };
 
 // Whether every zero point is the middle code, as GPTQ's `sym` has it.

@@ -20,7 +20,8 @@ Asymmetric::Asymmetric(int b, int a, std::vector<float> s, std::vector<int32_t> 
 }
 
 Grid Asymmetric::read(const Fields& fields) {
-  const auto &scale = field<std::vector<float>>(fields, "scale"), &zero = field<std::vector<float>>(fields, "zero");
+  const auto &scale = scales_field(fields, "scale"), &zero = field<std::vector<float>>(fields, "zero");
+  require_input(scale.size() == zero.size(), "%d scales, but %d zero points", scale.size(), zero.size());
   std::vector<int32_t> integers;
   for (const float z : zero) {
     require_input(std::abs(z) <= kMostZero && z == std::nearbyint(z), "a zero point of %g is no small integer", z);

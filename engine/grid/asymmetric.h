@@ -34,6 +34,8 @@ class Asymmetric final : public GridKind {
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
   bool is_signed() const override;
   void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
+  bool has_zero_points() const override { return true; }
+  int32_t zero_point(int64_t unit) const override { return zero[index(unit)]; }
 
  private:
   static size_t index(int64_t unit) { return static_cast<size_t>(unit); }

@@ -12,6 +12,7 @@ void GridKind::code(const float*, int64_t, int64_t, uint8_t*, int64_t) const {
 void GridKind::code_signed(const float*, int64_t, int64_t, int8_t*) const {
   throw Error(format("a %s grid of %d bits has no signed codes", name(), bits));
 }
+int32_t GridKind::zero_point(int64_t) const { throw Error(format("a %s grid has no zero points", name())); }
 
 bool Grid::is_along(int axis) const { return !kind_ || kind_->units() == 1 || kind_->axis() == axis; }
 Grid Grid::unit(int64_t u) const { return !kind_ || kind_->units() == 1 ? *this : kind_->unit(u); }

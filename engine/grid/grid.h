@@ -54,6 +54,10 @@ class GridKind {
   // That of a right operand: x̂ = plane_scale(0, unit) v with s8 codes v.
   virtual bool is_signed() const { return false; }
   virtual void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const;
+
+  // What a weight on this grid is stored as: x̂ = plane_scale(0, unit) (u - zero_point(unit)), u from 0 to 2^bits - 1.
+  virtual bool has_zero_points() const { return false; }
+  virtual int32_t zero_point(int64_t unit) const;
 };
 
 constexpr int kInt8Bits = 8;  // most that codes of integer products have

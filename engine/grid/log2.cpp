@@ -24,7 +24,7 @@ Log2::Log2(int b, float s, bool extra) : LogGrid(b, s, 1, extra) {
 }
 
 Grid Log2::read(const Fields& fields, bool extra_zero) {
-  return Log2{bits_field(fields), field<float>(fields, "scale"), extra_zero};
+  return Log2{bits_field(fields), scale_field(fields, "scale"), extra_zero};
 }
 
 }  // namespace bcq

@@ -24,7 +24,7 @@ LogSqrt2::LogSqrt2(int b, float s, bool extra) : LogGrid(b, s, 0.5, extra) {
 }
 
 Grid LogSqrt2::read(const Fields& fields, bool extra_zero) {
-  return LogSqrt2{bits_field(fields), field<float>(fields, "scale"), extra_zero};
+  return LogSqrt2{bits_field(fields), scale_field(fields, "scale"), extra_zero};
 }
 
 }  // namespace bcq

@@ -37,6 +37,18 @@ const T& field(const Fields& fields, const char* name) {
                                            : "an array of numbers");
   return *value;
 }
+// Scales: one at least, all positive.
+inline const std::vector<float>& scales_field(const Fields& fields, const char* name) {
+  const auto& scales = field<std::vector<float>>(fields, name);
+  for (const float s : scales) require_input(s > 0, "a grid with a %s of %g, which is not positive", name, s);
+  require_input(!scales.empty(), "a grid needs a %s", name);
+  return scales;
+}
+inline float scale_field(const Fields& fields, const char* name) {
+  const float scale = field<float>(fields, name);
+  require_input(scale > 0, "a grid with a %s of %g, which is not positive", name, scale);
+  return scale;
+}
 inline int bits_field(const Fields& fields) {
   const int64_t bits = field<int64_t>(fields, "bits");
   require_input(bits >= 1 && bits <= 16, "a grid of %d bits: 1 to 16 are possible", bits);

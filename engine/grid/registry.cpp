@@ -1,7 +1,7 @@
-// Every kind of grid that can be read from its description: a new one is a row here. Affine has none: it comes with
-// the codes of its weight (engine/gemm/packed.h).
+// Every kind of grid that can be read from its description: a new one is a row here.
 #include "engine/core/check.h"
 #include "engine/grid/adalog.h"
+#include "engine/grid/affine.h"
 #include "engine/grid/asymmetric.h"
 #include "engine/grid/dynamic.h"
 #include "engine/grid/log2.h"
@@ -25,6 +25,7 @@ constexpr Row kGrids[] = {
     {"twin-softmax official", [](const Fields& f) { return TwinSoftmax::read(f, true); }},
     {"twin-softmax clean", [](const Fields& f) { return TwinSoftmax::read(f, false); }},
     {"asymmetric", Asymmetric::read},
+    {"affine", Affine::read},
     {"log2", [](const Fields& f) { return Log2::read(f, false); }},
     {"log2+zero", [](const Fields& f) { return Log2::read(f, true); }},
     {"log-sqrt2", [](const Fields& f) { return LogSqrt2::read(f, false); }},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "engine/grid/parts.h"
@@ -33,7 +34,7 @@ Table::Table(int a, const std::vector<Table>& of) : GridKind(of.at(0).bits), alo
 
 // Levels of all parts one after the other, `counts` of each.
 Grid Table::read(const Fields& fields) {
-  const auto &scales = field<std::vector<float>>(fields, "scale"), &zeros = field<std::vector<float>>(fields, "zero");
+  const auto &scales = scales_field(fields, "scale"), &zeros = field<std::vector<float>>(fields, "zero");
   const auto &counts = field<std::vector<float>>(fields, "counts"), &all = field<std::vector<float>>(fields, "levels");
   require_input(!scales.empty() && scales.size() == zeros.size() && scales.size() == counts.size(),
                 "%d scales, %d zero points and %d counts of levels", scales.size(), zeros.size(), counts.size());
@@ -42,13 +43,18 @@ Grid Table::read(const Fields& fields) {
   size_t begin = 0;
   for (size_t i = 0; i < scales.size(); ++i) {
     require_input(is_code(zeros[i]), "a zero point of %g is no 8-bit code", zeros[i]);
-    require_input(is_code(counts[i]) && counts[i] >= 1 && begin + static_cast<size_t>(counts[i]) <= all.size(),
+    require_input(counts[i] == 256 || is_code(counts[i]), "a count of %g levels", counts[i]);
+    require_input(counts[i] >= 1 && begin + static_cast<size_t>(counts[i]) <= all.size(),
                   "%d levels are fewer than their counts", all.size());
     std::vector<uint8_t> levels;
     for (const size_t end = begin + static_cast<size_t>(counts[i]); begin < end; ++begin) {
       require_input(is_code(all[begin]), "a level of %g is no 8-bit code", all[begin]);
       levels.push_back(static_cast<uint8_t>(all[begin]));
     }
+    require_input(bits_field(fields) <= 8 && levels.size() <= size_t{1} << bits_field(fields),
+                  "%d levels are too many for %d bits", levels.size(), bits_field(fields));
+    require_input(std::adjacent_find(levels.begin(), levels.end(), std::greater_equal<>()) == levels.end(),
+                  "levels that do not rise");
     parts.emplace_back(bits_field(fields), scales[i], static_cast<int32_t>(zeros[i]), levels);
   }
   require_input(begin == all.size(), "%d levels are more than their counts", all.size());

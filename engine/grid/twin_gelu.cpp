@@ -8,7 +8,7 @@
 namespace bcq {
 
 Grid TwinGelu::read(const Fields& fields) {
-  return TwinGelu{bits_field(fields), field<float>(fields, "positive"), field<float>(fields, "negative")};
+  return TwinGelu{bits_field(fields), scale_field(fields, "positive"), scale_field(fields, "negative")};
 }
 
 void TwinGelu::fake_quantize(const Tensor& x, Tensor& y) const {

@@ -8,7 +8,7 @@
 namespace bcq {
 
 Grid TwinSoftmax::read(const Fields& fields, bool official) {
-  return TwinSoftmax{bits_field(fields), field<float>(fields, "split"), official};
+  return TwinSoftmax{bits_field(fields), scale_field(fields, "split"), official};
 }
 
 float TwinSoftmax::steps() const { return std::ldexp(1.f, bits - 1) - 1; }

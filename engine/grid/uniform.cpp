@@ -13,7 +13,7 @@ float half_range(int bits) { return std::ldexp(1.f, bits - 1); }
 }  // namespace
 
 Grid Uniform::read(const Fields& fields) {
-  const auto& delta = field<std::vector<float>>(fields, "intervals");
+  const auto& delta = scales_field(fields, "intervals");
   return Uniform{bits_field(fields), delta.size() > 1 ? static_cast<int>(field<int64_t>(fields, "axis")) : 0, delta};
 }
 

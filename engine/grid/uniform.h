@@ -29,6 +29,8 @@ class Uniform final : public GridKind {
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
   bool is_signed() const override { return bits <= kInt8Bits; }
   void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
+  bool has_zero_points() const override { return true; }
+  int32_t zero_point(int64_t) const override { return 1 << (bits - 1); }
 };
 
 }  // namespace bcq

@@ -301,6 +301,7 @@ void Run::measure(Column& column, ProgressLine& progress) const {
         missing += column.records[c][i].is_null();
       }
   const auto model = load_model(column.path);
+  require_usage(!model->info().packed, "%s is quantized already: a table quantizes the float networks", column.path);
   column.checkpoint = model->info().name + (model->info().tag.empty() ? "" : "." + model->info().tag);
   if (vision) warn_of_tag(*model, progress.warn());
   if (missing == 0) return;
