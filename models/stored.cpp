@@ -68,11 +68,9 @@ json put_layer(const Layer& layer, StoredModel& stored) {
 // "layers" of the layer of this name, with where it stands.
 const json& about_layer(const Loader& file, const std::string& name) {
   static const json kNothing;
-  const json& all = *file.packed()->grids;
-  const auto layers = all.find("layers");
-  if (layers == all.end() || !layers->is_object()) return kNothing;
-  const auto layer = layers->find(name);
-  return layer == layers->end() ? kNothing : *layer;
+  const json& layers = file.packed()->grids->at("layers");
+  const auto layer = layers.find(name);
+  return layer == layers.end() ? kNothing : *layer;
 }
 
 // A compensation of any shape [..., width]; empty when there is none. What shape it has to have is known when the model
@@ -215,7 +213,6 @@ void get_stored(Model& model, const Loader& file) {
   if (!holds_grids(file)) return;
   const std::string& where = file.packed()->where;
   const ConfigReader config(*file.packed()->grids, where, "quantization_config.");
-  require_input(config.value("layers").is_object(), "%s: quantization_config.layers is no object", where);
   std::set<std::string> names;
   for (Layer* layer : model.all_layers()) {
     get_layer(file, *layer);

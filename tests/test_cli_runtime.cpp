@@ -78,7 +78,7 @@ TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and i
   check_failure(again + "--layer-report x.csv", 2, {"--layer-report"});
   check_failure(again + "--save " + folder / "b", 2, {"--save", "--method"});
   check_failure(kVit + "--recipe " + folder / "r.json", 2, {"stored quantized"});
-  check_failure(make + "--wbits 9 --method ptq4vit", 2, {"--save", "2 to 8 bits"});
+  check_failure(kVit + "--method ptq4vit --wbits 9" + kQuick + "--save " + saved, 2, {"--save", "2 to 8 bits"});
   check_failure(kVit + "--method joint" + kQuick + "--force --save data/mini/vit", 2, {"the model itself"});
   const std::string pixels = folder / "x.safetensors";
   write_safetensors(pixels, {{"pixel_values", Tensor({1, 3, 28, 28})}});

@@ -73,6 +73,7 @@ std::shared_ptr<const PackedFormat> read_grid_format(const json& config, const s
   require_input(version == 1, "%s: format_version %d is newer than this program", where, version);
   in.only({{"meta", ""}, {"method", ""}, {"recipe", ""}, {"folded_layer_scale", "true|false"}, {"layers", ""}});
   in.require_known();
+  if (!in.value("layers").is_object()) in.refuse("layers", "an object of grids by layer");
   return std::make_shared<const PackedFormat>(f);
 }
 
