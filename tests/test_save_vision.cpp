@@ -129,7 +129,7 @@ TEST_CASE("saved vision models: every method, family and width, the same logits 
       for (size_t i = 0; i < 3; ++i) {
         CAPTURE(source);
         CAPTURE(method);
-        const auto [wbits, abits] = widths[i];
+        const int wbits = widths[i].first, abits = widths[i].second;
         CAPTURE(wbits);
         json options = bc[i];
         if (method == "joint") options = i == 0 ? json(bc[0]) : json::object();
@@ -174,8 +174,11 @@ TEST_CASE("saved vision models: floats, linear layers beside blocks, uniform gri
                                                            {"ptq4vit", 5, 7, {{"pixels", "quantized"}}},
                                                            {"ptq4vit", 8, 8, {{"matmul_intervals", "layer"}}},
                                                            {"repq-vit", 7, 2, {}}};
-  for (const auto& [method, wbits, abits, options] : cases)
+  for (const auto& of : cases)
     for (const std::string& source : {kVit, kSwin}) {
+      const std::string method = std::get<0>(of);
+      const int wbits = std::get<1>(of), abits = std::get<2>(of);
+      const json options = std::get<3>(of);
       CAPTURE(method);
       CAPTURE(wbits);
       CAPTURE(abits);

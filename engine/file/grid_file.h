@@ -4,17 +4,21 @@
 // In config.json, "quantization_config":
 //   "quant_method": "bcq", "format": "grids", "format_version": 1, "meta": {"quantizer": ["bcq:VERSION"], ...},
 //   "method", "recipe" (how it was made), "folded_layer_scale" (true: LayerScale stands in the weights),
-//   "layers": {NAME: {"left": GRID, "right": GRID, "renormalized": true}}, each where there is one; "left" is the grid
-//   of a layer's input, "right" that of its weight or, of q kᵀ and A v, of the other operand. GRID: {"grid": its row in
-//   engine/grid/registry.cpp, and those of its fields that are integers}
+//   "layers": {NAME: {"left": GRID, "right": GRID, "renormalized": true}}, each where there is one:
+//             "left" the grid of a layer's input, "right" that of its weight or, of q kᵀ and A v, of the other operand
+//   GRID:     {"grid": its row in engine/grid/registry.cpp, and those of its fields that are integers}
+//
 // Tensors of a layer NAME beside those of the checkpoint:
-//   NAME.left.FIELD, NAME.right.FIELD   fields that are numbers [] or arrays [n]: U8 where all are bytes, else F32
-//   NAME.qweight   I32 [out, ceil(in/32) bits], in place of NAME.weight: codes u of x̂ = scale (u - zero point), a row a
-//                  stream of bits (engine/gemm/gemm_packed.h): 8 codes of 4 bits a word, 32 of 3 bits three words
-//   NAME.bias      F32 [out], what is added: compensations per channel are in it
-//   NAME.bc        F32, a compensation that cannot be folded: the output's shape less the batch, 1 where it is shared;
-//                  of a block, too
-//   BLOCK.linear.weight, BLOCK.linear.bias   F32 [D, D] and [D], a linear layer beside the block
+//   NAME.left.FIELD, NAME.right.FIELD: fields that are numbers [] or arrays [n]: U8 where all are bytes, else F32
+//
+//   NAME.qweight: I32 [out, ceil(in/32) bits], in place of NAME.weight: codes u of x̂ = scale (u - zero point), a row a
+//                 stream of bits (engine/gemm/gemm_packed.h): 8 codes of 4 bits a word, 32 of 3 bits three words
+//   NAME.bias:    F32 [out], what is added: compensations per channel are in it
+//   NAME.bc:      F32, a compensation that cannot be folded: the output's shape less the batch, 1 where it is shared;
+//                 of a block, too
+//
+//   BLOCK.linear.weight, BLOCK.linear.bias: F32 [D, D] and [D], a linear layer beside the block
+//
 // Weights that stayed float, norms and all else are as in the source where quantization left them alone, else F32.
 #pragma once
 #include <map>
