@@ -78,7 +78,6 @@ TEST_CASE("recipe: unknown keys and values are refused, with the file and the ke
   line(Family::Vision, {{"calib_images", 0}}, {"--calib-images 0"});
   line(Family::Vision, {{"bc_sites", "conv,heads"}}, {"--bc-sites conv,heads", "\"heads\""});
   line(Family::Vision, {{"bc", "channel"}}, {"--bc channel", "--method"});
-  line(Family::Vision, {{"runtime", "integer"}}, {"--runtime", "--method"});
   line(Family::Language, {{"groupsize", INT64_MAX}}, {"--groupsize 9223372036854775807"});
   line(Family::Language, {{"seqlen", -5}}, {"--seqlen -5"});
   line(Family::Language, {{"method", "gptq"}, {"hessian", "centred"}}, {"--hessian centred", "--bc"});
