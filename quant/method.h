@@ -28,9 +28,8 @@ struct Needs {
   // the quantized stream while it runs: one that folds something into what made an operand folds the operand, too, in
   // place, for it is what the network goes on with.
   bool operands = false;
-  bool outputs = false;  // and what the layer, itself in float, makes of them
-  bool folds =
-      false;  // changes what makes an operand (Model::fold): products cannot be compensated in one walk with it
+  bool outputs = false;    // and what the layer, itself in float, makes of them
+  bool folds = false;      // Model::fold is called: products cannot be compensated in the same walk
   bool blocks = false;     // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
 };
