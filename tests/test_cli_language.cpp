@@ -18,7 +18,7 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
   const json a = read_json(folder / "a.json")["rows"];
-  REQUIRE(a.size() % 13 == 0);                 // the float model, and four cells at each of three widths
+  REQUIRE(a.size() % 15 == 0);                 // the float model, four cells at each of three widths, joint at two
   std::map<std::string, double> perplexities;  // by bits, method and model
   const auto key = [](const json& row, const std::string& bits, const std::string& method) {
     return bits + method + row["model"].get<std::string>();

@@ -384,6 +384,7 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
   } else {
     size_t base = c;  // the cell a compensated one comes from
     while (base > 0 && compensates(table.cells[base].recipe)) --base;
+    if (table.cells[base].recipe.method != cell.recipe.method) base = c;  // compensated is all there is of it
     const std::string over = put_change(c > 0 ? record : json(), column.records[0][i], "change_percent", row);
     const std::string by = put_change(c != base ? record : json(), column.records[base][i], "bc_change_percent", row);
     const std::string text = name_of(texts[i].definition);
