@@ -4,6 +4,8 @@
 #include "engine/file/json.h"
 #include "eval/save.h"
 #include "models/model.h"
+#include "quant/calibrate.h"
+#include "quant/joint.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/quantize.h"
 
@@ -98,7 +100,7 @@ std::vector<std::string> model_seeds() {
   return seeds;
 }
 
-// Quantized checkpoints: those of the tests, and two of this engine's own.
+// Quantized checkpoints: those of the tests, and some of this engine's own.
 struct Packed {
   std::string config, header, data;
 };
@@ -123,6 +125,15 @@ const std::vector<Packed>& packed() {
       const std::string folder = path_of(format("own%d", bits));
       save_model(*model, model->info().weights, {folder, "bcq", false},
                  {{"wbits", bits}, {"groupsize", grid.groupsize}});
+      add(folder, "model.safetensors");
+    }
+    for (const char* name : {"vit_tiny", "swin_tiny"}) {
+      const auto model = load_model(kFixtures + name);
+      const Tensor images = SafeTensors::open(kFixtures + name + "/reference.safetensors").get("pixel_values");
+      Joint method({4, 4}, [](const std::string&) {});
+      calibrate(*model, vision_batches(*model, images), {&method});
+      const std::string folder = path_of(format("own_%s", name));
+      save_vision(*model, {folder, "bcq", false}, recipe_of(Family::Vision, "joint"));
       add(folder, "model.safetensors");
     }
     return made;
