@@ -432,9 +432,9 @@ TEST_CASE("joint: grids of activations by choice, in integers as simulated") {
   for (const auto& [grid, norm, softmax, gelu] : {std::tuple{ActGrid::Table, "table", "table", "table"},
                                                   {ActGrid::Uniform, "asymmetric", "table", "asymmetric"},
                                                   {ActGrid::AdaLog, "table", "adalog+zero", "adalog+zero"}}) {
-    CAPTURE(softmax);
     JointOptions options{4, 4};
     options.grid = grid;
+    CAPTURE(static_cast<int>(options.grid));
     Joint method(options, kQuiet);
     const auto model = calibrated(kSwin, method);
     for (const Layer* layer : model->all_layers()) {
