@@ -72,7 +72,8 @@ Refit refit(const std::vector<Tensor>& weights, Moments& a, const Moments& b, bo
   Refit result{weights, std::numeric_limits<double>::infinity()};
   {
     const Half halves[] = {{some, n, a, centred}, {some, n, b, centred}};
-    // Costs fall and rise again: from the middle downhill.
+    // Costs fall and rise again: downhill from a ridge that is often the best or its neighbour. Beyond the ends: no
+    // refit.
     constexpr int kCount = std::size(kRidges);
     std::map<int, double> known;
     const auto cost = [&](int i) {

@@ -44,6 +44,20 @@ std::unique_ptr<Model> calibrated(const std::string& fixture, Method& method) {
   return model;
 }
 
+// What a layer is fed.
+Tensor input_of(const Layer& layer, const Model& model, Precision precision, const Batch& batch) {
+  struct Input : Observer {
+    const Layer* layer;
+    Tensor x;
+    void input(const Layer& l, const Tensor& a, const Tensor&) override {
+      if (&l == layer) x = a;
+    }
+  } seen;
+  seen.layer = &layer;
+  model.forward({precision, nullptr, &seen}, batch);
+  return seen.x;
+}
+
 double energy(const Tensor& a, const Tensor& b) {
   double sum = 0;
   for (int64_t i = 0; i < a.size(); ++i) sum += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
@@ -148,18 +162,10 @@ TEST_CASE("repq: a folded input has the codes that its channels have on grids of
   CHECK(grid.bits == 4);
   CHECK(grid.units() == 1);
   // Folded, all channels have the range of the grid: of each the ends are about its first and last code.
-  struct Input : Observer {
-    const Layer* layer;
-    Tensor x;
-    void input(const Layer& l, const Tensor& a, const Tensor&) override {
-      if (&l == layer) x = a;
-    }
-  } input;
-  input.layer = &qkv;
-  model->forward({Precision::Fake, nullptr, &input}, pixels_of(kVit));
-  const int64_t n = input.x.dim(-1);
+  const Tensor input = input_of(qkv, *model, Precision::Fake, pixels_of(kVit));
+  const int64_t n = input.dim(-1);
   for (int64_t c = 0; c < n; ++c) {
-    const ScaleZero range = percentile_range(input.x.data + c, input.x.rows(), n, 4);
+    const ScaleZero range = percentile_range(input.data + c, input.rows(), n, 4);
     CHECK(range.scale == doctest::Approx(grid.scale[0]).epsilon(0.01));  // another percentile may be as good
     CHECK(range.zero == grid.zero[0]);
   }
@@ -384,16 +390,8 @@ TEST_CASE("joint: biases take the mean error with the weights that tokens have")
   const auto model = calibrated(kVit, joint);
   const Batch batch = pixels_of(kVit);
   const Layer& qkv = *model->part(0).groups[0].layers[0];
-  struct Input : Observer {
-    const Layer* layer;
-    Tensor x;
-    void input(const Layer& l, const Tensor& a, const Tensor&) override {
-      if (&l == layer) x = a;
-    }
-  } input;
-  input.layer = &qkv;
-  model->forward({Precision::Float, nullptr, &input}, batch);
-  const Tensor real = qkv.product(kFloat, input.x, {}), own = qkv.product(kFake, input.x, {});
+  const Tensor input = input_of(qkv, *model, Precision::Float, batch);
+  const Tensor real = qkv.product(kFloat, input, {}), own = qkv.product(kFake, input, {});
   const Tensor error = add(nullptr, real, scale(nullptr, own, -1));
   double size = 0;
   for (int64_t i = 0; i < error.size(); ++i) size = std::max(size, std::abs(static_cast<double>(error[i])));
