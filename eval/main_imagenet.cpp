@@ -89,6 +89,8 @@ void print_runtime(const json& r) {
 void check_options(const CommandLine& line, const Options& o) {
   const Recipe& r = o.recipe;
   require_usage(!calibrates(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
+  require_usage(o.bc_search || !line.has("--bc-search-images"), "--bc-search-images belongs to --bc-search");
+  require_usage(o.saves() || !o.save.force, "--force belongs to --save");
   require_usage(!o.bc_search || compensates(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
@@ -118,6 +120,7 @@ void run(const CommandLine& line, Options& o) {
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
   set_stored_vision(*model, r);
+  require_used(r, line.given());
   require_usage(calibrates(r) || !o.paired,
                 "--paired compares a quantized model with the float network: give a "
                 "--method that quantizes%s",

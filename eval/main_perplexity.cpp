@@ -140,6 +140,8 @@ void check_options(Options& o) {
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
   require_usage(r.abits == 32 || !o.saves(), "--save keeps weights: with --abits the model is only measured");
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
+  require_usage(o.saves() || !o.save.force, "--force belongs to --save");
+  require_usage(!o.new_eval || (o.texts.empty() && o.tokens.empty()), "--new-eval is for --corpora alone");
   require_usage(quantized || !o.paired, "--paired compares a quantized model: give a --method");
   if (r.gptq_format) {
     o.save.format = "gptq";
@@ -198,7 +200,7 @@ void print_text(const EvaluationText& text, const std::vector<Perplexity>& resul
   }
 }
 
-void run(Options& o) {
+void run(const CommandLine& line, Options& o) {
   Recipe& r = o.recipe;
   check_options(o);
   const std::vector<TextSource> sources = evaluation_sources(o);
@@ -208,6 +210,7 @@ void run(Options& o) {
   const auto model = load_model(o.model);
   seqlen_of(*model, r);
   set_stored(*model, r);
+  require_used(r, line.given());
   if (o.saves()) check_saving(*model, r, o.save);
   LanguageTask task(*model, sources, calib, definitions_of(o), o.limit);
   task.warn = progress.warn();
@@ -261,5 +264,5 @@ int main(int argc, char** argv) {
       "  perplexity ... --recipe result.json");
   Options options;
   add_options(line, options);
-  return line.run(argc, argv, [&] { run(options); });
+  return line.run(argc, argv, [&] { run(line, options); });
 }

@@ -103,10 +103,14 @@ Words method_names(Family family) {
 #define OF(member) \
   [](Recipe & r) -> auto& { return r.member; }
 
+const char* const kQuantization = "Quantization";
+const char* const kEvaluation = "Evaluation";
+const char* const kBc = "Bias compensation";
+
 struct About {
   const char *key, *flags, *help;
   bool (*applies)(const Recipe&);
-  const char* group = "Quantization";
+  const char* group = kQuantization;
   bool of_cell = false;
 };
 
@@ -180,7 +184,6 @@ Option list(const About& a, Of of, const char* type) {
 // ---- The table ----------------------------------------------------------------------------------------------------
 
 constexpr double kMany = 1 << 24, kSeeds = 4294967295.0, kInfinity = std::numeric_limits<double>::max();
-const char* const kBc = "Bias compensation";
 
 bool always(const Recipe&) { return true; }
 bool searches(const Recipe& r) {
@@ -193,7 +196,7 @@ bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
   Option o =
-      option({"method", "--method", "What quantizes", always, "Quantization", true}, braced(method_names(family)));
+      option({"method", "--method", "What quantizes", always, kQuantization, true}, braced(method_names(family)));
   o.is_text = true;
   o.set = [family](Recipe& r, const json& value) -> std::string {
     for (const MethodRow& row : kMethods)
@@ -286,8 +289,8 @@ std::vector<Option> vision_compensation() {
 std::vector<Option> vision_quantization() {
   return {
       method_option(kVision),
-      number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(ptq.wbits), 2, 32, "K"),
-      number({"abits", "--abits", "Bits of the activations", quantizes, "Quantization", true}, OF(ptq.abits), 2, 32,
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(ptq.wbits), 2, 32, "K"),
+      number({"abits", "--abits", "Bits of the activations", quantizes, kQuantization, true}, OF(ptq.abits), 2, 32,
              "K"),
       number({"calib_images", "--calib-images,--nsamples", "Images to calibrate on", calibrates}, OF(samples), 1,
              kMany),
@@ -357,7 +360,7 @@ std::vector<Option> vision_quantization() {
       word({"runtime", "--runtime",
             "How the quantized model is evaluated: simulate, in floats rounded to the grids; integer, from 8-bit "
             "codes with exact sums, what stays float or has more than 8 bits excepted",
-            quantizes, "Quantization", true},
+            quantizes, kEvaluation, true},
            {"simulate", "integer"}, OF(integer)),
   };
 }
@@ -365,11 +368,11 @@ std::vector<Option> vision_quantization() {
 std::vector<Option> language_weights() {
   return {
       method_option(kLanguage),
-      number({"wbits", "--wbits", "Bits of the weights", quantizes, "Quantization", true}, OF(weights.bits), 2, 8, "K"),
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(weights.bits), 2, 8, "K"),
       number(
-          {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, "Quantization", true},
+          {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, kQuantization, true},
           OF(weights.groupsize), -1, kMany, "G"),
-      number({"abits", "--abits", "Bits of the inputs of the quantized layers (32: float)", quantizes, "Quantization",
+      number({"abits", "--abits", "Bits of the inputs of the quantized layers (32: float)", quantizes, kQuantization,
               true},
              OF(abits), 2, 32, "K"),
       word(
@@ -455,7 +458,7 @@ std::vector<Option> language_data() {
       number({"prefill_bits", "--prefill-bits",
               "Bits activations are rounded to where windows meet packed weights: 24 keeps what floats keep, 16 is "
               "faster",
-              quantizes},
+              quantizes, kEvaluation},
              OF(prefill_bits), 16, 24, "{24,16}"),
       word({"format", "--format",
             "What --save writes, and the model is measured as: bcq holds everything; gptq, a GPTQ checkpoint for "
@@ -571,17 +574,24 @@ Recipe read_recipe(Family family, const json& file, const std::string& path, con
     require_input(std::any_of(options.begin(), options.end(), [&k = key](const Option& o) { return o.key == k; }),
                   "%s: key %s: no such option in the recipe of a %s model", path, quoted(key),
                   family == kVision ? "vision" : "language");
-  Recipe recipe = recipe_of(family);
-  for (const Option& option : options) {  // the method first: it sets the defaults of others
-    const bool explicitly = given.contains(option.key);
-    if (!explicitly && !file.contains(option.key)) continue;
-    const json& value = explicitly ? given.at(option.key) : file.at(option.key);
-    const std::string wrong = option.set(recipe, value);
-    if (wrong.empty()) continue;
-    const std::string shown = explicitly ? text_of(value) : value.dump();
-    require_usage(!explicitly, "%s %s: %s", option.flags.substr(0, option.flags.find(',')), shown, wrong);
-    throw InputError(format("%s: key %s: %s: %s", path, quoted(option.key), shown, wrong));
-  }
+  const auto read = [&](const json& on_command_line) {
+    Recipe recipe = recipe_of(family);
+    for (const Option& option : options) {  // the method first: it sets the defaults of others
+      const bool explicitly = on_command_line.contains(option.key);
+      if (!explicitly && !file.contains(option.key)) continue;
+      const json& value = explicitly ? on_command_line.at(option.key) : file.at(option.key);
+      const std::string wrong = option.set(recipe, value);
+      if (wrong.empty()) continue;
+      const std::string shown = explicitly ? text_of(value) : value.dump();
+      require_usage(!explicitly, "%s %s: %s", option.flags.substr(0, option.flags.find(',')), shown, wrong);
+      throw InputError(format("%s: key %s: %s: %s", path, quoted(option.key), shown, wrong));
+    }
+    return recipe;
+  };
+  const Recipe recipe = read(given), alone = file.empty() ? recipe : read(json::object());
+  for (const Option& option : options)  // what the command line sets may leave a key of the file without effect
+    require_input(!file.contains(option.key) || option.applies(alone), "%s: key %s has no effect with method %s", path,
+                  quoted(option.key), name_of(alone));
   check(recipe);
   return recipe;
 }
@@ -596,6 +606,17 @@ void check(const Recipe& r) {
   require_usage(
       !solves(r) || !r.centred || (compensates(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
+}
+
+void require_used(const Recipe& r, const json& given) {
+  const bool stored = r.method == MethodName::Stored;
+  for (const Option& option : recipe_options(r.family)) {
+    if (!given.contains(option.key)) continue;
+    const std::string flag = option.flags.substr(0, option.flags.find(','));
+    const bool of_making = option.group == std::string(kQuantization) || option.group == std::string(kBc);
+    require_usage(!stored || !of_making, "%s has no effect: the model is quantized already", flag);
+    require_usage(option.applies(r), "%s has no effect with --method %s --bc %s", flag, name_of(r), name_of(r.bc));
+  }
 }
 
 json recipe_in(const std::string& path) {

@@ -112,6 +112,8 @@ Recipe recipe_of(Family family, const std::string& method = "", BcForm bc = BcFo
 Recipe read_recipe(Family family, const json& file, const std::string& path, const json& given);
 // UsageError for options that do not go together.
 void check(const Recipe& recipe);
+// UsageError for an option `given` on the command line, by key, that the recipe has no use for.
+void require_used(const Recipe& recipe, const json& given);
 // The recipe a file holds: the object itself, or "recipe" of a result record, or of an array of them that agree.
 json recipe_in(const std::string& path);
 // All that applies to the method; read_recipe() makes the same recipe of it.

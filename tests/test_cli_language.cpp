@@ -215,14 +215,15 @@ TEST_CASE("perplexity: a saved model is measured as when it was made, to the las
     CHECK(made["saved"]["bits_per_weight"] > made["wbits"]);
     CHECK(contains(run("perplexity --model " + saved + kText).out, "stored " + made["wbits"].dump() + " bit"));
     check_failure("perplexity --model " + saved + kText + " --method rtn", 2, {"quantized already", "--method"});
+    check_failure("perplexity --model " + saved + kText + " --sym", 2, {"--sym has no effect", "quantized already"});
   }
 }
 
 TEST_CASE("perplexity: what cannot be saved is refused at once") {
   const Folder folder;
-  const std::string start = "perplexity --model " + kMini + "/opt" + kText + kCalib + " --save " + folder / "x";
+  const std::string start = "perplexity --model " + kMini + "/opt" + kText + " --save " + folder / "x";
   check_failure(start, 2, {"--method"});
-  check_failure(start + " --method rtn --format gptq --bc position", 2, {"bias per position", "--format bcq"});
+  check_failure(start + kCalib + " --method rtn --format gptq --bc position", 2, {"bias per position", "--format bcq"});
   check_failure(start + " --method rtn --format gptq --wbits 6", 2, {"6 bits", "layers.0.self_attn.q_proj"});
   check_failure(start + " --method rtn --format gptq --layer-bits fc1=5", 2, {"5 bits", "layers.0.fc1"});
   check_failure("perplexity --model " + kMini + "/opt" + kText + " --method rtn --save " + kMini + "/opt --force", 2,
@@ -316,10 +317,10 @@ TEST_CASE("cli: joint is its options by one name; windows begin with documents; 
   const Folder folder;
   const std::string common =
       "perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 2 --seqlen 64 "
-      "--nsamples 4 --wbits 3 --calib-text data/mini/text/calib.txt ";
+      "--wbits 3 --calib-text data/mini/text/calib.txt ";
   std::string certificate;
   const auto perplexity = [&](const std::string& options) {
-    const Result result = run(common + options + " --json " + folder / "r.json");
+    const Result result = run(common + "--nsamples 4 " + options + " --json " + folder / "r.json");
     CHECK_MESSAGE(result.code == 0, result.err);
     certificate = result.err + result.out;
     return read_json(folder / "r.json");
@@ -357,6 +358,6 @@ TEST_CASE("cli: joint is its options by one name; windows begin with documents; 
   check_failure(common + "--method joint --abits 8 --save " + folder / "saved", 2, {"--abits"});
   check_failure(common + "--method joint --abits 9", 2, {"--abits", "2 to 8"});
   check_failure(common + "--method rtn --abits 8 --act-scale tensor", 2, {"per token"});
-  check_failure(common + "--method joint --mse 2.4", 2, {"norm of their own"});
+  check_failure(common + "--method joint --nsamples 4 --mse 2.4", 2, {"norm of their own"});
   check_failure(common + "--method joint --bc-held-out 0.7", 2, {"--bc-held-out", "0 to 0.5"});
 }

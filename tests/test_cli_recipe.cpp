@@ -35,12 +35,13 @@ TEST_CASE("cli: the recipe of a result, given back, makes the same result") {
   CHECK(other["outputs_hash"] != image["outputs_hash"]);
 
   for (const std::string options :
-       {"--method gptq --wbits 3 --groupsize 32 --act-order --mse --layer-bits fc2=4 --exclude '^layers.0.' --bc "
+       {"--seed 1 --nsamples 3 --method gptq --wbits 3 --groupsize 32 --act-order --mse --layer-bits fc2=4 --exclude "
+        "'^layers.0.' --bc "
         "channel",
         "--method rtn --wbits 2 --groupsize 64 --sym --scales f16",
-        "--method gptq --wbits 2 --hessian centred "
+        "--seed 1 --nsamples 3 --method gptq --wbits 2 --hessian centred "
         "--bc position --bc-stream quantized --true-sequential --target float --refine 2"}) {
-    const json text = record_of(kText + "--nsamples 3 --seqlen 64 --seed 1 " + options);
+    const json text = record_of(kText + "--seqlen 64 " + options);
     write_file(folder / "r.json", text.at("recipe").dump());  // a bare recipe
     const json again = record_of(kText + file);
     CHECK(again["perplexity"] == text["perplexity"]);
@@ -126,6 +127,24 @@ TEST_CASE("cli: patterns of any length are looked for without recursion") {
   check_failure(kText + "--method rtn --layer-bits '" + names + "=4'", 2, {"fits none of the layers"});
   check_failure(kText + "--method rtn --exclude '(a|b)*" + names + "'", 2, {"fits none of the layers"});
   check_failure(kText + "--method rtn --exclude '" + std::string(2000, '(') + "'", 2, {"not a regular expression"});
+}
+
+TEST_CASE("cli: options that would have no effect are refused by name") {
+  const Folder folder;
+  check_failure(kVit + "--limit 1 --eq-n 50", 2, {"--eq-n has no effect", "--method fp32"});
+  check_failure(kImages + "--method repq-vit --metric l2", 2, {"--metric has no effect", "--method repq-vit"});
+  check_failure(kImages + "--method ptq4vit --bc-images 4", 2, {"--bc-images has no effect", "--bc none"});
+  check_failure(kImages + "--method ptq4vit --bc-search-images 9", 2, {"--bc-search-images", "--bc-search"});
+  check_failure(kText + "--method rtn --percdamp 0.1", 2, {"--percdamp has no effect", "--method rtn"});
+  check_failure(kText + "--method gptq --act-scale tensor", 2, {"--act-scale has no effect"});
+  check_failure(kText + "--method rtn --force", 2, {"--force", "--save"});
+  check_failure("table groups --calib-separator 3 --out " + folder / "x", 2, {"--calib-separator has no effect"});
+  // What a recipe holds of another method, and the command line sets, is no fault.
+  const std::string recipe = folder / "r.json";
+  write_file(recipe, run(kImages + "--method ptq4vit --eq-n 5 --print-recipe").out);
+  CHECK(run(kImages + "--method fp32 --recipe " + recipe).code == 0);
+  write_file(recipe, R"({"method": "fp32", "eq_n": 5})");
+  check_failure(kImages + "--recipe " + recipe, 3, {"r.json", "\"eq_n\" has no effect", "fp32"});
 }
 
 TEST_CASE("cli: what cannot be written to stdout is no success") {

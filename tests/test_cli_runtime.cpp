@@ -7,7 +7,8 @@ using namespace bcq::cli;
 namespace {
 
 // A quick calibration, on which nothing here depends.
-const std::string kQuick = " --calib-data data/mini/images/calib --calib-images 4 --eq-n 5 --search-rounds 1 ";
+const std::string kFew = " --calib-data data/mini/images/calib --calib-images 4 ";
+const std::string kQuick = kFew + "--eq-n 5 --search-rounds 1 ";
 
 json record_of(const Folder& folder, const std::string& command, const std::string& environment = "") {
   const Result r = run(command + " --json " + folder / "r.json", environment);
@@ -58,7 +59,7 @@ TEST_CASE("cli: --runtime integer says what it simulates, and when there is noth
 TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and is not quantized again") {
   const Folder folder;
   const std::string saved = folder / "saved", again = "imagenet --model " + saved + " --data data/mini/images/val ";
-  const std::string make = kVit + "--limit 20 --method joint --wbits 4 --abits 4" + kQuick + "--save " + saved + " ";
+  const std::string make = kVit + "--limit 20 --method joint --wbits 4 --abits 4" + kFew + "--save " + saved + " ";
   for (const std::string runtime : {"--runtime integer ", "--runtime simulate "}) {
     const json made = record_of(folder, make + runtime), loaded = record_of(folder, again + "--limit 20 " + runtime);
     CHECK(loaded["outputs_hash"] == made["outputs_hash"]);
@@ -73,13 +74,13 @@ TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and i
   }
   CHECK(contains(run(again + "--limit 4").out, "stored W4A4"));
   CHECK(read_json(saved + "/config.json")["quantization_config"]["recipe"]["method"] == "joint");
-  check_failure(again + "--method joint" + kQuick, 2, {"quantized already", "--method"});
+  check_failure(again + "--method joint" + kFew, 2, {"quantized already", "--method"});
   check_failure(again + "--paired", 2, {"--paired", "float network"});
   check_failure(again + "--layer-report x.csv", 2, {"--layer-report"});
   check_failure(again + "--save " + folder / "b", 2, {"--save", "--method"});
   check_failure(kVit + "--recipe " + folder / "r.json", 2, {"stored quantized"});
   check_failure(kVit + "--method ptq4vit --wbits 9" + kQuick + "--save " + saved, 2, {"--save", "2 to 8 bits"});
-  check_failure(kVit + "--method joint" + kQuick + "--force --save data/mini/vit", 2, {"the model itself"});
+  check_failure(kVit + "--method joint" + kFew + "--force --save data/mini/vit", 2, {"the model itself"});
   const std::string pixels = folder / "x.safetensors";
   write_safetensors(pixels, {{"pixel_values", Tensor({1, 3, 28, 28})}});
   const std::string forward = "forward --model " + saved + " --input " + pixels + " --output " + folder / "y ";

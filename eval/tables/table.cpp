@@ -38,8 +38,8 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
     values["method"] = get<std::string>(row, "method", path);
     values["bc"] = get_or<std::string>(row, "bc", "none", path);
   }
-  const bool quantized = bits < 32;
-  if (quantized) values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
+  if (cell.measurable && bits < 32)
+    values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
@@ -58,6 +58,10 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
   PaperTable table{path, read_json(path), {}};
   const char* rows = embedded && table.file.contains("embedded_rows") ? "embedded_rows" : "rows";
   for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
+  for (const Option& option : recipe_options(family))
+    require_usage(!given.contains(option.key) || std::any_of(table.cells.begin(), table.cells.end(),
+                                                             [&](const Cell& c) { return option.applies(c.recipe); }),
+                  "%s has no effect on any row of the table", option.flags.substr(0, option.flags.find(',')));
   return table;
 }
 
