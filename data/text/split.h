@@ -32,16 +32,15 @@ size_t character_start(std::string_view text);
 // (?=...) (?!...), | ? * + {m,n}. InputError naming `where` and the construct for the rest.
 std::string to_pcre2(const std::string& pattern, const std::string& where);
 
-// The time that splitting may take, all texts of a tokenizer together: half a second, and a microsecond for every byte
-// that a step has split, some 20 times what the patterns of known tokenizers take. Patterns can be written that take
-// longer than any time (nested repeats, alternatives that match the same), and PCRE2's limits are those of one match.
-// For many threads.
+// The processor time that splitting may take, all texts of a tokenizer together: half a second, and a microsecond for
+// every byte that a step has split, some 20 times what the patterns of known tokenizers take. Patterns can be written
+// that take longer than any time (nested repeats, alternatives that match the same), and PCRE2's limits are those of
+// one match. For many threads.
 class SplitBudget {
  public:
-  // False when it is used up. What a program stood still for does not count in full: at most a quarter of a second.
+  // False when it is used up.
   bool spend(std::chrono::nanoseconds time, size_t bytes) {
-    const auto charged = std::min<int64_t>(time.count(), 250'000'000);
-    return (left_ += static_cast<int64_t>(1000 * bytes) - charged) >= 0;
+    return (left_ += static_cast<int64_t>(1000 * bytes) - time.count()) >= 0;
   }
 
  private:
