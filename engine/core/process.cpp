@@ -5,7 +5,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <exception>
 #include <limits>
+#include <new>
+#include <string_view>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -23,9 +26,23 @@ __attribute__((constructor(101))) void let_idle_threads_sleep() {
   setenv("KMP_BLOCKTIME", "0", 0);
 }
 
+// Memory can run out where no exception can be thrown: nlohmann's destructor allocates.
+void say_and_end() {
+  try {
+    if (const std::exception_ptr thrown = std::current_exception()) std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc&) {
+    constexpr std::string_view text = "out of memory\n";
+    (void)!::write(2, text.data(), text.size());
+    ::_exit(1);
+  } catch (...) {
+  }
+  std::abort();
+}
+
 }  // namespace
 
 void tune_process(char** argv) {
+  std::set_terminate(say_and_end);
   for (int stream = 0; stream < 3; ++stream)
     if (::fcntl(stream, F_GETFD) < 0) (void)!::open("/dev/null", O_RDONLY);  // the lowest that is free
   if (argv && !std::getenv("OPENBLAS_NUM_THREADS")) {
