@@ -94,17 +94,19 @@ class Calibration {
       if (phase.needs.operands) return fit_operands(i, phases);
     const std::vector<Group> groups = groups_of(part_, phases);
     for (size_t g = 0; g < groups.size(); ++g)
-      for (const Phase& phase : phases) fit_groups(i, phase, {&groups[g], 1});
+      for (const Phase& phase : phases) fit_groups(i, phase, {&groups[g], 1}, g + 1 == groups.size());
   }
 
   void fit_in_parallel(int i, std::span<const Phase> one) {
     if (one[0].needs.operands) return fit_operands(i, one);
     const std::vector<Group> groups = groups_of(part_, one);
-    if (!groups.empty()) fit_groups(i, one[0], groups);
+    streams_.forget_late_start();
+    if (!groups.empty()) fit_groups(i, one[0], groups, true);
   }
 
-  void fit_groups(int i, const Phase& phase, std::span<const Group> groups) {
-    std::vector<GroupSums> sums = sums_of(streams_, i, phase, groups, by_means_, needs_float_output(i));
+  // `last`: the float network's output may be kept.
+  void fit_groups(int i, const Phase& phase, std::span<const Group> groups, bool last) {
+    std::vector<GroupSums> sums = sums_of(streams_, i, phase, groups, by_means_, last && needs_float_output(i));
     for (size_t g = 0; g < groups.size(); ++g) fit_group(phase, groups[g], sums[g]);
   }
 

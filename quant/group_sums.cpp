@@ -1,5 +1,6 @@
 #include "quant/group_sums.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace bcq {
@@ -19,8 +20,7 @@ Observed observe(Streams& streams, int i, size_t j, const Phase& phase, std::spa
   Observed x;
   Tensors float_outputs;  // of the watched layers
   if (phase.sees_float()) {
-    // Where this is the one float pass there is, it keeps the output that is needed later.
-    const bool to_output = same_inputs && keeps_output;
+    const bool to_output = keeps_output && !streams.has_float_output(j);
     Pass pass(groups, to_output);
     pass.watch(watched, [&](const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
       if (same_inputs)
@@ -52,6 +52,14 @@ void add_moments(const Phase& phase, size_t j, const Tensor& own, const Tensor& 
   into->add(own, phase.needs.cross ? real : Tensor{});
 }
 
+// Whether all that precedes this group in its part stays as it is: later passes may begin with what attention makes,
+// two thirds of a block's work where windows are long.
+bool is_late_start(const Phase& phase, std::span<const Group> groups) {
+  const auto folds = [](const Method* method) { return method->needs().folds; };
+  return phase.needs.sequential && groups.size() == 1 && groups[0].front()->role == Role::Proj &&
+         std::none_of(phase.methods.begin(), phase.methods.end(), folds);
+}
+
 }  // namespace
 
 std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std::span<const Group> groups,
@@ -59,6 +67,7 @@ std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std:
   std::vector<GroupSums> sums(groups.size());
   if (!phase.needs.moments && !phase.compensation) return sums;
   const BcShape shape = phase.shape();
+  const bool late_start = is_late_start(phase, groups);
   Group watched;
   for (size_t g = 0; g < groups.size(); ++g) {
     sums[g].real = sums[g].quantized = HeldOutMean(shape, phase.held_out());
@@ -73,10 +82,12 @@ std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std:
         Observed x = observe(streams, i, j, phase, groups, watched, keeps_output);
         if (phase.compensation && by_means)
           x.real_means = means_of(shape, x.real), x.quantized_means = means_of(shape, x.quantized);
-        if (!phase.needs.moments) x.real.clear(), x.quantized.clear();
+        if (!phase.needs.moments && !late_start) x.real.clear(), x.quantized.clear();
         return x;
       },
       [&](size_t j, const Observed& x) {
+        const auto first = [](const Tensors& inputs) { return inputs.empty() ? Tensor{} : inputs[0]; };
+        if (late_start) streams.start_late(*groups[0][0], j, first(x.real), first(x.quantized));
         size_t k = 0;
         for (size_t g = 0; g < sums.size(); ++g) {
           if (phase.needs.moments)

@@ -14,8 +14,8 @@ struct GroupSums {
   std::vector<HeldOutMean> errors;  // of the outputs of its layers that are compensated
 };
 
-// Of groups of the present part i, batch by batch. `by_means`: mean inputs in place of errors. `keeps_output`: a float
-// pass that methods of the float stream are shown goes on to the part's output, which is wanted later.
+// Of groups of the present part i, batch by batch. `by_means`: mean inputs in place of errors. `keeps_output`: the
+// float pass goes on to the part's output, which is wanted later.
 std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std::span<const Group> groups,
                                bool by_means, bool keeps_output);
 

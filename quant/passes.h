@@ -34,6 +34,33 @@ class Pass : public Observer {
   OnProduct on_product_;
 };
 
+// Begins a part with what its layer `first` is fed, which is known; all that precedes it is left out. What follows is
+// shown to `then`, which may be null.
+class LatePass : public Observer {
+ public:
+  LatePass(const Layer& first, const Tensor& input, Observer* then) : first_(&first), input_(&input), then_(then) {}
+  bool is_done() const override { return first_ || (then_ && then_->is_done()); }
+  const Tensor* known_input(const Layer& layer) override {
+    if (&layer != first_) return nullptr;
+    first_ = nullptr;
+    return input_;
+  }
+  void input(const Layer& layer, const Tensor& a, const Tensor& b) override {
+    if (then_) then_->input(layer, a, b);
+  }
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override {
+    if (then_) then_->product(layer, a, b, y);
+  }
+  void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& branch) override {
+    if (then_) then_->branch(last, x, y, branch);
+  }
+
+ private:
+  const Layer* first_;  // null: it has run
+  const Tensor* input_;
+  Observer* then_;
+};
+
 // Shows one residual branch.
 class BranchPass : public Observer {
  public:

@@ -49,7 +49,9 @@ Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits)
       window_bits_(window_bits),
       real_(data.size()),
       quantized_(data.size()),
-      outputs_(data.size()) {
+      outputs_(data.size()),
+      late_real_(data.size()),
+      late_quantized_(data.size()) {
   for (const Batch& batch : data) first_sample_.push_back(first_sample_.back() + batch.size());
 }
 
@@ -60,7 +62,17 @@ Context Streams::context(Precision precision, Observer* observer) const {
 }
 
 Tensor Streams::run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer) const {
-  return model_.run(context(precision, observer), i, data_[j], x);
+  const bool is_float = precision == Precision::Float;
+  const Tensor &stream = (is_float ? real_ : quantized_)[j], &late = (is_float ? late_real_ : late_quantized_)[j];
+  if (!late_ || late.empty() || x.data != stream.data) return model_.run(context(precision, observer), i, data_[j], x);
+  LatePass pass(*late_, late, observer);
+  return model_.run(context(precision, &pass), i, data_[j], x);
+}
+
+void Streams::start_late(const Layer& layer, size_t j, const Tensor& real, const Tensor& quantized) {
+  late_ = &layer;
+  late_real_[j] = real;
+  late_quantized_[j] = quantized;
 }
 
 const Tensor& Streams::float_output(int i, size_t j) {
@@ -97,10 +109,11 @@ void Streams::advance(int i, bool needs_real, bool needs_quantized) {
         if (needs_real || same) real_[j] = float_output(i, j);
         if (needs_quantized) quantized_[j] = same ? real_[j] : run(Precision::Fake, i, j, quantized_[j]);
         if (!needs_real) real_[j] = Tensor{};
-        outputs_[j] = Tensor{};
+        outputs_[j] = late_real_[j] = late_quantized_[j] = Tensor{};
         return j;
       },
       [](size_t, size_t) {});
+  late_ = nullptr;
 }
 
 }  // namespace bcq

@@ -21,11 +21,19 @@ class Streams {
   const Tensors& real() const { return real_; }
   const Tensors& quantized() const { return quantized_; }
 
-  // Part i of x, for batch j.
+  // Part i of x, for batch j. From a late start, where x is a stream's and that is known.
   Tensor run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer = nullptr) const;
   // What the float network makes of batch j in the present part i; computed once, unless it was kept before.
   const Tensor& float_output(int i, size_t j);
-  void keep_float_output(size_t j, const Tensor& y) { outputs_[j] = y; }
+  bool has_float_output(size_t j) const { return !outputs_[j].empty(); }
+  void keep_float_output(size_t j, const Tensor& y) {
+    outputs_[j] = y;
+    late_real_[j] = Tensor{};
+  }
+  // Runs of the present part may begin at `layer` from now on, with what it is fed in batch j on the two streams: all
+  // that precedes it will not change any more. Empty: not known.
+  void start_late(const Layer& layer, size_t j, const Tensor& real, const Tensor& quantized);
+  void forget_late_start() { late_ = nullptr; }  // of the quantized stream, which does change
   // The present part i on all batches at once, showing what each group is fed. Of the float network it keeps the
   // output.
   void run_together(int i, Precision precision, const std::vector<Group>& groups, const FeedPass::OnGroup& on_group);
@@ -53,6 +61,8 @@ class Streams {
   std::vector<int64_t> first_sample_{0};  // of each batch, and their number
   Tensors real_, quantized_;
   Tensors outputs_;  // of the float network in the present part, as far as they are known
+  const Layer* late_ = nullptr;
+  Tensors late_real_, late_quantized_;
 };
 
 template <class Make, class Use>

@@ -36,6 +36,9 @@ struct Observer {
   // Whether this pass has shown all that is wanted: products and attention then return zeros of the right shape at
   // once, for nobody looks at what follows.
   virtual bool is_done() const { return false; }
+  // What this layer is fed, where that is known and the pass begins with it: until then is_done() holds. Null: what it
+  // is given.
+  virtual const Tensor* known_input(const Layer&) { return nullptr; }
   virtual void product(const Layer&, const Tensor& /*a*/, const Tensor& /*b*/, const Tensor& /*y*/) {}
   // A residual branch (attention, MLP) made y out of x; it can be run again, in another precision.
   virtual void branch(const Layer& /*last*/, const Tensor& /*x*/, const Tensor& /*y*/, const Branch&) {}
