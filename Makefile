@@ -21,10 +21,10 @@ LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # stati
 endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
-PROGRAMS := imagenet perplexity generate forward table demo bench
+PROGRAMS := imagenet perplexity classify generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
-COMMAND  := eval/cli.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+COMMAND  := eval/cli.cpp eval/html.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
@@ -246,7 +246,7 @@ clean:
 	rm -rf $(BUILD)
 
 help:
-	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, generate, forward, table, demo, bench"
+	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, classify, generate, forward, table, demo, bench"
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"

@@ -143,6 +143,7 @@ void CommandLine::add(const Arg& arg, std::vector<std::string>& to) {
   for (const std::string& text : to) defaults += (defaults.empty() ? "" : ",") + text;
   parser_->add(arg, [&to](const std::vector<std::string>& texts) { to = texts; })
       ->expected(1, 1 << 20)
+      ->allow_extra_args()  // of a positional one
       ->default_str(defaults);
 }
 void CommandLine::add(const Arg& arg, bool& to) {

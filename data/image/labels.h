@@ -12,6 +12,8 @@ constexpr int kImageNetClasses = 1000;
 // Rank of a synset id ("n01440764" -> 0) among the 1000 of ImageNet-1k, which is the class the models
 // number it; -1 for anything else.
 int synset_label(const std::string& id);
+// What the class is called, by WordNet's first word for its synset: 0 -> "tench". Error: not below 1000.
+std::string imagenet_name(int label);
 
 // Classes by name; a name may turn out to stand for several.
 class ClassTable {
