@@ -21,10 +21,10 @@ LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # stati
 endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
-PROGRAMS := imagenet perplexity classify generate forward table demo bench
+PROGRAMS := imagenet perplexity classify report generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
-COMMAND  := eval/cli.cpp eval/html.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+COMMAND  := eval/cli.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
@@ -117,6 +117,8 @@ $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 # --- Run ---------------------------------------------------------------------------------------------
 demo: all
 	$(BUILD)/bin/demo --json $(BUILD)/demo.json
+	$(BUILD)/bin/report $(BUILD)/demo.json -o $(BUILD)/report.html --title "The embedded models"
+	@echo "The same as a page: $(BUILD)/report.html"
 
 # The paper's vision table: of the checkpoints in MODELS on the images of IMAGENET, or of the embedded models.
 table-vision: all
@@ -246,8 +248,8 @@ clean:
 	rm -rf $(BUILD)
 
 help:
-	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, classify, generate, forward, table, demo, bench"
-	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json"
+	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, classify, report, generate, forward, table, demo, bench"
+	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json, report.html"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
 	@echo "make table-language the language table; table-groups that of group sizes; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"

@@ -6,15 +6,11 @@ namespace bcq {
 namespace {
 
 const char* const kStyle = R"(
-:root { color-scheme: light dark; --ink: #1c2330; --dim: #667085; --line: #d8dde6; --paper: #fff; --card: #f6f8fb;
-  --a: #2563eb; --b: #d97706; --c: #059669; --d: #9333ea; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --dim: #98a2b3; --line: #313a49; --paper: #12161d;
-  --card: #1a202a; --a: #6ea8fe; --b: #f5a742; --c: #34d399; --d: #c084fc; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
   max-width: 70rem; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } .dim { color: var(--dim); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; } svg { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; } svg { display: block; } table { border-collapse: collapse; }
 th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .card { display: flex; flex-wrap: wrap; gap: 1rem; background: var(--card); border: 1px solid var(--line);
@@ -62,10 +58,20 @@ std::string image_uri(const std::string& bytes) {
   return uri;
 }
 
+std::string colours_css(const std::string& selector) {
+  return selector +
+         " { color-scheme: light dark; --ink: #1c2330; --dim: #667085; --line: #d8dde6; --paper: #fff; --card: "
+         "#f6f8fb; "
+         "--a: #2563eb; --b: #d97706; --c: #059669; --d: #9333ea; }\n@media (prefers-color-scheme: dark) { " +
+         selector +
+         " { --ink: #e6e9ef; --dim: #98a2b3; --line: #313a49; --paper: #12161d; --card: #1a202a; --a: #6ea8fe; "
+         "--b: #f5a742; --c: #34d399; --d: #c084fc; } }\n";
+}
+
 std::string html_page(const std::string& title, const std::string& body) {
   return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<title>" + html_text(title) +
-         "</title>\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>" + kStyle +
-         "</style></head>\n<body>\n" + body + "</body></html>\n";
+         "</title>\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>" +
+         colours_css(":root") + kStyle + "</style></head>\n<body>\n" + body + "</body></html>\n";
 }
 
 }  // namespace bcq

@@ -1,0 +1,30 @@
+// Charts as inline SVG, coloured by the page they stand in (eval/html.h) or, in a file of their own, by themselves.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace bcq {
+
+struct Mark {
+  double value = 0, error = 0;  // one standard error; 0: none is drawn
+  size_t series = 0;            // its colour, by the legend
+};
+struct ChartRow {
+  std::string label;
+  std::vector<Mark> marks;
+  std::string text;  // at the right
+};
+
+// A dot with an error bar for every mark, one row under the other. The axis is logarithmic where all values are
+// positive and the largest is more than 8 times the smallest. "" without a mark.
+std::string dot_chart(const std::vector<ChartRow>& rows, const std::vector<std::string>& legend,
+                      const std::string& unit);
+
+// Series of values over the same names, from left to right; NaN: a gap. Each dot tells its name and value to a pointer.
+std::string profile_chart(const std::vector<std::string>& names, const std::vector<std::vector<double>>& series,
+                          const std::vector<std::string>& legend, const std::string& unit);
+
+// A chart as a file.
+std::string svg_file(const std::string& chart);
+
+}  // namespace bcq

@@ -1,0 +1,96 @@
+// report: charts and pages of records.
+#include "eval/chart.h"
+#include "tests/cli.h"
+
+using namespace bcq;
+using namespace bcq::cli;
+
+namespace {
+
+// The numbers of an attribute, in order: circles' cx.
+std::vector<double> numbers(const std::string& svg, const std::string& tag, const std::string& attribute) {
+  std::vector<double> found;
+  for (size_t at = svg.find("<" + tag); at != std::string::npos; at = svg.find("<" + tag, at + 1))
+    found.push_back(std::stod(svg.substr(svg.find(attribute + "=\"", at) + attribute.size() + 2)));
+  return found;
+}
+
+json record(const char* method, const char* bc, double top1, double kl) {
+  return {{"model", "vit"},
+          {"method", method},
+          {"bc", bc},
+          {"wbits", 4},
+          {"abits", 4},
+          {"data", "<val>"},
+          {"top1", top1},
+          {"top1_se", 1},
+          {"seconds", 2},
+          {"paired", {{"kl", kl}, {"kl_se", 0.001}}},
+          {"warnings", {"a & b"}}};
+}
+
+}  // namespace
+
+TEST_CASE("chart: dots stand where their values are, logarithmic where they span much") {
+  const auto row = [](double value) { return ChartRow{"r", {{value, 0, 0}}, ""}; };
+  const std::vector<double> even = numbers(dot_chart({row(10), row(15), row(20)}, {"one"}, ""), "circle", "cx");
+  REQUIRE(even.size() == 3);
+  CHECK(even[1] - even[0] == doctest::Approx(even[2] - even[1]).epsilon(1e-3));
+  CHECK(even[0] < even[1]);
+  const std::vector<double> powers = numbers(dot_chart({row(0.01), row(0.1), row(1)}, {"one"}, ""), "circle", "cx");
+  CHECK(powers[1] - powers[0] == doctest::Approx(powers[2] - powers[1]).epsilon(1e-3));
+  const std::string bar = dot_chart({{"r", {{10, 2, 0}}, ""}, row(20)}, {"one"}, "");
+  const std::vector<double> cx = numbers(bar, "circle", "cx"), from = numbers(bar, "line", "x1"),
+                            to = numbers(bar, "line", "x2");
+  const double unit = (cx[1] - cx[0]) / 10;
+  bool found = false;  // the error bar: from 8 to 12
+  for (size_t i = 0; i < from.size(); ++i)
+    found |= std::abs(from[i] - (cx[0] - 2 * unit)) < 0.2 && std::abs(to[i] - (cx[0] + 2 * unit)) < 0.2;
+  CHECK(found);
+  CHECK(dot_chart({}, {}, "").empty());
+  const std::vector<double> cy =
+      numbers(profile_chart({"a", "b", "c"}, {{0, NAN, 20}, {10, 10, 10}}, {"x", "y"}, "dB"), "circle", "cy");
+  REQUIRE(cy.size() == 7);  // two of the legend
+  CHECK(cy[2] - cy[4] == doctest::Approx(cy[4] - cy[3]).epsilon(1e-3));
+  CHECK(svg_file(dot_chart({row(1)}, {"one"}, "")).starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox"));
+}
+
+TEST_CASE("report: results of several files beside each other, tables, layers and runs on one page") {
+  const Folder folder;
+  const std::string page = folder / "r.html", picture = folder / "r.svg";
+  write_file(folder / "a.json", record("ptq4vit", "none", 61.25, 0.5).dump());
+  write_file(folder / "b.json", json::array({record("ptq4vit", "channel", 71.75, 0.25)}).dump());
+  write_file(folder / "table.json", R"({"rows": [{"model": "ViT-B", "width": "4/4", "method": "BasePTQ", "paper": 68.16,
+      "ours": 67.5, "standard_error": 0.2, "difference": -0.66, "state": "measured"}], "notes": ["a note"]})");
+  write_file(folder / "layers.json", R"([{"output": "good", "signal": 1, "mse_before": 0.01, "mse_after": 0.001,
+      "a": {"grid": "uniform", "bits": 4}, "b": null}, {"output": "bad", "signal": 1, "mse_before": 0.5,
+      "mse_after": 0.5, "a": null, "b": null}])");
+  const Result r = run("report " + folder / "a.json" + " " + folder / "b.json" + " " + folder / "table.json" + " " +
+                       folder / "layers.json" + " --title 'A <title>' -o " + page + " --svg " + picture);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  const std::string html = read_file(page);
+  for (const char* part : {"A &lt;title&gt;", "vit on &lt;val&gt;", "61.25 ± 1.00", "71.75 ± 1.00", "0.25000 ± 0.00100",
+                           "ptq4vit W4A4 + BC (channel)", "68.16", "67.50", "a note", "Warning: a &amp; b", "+10.0"})
+    CHECK_MESSAGE(contains(html, part), part);
+  CHECK(html.find("vit on &lt;val&gt;") == html.rfind("vit on &lt;val&gt;"));  // one section of both files
+  CHECK(html.find("<td>bad</td>") < html.find("<td>good</td>"));               // the worst first
+  CHECK(!contains(html, "http"));
+  CHECK(contains(read_file(picture), "vit ptq4vit W4A4 + BC (channel): 0.25"));
+}
+
+TEST_CASE("report: what is no record is refused by name, and nothing is written") {
+  const Folder folder;
+  const std::string page = " -o " + folder / "r.html";
+  for (const char* text : {"[]", "[1, 2]", "3", "[[]]"}) {
+    write_file(folder / "x.json", text);
+    check_failure("report " + folder / "x.json" + page, 3, {"x.json", "neither a record"});
+  }
+  write_file(folder / "x.json", "{");
+  check_failure("report " + folder / "x.json" + page, 3, {"x.json"});
+  check_failure("report" + page, 2, {"no records"});
+  write_file(folder / "x.json", R"({"model": "opt", "perplexity": 3})");
+  check_failure("report " + folder / "x.json", 2, {"--output is required"});
+  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"--paired"});
+  CHECK(!fs::exists(folder / "r.html"));
+  CHECK(run("report " + folder / "x.json" + page).code == 0);
+}
