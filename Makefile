@@ -24,7 +24,7 @@ LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 PROGRAMS := imagenet perplexity classify report generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
-COMMAND  := eval/cli.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
@@ -33,7 +33,7 @@ SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY) $(FUZZ)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install example tidy clean help setup
+.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups parity reference-env layers format format-check install deb example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -216,10 +216,28 @@ install: all $(BUILD)/bcq.pc
 	install $(filter-out %/demo %/bench,$(binaries)) $(DESTDIR)$(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/share/bcq/tables
 	install -m 644 eval/tables/*.json $(DESTDIR)$(PREFIX)/share/bcq/tables
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	@for program in $(filter-out demo bench,$(PROGRAMS)); do \
+	  $(BUILD)/bin/$$program --man | gzip -9n > $(DESTDIR)$(PREFIX)/share/man/man1/$$program.1.gz && \
+	  $(BUILD)/bin/$$program --completion > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$program || exit 1; \
+	done
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 644 $(BUILD)/libbcq.a $(DESTDIR)$(PREFIX)/lib
 	install -m 644 $(BUILD)/bcq.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	@for header in $(HEADERS); do install -D -m 644 $$header $(DESTDIR)$(PREFIX)/include/bcq/$$header || exit 1; done
+
+# A Debian package of it, for dpkg -i; the libraries it needs are those it is linked with.
+deb: all
+	rm -rf $(BUILD)/deb && mkdir -p $(BUILD)/deb/DEBIAN
+	$(MAKE) install PREFIX=/usr DESTDIR=$(abspath $(BUILD))/deb BUILD=$(BUILD)
+	@packages=$$(ldd $(BUILD)/bin/imagenet $(BUILD)/bin/perplexity | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | sort -u | \
+	  while read -r file; do dpkg -S "$$(realpath $$file)" 2>/dev/null || dpkg -S "$$file"; done | cut -d: -f1 | sort -u | \
+	  grep -v '^libopenblas' | paste -sd, | sed 's/,/, /g'); \
+	printf '%s\n' 'Package: bcq' 'Version: 0.1.0' "Architecture: $$(dpkg --print-architecture)" \
+	  'Maintainer: the authors of bcq <bcq@localhost>' 'Section: science' 'Priority: optional' \
+	  "Depends: libopenblas0 | libopenblas0-pthread, $$packages" \
+	  'Description: transformers quantized, compensated and evaluated on a CPU' > $(BUILD)/deb/DEBIAN/control
+	dpkg-deb --root-owner-group --build $(BUILD)/deb $(BUILD)/bcq.deb
 
 # The library for other programs: without command lines. Its headers are included by the names they have here.
 HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
@@ -263,7 +281,8 @@ help:
 	@echo "make parity         comparisons with the reference implementations at real shapes"
 	@echo "make layers         fail on an include that points the wrong way"
 	@echo "make format         clang-format everything"
-	@echo "make install        programs, library, headers and bcq.pc into PREFIX ($(PREFIX))"
+	@echo "make install        programs, manual pages, completion, library, headers and bcq.pc into PREFIX ($(PREFIX))"
+	@echo "make deb            the same as a Debian package, $(BUILD)/bcq.deb"
 	@echo "make example        eval/example.cpp against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"

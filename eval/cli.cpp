@@ -71,12 +71,14 @@ struct CommandLine::Parser {
   json given = json::object();
   std::string file;
   bool print_recipe = false;
+  std::vector<Arg> args;  // all that are offered
 
   Parser(const std::string& name, const std::string& description) : app(description, name) {}
 
   using Set = std::function<void(const std::vector<std::string>&)>;
   CLI::Option* add(const Arg& arg, const Set& set) {
     if (arg.required) required.push_back(first_of(arg.flags));
+    args.push_back(arg);
     return app
         .add_option(
             arg.flags,
@@ -86,6 +88,12 @@ struct CommandLine::Parser {
             },
             arg.help + (arg.required ? " (required)" : ""))
         ->type_name(arg.type)
+        ->group(arg.group);
+  }
+  void add_flag(const Arg& arg, const std::function<void(bool)>& set) {
+    args.push_back(arg);
+    app.add_flag_function(
+           arg.flags, [set](int64_t n) { set(n > 0); }, arg.help)
         ->group(arg.group);
   }
   template <class T>
@@ -101,12 +109,7 @@ struct CommandLine::Parser {
   }
   void add_recipe_option(const Option& option) {
     const Arg arg{option.flags.c_str(), option.type.c_str(), option.help, option.group};
-    if (option.type.empty()) {
-      app.add_flag_function(
-             option.flags, [this, key = option.key](int64_t n) { given[key] = n > 0; }, option.help)
-          ->group(option.group);
-      return;
-    }
+    if (option.type.empty()) return add_flag(arg, [this, key = option.key](bool on) { given[key] = on; });
     CLI::Option* o = add(arg, [this, &option](const std::vector<std::string>& texts) {
       given[option.key] = option.is_list ? json(texts) : option.is_text ? json(texts.at(0)) : number_of(texts.at(0));
     });
@@ -120,16 +123,28 @@ struct CommandLine::Parser {
 
 CommandLine::CommandLine(const std::string& name, const std::string& description, const std::string& examples)
     : parser_(std::make_unique<Parser>(name, description)) {
-  // A function, because naming the kernels may itself fail (BCQ_ISA).
   CLI::App& app = parser_->app;
-  app.add_flag_function(
-         "--version", [](int64_t) { throw CLI::CallForVersion(full_version(), 0); },
-         "Version, compiler, kernels, BLAS, JPEG decoder")
-      ->trigger_on_parse();
-  app.add_option_function<int>("--threads", set_threads,
-                               "Threads (default: OMP_NUM_THREADS, else the cores this process may use, at most its "
-                               "cgroup's CPU quota); results do not depend on it")
-      ->type_name("T");
+  // Functions, because naming the kernels may itself fail (BCQ_ISA), and all options are known when they run.
+  const auto says = [&](const char* flag, const char* help, const std::function<std::string()>& text) {
+    return app
+        .add_flag_function(
+            flag, [text](int64_t) { throw CLI::CallForVersion(text(), 0); }, help)
+        ->trigger_on_parse();
+  };
+  says("--version", "Version, compiler, kernels, BLAS, JPEG decoder", full_version);
+  says("--man", "", [=, this] { return man_page(name, description, examples, parser_->args); })->group("");
+  says("--completion", "", [=, this] { return bash_completion(name, parser_->args); })->group("");
+  parser_->add({"--threads", "T",
+                "Threads (default: OMP_NUM_THREADS, else the cores this process may use, at most its cgroup's CPU "
+                "quota); results do not depend on it"},
+               [](const std::vector<std::string>& texts) {
+                 const json n = number_of(texts.at(0));
+                 require_usage(n.is_number_integer() && n >= 1 && n <= 1 << 16, "--threads %s: it must be 1 to %d",
+                               texts[0], 1 << 16);
+                 set_threads(n.get<int>());
+               });
+  add({"--quiet,-q", "", "No progress and no warnings on standard error; records hold the warnings"},
+      ProgressLine::quiet);
   app.get_formatter()->column_width(34);
   app.footer(examples);
 }
@@ -147,10 +162,7 @@ void CommandLine::add(const Arg& arg, std::vector<std::string>& to) {
       ->default_str(defaults);
 }
 void CommandLine::add(const Arg& arg, bool& to) {
-  parser_->app
-      .add_flag_function(
-          arg.flags, [&to](int64_t n) { to = n > 0; }, arg.help)
-      ->group(arg.group);
+  parser_->add_flag(arg, [&to](bool on) { to = on; });
 }
 void CommandLine::add(const Arg& arg, int64_t& to, double min, double max) { parser_->add_number(arg, to, min, max); }
 void CommandLine::add(const Arg& arg, double& to, double min, double max) { parser_->add_number(arg, to, min, max); }
@@ -230,7 +242,10 @@ void make_folder(const std::string& folder) {
 
 // ---- Progress -------------------------------------------------------------------------------------------------------
 
+bool ProgressLine::quiet = false;
+
 void ProgressLine::operator()(const std::string& what, double done, double total) {
+  if (quiet || !isatty(2)) return;
   const auto now = Clock::now();
   if (!open_ || what != what_) {
     finish();
@@ -238,26 +253,25 @@ void ProgressLine::operator()(const std::string& what, double done, double total
     start_ = last_ = now;
     open_ = true;
   }
-  const bool terminal = isatty(2);
   const double since = std::chrono::duration<double>(now - last_).count();
-  if (since < (terminal ? 0.1 : 10.0)) return;
+  if (since < 0.1) return;
   last_ = now;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const bool known = done >= 0.01 * total && done > 0;  // the first per cent says little of the rest
   const double left = known ? elapsed * (total - done) / done : 0;
-  print(stderr, "%s%s%s: %.0f%%, %s left%s", terminal ? "\r\x1b[K" : "", prefix_, what,
-        total > 0 ? 100 * done / total : 0.0, known ? clock_text(left).c_str() : "?", terminal ? "" : "\n");
+  print(stderr, "\r\x1b[K%s%s: %.0f%%, %s left", prefix_, what, total > 0 ? 100 * done / total : 0.0,
+        known ? clock_text(left).c_str() : "?");
 }
 
 void ProgressLine::finish() {
-  if (open_ && isatty(2)) print(stderr, "\r\x1b[K");
+  if (open_) print(stderr, "\r\x1b[K");
   open_ = false;
 }
 
 void ProgressLine::warning(const std::string& message) {
   if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) return;
   finish();
-  print(stderr, "%swarning: %s\n", prefix_, message);
+  if (!quiet) print(stderr, "%swarning: %s\n", prefix_, message);
   warnings_.push_back(message);
 }
 

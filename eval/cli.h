@@ -13,6 +13,7 @@
 
 #include "engine/core/progress.h"
 #include "engine/file/json_fwd.h"
+#include "eval/manual.h"
 #include "eval/version.h"
 #include "quant/recipe.h"
 
@@ -21,14 +22,6 @@ namespace bcq {
 // Thrown by a program that has printed its results, but had to leave out some of its data.
 struct Incomplete : std::runtime_error {
   using std::runtime_error::runtime_error;
-};
-
-// An option of a program: names, what follows ("FILE"; nothing for a flag), help.
-struct Arg {
-  const char *flags, *type;
-  std::string help;
-  const char* group = "Options";
-  bool required = false;
 };
 
 // A program's command line. Values are checked where they are read: UsageError names the option.
@@ -61,9 +54,11 @@ class CommandLine {
 // UsageError or Error where nothing can be written into a folder, which is made if it is not there.
 void make_folder(const std::string& folder);
 
-// Shows work on stderr with the time left: one line rewritten on a terminal, else a line every 10 s.
+// Shows work on stderr with the time left, on a terminal: one line that is rewritten. Elsewhere, and with --quiet,
+// nothing; warnings are shown without --quiet.
 class ProgressLine {
  public:
+  static bool quiet;
   explicit ProgressLine(std::string prefix = "") : prefix_(std::move(prefix)) {}
   ~ProgressLine() { finish(); }
   void operator()(const std::string& what, double done, double total);

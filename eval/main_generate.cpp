@@ -1,10 +1,13 @@
 // generate: a language model, in float or quantized, goes on with a prompt.
 #include <malloc.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <iostream>
 
 #include "data/text/tokenizer.h"
 #include "engine/core/check.h"
+#include "engine/file/file.h"
 #include "engine/file/json.h"
 #include "eval/cli.h"
 #include "eval/generate.h"
@@ -15,7 +18,8 @@ namespace {
 using namespace bcq;
 
 struct Options {
-  std::string model, prompt, json_path;
+  std::string model, prompt, prompt_file, json_path;
+  bool interactive = false;
   int64_t tokens = 128;
   Sampling sampling;
 };
@@ -25,7 +29,9 @@ void add_options(CommandLine& line, Options& o) {
   line.add({"--model", "DIR|FILE", "Folder with config.json, weights and tokenizer, or the .safetensors file in it",
             "Options", true},
            o.model);
-  line.add({"--prompt", "TEXT", "Text to go on with", "Options", true}, o.prompt);
+  line.add({"--prompt", "TEXT", "Text to go on with"}, o.prompt);
+  line.add({"--prompt-file", "FILE", "The same from a file (-: standard input)"}, o.prompt_file);
+  line.add({"--interactive", "", "Go on with each line of standard input, until it ends"}, o.interactive);
   line.add({"--max-new-tokens", "N", "Tokens to add at most"}, o.tokens, 1, kMany);
   line.add(
       {"--temperature", "T", "0: the likeliest token each time; above: tokens drawn from the softmax of logits over T"},
@@ -39,15 +45,9 @@ void add_options(CommandLine& line, Options& o) {
 
 double per_second(size_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 
-void run(const Options& o) {
-  check(o.sampling);
-  const auto model = load_model(o.model);
-  require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
-                model->info().name);
-  const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
-  malloc_trim(0);  // what reading the files took
-
-  const std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
+// Stream what the model makes of a prompt, then what it took; the record of it.
+json go_on(Model& model, const Tokenizer& tokenizer, const std::string& given, const Options& o) {
+  const std::vector<int32_t> prompt = tokenizer.encode(given);
   const bool prints = o.json_path != "-";
   std::string text;
   const auto show = [&](const std::string& part) {
@@ -57,25 +57,25 @@ void run(const Options& o) {
     std::fflush(stdout);
   };
   TextStream stream(tokenizer);
-  if (prints) std::fputs(o.prompt.c_str(), stdout);
-  const Generated result = generate(*model, prompt, o.tokens, o.sampling, [&](int32_t id) { show(stream.next(id)); });
+  if (prints) std::fputs(given.c_str(), stdout);
+  const Generated result = generate(model, prompt, o.tokens, o.sampling, [&](int32_t id) { show(stream.next(id)); });
   show(stream.finish());
   if (prints) print("\n");
 
   const size_t decoded = result.ids.size() - (result.ids.empty() || std::string(result.finish) == "eos" ? 0 : 1);
   const double prefill = per_second(prompt.size(), result.prefill_seconds);
-  const double decode = per_second(decoded, result.decode_seconds), bits = bits_per_weight(*model);
+  const double decode = per_second(decoded, result.decode_seconds), bits = bits_per_weight(model);
   json record = run_facts();
   print(stderr,
         "%s: %.2f bits per weight of the blocks; prompt of %d tokens, %.1f tokens/s; %d new tokens, %.1f "
         "tokens/s after the first; %.0f MB at most\n",
-        model->info().name, bits, prompt.size(), prefill, result.ids.size(), decode,
+        model.info().name, bits, prompt.size(), prefill, result.ids.size(), decode,
         record["peak_rss_mb"].get<double>());
   if (std::string(result.finish) == "positions")
-    print(stderr, "note: it ends because %s has no positions left\n", model->info().name);
-  record.update({{"model", model->info().name},
+    print(stderr, "note: it ends because %s has no positions left\n", model.info().name);
+  record.update({{"model", model.info().name},
                  {"bits_per_weight", bits},
-                 {"prompt", o.prompt},
+                 {"prompt", given},
                  {"text", text},
                  {"prompt_ids", prompt},
                  {"ids", result.ids},
@@ -88,7 +88,30 @@ void run(const Options& o) {
                  {"prefill_tokens_per_second", prefill},
                  {"decode_seconds", result.decode_seconds},
                  {"decode_tokens_per_second", decode}});
-  write_record(o.json_path, record);
+  return record;
+}
+
+void run(const CommandLine& line, const Options& o) {
+  check(o.sampling);
+  require_usage(line.has("--prompt") + line.has("--prompt-file") + line.has("--interactive") == 1,
+                "give one of --prompt, --prompt-file and --interactive");
+  require_usage(!o.interactive || o.json_path.empty(), "--json is the record of one prompt, not of --interactive");
+  const auto model = load_model(o.model);
+  require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
+                model->info().name);
+  const Tokenizer tokenizer = Tokenizer::load(model->info().directory);
+  malloc_trim(0);  // what reading the files took
+  if (!o.interactive) {
+    const std::string path = o.prompt_file == "-" ? "/dev/stdin" : o.prompt_file;
+    write_record(o.json_path, go_on(*model, tokenizer, line.has("--prompt") ? o.prompt : read_file(path), o));
+    return;
+  }
+  const auto ask = [] {
+    if (::isatty(0) && ::isatty(2)) print(stderr, "> ");
+    return true;
+  };
+  for (std::string prompt; ask() && std::getline(std::cin, prompt);)
+    if (!prompt.empty()) go_on(*model, tokenizer, prompt, o);
 }
 
 }  // namespace
@@ -98,9 +121,10 @@ int main(int argc, char** argv) {
       "generate", "Text from a language model, in float or quantized.",
       "Examples:\n"
       "  generate --model data/mini/opt --prompt 'The little dog'\n"
+      "  generate --model data/mini/opt --interactive\n"
       "  generate --model opt-125m-4bit --prompt 'Once upon a time' --max-new-tokens 200 --temperature 0.8 --top-p "
       "0.95");
   Options options;
   add_options(line, options);
-  return line.run(argc, argv, [&] { run(options); });
+  return line.run(argc, argv, [&] { run(line, options); });
 }

@@ -298,6 +298,9 @@ TEST_CASE("cli: generate goes on with a prompt, in float and packed, alike on an
 
 TEST_CASE("cli: generate says what is wrong") {
   const Folder folder;
+  check_failure("generate --model data/mini/opt", 2, {"one of --prompt"});
+  check_failure("generate --model data/mini/opt --prompt a --interactive", 2, {"one of --prompt"});
+  check_failure("generate --model data/mini/opt --interactive --json x.json", 2, {"--json"});
   check_failure("generate --model data/mini/vit --prompt a", 2, {"is a vision model"});
   check_failure("generate --model data/mini/opt --prompt a --max-new-tokens 0", 2, {"--max-new-tokens"});
   check_failure("generate --model data/mini/opt --prompt a --temperature -1", 2, {"--temperature"});
@@ -311,6 +314,44 @@ TEST_CASE("cli: generate says what is wrong") {
   for (const char* name : {"config.json", "model.safetensors"})
     fs::copy(kMini + "/opt/" + name, folder / "bare/" + name);
   check_failure("generate --model " + folder / "bare --prompt a", 3, {"no tokenizer"});
+}
+
+TEST_CASE("generate: a prompt from a file, from standard input, and line by line") {
+  const Folder folder;
+  const std::string common = "generate --model data/mini/opt --max-new-tokens 6 -q ";
+  write_file(folder / "p.txt", "The little dog");
+  const std::string one = run(common + "--prompt 'The little dog'").out;
+  CHECK(one.starts_with("The little dog"));
+  CHECK(run(common + "--prompt-file " + folder / "p.txt").out == one);
+  CHECK(run(common + "--prompt-file - < " + folder / "p.txt").out == one);
+  const std::string other = run(common + "--prompt 'A cat'").out;
+  write_file(folder / "p.txt", "The little dog\n\nA cat\n");
+  CHECK(run(common + "--interactive < " + folder / "p.txt").out == one + other);
+}
+
+TEST_CASE("cli: manual pages and completion hold every option; a pipe gets no progress") {
+  for (const std::string program :
+       {"imagenet", "perplexity", "classify", "report", "generate", "forward", "table", "bench"}) {
+    CAPTURE(program);
+    const std::string help = run(program + " --help").out, man = run(program + " --man").out,
+                      completion = run(program + " --completion").out;
+    CHECK(man.starts_with(".TH "));
+    CHECK(contains(completion, "complete -o bashdefault -o default -F _bcq_" + program + " " + program));
+    int options = 0;
+    for (size_t at = help.find("\n  --"); at != std::string::npos; at = help.find("\n  --", at + 1)) {
+      std::string flag = help.substr(at + 3, help.find_first_of(" ,\n", at + 3) - at - 3);
+      if (flag == "--version") continue;
+      ++options;
+      CHECK_MESSAGE(contains(completion, flag), flag);
+      for (size_t dash = 0; (dash = flag.find('-', dash)) != std::string::npos; dash += 2) flag.insert(dash, "\\");
+      CHECK_MESSAGE(contains(man, flag), flag);
+    }
+    CHECK(options >= 4);
+  }
+  const Result complete =
+      run("true; bash -c 'source <(\"${BCQ_BIN:-build/bin}\"/imagenet --completion); COMP_WORDS=(imagenet "
+          "--method jo); COMP_CWORD=2; _bcq_imagenet; echo \"${COMPREPLY[@]}\"'");
+  CHECK(complete.out == "joint\n");
 }
 
 TEST_CASE("cli: joint is its options by one name; windows begin with documents; activations are rounded, not saved") {
