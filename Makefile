@@ -14,11 +14,8 @@ JPEG     ?= stb
 $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
 
 # Contraction off: the kernels promise equal bits on every instruction set (engine/kernels/kernels.h).
-FLAGS := -std=c++20 -Wall -Wextra -Werror -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
+FLAGS := -std=c++20 -Wall -Wextra -Werror -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8 -lutf8proc -lz
-ifeq (,$(findstring clang,$(CXX)))
-LIBS += $(shell $(CXX) -print-file-name=libgomp.a) -ldl -Wl,--as-needed  # static: see engine/core/process.cpp
-endif
 LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
 
 PROGRAMS := imagenet perplexity classify report generate forward table demo bench
@@ -151,8 +148,7 @@ KILLS ?= 200
 chaos: all
 	tests/chaos.sh $(BUILD)/bin $(KILLS) $(SEED)
 
-# ThreadSanitizer on the tests that use threads, with LLVM's OpenMP runtime, which loads the tool that tells the sanitizer
-# of its barriers (libarcher); what happens inside that runtime and OpenBLAS, which are not instrumented, is not reported.
+# ThreadSanitizer on the tests that use threads; what happens inside OpenBLAS, which is not instrumented, is not reported.
 TSAN := $(BUILD)/tsan
 TSAN_TESTS := parallel cache product packed int8_layer image_folder moments gptq_walk generate ptq4vit
 tsan:
@@ -243,8 +239,8 @@ deb: all
 HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
 $(BUILD)/bcq.pc: Makefile $(BUILD)/version
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
-	  'Version: 0.1.0' 'Cflags: -std=c++20 -fopenmp -I$${prefix}/include/bcq' \
-	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -fopenmp $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@
+	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
+	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@
 
 # eval/example.cpp, built against an installed copy and run on an embedded model.
 example: all
@@ -274,7 +270,7 @@ help:
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz           libFuzzer on everything that is read, TIME=60 seconds; needs CLANG=clang++-14"
 	@echo "make chaos          programs killed and starved, KILLS=200 times"
-	@echo "make tsan           the tests that use threads under ThreadSanitizer; needs CLANG=clang++-14 and its libomp"
+	@echo "make tsan           the tests that use threads under ThreadSanitizer; needs CLANG=clang++-14"
 	@echo "make bench          speed against the machine's own limit; its calibrations alone take 18 to 25 minutes, see bench --help"
 	@echo "make bench-peers    speed against PyTorch, ONNX Runtime, OpenVINO and llama.cpp, in $(PEERS); PEERS_ARGS=..."
 	@echo "make reference-env  the pinned Python environment the comparisons need, in $(VENV)"

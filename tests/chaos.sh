@@ -34,6 +34,7 @@ command_of() {
     resume) echo "$bin/perplexity $opt --nsamples 2 --seqlen 32 --limit 2 --method gptq --wbits 3 --bc channel --resume --save $2/model --json $2/result.json" ;;
     table) echo "$bin/table language --mini $work/mini --limit 1 --seqlen 16 --nsamples 2 --out $2/cells --json $2/result.json" ;;
     imagenet) echo "$bin/imagenet --model data/mini/vit --data $work/images --cache $2/cache --json $2/result.json" ;;
+    vision) echo "$bin/imagenet --model data/mini/vit --data $work/images --limit 10 --calib-data $work/images --calib-images 2 --method repq-vit --wbits 4 --abits 4 --save $2/model" ;;
   esac
 }
 # What a run has made, without what differs from run to run.
@@ -46,8 +47,9 @@ contents() {
     esac
   done) | cksum
 }
+names="resume table imagenet save vision"
 declare -A length whole
-for name in save resume table imagenet; do
+for name in $names; do
   mkdir "$work/$name"
   start=$(date +%s%N)
   $(command_of $name "$work/$name") > "$work/out" 2>&1 || { fault "$name fails undisturbed"; cat "$work/out"; exit 1; }
@@ -66,7 +68,7 @@ finish() {  # NAME OUT WHAT: run to the end, and compare
   [ "$(contents "$2")" = "${whole[$1]}" ] || fault "$1 after $3 has another result"
 }
 for ((i = 0; i < kills; i++)); do
-  case $((i % 4)) in 0) name=resume ;; 1) name=table ;; 2) name=imagenet ;; 3) name=save ;; esac
+  name=$(cut -d' ' -f$((i % 5 + 1)) <<< "$names")
   out=$work/run-$name
   mkdir -p "$out"
   signal=$((RANDOM % 3 ? 9 : 15))
@@ -75,13 +77,13 @@ for ((i = 0; i < kills; i++)); do
   sleep "$(printf '0.%03d' $((RANDOM % (length[$name] < 999 ? length[$name] : 999))))"
   kill -$signal $pid 2> /dev/null
   wait $pid 2> /dev/null
-  case $name in save | resume) check_model "$out" ;; esac
-  if ((i % 20 >= 16)); then  # now and then it may end
+  case $name in save | resume | vision) check_model "$out" ;; esac
+  if ((i % 25 >= 20)); then  # now and then it may end
     finish $name "$out" "kills"
     rm -rf "$out"
   fi
 done
-for name in resume table imagenet save; do
+for name in $names; do
   mkdir -p "$work/run-$name"
   finish $name "$work/run-$name" "kills"
   rm -rf "$work/run-$name"
@@ -104,14 +106,14 @@ starve() {
   kill $clock 2> /dev/null
   [[ " $3 " == *" $code "* ]] || { fault "$1 with $4 ends with $code"; tail -n 3 "$work/err"; }
   [ $code = 0 ] || [ -s "$work/err" ] || fault "$1 with $4 says nothing"
-  case $1 in save | resume) check_model "$out" ;; esac
+  case $1 in save | resume | vision) check_model "$out" ;; esac
   finish "$1" "$out" "$4"
   rm -rf "$out"
 }
 starved() {  # PREFIX CODES WHAT, in turn on one program, or on all where there is time
   ((count++))
-  for name in resume save table imagenet; do
-    if ((kills >= 200)) || [ $name = "$(cut -d' ' -f$((count % 4 + 1)) <<< "resume save imagenet table")" ]; then
+  for name in $names; do
+    if ((kills >= 200)) || [ $name = "$(cut -d' ' -f$((count % 5 + 1)) <<< "$names")" ]; then
       starve $name "$@"
     fi
   done
@@ -125,14 +127,14 @@ for stream in "&-" " /dev/full"; do starved "exec >$stream" "1" "stdout at >$str
 # A full disk, and one that cannot be written.
 mkdir "$work/disk"
 if mount -t tmpfs -o size=900k bcq "$work/disk" 2> /dev/null; then
-  for name in resume save table imagenet; do
+  for name in $names; do
     mkdir "$work/disk/run-$name"
     head -c $(((RANDOM % 880) * 1024)) /dev/zero > "$work/disk/filler"
     $(command_of $name "$work/disk/run-$name") > /dev/null 2> "$work/err"
     code=$?
     case $code in 0 | 1 | 2) ;; *) fault "$name on a full disk ends with $code" ;; esac
     [ $code = 0 ] || grep -qE 'cannot be|No space' "$work/err" || { fault "$name on a full disk does not say so"; cat "$work/err"; }
-    case $name in save | resume) check_model "$work/disk/run-$name" ;; esac
+    case $name in save | resume | vision) check_model "$work/disk/run-$name" ;; esac
     rm "$work/disk/filler"
     mount -o remount,size=90m "$work/disk"
     finish $name "$work/disk/run-$name" "a full disk"
@@ -151,7 +153,7 @@ else
 fi
 
 # ---- Two processes on one folder ------------------------------------------------------------------------------------
-for name in resume save table imagenet; do
+for name in $names; do
   out=$work/run-$name
   mkdir -p "$out"
   pids=()

@@ -1,6 +1,13 @@
 // Threads: how many there are by default, in folders that look like a machine's /proc and /sys; and OpenBLAS on one.
 #include <cblas.h>
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
 
 #include "engine/core/check.h"
 #include "tests/support.h"
@@ -60,6 +67,10 @@ TEST_CASE("threads: OMP_NUM_THREADS stands, if it is a number") {
   CHECK(threads_of(quota, "1,4") == 1);
   CHECK(threads_of(quota, "16") == 16);
   for (const char* none : {"", "0", "-3", "many"}) CHECK(threads_of(quota, none) == 2);
+  CHECK(default_threads("/nowhere/", "5", 8, "3") == 3);  // and OMP_THREAD_LIMIT
+  CHECK(default_threads("/nowhere/", nullptr, 8, "3") == 3);
+  CHECK(default_threads("/nowhere/", "2", 8, "3") == 2);
+  CHECK(default_threads("/nowhere/", nullptr, 8, "none") == 8);
 }
 
 TEST_CASE("threads: OpenBLAS runs on one while somebody holds it, and as before then") {
@@ -73,4 +84,73 @@ TEST_CASE("threads: OpenBLAS runs on one while somebody holds it, and as before 
   }
   CHECK(openblas_get_num_threads() == 2);
   openblas_set_num_threads(before);
+}
+
+TEST_CASE("threads: every item runs once, whatever their number; inside and beside another loop it runs serially") {
+  const int before = threads();
+  for (const int team : {1, 2, 3, 8})
+    for (const int64_t n : {0, 1, 2, 7, 1000}) {
+      set_threads(team);
+      std::vector<int> runs(static_cast<size_t>(n), 0);
+      for (int repeat = 0; repeat < 20; ++repeat) parallel_for(n, [&](int64_t i) { ++runs[static_cast<size_t>(i)]; });
+      CHECK(std::all_of(runs.begin(), runs.end(), [](int r) { return r == 20; }));
+    }
+  set_threads(4);
+  std::atomic<int> nested = 0;
+  parallel_for(6, [&](int64_t) {
+    const auto self = std::this_thread::get_id();
+    parallel_for(5, [&](int64_t) { nested += std::this_thread::get_id() == self; });
+  });
+  CHECK(nested == 30);
+  std::atomic<int64_t> sum = 0;
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 3; ++c)
+    callers.emplace_back([&] {
+      for (int repeat = 0; repeat < 100; ++repeat) parallel_for(10, [&](int64_t i) { sum += i; });
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK(sum == 3 * 100 * 45);
+  set_threads(before);
+}
+
+TEST_CASE("threads: an exception of one item comes out, when all have run") {
+  const int before = threads();
+  set_threads(3);
+  std::atomic<int> others = 0;
+  const auto work = [&] {
+    parallel_for(50, [&](int64_t i) {
+      if (i == 17) throw InputError("seventeen");
+      ++others;
+    });
+  };
+  CHECK(message_of<InputError>(work) == "seventeen");
+  CHECK(others == 49);
+  parallel_for(3, [&](int64_t) { ++others; });  // and the threads go on
+  CHECK(others == 52);
+  set_threads(before);
+}
+
+TEST_CASE("threads: several work at once, and a forked child works alone") {
+  const int before = threads();
+  set_threads(2);
+  std::atomic<int> here = 0;
+  parallel_for(2, [&](int64_t) {  // ends only when both items are under way at the same time
+    ++here;
+    while (here < 2) std::this_thread::yield();
+  });
+  CHECK(here == 2);
+  const pid_t child = ::fork();
+  if (child == 0) {  // its threads are gone
+    int64_t sum = 0;
+    std::mutex mutex;
+    parallel_for(100, [&](int64_t i) {
+      const std::lock_guard lock(mutex);
+      sum += i;
+    });
+    ::_exit(sum == 4950 ? 0 : 1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  CHECK(status == 0);
+  set_threads(before);
 }

@@ -1,26 +1,152 @@
 #include "engine/core/parallel.h"
 
 #include <cblas.h>
-#include <omp.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <limits>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
+#include <thread>
 
 #include "engine/core/check.h"
 
 namespace bcq {
 namespace {
 
+// The cores this process may run on.
+int available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                       : static_cast<int>(std::thread::hardware_concurrency());
+}
+
 int& thread_count() {
-  static int n = default_threads("/", std::getenv("OMP_NUM_THREADS"), omp_get_num_procs());
+  static int n =
+      default_threads("/", std::getenv("OMP_NUM_THREADS"), available_cores(), std::getenv("OMP_THREAD_LIMIT"));
   return n;
 }
+
+// Waits until value != old: for some microseconds awake, for the next product of a network comes soon, then asleep, for
+// other programs want the core.
+template <class T>
+T wait_for_change(const std::atomic<T>& value, T old) {
+  constexpr auto kAwake = std::chrono::microseconds(50);
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    for (int turn = 0; turn < 64; ++turn) {
+      if (const T now = value.load(std::memory_order_acquire); now != old) return now;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  } while (std::chrono::steady_clock::now() - begin < kAwake);
+  for (;;) {
+    value.wait(old, std::memory_order_acquire);
+    if (const T now = value.load(std::memory_order_acquire); now != old) return now;
+  }
+}
+
+// One parallel_for. Threads may look at it when it is over, but then there is no item left to take.
+struct Work {
+  Work(const std::function<void(int64_t)>& b, int64_t items, int threads) : body(b), n(items), team(threads) {}
+  const std::function<void(int64_t)>& body;
+  const int64_t n;
+  const int team;  // threads that may join, the caller among them
+  std::atomic<int> joined = 1;
+  std::atomic<int64_t> next = 0, done = 0;
+  std::atomic<uint32_t> finished = 0;
+  std::mutex failing;
+  std::exception_ptr failure;
+
+  void run() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) {
+      try {
+        body(i);
+      } catch (...) {
+        const std::lock_guard lock(failing);
+        if (!failure) failure = std::current_exception();
+      }
+      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) continue;
+      finished.store(1, std::memory_order_release);
+      finished.notify_all();
+    }
+  }
+};
+
+thread_local bool in_parallel = false;
+
+// The threads beside the caller. They live as long as the program.
+class Pool {
+ public:
+  static Pool& instance() {
+    static Pool* const pool = new Pool;  // never destroyed: its threads may outlive static objects
+    return *pool;
+  }
+
+  // False, with nothing done, when another thread has work under way.
+  bool run(int64_t n, int team, const std::function<void(int64_t)>& body) {
+    const std::unique_lock busy(caller_, std::try_to_lock);
+    if (!busy) return false;
+    grow(team - 1);
+    const auto work = std::make_shared<Work>(body, n, team);
+    publish(work);
+    in_parallel = true;
+    work->run();
+    in_parallel = false;
+    if (work->finished.load(std::memory_order_acquire) == 0) wait_for_change(work->finished, 0U);
+    publish(nullptr);
+    if (work->failure) std::rethrow_exception(work->failure);
+    return true;
+  }
+
+ private:
+  void publish(std::shared_ptr<Work> work) {
+    const bool wakes = work != nullptr;
+    {
+      const std::lock_guard lock(current_mutex_);
+      current_ = std::move(work);
+    }
+    if (!wakes) return;
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+  }
+
+  void grow(int size) {
+    try {
+      for (; size_ < size; ++size_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {  // the machine gives no more: those there are do the work
+    }
+  }
+
+  void serve() {
+    in_parallel = true;
+    for (uint32_t seen = 0;;) {
+      seen = wait_for_change(epoch_, seen);
+      std::shared_ptr<Work> work;
+      {
+        const std::lock_guard lock(current_mutex_);
+        work = current_;
+      }
+      if (work && work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) work->run();
+    }
+  }
+
+  std::mutex caller_, current_mutex_;
+  std::shared_ptr<Work> current_;
+  std::atomic<uint32_t> epoch_ = 0;
+  int size_ = 0;
+};
 
 std::mutex blas_mutex;
 int blas_users = 0, blas_threads = 1, blas_buffers = 0;
@@ -35,10 +161,11 @@ void require_room_for_buffers(int n) {
 
 }  // namespace
 
-int default_threads(const std::string& root, const char* omp_num_threads, int cores) {
-  const int asked = omp_num_threads ? std::atoi(omp_num_threads) : 0;
-  if (asked > 0) return asked;
-  int most = std::max(1, cores);
+int default_threads(const std::string& root, const char* omp_num_threads, int cores, const char* omp_thread_limit) {
+  const auto number = [](const char* text) { return text ? std::atoi(text) : 0; };
+  const int limit = number(omp_thread_limit) > 0 ? number(omp_thread_limit) : std::numeric_limits<int>::max();
+  if (const int asked = number(omp_num_threads); asked > 0) return std::min(asked, limit);
+  int most = std::min(std::max(1, cores), limit);
   const auto limit_by = [&](const std::string& group) {
     double quota = 0, period = 0;
     if (!(std::ifstream(group + "/cpu.max") >> quota >> period)) {  // also where it says "max"
@@ -88,21 +215,8 @@ OneBlasThread::~OneBlasThread() {
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
   const int team = static_cast<int>(std::min<int64_t>(threads(), n));
-  if (team <= 1 || omp_in_parallel()) {
-    for (int64_t i = 0; i < n; ++i) body(i);
-    return;
-  }
-  std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-  for (int64_t i = 0; i < n; ++i) {
-    try {
-      body(i);
-    } catch (...) {
-#pragma omp critical(bcq_parallel_failure)
-      if (!failure) failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
+  if (team > 1 && !in_parallel && Pool::instance().run(n, team, body)) return;
+  for (int64_t i = 0; i < n; ++i) body(i);
 }
 
 }  // namespace bcq

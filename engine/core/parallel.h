@@ -1,4 +1,4 @@
-// Threads, and the only place OpenMP appears in.
+// Threads.
 //
 // The rule that makes every result independent of the number of threads: work is
 // cut into items by shape alone, an item writes only what belongs to it, and sums
@@ -13,10 +13,13 @@ namespace bcq {
 void set_threads(int n);  // n >= 1; the default is default_threads() of this machine
 int threads();
 
-// OMP_NUM_THREADS where it is set to a positive number (the first of a list). Else the cores the process may use (its
-// affinity), at most the CPU quota of its cgroup and of those above, version 2 (cpu.max) or 1 (cpu.cfs_quota_us),
-// rounded up. `root`, "/" or a folder with proc/ and sys/ in it that ends in a slash, is for tests.
-int default_threads(const std::string& root, const char* omp_num_threads, int cores);
+// OMP_NUM_THREADS where it is set to a positive number (the first of a list), as programs with OpenMP have it. Else the
+// cores the process may use (its affinity), at most the CPU quota of its cgroup and of those above, version 2 (cpu.max)
+// or 1 (cpu.cfs_quota_us), rounded up. `root`, "/" or a folder with proc/ and sys/ in it that ends in a slash, is for
+// tests.
+// At most OMP_THREAD_LIMIT, if that is set, in either case.
+int default_threads(const std::string& root, const char* omp_num_threads, int cores,
+                    const char* omp_thread_limit = nullptr);
 
 // While one of these lives, on any thread, OpenBLAS runs on one thread: its own splitting would make sums depend on the
 // number of threads. Every function that calls it holds one.
@@ -27,7 +30,10 @@ struct OneBlasThread {
 };
 
 // Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
-// Inside another parallel_for it runs serially.
+// Inside another parallel_for it runs serially, and so it does while another thread of the program is in one.
+// Threads take items as they come to run, and the caller waits for items, not for threads: one that has no core when
+// there is work leaves it to the others. That is what a team of OpenMP's cannot do: its barrier waits for every thread,
+// and on a machine with other work that is most of the time.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
 constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds

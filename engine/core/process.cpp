@@ -16,16 +16,6 @@
 namespace bcq {
 namespace {
 
-// GNU's OpenMP lets idle threads spin for milliseconds, which on a machine with other work takes the core
-// from the thread that is waited for (measured on a busy machine: 43 s, and 2 s without spinning); as many turns as
-// here bridge the gaps between the products of a single token (2.7 ms, and 2.2 ms with them). The runtime
-// reads this when it starts, after constructors of this priority because it is linked statically; LLVM's
-// reads its own variable later.
-__attribute__((constructor(101))) void let_idle_threads_sleep() {
-  setenv("GOMP_SPINCOUNT", "10000", 0);
-  setenv("KMP_BLOCKTIME", "0", 0);
-}
-
 // Memory can run out where no exception can be thrown: nlohmann's destructor allocates.
 void say_and_end() {
   try {

@@ -3,9 +3,7 @@
 
 namespace bcq {
 
-// Freed memory is kept for the tensors to come, OpenBLAS runs on one thread. A program that calls this function is
-// linked with a constructor that also keeps OpenMP's idle threads from spinning, because GNU's OpenMP reads that
-// setting before main(). What the user has set in the environment stands.
+// Freed memory is kept for the tensors to come, OpenBLAS runs on one thread.
 // Memory that runs out inside a destructor ends the program with a message and code 1.
 // Standard streams that are closed stay so: no file that is opened later takes their place.
 // `argv`, if given: the program begins anew, once, so that OpenBLAS, which reads its setting when it is loaded, starts
