@@ -12,6 +12,7 @@
 #include "engine/nn/ops.h"
 #include "models/bloom.h"
 #include "models/layers.h"
+#include "models/llama.h"
 #include "models/opt.h"
 #include "models/stored.h"
 #include "models/swin.h"
@@ -327,12 +328,13 @@ std::unique_ptr<Model> load_model(const std::string& path) {
   info.name = fs::canonical(folder).filename().string();
   const ConfigReader in(config, config_path);
   const std::string type = in.text("model_type", "");
-  if (type == "opt" || type == "bloom") {
+  if (type == "opt" || type == "bloom" || is_llama(type)) {
     const auto packed = read_packed_format(config, config_path, folder.string(), file);
     info.packed = packed != nullptr;
     info.family = Family::Language;
     const Loader root(file, nullptr, packed);
-    return type == "opt" ? load_opt(config, config_path, root, info) : load_bloom(config, config_path, root, info);
+    const auto load = type == "opt" ? load_opt : type == "bloom" ? load_bloom : load_llama;
+    return load(config, config_path, root, info);
   }
   const auto stored = read_grid_format(config, config_path);
   info.packed = stored != nullptr;
@@ -344,9 +346,9 @@ std::unique_ptr<Model> load_model(const std::string& path) {
     source.config = std::make_shared<const json>(config);
     source.where = config_path;
     require_input(type.empty(),
-                  "%s: model_type %s is not supported: this engine reads \"opt\", \"bloom\", \"vit\", \"deit\", "
-                  "\"swin\", \"dinov2\", \"dinov2_with_registers\", \"timm_wrapper\", and timm's models (a config.json "
-                  "with \"architecture\")",
+                  "%s: model_type %s is not supported: this engine reads \"opt\", \"bloom\", \"llama\", \"mistral\", "
+                  "\"qwen2\", \"qwen3\", \"vit\", \"deit\", \"swin\", \"dinov2\", \"dinov2_with_registers\", "
+                  "\"timm_wrapper\", and timm's models (a config.json with \"architecture\")",
                   config_path, quoted(type));
     require_input(in.has("architecture"), "%s: has neither \"model_type\" nor \"architecture\"", config_path);
   }

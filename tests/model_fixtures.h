@@ -15,8 +15,12 @@ inline const std::string kVit = "tests/fixtures/vit_tiny", kDeit = "tests/fixtur
 inline const std::pair<std::string, size_t> kVisions[] = {{kVit, 14}, {kDeit, 9}, {kSwin, 21}};
 inline const std::string kOptPost = "tests/fixtures/opt_post_tiny", kOptPlain = "tests/fixtures/opt_plain_tiny",
                          kBloom = "tests/fixtures/bloom_tiny", kBloomResidual = "tests/fixtures/bloom_residual_tiny";
+inline const std::string kLlama = "tests/fixtures/llama_tiny", kLlamaBias = "tests/fixtures/llama_bias_tiny",
+                         kMistral = "tests/fixtures/mistral_tiny", kQwen2 = "tests/fixtures/qwen2_tiny",
+                         kQwen3 = "tests/fixtures/qwen3_tiny";
 inline const std::pair<std::string, size_t> kLanguages[] = {
-    {kOpt, 12}, {kOptPost, 12}, {kOptPlain, 12}, {kBloom, 8}, {kBloomResidual, 4}};
+    {kOpt, 12},   {kOptPost, 12},  {kOptPlain, 12}, {kBloom, 8},  {kBloomResidual, 4},
+    {kLlama, 14}, {kLlamaBias, 7}, {kMistral, 14},  {kQwen2, 14}, {kQwen3, 14}};
 inline const Context kFloat{Precision::Float, nullptr, nullptr};
 inline constexpr double kTight = 1e-5;  // of the largest value: float32 on both sides, sums of up to 60 terms
 

@@ -52,6 +52,10 @@ const std::vector<Call>& calls() {
        [](auto& k, auto& in, int64_t n, float* y) {
          if (n) k.layer_norm(in.a, in.w, in.b, 1e-5f, n, y);
        }},
+      {"rms_norm",
+       [](auto& k, auto& in, int64_t n, float* y) {
+         if (n) k.rms_norm(in.a, in.w, in.b, 1e-5f, n, y);
+       }},
       {"softmax",
        [](auto& k, auto& in, int64_t n, float* y) {
          std::copy(in.a, in.a + n, y);
@@ -61,6 +65,7 @@ const std::vector<Call>& calls() {
       {"gelu_tanh", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_tanh(in.a, y, n); }},
       {"gelu_quick", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_quick(in.a, y, n); }},
       {"relu", [](auto& k, auto& in, int64_t n, float* y) { k.relu(in.a, y, n); }},
+      {"swiglu", [](auto& k, auto& in, int64_t n, float* y) { k.swiglu(in.a, in.b, y, n); }},
       {"add", [](auto& k, auto& in, int64_t n, float* y) { k.add(in.a, in.b, y, n); }},
       {"add in place",
        [](auto& k, auto& in, int64_t n, float* y) {
@@ -247,6 +252,23 @@ TEST_CASE("kernels: layer_norm against double precision") {
   Row y(40);
   plain().layer_norm(same.data(), ones.data(), zeros.data(), 1e-5f, 40, y.data());
   CHECK(y == zeros);
+}
+
+TEST_CASE("kernels: rms_norm and swiglu against double precision") {
+  constexpr int64_t n = 771;
+  const Row x = random_row(n, 5, 20), gamma = random_row(n, 6, 1), beta = random_row(n, 7, 1);
+  Row y(n);
+  double square = 0, error = 0;
+  for (const float v : x) square += static_cast<double>(v) * v / static_cast<double>(n);
+  plain().rms_norm(x.data(), gamma.data(), beta.data(), 0.25f, n, y.data());
+  for (size_t i = 0; i < n; ++i)
+    error = std::max(error, std::abs(y[i] - (x[i] / std::sqrt(square + 0.25) * gamma[i] + beta[i])));
+  CHECK(error < 5e-7);
+  plain().swiglu(x.data(), gamma.data(), y.data(), n);
+  for (size_t i = 0; i < n; ++i) {
+    const double want = x[i] / (1 + std::exp(-static_cast<double>(x[i]))) * gamma[i];
+    CHECK(std::abs(y[i] - want) <= 1e-6 * std::abs(want) + 1e-30);
+  }
 }
 
 TEST_CASE("kernels: rounding is half to even, by division, then clamped") {

@@ -1,12 +1,12 @@
-// OPT and BLOOM against transformers: outputs and every site of small fixtures, names, and what loading refuses. Real
-// shapes: make parity.
+// OPT, BLOOM and LLaMA's families against transformers: outputs and every site of small fixtures, names, and what
+// loading refuses. Real shapes: make parity.
 #include "models/bloom.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;
 using namespace bcq::test;
 
-TEST_CASE("opt, bloom: every output equals transformers'") {
+TEST_CASE("language models: every output equals transformers'") {
   for (const auto& entry : kLanguages) {
     const std::string& fixture = entry.first;
     INFO(fixture);
@@ -15,8 +15,8 @@ TEST_CASE("opt, bloom: every output equals transformers'") {
   }
 }
 
-TEST_CASE("opt, bloom: logits depend on the tokens before, not on those after") {
-  for (const std::string& fixture : {kOpt, kBloom}) {
+TEST_CASE("language models: logits depend on the tokens before, not on those after") {
+  for (const std::string& fixture : {kOpt, kBloom, kLlama}) {
     const auto model = load_model(fixture);
     Batch text = ids_of(fixture);
     const Tensor before = model->forward(kFloat, text);
@@ -134,6 +134,127 @@ TEST_CASE("bloom: other forms of the network are refused by key") {
   Variant v(kVit);
   v.config = read_json(kBloom + "/config.json");
   CHECK(contains(v.refusal(), "word_embeddings_layernorm"));
+}
+
+TEST_CASE("llama: other forms of the network are refused by key") {
+  const std::pair<const char*, json> values[] = {{"hidden_act", "gelu"},
+                                                 {"attention_bias", 1},
+                                                 {"mlp_bias", true},  // and there are none in the file
+                                                 {"tie_word_embeddings", true},
+                                                 {"pretraining_tp", 2},
+                                                 {"num_key_value_heads", 3},
+                                                 {"num_key_value_heads", "two"},
+                                                 {"head_dim", 7},
+                                                 {"rms_norm_eps", -1},
+                                                 {"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
+                                                 {"sliding_window", 8},
+                                                 {"quantization_config", {{"bits", 4}}},
+                                                 {"auto_map", {{"AutoModel", "x.py"}}},
+                                                 {"partial_rotary_factor", 0.5}};
+  for (const auto& entry : values) {
+    const char* key = entry.first;
+    Variant v(kLlama);
+    v.config[key] = entry.second;
+    CAPTURE(key);
+    const std::string named = std::string(key) == "mlp_bias"              ? "gate_proj.bias"
+                              : std::string(key) == "tie_word_embeddings" ? "lm_head.weight"
+                              : std::string(key) == "head_dim"            ? "heads of 7"
+                                                                          : key;
+    CHECK(contains(v.refusal(), named));
+  }
+  const std::pair<const char*, json> rope[] = {
+      {"rope_type", "yarn"},     {"factor", nullptr}, {"factor", "eight"}, {"low_freq_factor", nullptr},
+      {"high_freq_factor", 0.5}, {"rope_theta", 0},   {"beta_fast", 32},   {"partial_rotary_factor", 0.5},
+      {"type", "linear"}};
+  for (const auto& entry : rope) {
+    const char* key = entry.first;
+    Variant v(kLlama);
+    v.config["rope_parameters"][key] = entry.second;
+    CAPTURE(key);
+    CHECK(contains(v.refusal(), key));
+  }
+  for (const char* key :
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"}) {
+    Variant v(kLlama);
+    v.config.erase(key);
+    CHECK(contains(v.refusal(), key));
+  }
+}
+
+TEST_CASE("llama: every way hub files say the same gives the same bits") {
+  const auto logits = [](const Variant& v) { return v.load()->forward(kFloat, ids_of(kLlama)); };
+  const Tensor want = load_model(kLlama)->forward(kFloat, ids_of(kLlama));
+  SUBCASE("older keys, and values that are defaults") {
+    Variant v(kLlama);
+    json& rope = v.config["rope_parameters"];
+    v.config["rope_theta"] = rope["rope_theta"];
+    rope.erase("rope_theta");
+    v.config["rope_scaling"] = rope;
+    for (const char* key : {"rope_parameters", "attention_bias", "mlp_bias", "tie_word_embeddings", "pretraining_tp"})
+      v.config.erase(key);
+    CHECK(same_bits(logits(v), want));
+    v.config["torch_dtype"] = "bfloat16";
+    v.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor({4});
+    CHECK(same_bits(logits(v), want));
+    v.config["rope_scaling"]["type"] = v.config["rope_scaling"]["rope_type"];
+    v.config["rope_scaling"].erase("rope_type");
+    CHECK(same_bits(logits(v), want));
+    v.config.erase("rope_scaling");
+    CHECK_FALSE(same_bits(logits(v), want));
+  }
+  SUBCASE("no prefix") {
+    Variant v(kLlama);
+    std::vector<std::string> names;
+    for (const auto& entry : v.tensors) names.push_back(entry.first);
+    for (const auto& name : names)
+      if (name != "lm_head.weight") v.rename(name, name.substr(6));
+    CHECK(same_bits(logits(v), want));
+  }
+  SUBCASE("tied, under either name") {
+    Variant v(kQwen2);
+    const Tensor tied = v.load()->forward(kFloat, ids_of(kQwen2));
+    v.rename("model.embed_tokens.weight", "lm_head.weight");
+    CHECK(same_bits(v.load()->forward(kFloat, ids_of(kQwen2)), tied));
+    v.tensors["model.embed_tokens.weight"] = v.tensors["lm_head.weight"];
+    v.config["tie_word_embeddings"] = false;
+    CHECK(same_bits(v.load()->forward(kFloat, ids_of(kQwen2)), tied));
+    CHECK(v.load()->info().parameters == load_model(kQwen2)->info().parameters + 53 * 16);
+  }
+  SUBCASE("an architecture whose parts are those of LLaMA") {
+    Variant v(kMistral);
+    v.config["model_type"] = "llama";
+    CHECK(same_bits(v.load()->forward(kFloat, ids_of(kMistral)),
+                    load_model(kMistral)->forward(kFloat, ids_of(kMistral))));
+  }
+}
+
+TEST_CASE("mistral, qwen: a text is at most as long as the window of a block") {
+  const auto longest = [](const Variant& v) {
+    const auto model = v.load();
+    CHECK(model->info().notes.size() == (model->info().max_length < 24));
+    return model->info().max_length;
+  };
+  Variant mistral(kMistral);
+  for (const auto& [window, length] : {std::pair<json, int64_t>{nullptr, 24}, {4096, 24}, {24, 24}, {9, 9}}) {
+    mistral.config["sliding_window"] = window;
+    CHECK(longest(mistral) == length);
+  }
+  CHECK_THROWS_AS(mistral.load()->forward(kFloat, ids_of(kMistral)), InputError);  // 11 tokens
+  mistral.config.erase("sliding_window");                                          // 4096
+  mistral.config["max_position_embeddings"] = 5000;
+  CHECK(mistral.load()->info().max_length == 4096);
+
+  Variant qwen(kQwen3);
+  qwen.config["sliding_window"] = 9;
+  CHECK(longest(qwen) == 24);
+  qwen.config["use_sliding_window"] = true;
+  CHECK(longest(qwen) == 24);  // layer_types
+  qwen.config["layer_types"][1] = "sliding_attention";
+  CHECK(longest(qwen) == 9);
+  qwen.config.erase("layer_types");
+  CHECK(longest(qwen) == 24);
+  qwen.config["max_window_layers"] = 1;
+  CHECK(longest(qwen) == 9);
 }
 
 TEST_CASE("bloom: the slopes of ALiBi") {

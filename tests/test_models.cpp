@@ -119,7 +119,7 @@ TEST_CASE("architectures this engine does not have are refused by name") {
     v.config["architecture"] = name;
     CHECK(contains(v.refusal(), name));
   }
-  for (const char* type : {"llama", "gpt2"}) {
+  for (const char* type : {"gemma", "gpt2"}) {
     Variant v(kOpt);
     v.config["model_type"] = type;
     CHECK(contains(v.refusal(), type));

@@ -8,6 +8,7 @@
 #include "engine/core/check.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
+#include "engine/nn/rotary.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -223,6 +224,77 @@ TEST_CASE("split_heads takes one part of a fused projection apart, merge_heads p
       for (int64_t c = 0; c < D; ++c) equal &= z[r * D + c] == x[r * 3 * D + part * D + c];
     CHECK(equal);
   }
+}
+
+TEST_CASE("rotate turns pairs of channels by their frequency times the position") {
+  const std::vector<float> frequencies{1.f, 0.37f, 0.001f};
+  const int64_t T = 5, H = 2, d = 6, first = 1000;
+  const Tensor x = random({2, T, H * d}, 31), angles = rotary_angles(frequencies, first, T), y = rotate(x, angles);
+  double worst = 0;
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const int64_t c = i % d % 3, t = i / (H * d) % T, low = i - i % d + c;
+    const double angle = static_cast<float>(first + t) * frequencies[static_cast<size_t>(c)];
+    const bool is_low = i % d < 3;
+    const double want = is_low ? x[low] * std::cos(angle) - x[low + 3] * std::sin(angle)
+                               : x[low + 3] * std::cos(angle) + x[low] * std::sin(angle);
+    worst = std::max(worst, std::abs(y[i] - want));
+  }
+  CHECK(worst < 1e-6);
+  CHECK(same_bits(rotary_angles(frequencies, first + 2, 1), angles.slice(2, 3)));
+  CHECK_THROWS_AS(rotate(random({1, T, 8}, 1), angles), Error);
+  CHECK_THROWS_AS(rotate(random({1, T + 1, d}, 1), angles), Error);
+}
+
+TEST_CASE("rotary frequencies: as trained, all slower, or those of long waves slower") {
+  const int64_t d = 16;
+  Rotary r{500000, Rotary::Scaling::None, 8, 1, 4, 8192};
+  const std::vector<float> plain = rotary_frequencies(r, d);
+  REQUIRE(plain.size() == 8);
+  r.scaling = Rotary::Scaling::Linear;
+  const std::vector<float> linear = rotary_frequencies(r, d);
+  r.scaling = Rotary::Scaling::Llama3;
+  const std::vector<float> llama3 = rotary_frequencies(r, d);
+  std::string kinds;
+  for (size_t c = 0; c < 8; ++c) {
+    const double f = std::pow(500000.0, -static_cast<double>(c) / 8), turns = 8192 * f / (2 * M_PI);
+    CHECK(plain[c] == doctest::Approx(f).epsilon(1e-6));
+    CHECK(linear[c] == plain[c] / 8);
+    const double share = (turns - 1) / 3;
+    kinds += turns < 1 ? 's' : turns > 4 ? 'f' : 'm';
+    CHECK(llama3[c] == doctest::Approx(turns < 1   ? f / 8
+                                       : turns > 4 ? f
+                                                   : (1 - share) * f / 8 + share * f)
+                           .epsilon(1e-6));
+  }
+  CHECK(kinds == "ffffmsss");
+}
+
+TEST_CASE("grouped-query attention is attention with keys and values repeated, with a cache and without") {
+  const int64_t B = 2, T = 70, H = 6, K = 2, d = 4;
+  const Tensor q = random({B, T, H * d}, 1), k = random({B, T, K * d}, 2), v = random({B, T, K * d}, 3);
+  const auto repeated = [&](const Tensor& x) {
+    Tensor y({B, T, H * d});
+    for (int64_t i = 0; i < y.size(); ++i) y[i] = x[i / (H * d) * K * d + i / d % H / (H / K) * d + i % d];
+    return y;
+  };
+  const Tensor want = causal_attention(q, repeated(k), repeated(v), H, 0.5f);
+  CHECK(same_bits(causal_attention(q, k, v, H, 0.5f), want));
+  CHECK(same_on_two_threads([&] { return causal_attention(q, k, v, H, 0.5f); }));
+  KvCache grouped(T + 3), whole(T + 3);
+  const auto step = [&](KvCache& cache, const Tensor& keys, const Tensor& values, const Tensor& queries) {
+    const Tensor y = cached_attention(cache, 0, queries, keys, values, H, 0.5f);
+    cache.length += queries.dim(1);
+    return y;
+  };
+  CHECK(same_bits(step(grouped, k, v, q), step(whole, repeated(k), repeated(v), q)));
+  const auto row = [](const Tensor& x) {  // the first two tokens of each sample
+    Tensor y({2, 2, x.dim(2)});
+    for (int64_t b = 0; b < 2; ++b) std::copy_n(x.data + b * x.size() / 2, y.size() / 2, y.data + b * y.size() / 2);
+    return y;
+  };
+  CHECK(same_bits(step(grouped, row(k), row(v), row(q)), step(whole, row(repeated(k)), row(repeated(v)), row(q))));
+  CHECK_THROWS_AS(causal_attention(q, k, random({B, T, H * d}, 3), H, 0.5f), Error);
+  CHECK_THROWS_AS(causal_attention(q, random({B, T, 4 * d}, 2), random({B, T, 4 * d}, 3), H, 0.5f), Error);
 }
 
 TEST_CASE("prepend_tokens and select_token address the rows of a sample") {

@@ -9,7 +9,8 @@ using namespace bcq::test;
 namespace {
 
 const Context kFake{Precision::Fake, nullptr, nullptr};
-const std::string kAll[] = {kVit, kDeit, kSwin, kOpt, kOptPost, kOptPlain, kBloom, kBloomResidual};
+const std::string kAll[] = {kVit,   kDeit,          kSwin,  kOpt,       kOptPost, kOptPlain,
+                            kBloom, kBloomResidual, kLlama, kLlamaBias, kQwen3};
 
 Batch batch_of(const std::string& fixture) {
   return load_model(fixture)->info().family == Family::Vision ? pixels_of(fixture) : ids_of(fixture);
@@ -102,7 +103,8 @@ TEST_CASE("parts: which groups have a source, in every family") {
   };
   for (const Want& want : {Want{kVit, "nl-ln-", "n"}, Want{kDeit, "nl-ln-", "--"}, Want{kSwin, "nl-ln-", "n"},
                            Want{kOpt, "nlnl", ""}, Want{kOptPost, "-l-l", ""}, Want{kOptPlain, "nln-", ""},
-                           Want{kBloom, "nln-", ""}, Want{kBloomResidual, "-l--", ""}}) {
+                           Want{kBloom, "nln-", ""}, Want{kBloomResidual, "-l--", ""}, Want{kLlama, "n-nl", ""},
+                           Want{kLlamaBias, "nlnl", ""}, Want{kQwen2, "nlnl", ""}}) {
     CAPTURE(want.fixture);
     const auto model = load_model(want.fixture);
     for (int i = 0; i < model->depth(); ++i)
@@ -182,7 +184,7 @@ TEST_CASE("parts: a block says whether it is its input plus what its two branche
 }
 
 TEST_CASE("parts: the output of a pre-norm block folds into fc2, of a post-norm block into its norm") {
-  for (const std::string& fixture : {kOpt, kOptPost, kOptPlain, kBloom, kVit, kSwin}) {
+  for (const std::string& fixture : {kOpt, kOptPost, kOptPlain, kBloom, kLlama, kVit, kSwin}) {
     CAPTURE(fixture);
     const auto model = load_model(fixture);
     const Tensor x = model->embed(kFloat, batch_of(fixture)), y = model->block(kFloat, 0, x);
@@ -239,7 +241,7 @@ TEST_CASE("parts: a compensation of the logits goes into every head there is") {
     point.clear();
     CHECK(same_bits(model->forward(kFake, batch), y));
   }
-  for (const std::string& fixture : {kOpt, kBloom}) {  // their heads are not quantized
+  for (const std::string& fixture : {kOpt, kBloom, kLlama}) {  // their heads are not quantized
     const auto model = load_model(fixture);
     CHECK(model->model_point().folds_into.empty());
     CHECK(model->model_point().added.empty());

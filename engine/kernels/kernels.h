@@ -79,12 +79,14 @@ struct Kernels {
 
   // Float rows.
   void (*layer_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
+  void (*rms_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
   void (*softmax)(float* x, int64_t n);                     // in place, max subtracted
   void (*gelu_erf)(const float* x, float* y, int64_t n);    // 0.5 x (1 + erf(x / sqrt 2))
   void (*gelu_tanh)(const float* x, float* y, int64_t n);   // 0.5 x (1 + tanh(0.79788456 x (1 + 0.044715 x^2)))
   void (*gelu_quick)(const float* x, float* y, int64_t n);  // x / (1 + exp(-1.702 x))
   void (*relu)(const float* x, float* y, int64_t n);
-  void (*add)(const float* a, const float* b, float* y, int64_t n);  // y may be a or b
+  void (*swiglu)(const float* gate, const float* up, float* y, int64_t n);  // gate / (1 + exp(-gate)) up
+  void (*add)(const float* a, const float* b, float* y, int64_t n);         // y may be a or b
   void (*scale)(const float* x, float s, float* y, int64_t n);
   double (*sum_exp)(const float* x, float max, int64_t n);  // sum of exp(x - max)
 

@@ -103,6 +103,14 @@ void layer_norm(const float* x, const float* gamma, const float* beta, float eps
   each(n, [=](int64_t i) { y[i] = ((x[i] - shift) * scale) * gamma[i] + beta[i]; });
 }
 
+// The mean of squares in double.
+void rms_norm(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y) {
+  const double square = sum(n, [=](int64_t i) { return static_cast<double>(x[i]) * static_cast<double>(x[i]); });
+  const float scale =
+      static_cast<float>(1.0 / __builtin_sqrt(square / static_cast<double>(n) + static_cast<double>(eps)));
+  each(n, [=](int64_t i) { y[i] = (x[i] * scale) * gamma[i] + beta[i]; });
+}
+
 float max_of(const float* x, int64_t n) {
   return fold(
       n, -__builtin_inff(), [=](int64_t i) { return x[i]; }, [](float a, float b) { return b > a ? b : a; });
@@ -133,6 +141,10 @@ void gelu_quick(const float* x, float* y, int64_t n) {
 
 void relu(const float* x, float* y, int64_t n) {
   each(n, [=](int64_t i) { y[i] = at_least(x[i], 0.f); });
+}
+
+void swiglu(const float* gate, const float* up, float* y, int64_t n) {
+  each(n, [=](int64_t i) { y[i] = (gate[i] / (1.f + exp_of(-gate[i]))) * up[i]; });
 }
 
 void add(const float* a, const float* b, float* y, int64_t n) {
@@ -307,11 +319,13 @@ extern constinit const Kernels BCQ_TABLE;
 constinit const Kernels BCQ_TABLE = {
     .name = BCQ_ISA_NAME,
     .layer_norm = layer_norm,
+    .rms_norm = rms_norm,
     .softmax = softmax,
     .gelu_erf = gelu_erf,
     .gelu_tanh = gelu_tanh,
     .gelu_quick = gelu_quick,
     .relu = relu,
+    .swiglu = swiglu,
     .add = add,
     .scale = scale,
     .sum_exp = sum_exp,

@@ -13,14 +13,21 @@
 namespace bcq {
 namespace {
 
-// q, k and v where they lie: the d channels of head h of token t of sample b are at (b T + t) stride + h d of each.
-// Head i of all is head i mod H of sample i / H.
+// q, k and v where they lie: the d channels of head h of token t of sample b are at (b T + t) stride + h d of q, those
+// of keys and values, of which `group` heads of queries share one, at (b T + t) kv_stride + h / group d. Head i of all
+// is head i mod H of sample i / H, and has the keys and values i / group.
 struct Heads {
   const float *q, *k, *v;
   int64_t samples, tokens, heads, channels, stride;
+  int64_t group = 1, kv_stride = stride;
 
   int64_t count() const { return samples * heads; }
+  int64_t kv_count() const { return count() / group; }
   int64_t at(int64_t i) const { return i / heads * tokens * stride + i % heads * channels; }
+  int64_t kv_at(int64_t i) const {
+    const int64_t kv_heads = heads / group;
+    return i / kv_heads * tokens * kv_stride + i % kv_heads * channels;
+  }
   // Of a result [B, T, H*d]: token t of head i.
   int64_t out(int64_t i, int64_t t) const { return ((i / heads * tokens + t) * heads + i % heads) * channels; }
   Tensor result() const { return Tensor::uninitialized({samples, tokens, heads * channels}); }
@@ -31,10 +38,12 @@ Heads heads_of(const Tensor& qkv, int64_t H) {
   return {qkv.data, qkv.data + D, qkv.data + 2 * D, qkv.dim(0), qkv.dim(1), H, D / H, 3 * D};
 }
 Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& v, int64_t H) {
-  require(q.shape == k.shape && q.shape == v.shape && q.dim(2) % H == 0,
+  const int64_t D = q.dim(2), kv = k.dim(2), d = D / H, group = kv > 0 ? D / kv : 0;
+  require(q.dim(0) == k.dim(0) && q.dim(1) == k.dim(1) && k.shape == v.shape && H * d == D && group * kv == D &&
+              kv % d == 0,
           "attention: q, k, v of shapes %s, %s and %s in %d heads do not fit", to_string(q.shape), to_string(k.shape),
           to_string(v.shape), H);
-  return {q.data, k.data, v.data, q.dim(0), q.dim(1), H, q.dim(2) / H, q.dim(2)};
+  return {q.data, k.data, v.data, q.dim(0), q.dim(1), H, d, D, group, kv};
 }
 
 struct Form : AttentionForm {
@@ -70,16 +79,17 @@ void softmax_row(float* scores, int64_t n, const float* bias, const float* mask)
 
 Tensor fused_float_attention(const Heads& x, const Form& form) {
   const int64_t T = x.tokens, d = x.channels, queries = (form.causal ? 4 : 5) * kFloatRows;  // scores stay in cache
-  struct Head {
+  struct Packed {
     FloatPanels keys, values;
-    std::vector<float> alibi;
   };
   const auto pack = [&](int64_t i) {
-    return Head{FloatPanels(row_major(x.k + x.at(i), x.stride).transposed(), d, T),
-                FloatPanels(row_major(x.v + x.at(i), x.stride), T, d), alibi(form.slopes, i % x.heads, T)};
+    return Packed{FloatPanels(row_major(x.k + x.kv_at(i), x.kv_stride).transposed(), d, T),
+                  FloatPanels(row_major(x.v + x.kv_at(i), x.kv_stride), T, d)};
   };
+  std::vector<std::vector<float>> biases;  // of ALiBi
+  for (int64_t h = 0; h < x.heads && !form.slopes.empty(); ++h) biases.push_back(alibi(form.slopes, h, T));
   Tensor y = x.result();
-  const auto attend_to = [&](const Head& head, int64_t i, int64_t begin, int64_t end) {  // of queries [begin, end)
+  const auto attend_to = [&](const Packed& kv, int64_t i, int64_t begin, int64_t end) {  // of queries [begin, end)
     const int64_t n = end - begin, keys = form.causal ? end : T, padded = padded_row(keys);
     const Buffer<float> scaled(n * d), scores(n * padded);
     Matrix q = row_major(x.q + x.at(i) + begin * x.stride, x.stride);
@@ -87,31 +97,32 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
       for (int64_t r = 0; r < n; ++r) kernels().scale(q.at(r, 0).data, form.scale, scaled.data() + r * d, d);
       q = row_major(scaled.data(), d);
     }
-    gemm_float(
-        {.a = q, .rows = n, .b = head.keys, .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
+    gemm_float({.a = q, .rows = n, .b = kv.keys, .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
     for (int64_t r = begin; r < end; ++r) {
       float* row = scores.data() + (r - begin) * padded;
       const int64_t seen = form.causal ? r + 1 : T;
       if (!form.scales_queries) kernels().scale(row, form.scale, row, seen);
-      softmax_row(row, seen, head.alibi.empty() ? form.bias_row(i, r, T) : head.alibi.data() + (T - 1 - r),
-                  form.mask_row(i, r, T));
+      softmax_row(
+          row, seen,
+          biases.empty() ? form.bias_row(i, r, T) : biases[static_cast<size_t>(i % x.heads)].data() + (T - 1 - r),
+          form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
-    gemm_float({row_major(scores.data(), padded), n, head.values, keys, d, y.data + x.out(i, begin), x.heads * d});
+    gemm_float({row_major(scores.data(), padded), n, kv.values, keys, d, y.data + x.out(i, begin), x.heads * d});
   };
   if (!form.causal) {
     parallel_for(x.count(), [&](int64_t i) {
-      const Head head = pack(i);
-      for_parts(T, queries, [&](int64_t begin, int64_t end) { attend_to(head, i, begin, end); });
+      const Packed kv = pack(i);
+      for_parts(T, queries, [&](int64_t begin, int64_t end) { attend_to(kv, i, begin, end); });
     });
     return y;
   }
-  std::vector<Head> heads(static_cast<size_t>(x.count()));
-  parallel_for(x.count(), [&](int64_t i) { heads[static_cast<size_t>(i)] = pack(i); });
+  std::vector<Packed> packed(static_cast<size_t>(x.kv_count()));
+  parallel_for(x.kv_count(), [&](int64_t i) { packed[static_cast<size_t>(i)] = pack(i); });
   const int64_t blocks = (T + queries - 1) / queries;
   parallel_for(x.count() * blocks, [&](int64_t item) {  // the last blocks have the most keys: they come first
     const int64_t i = item % x.count(), begin = (blocks - 1 - item / x.count()) * queries;
-    attend_to(heads[static_cast<size_t>(i)], i, begin, std::min(T, begin + queries));
+    attend_to(packed[static_cast<size_t>(i / x.group)], i, begin, std::min(T, begin + queries));
   });
   return y;
 }
@@ -185,12 +196,12 @@ Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64
 namespace {
 
 // A block of a cache with room for `room` tokens that begins with what `held` holds.
-KvCache::Block with_room(const KvCache::Block& held, const Heads& x, int64_t heads, int64_t room) {
-  const int64_t d = x.channels;
+KvCache::Block with_room(const KvCache::Block& held, const Heads& x, int64_t room) {
+  const int64_t d = x.channels, heads = x.heads / x.group;
   KvCache::Block out{Tensor::uninitialized({x.samples, heads, room / KvCache::kKeys, d, KvCache::kKeys}),
                      Tensor::uninitialized({x.samples, heads, room, d})};
   const int64_t n = held.v.empty() ? 0 : held.v.dim(2) * d;
-  for (int64_t i = 0; n > 0 && i < x.count(); ++i) {
+  for (int64_t i = 0; n > 0 && i < x.kv_count(); ++i) {
     std::memcpy(out.k.data + i * room * d, held.k.data + i * n, static_cast<size_t>(n) * 4);
     std::memcpy(out.v.data + i * room * d, held.v.data + i * n, static_cast<size_t>(n) * 4);
   }
@@ -208,23 +219,27 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
           cache.capacity);
   cache.blocks.resize(std::max(cache.blocks.size(), static_cast<size_t>(layer) + 1));
   KvCache::Block& held = cache.blocks[static_cast<size_t>(layer)];
-  require(held.k.empty() || (held.k.dim(0) == x.samples && held.k.dim(1) == heads && held.v.dim(3) == d),
+  require(held.k.empty() || (held.k.dim(0) == x.samples && held.k.dim(1) == heads / x.group && held.v.dim(3) == d),
           "the cache belongs to another model");
   if (held.k.empty() || held.v.dim(2) < length) {
     const int64_t tokens = std::min(cache.capacity, length + length / 2 + 4 * kKeys);
-    held = with_room(held, x, heads, (tokens + kKeys - 1) / kKeys * kKeys);
+    held = with_room(held, x, (tokens + kKeys - 1) / kKeys * kKeys);
   }
   const int64_t room = held.v.dim(2);
 
-  Tensor y = x.result();
-  parallel_for(x.count(), [&](int64_t i) {
+  parallel_for(x.kv_count(), [&](int64_t i) {
     float *const keys = held.k.data + i * room * d, *const values = held.v.data + i * room * d;
     for (int64_t t = first; t < length; ++t) {
-      const int64_t row = x.at(i) + (t - first) * x.stride;
+      const int64_t row = x.kv_at(i) + (t - first) * x.kv_stride;
       std::memcpy(values + t * d, x.v + row, static_cast<size_t>(d) * 4);
       for (int64_t c = 0; c < d; ++c) keys[t / kKeys * kKeys * d + c * kKeys + t % kKeys] = x.k[row + c];
     }
-    if (first == 0) return;
+  });
+  if (first == 0) return causal_attention(q, k, v, heads, scale, slopes);
+  Tensor y = x.result();
+  parallel_for(x.count(), [&](int64_t i) {
+    const float *const keys = held.k.data + i / x.group * room * d, *const values =
+                                                                        held.v.data + i / x.group * room * d;
     const std::vector<float> bias = alibi(slopes, i % heads, length);
     std::vector<float> scaled(static_cast<size_t>(d)), scores(static_cast<size_t>(room));
     for (int64_t t = first, n = t + 1; t < length; ++t, ++n) {
@@ -236,7 +251,7 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
       kernels().weighted_rows(scores.data(), values, d, n, d, y.data + x.out(i, t - first));
     }
   });
-  return first == 0 ? causal_attention(q, k, v, heads, scale, slopes) : y;
+  return y;
 }
 
 Tensor split_heads(Tape* tape, const Tensor& x, int64_t heads, int64_t part, int64_t parts) {

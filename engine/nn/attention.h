@@ -18,9 +18,10 @@ struct AttentionForm {
 // Each head's output, side by side: qkv [B, N, 3D] -> [B, N, D]
 Tensor attend(const Context& ctx, const Layer& qk, const Layer& av, const Tensor& qkv, const AttentionForm& form);
 
-// Causal: token i sees tokens 0 to i. q, k, v [B, T, H*d] -> [B, T, H*d]; scale multiplies q first, as OPT does. The
-// bias is ALiBi's, slopes[h] (j - i) for key j of query i, and none without slopes. ("Train Short, Test Long: Attention
-// with Linear Biases")
+// Causal: token i sees tokens 0 to i. q [B, T, H*d] -> [B, T, H*d]; k and v [B, T, K*d], where H / K heads of queries
+// in a row share one of keys and values (grouped-query attention). scale multiplies q first, as OPT does. The bias is
+// ALiBi's, slopes[h] (j - i) for key j of query i, and none without slopes. ("Train Short, Test Long: Attention with
+// Linear Biases")
 Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, float scale,
                         const std::vector<float>& slopes = {});
 
@@ -29,8 +30,8 @@ struct KvCache {
   static constexpr int64_t kKeys = 64;  // that are multiplied at once
   // As attention reads them: head by head, keys transposed; of both, the first `length` tokens count.
   struct Block {
-    Tensor k;  // [B, H, blocks of kKeys, d, kKeys]
-    Tensor v;  // [B, H, tokens of these blocks, d]
+    Tensor k;  // [B, K, blocks of kKeys, d, kKeys]
+    Tensor v;  // [B, K, tokens of these blocks, d]
   };
 
   explicit KvCache(int64_t tokens) : capacity(tokens) {}
@@ -38,7 +39,7 @@ struct KvCache {
   int64_t length = 0;         // tokens it holds; the model moves it on when all blocks have run
   std::vector<Block> blocks;  // made when a block first runs
 };
-// causal_attention() of tokens that follow those in the cache, which they join: q, k, v [B, T, D] -> [B, T, D].
+// causal_attention() of tokens that follow those in the cache, which they join: q [B, T, H*d] -> [B, T, H*d].
 // For the first tokens it is causal_attention() itself. Error when there is no room.
 Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
                         float scale, const std::vector<float>& slopes = {});

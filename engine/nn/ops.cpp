@@ -196,6 +196,13 @@ Tensor gelu(Tape* tape, const Tensor& x, Gelu form) {
 
 Tensor relu(const Tensor& x) { return map(kernels().relu, x); }
 
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  require_shape(gate.shape == up.shape, "swiglu", gate, up);
+  Tensor y = Tensor::uninitialized(gate.shape);
+  for_chunks(y.size(), [&](int64_t i, int64_t e) { kernels().swiglu(gate.data + i, up.data + i, y.data + i, e - i); });
+  return y;
+}
+
 Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps) {
   require_shape(x.dim(-1) == gamma.size() && x.dim(-1) == beta.size(), "layer_norm", x, gamma);
   Tensor y = Tensor::uninitialized(x.shape);
@@ -224,6 +231,14 @@ Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor
               inv * (static_cast<double>(gamma[i]) * dr[i] - mean_g - (xr[i] - mean) * inv * mean_gu));
       });
     });
+  return y;
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps) {
+  require_shape(x.dim(-1) == gamma.size() && x.dim(-1) == beta.size(), "rms_norm", x, gamma);
+  Tensor y = Tensor::uninitialized(x.shape);
+  const int64_t n = x.dim(-1);
+  for_rows(x, [&](int64_t r) { kernels().rms_norm(x.data + r * n, gamma.data, beta.data, eps, n, y.data + r * n); });
   return y;
 }
 

@@ -42,8 +42,13 @@ inline Tensor gelu_erf(Tape* tape, const Tensor& x) { return gelu(tape, x, Gelu:
 inline Tensor gelu_tanh(const Tensor& x) { return gelu(nullptr, x, Gelu::Tanh); }
 void (*gelu_kernel(Gelu form))(const float* x, float* y, int64_t n);
 Tensor relu(const Tensor& x);
+// x / (1 + exp(-x)) of the gate, times `up`, of the same shape. ("GLU Variants Improve Transformer")
+Tensor swiglu(const Tensor& gate, const Tensor& up);
 // gamma (x - mean) / sqrt(var + eps) + beta over the last dimension, biased variance.
 Tensor layer_norm(Tape* tape, const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps);
+// gamma x / sqrt(mean(x²) + eps) + beta over the last dimension; networks have no beta (zeros), what is folded into a
+// norm may. ("Root Mean Square Layer Normalization")
+Tensor rms_norm(const Tensor& x, const Tensor& gamma, const Tensor& beta, float eps);
 
 // Put `tokens` [K, D] before the N rows of each sample and add positions [K+N, D]: [B, N, D] -> [B, K+N, D].
 Tensor prepend_tokens(Tape* tape, const Tensor& x, const Tensor& tokens, const Tensor& positions);

@@ -122,7 +122,7 @@ def compare_transformers(kind, folder):
     report(f"transformers' {kind}, 2 images, logits, {seconds:.1f} s", error(logits, want), LOGITS)
 
 
-# transformers' language models at the sizes of the paper, and head counts that are no power of two for ALiBi.
+# transformers' language models at the sizes of the paper and of other published ones, and head counts that are no power of two for ALiBi.
 LANGUAGE = {
     "opt-125m": ("opt", dict(vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, num_hidden_layers=12,
                              num_attention_heads=12, ffn_dim=3072)),
@@ -132,6 +132,24 @@ LANGUAGE = {
     "bloom-12-heads": ("bloom", dict(vocab_size=5000, hidden_size=768, n_layer=3, n_head=12)),
     "bloom-10-heads": ("bloom", dict(vocab_size=5000, hidden_size=640, n_layer=3, n_head=10,
                                      apply_residual_connection_post_layernorm=True)),
+    # Two blocks each; those of vocabularies above 100,000 with fewer entries.
+    "tinyllama": ("llama", dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=2,
+                                num_attention_heads=32, num_key_value_heads=4, rms_norm_eps=1e-5)),
+    "llama-3.2-1b": ("llama", dict(vocab_size=5000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=2,
+                                   num_attention_heads=32, num_key_value_heads=8, head_dim=64, rms_norm_eps=1e-5,
+                                   tie_word_embeddings=True, max_position_embeddings=131072,
+                                   rope_parameters=dict(rope_type="llama3", rope_theta=5e5, factor=32.0,
+                                                        low_freq_factor=1.0, high_freq_factor=4.0,
+                                                        original_max_position_embeddings=8192))),
+    "mistral-linear": ("mistral", dict(vocab_size=5000, hidden_size=1024, intermediate_size=3584, num_hidden_layers=2,
+                                       num_attention_heads=8, num_key_value_heads=2, sliding_window=None,
+                                       rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0))),
+    "qwen2-0.5b": ("qwen2", dict(vocab_size=5000, hidden_size=896, intermediate_size=4864, num_hidden_layers=2,
+                                 num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+                                 rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen3-0.6b": ("qwen3", dict(vocab_size=5000, hidden_size=1024, intermediate_size=3072, num_hidden_layers=2,
+                                 num_attention_heads=16, num_key_value_heads=8, tie_word_embeddings=True,
+                                 rope_parameters=dict(rope_type="default", rope_theta=1e6))),
 }
 
 

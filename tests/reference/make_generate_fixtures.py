@@ -13,7 +13,8 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 if __name__ == "__main__":
     cases = []
-    for folder in ("opt_tiny", "opt_post_tiny", "opt_plain_tiny", "bloom_tiny", "bloom_residual_tiny"):
+    for folder in ("opt_tiny", "opt_post_tiny", "opt_plain_tiny", "bloom_tiny", "bloom_residual_tiny", "llama_tiny",
+                   "llama_bias_tiny", "mistral_tiny", "qwen2_tiny", "qwen3_tiny"):
         model = AutoModelForCausalLM.from_pretrained(FIXTURES / folder, dtype=torch.float32).eval()
         for seed, length in enumerate((1, 4, 11)):
             prompt = torch.randint(3, 53, (1, length), generator=torch.Generator().manual_seed(seed))

@@ -118,3 +118,18 @@ if __name__ == "__main__":
     make_language("bloom_tiny", "bloom", 19, n_layer=2, n_head=4)
     make_language("bloom_residual_tiny", "bloom", 21, n_layer=1, n_head=6, hidden_size=24,
                   apply_residual_connection_post_layernorm=True)
+    # Fewer heads of keys and values, heads that are together wider than the network, frequencies of which one is as
+    # trained, one between, two slowed down; a head of its own.
+    llama = dict(num_hidden_layers=2, intermediate_size=40, max_position_embeddings=24)
+    make_language("llama_tiny", "llama", 23, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5,
+                  rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                   "high_freq_factor": 4.0, "original_max_position_embeddings": 64}, **llama)
+    # With every bias there may be, of widths that GPTQ's format takes.
+    make_language("llama_bias_tiny", "llama", 25, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                  num_attention_heads=4, attention_bias=True, mlp_bias=True, max_position_embeddings=24,
+                  tie_word_embeddings=True)
+    make_language("mistral_tiny", "mistral", 27, num_attention_heads=2, num_key_value_heads=1, sliding_window=None,
+                  rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}, **llama)
+    make_language("qwen2_tiny", "qwen2", 29, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True,
+                  **llama)
+    make_language("qwen3_tiny", "qwen3", 31, num_attention_heads=4, num_key_value_heads=2, head_dim=6, **llama)

@@ -1,5 +1,5 @@
-# The reference networks: timm's ViT, DeiT and Swin and transformers' ViT, DeiT, Swin, OPT and BLOOM with random
-# weights of realistic size, written as the hub's repositories are laid out, and run with every
+# The reference networks: timm's ViT, DeiT and Swin and transformers' ViT, DeiT, Swin, OPT, BLOOM, LLaMA, Mistral, Qwen2
+# and Qwen3 with random weights of realistic size, written as the hub's repositories are laid out, and run with every
 # product, block output and gradient recorded. Names of what is recorded:
 #   embed, block.<i>, site.<site>, grad.<site>, logits
 import json
@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import (BloomConfig, BloomForCausalLM, DeiTConfig, DeiTForImageClassificationWithTeacher, Dinov2Config,
                           Dinov2ForImageClassification, Dinov2Model, Dinov2WithRegistersConfig,
-                          Dinov2WithRegistersForImageClassification, OPTConfig, OPTForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification)
+                          Dinov2WithRegistersForImageClassification, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig,
+                          ViTForImageClassification)
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -116,7 +119,11 @@ def write_transformers(model, folder):
 
 # transformers' language models: name -> (configuration, model, what is fixed)
 LANGUAGE = {"opt": (OPTConfig, OPTForCausalLM, dict(dropout=0.0)),
-            "bloom": (BloomConfig, BloomForCausalLM, {})}
+            "bloom": (BloomConfig, BloomForCausalLM, {}),
+            "llama": (LlamaConfig, LlamaForCausalLM, {}),
+            "mistral": (MistralConfig, MistralForCausalLM, {}),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+            "qwen3": (Qwen3Config, Qwen3ForCausalLM, {})}
 
 
 def language(kind, seed, **sizes):
@@ -223,9 +230,10 @@ def run_vision(model, pixels, grad_logits=None):
 
 
 def run_language(model, ids):
-    """{name: tensor} of one forward pass; sites are named without "model.decoder." or "transformer."."""
+    """{name: tensor} of one forward pass; sites are named without "model.decoder.", "transformer." or "model."."""
     record, hooks = {}, []
-    decoder = model.model.decoder if hasattr(model, "model") else model.transformer
+    decoder = model.model if hasattr(model, "model") else model.transformer
+    decoder = getattr(decoder, "decoder", decoder)
     layers = decoder.layers if hasattr(decoder, "layers") else decoder.h
 
     def keep(name):
