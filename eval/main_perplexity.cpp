@@ -130,7 +130,7 @@ void check_saving(Model& model, const Recipe& r, const SaveOptions& save) {
     const auto found = of_layer.find(&layer);
     return found == of_layer.end() ? r.weights.bits : found->second;
   };
-  check_format(save, model, bits, r.weights.groupsize, r.bc == BcForm::Position);
+  check_format(save, model, bits, r);
 }
 
 void check_options(Options& o) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
@@ -48,25 +49,54 @@ std::string prefix_of(Model& model, const SafeTensors& source) {
 
 // ---- GPTQ's conventions -------------------------------------------------------------------------
 
+std::string type_of(const json& config) { return get_or<std::string>(config, "model_type", "", "config.json"); }
+
 // The full names transformers gives the tensors of a causal language model, which are what GPTQ's readers look for.
 struct FullNames {
-  std::string top, embedding;  // what all names but the head's begin with; the embedding, tied to the head
+  std::string top, embedding;  // what all names but the head's begin with; the embedding
+  bool tied;                   // it is the head, too
   std::string operator()(const std::string& name) const {
     return name.rfind(top, 0) == 0 || name.rfind("lm_head.", 0) == 0 ? name : top + name;
   }
 };
 FullNames full_names(const json& config) {
-  if (get_or<std::string>(config, "model_type", "", "config.json") == "bloom")
-    return {"transformer.", "transformer.word_embeddings.weight"};
-  return {"model.", "model.decoder.embed_tokens.weight"};
+  const std::string type = type_of(config);
+  if (type == "bloom") return {"transformer.", "transformer.word_embeddings.weight", true};
+  if (type == "opt") return {"model.", "model.decoder.embed_tokens.weight", true};
+  return {"model.", "model.embed_tokens.weight", get_or<bool>(config, "tie_word_embeddings", false, "config.json")};
+}
+
+// The key of a configuration that gives this layer a bias, and others with it; null: the family has none.
+const char* bias_key(const std::string& type, const Layer& layer) {
+  const bool is_mlp = layer.role == Role::Fc1 || layer.role == Role::Fc2;
+  if (type == "llama") return is_mlp ? "mlp_bias" : "attention_bias";
+  if (type == "qwen3" && !is_mlp) return "attention_bias";
+  return type == "opt" ? "enable_bias" : nullptr;
+}
+
+// Biases of zeros where keys that compensated layers need give others one, too; and these keys. `tensors`: of the
+// layers, by their names.
+void add_biases(Model& model, json& config, Tensors& tensors) {
+  const std::string type = type_of(config);
+  const std::vector<Layer*> layers = model.all_layers();
+  for (const Layer* layer : layers)
+    if (layer->bias.loaded.empty() && !layer->bias.compensated.empty()) config[bias_key(type, *layer)] = true;
+  for (const Layer* layer : layers) {
+    const char* key = bias_key(type, *layer);
+    if (!key || !get_or<bool>(config, key, false, "config.json") || !layer->bias.in(Precision::Fake).empty()) continue;
+    const std::string name = layer->name + ".bias";
+    tensors[name] = store(Tensor({layer->weight.dim(0)}), DType::F16, name);
+  }
 }
 
 void to_full_names(const FullNames& full, Tensors& tensors) {
   Tensors renamed;
   for (auto& [name, tensor] : tensors) renamed[full(name)] = std::move(tensor);
   const auto head = renamed.find("lm_head.weight");
-  if (head != renamed.end() && !renamed.count(full.embedding)) renamed[full.embedding] = head->second;
-  renamed.erase("lm_head.weight");
+  if (full.tied && head != renamed.end()) {
+    renamed.emplace(full.embedding, head->second);
+    renamed.erase(head);
+  }
   tensors = std::move(renamed);
 }
 
@@ -208,17 +238,31 @@ void check_target(const SaveOptions& save, const std::string& source) {
 }
 
 void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
-                  int64_t groupsize, bool per_position) {
+                  const Recipe& recipe) {
   if (!save.is_gptq()) return;
   const char* const remedy = "--format bcq can";
-  require_usage(!per_position, "--format gptq cannot hold a bias per position; --bc channel can be folded, and %s",
-                remedy);
+  const int64_t groupsize = recipe.weights.groupsize;
+  const std::string type = type_of(read_json((fs::path(model.info().directory) / "config.json").string()));
+  const std::vector<std::string> sites = split(recipe.bc_sites);
+  const auto compensates_a = [&](const char* site) {
+    return compensates(recipe) && std::find(sites.begin(), sites.end(), site) != sites.end();
+  };
+  std::set<const Bias*> of_blocks;
+  for (int i = 0; i < model.depth() && compensates_a("block"); ++i)
+    of_blocks.insert(model.part(i).output.folds_into.at(0));
+  require_usage(recipe.bc != BcForm::Position,
+                "--format gptq cannot hold a bias per position; --bc channel can be folded, and %s", remedy);
   constexpr int64_t kGroups[] = {-1, 16, 32, 64, 128, 256, 512, 1024};  // that its readers have kernels for
   require_usage(std::find(std::begin(kGroups), std::end(kGroups), groupsize) != std::end(kGroups),
                 "--format gptq cannot hold --groupsize %d: its readers take -1 and powers of two from 16 to 1024; %s",
                 groupsize, remedy);
   for (const Layer* layer : model.all_layers()) {
     const int b = bits(*layer);
+    const bool gets_bias = of_blocks.count(&layer->bias) || (b > 0 && compensates_a("linear"));
+    require_usage(!gets_bias || !layer->bias.loaded.empty() || bias_key(type, *layer),
+                  "--format gptq cannot hold the bias that --bc gives %s: in transformers' %s models it has none; %s, "
+                  "and --bc none leaves it without",
+                  layer->name, type, remedy);
     if (b == 0) continue;
     const int64_t out = layer->weight.dim(0), in = layer->weight.dim(1);
     require_usage(b == 2 || b == 3 || b == 4 || b == 8,
@@ -227,8 +271,6 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
                   "--format gptq cannot hold %s of %d inputs and %d outputs with --groupsize %d: both must be "
                   "multiples of 32, and the inputs of the group; %s",
                   layer->name, in, out, groupsize, remedy);
-    require_usage(!layer->bias.loaded.empty(), "--format gptq cannot add a bias to %s, which has none; %s", layer->name,
-                  remedy);
   }
 }
 
@@ -272,6 +314,9 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
   metadata["bcq"] = facts.dump(-1, ' ', false, json::error_handler_t::replace);
   const FullNames full = full_names(config);
   if (save.is_gptq()) {
+    Tensors zeros;
+    add_biases(model, config, zeros);
+    for (const auto& [name, tensor] : zeros) tensors[prefix + name] = tensor;
     to_full_names(full, tensors);
     // What readers compute in: of another type they would round the scales once more.
     config["torch_dtype"] = "float16";

@@ -33,10 +33,11 @@ std::string partial_folder(const SaveOptions& save);
 // Before anything is computed: UsageError unless the folder may be written, InputError unless the tensors of the
 // `source` file have the names a saved one is made of.
 void check_target(const SaveOptions& save, const std::string& source);
-// UsageError unless the format can hold the model once it is quantized to these bits (0: stays float) with this group
-// size and, `per_position`, compensated so.
+// UsageError unless the format can hold the model once it is quantized to these bits (0: stays float) and compensated
+// as the recipe says. GPTQ's format itself takes any bias, but transformers gives a layer one only where the family has
+// it, or a key of its configuration, which is set then (biases that no compensation made are zeros).
 void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
-                  int64_t groupsize, bool per_position);
+                  const Recipe& recipe);
 
 // Round in a quantized model, read from `source`, what GPTQ's format rounds: biases. save_model() does it, too.
 void round_to_gptq(Model& model, const std::string& source);

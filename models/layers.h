@@ -45,8 +45,7 @@ inline Layer load_linear(const Loader& at, Role role, const std::string& name, i
     layer.weight = inner.get_weight("weight", {out, in});
   }
   if (has_bias || (inner.packed() && inner.has("bias"))) layer.bias.loaded = inner.get("bias", {out});
-  if (!has_bias && holds_grids(inner) && inner.has("bias"))
-    inner.count(-out);  // a parameter of the quantized one alone
+  if (!has_bias && !layer.bias.loaded.empty()) inner.count(-out);  // a parameter of the quantized one alone
   return layer;
 }
 

@@ -20,7 +20,8 @@ namespace {
 
 const std::string kOpt = "tests/fixtures/opt_tiny";
 const std::string kVit = "tests/fixtures/vit_tiny", kDeit = "tests/fixtures/deit_tiny",
-                  kSwin = "tests/fixtures/swin_tiny", kBloom = "tests/fixtures/bloom_tiny";
+                  kSwin = "tests/fixtures/swin_tiny", kBloom = "tests/fixtures/bloom_tiny",
+                  kLlama = "tests/fixtures/llama_tiny";
 const Context kFake{Precision::Fake, nullptr, nullptr};
 const Warn kIgnore = [](const std::string&) {};
 
@@ -451,7 +452,7 @@ double error_on_float_inputs(const Model& model, const std::vector<Batch>& data,
 }  // namespace
 
 TEST_CASE("BasePTQ of language models: each layer's grids are those of the operands it has in the float network") {
-  for (const std::string& fixture : {kOpt, kBloom}) {
+  for (const std::string& fixture : {kOpt, kBloom, kLlama}) {
     CAPTURE(fixture);
     const std::vector<Batch> data = one_batch(9);
     auto model = load_model(fixture), expected = load_model(fixture);
@@ -484,7 +485,7 @@ TEST_CASE("BasePTQ of language models: each layer's grids are those of the opera
 
 TEST_CASE("BasePTQ of language models, then compensated: no mean error is left on the stream it was measured on") {
   const Threads one(1);  // thousands of passes over a handful of values
-  for (const std::string& fixture : {kOpt, kBloom})
+  for (const std::string& fixture : {kOpt, kBloom, kLlama})
     for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
       CAPTURE(fixture);
       const std::vector<Batch> data = windows(5, 9);

@@ -67,7 +67,8 @@ double energy(const Tensor& a, const Tensor& b) {
 }  // namespace
 
 TEST_CASE("fold: scales and shifts move between a source and its group, in every family, and clear() takes them back") {
-  for (const std::string& fixture : {kVit, kDeit, kSwin, kOpt, kOptPost, kOptPlain, kBloom, kBloomResidual}) {
+  for (const std::string& fixture :
+       {kVit, kDeit, kSwin, kOpt, kOptPost, kOptPlain, kBloom, kBloomResidual, kLlama, kQwen2}) {
     CAPTURE(fixture);
     const auto model = load_model(fixture);
     const Batch batch = data_of(fixture);
@@ -77,7 +78,7 @@ TEST_CASE("fold: scales and shifts move between a source and its group, in every
       for (const LayerGroup& group : model->part(i).groups) {
         if (!group.source.norm && !group.source.layer) continue;
         const bool keys = group.layers[0]->role == Role::QK;
-        // A ReLU between them leaves scales alone, and no shifts.
+        // A ReLU, or SwiGLU, between them leaves scales alone, and no shifts.
         const bool relu = group.layers[0]->role == Role::Fc2;
         const int64_t n = keys ? static_cast<int64_t>(group.source.rows.size()) : group.layers[0]->weight.dim(1);
         const Tensor a = random({n}, 7), b = random({n}, 8);
@@ -326,7 +327,7 @@ TEST_CASE("qwt: a linear layer beside a block takes up a linear error, and clear
 }
 
 TEST_CASE("activations of language models: a grid a token or a tensor, which weights are calibrated with") {
-  for (const std::string& fixture : {kOpt, kBloom}) {
+  for (const std::string& fixture : {kOpt, kBloom, kLlama}) {
     CAPTURE(fixture);
     const auto model = load_model(fixture);
     const Batch batch = ids_of(fixture);

@@ -27,7 +27,7 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
     const Tensor all = model->forward(kFloat, many);
     for (int64_t b = 0; b < 7; ++b) CHECK(same_bits(sample(all, b), sample(logits, b % 2)));
   }
-  for (const std::string& fixture : {kOpt, kBloom}) {
+  for (const std::string& fixture : {kOpt, kBloom, kLlama}) {
     const auto model = load_model(fixture);
     const Batch text = ids_of(fixture);
     const Tensor logits = model->forward(kFloat, text);
@@ -84,7 +84,14 @@ TEST_CASE("a tensor that is missing, of another shape or not finite is refused b
                                                        {kBloom, "transformer.h.1.mlp.dense_4h_to_h.weight"},
                                                        {kBloom, "transformer.h.0.self_attention.query_key_value.bias"},
                                                        {kBloom, "transformer.word_embeddings.weight"},
-                                                       {kBloom, "transformer.ln_f.weight"}};
+                                                       {kBloom, "transformer.ln_f.weight"},
+                                                       {kLlama, "lm_head.weight"},
+                                                       {kLlama, "model.norm.weight"},
+                                                       {kLlama, "model.layers.1.self_attn.k_proj.weight"},
+                                                       {kLlamaBias, "model.layers.0.mlp.down_proj.bias"},
+                                                       {kQwen2, "model.embed_tokens.weight"},
+                                                       {kQwen2, "model.layers.0.self_attn.v_proj.bias"},
+                                                       {kQwen3, "model.layers.0.self_attn.q_norm.weight"}};
   for (const auto& entry : cases) {
     const std::string &fixture = entry.first, &name = entry.second;
     CAPTURE(std::string(name));
@@ -130,7 +137,7 @@ TEST_CASE("architectures this engine does not have are refused by name") {
 }
 
 TEST_CASE("16-bit files give the bits of their values in 32 bits") {
-  for (const std::string& fixture : {kVit, kOptPost, kBloom}) {
+  for (const std::string& fixture : {kVit, kOptPost, kBloom, kLlama}) {
     Variant v(fixture);
     for (auto& entry : v.tensors)
       for (int64_t i = 0; i < entry.second.size(); ++i) {
@@ -210,6 +217,7 @@ TEST_CASE("a vector that compensates a block goes into the vector the block ends
                                                       {kOpt, "layers.0.fc2.bias"},
                                                       {kOptPost, "layers.0.final_layer_norm.bias"},
                                                       {kOptPlain, "layers.0.fc2.bias"},
+                                                      {kLlama, "layers.0.mlp.down_proj.bias"},
                                                       {kBloom, "h.0.mlp.dense_4h_to_h.bias"}};
   for (const auto& entry : ends) {
     INFO(entry.first);
@@ -223,7 +231,8 @@ TEST_CASE("a vector that compensates a block goes into the vector the block ends
     add_broadcast(want, b.reshaped({1, D}));
     CHECK(relative_error(z, want) < 1e-6);
     CHECK(same_bits(model->block(kFloat, 0, x), y));
-    CHECK(added_values(*model) == (entry.first == kOptPlain ? D : 0));  // a bias there was none of
+    CHECK(added_values(*model) ==
+          (entry.first == kOptPlain || entry.first == kLlama ? D : 0));  // a bias there was none of
     model->clear_compensation();
     CHECK(same_bits(model->block(fake, 0, x), y));
   }

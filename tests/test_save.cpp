@@ -21,6 +21,7 @@
 #include "quant/allocation.h"
 #include "quant/bias_comp.h"
 #include "quant/weight_methods.h"
+#include "tests/model_fixtures.h"
 #include "tests/quantize.h"
 #include "tests/support.h"
 
@@ -30,7 +31,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const Context kFloat{Precision::Float}, kFake{Precision::Fake};
+const Context kFake{Precision::Fake};
 const std::string kFixtures = "tests/fixtures/", kMini = "data/mini/opt";
 const Progress kSilent = [](const std::string&, double, double) {};
 
@@ -152,12 +153,14 @@ TEST_CASE("own format: every width, group and order comes back to the last bit")
 }
 
 TEST_CASE("own format: compensations, layers of their own width, layers left alone") {
-  for (const char* fixture : {"opt_tiny", "opt_post_tiny", "bloom_tiny"})
+  for (const char* fixture : {"opt_tiny", "opt_post_tiny", "opt_plain_tiny", "bloom_tiny", "llama_tiny", "mistral_tiny",
+                              "qwen2_tiny", "qwen3_tiny"})
     for (const BcShape shape : {BcShape::Channel, BcShape::Position}) {
       CAPTURE(fixture);
       const Folder folder;
       const auto model = load_model(kFixtures + fixture);
-      const LayerBits bits = allocate_bits(*model, layer_rules({"0.*(fc1|h_to_4h)=7"}, {"1.*(out_proj|dense)$"}));
+      const LayerBits bits =
+          allocate_bits(*model, layer_rules({"0.*(fc1|h_to_4h|up_proj)=7"}, {"1.*(out_proj|dense|o_proj)$"}));
       quantize_rtn(*model, grid_of(3, -1), bits);
       BcOptions o;
       o.shape = shape;
@@ -170,6 +173,69 @@ TEST_CASE("own format: compensations, layers of their own width, layers left alo
         CHECK(contains(message_of<Error>([&] { loaded->forward(kFake, longer); }), "fewer positions"));
       }
     }
+}
+
+// Of a LLaMA, whose configuration says whether there are any.
+void drop_biases(Variant& v) {
+  std::erase_if(v.tensors, [](const auto& entry) { return entry.first.ends_with(".bias"); });
+  v.config.erase("attention_bias");
+  v.config.erase("mlp_bias");
+}
+
+TEST_CASE("GPTQ's format: layers without a bias get one by the key that gives it to transformers' model") {
+  for (const bool linear : {true, false}) {  // all biases, or those of the blocks' outputs alone
+    CAPTURE(linear);
+    Variant v(kLlamaBias);
+    drop_biases(v);
+    v.config["tie_word_embeddings"] = false;
+    v.tensors["lm_head.weight"] = random({53, 32}, 1);
+    const auto model = v.load();
+    quantize_rtn(*model, grid_of(4, 32, true, true));
+    BcOptions o;
+    o.linear = linear;
+    o.block = true;
+    compensate(*model, {kBatch}, o, kSilent);
+    const int64_t mlp = 64 + 64 + 32, all = mlp + 4 * 32;
+    CHECK(added_values(*model) == (linear ? all : 32));
+    const Folder folder;
+    save_model(*model, model->info().weights, to(folder, "gptq"), facts(4, 32));
+    const auto loaded = load_model(folder.file("saved"));
+    check_same(*model, *loaded);
+    const json config = read_json(folder.file("saved/config.json"));
+    CHECK(config["mlp_bias"] == true);
+    CHECK(config.value("attention_bias", false) == linear);
+    const SafeTensors file = SafeTensors::open(folder.file("saved/model.safetensors"));
+    CHECK(file.has("model.layers.0.self_attn.q_proj.bias") == linear);
+    CHECK((max_abs(doubles(file.get("model.layers.0.mlp.up_proj.bias"))) > 0) == linear);
+    CHECK(same_bits(file.get("lm_head.weight"), v.tensors["lm_head.weight"]));
+    CHECK(loaded->info().parameters == model->info().parameters + (linear ? all : mlp));
+  }
+}
+
+TEST_CASE("GPTQ's format: a bias that transformers' model has no place for is refused before it is computed") {
+  const auto refusal = [](const Variant& v, BcForm bc, const std::string& sites) {
+    Recipe r = recipe_of(Family::Language);
+    r.weights.groupsize = -1;
+    r.bc = bc;
+    r.bc_sites = sites;
+    const auto model = v.load();
+    const auto bits = [](const Layer&) { return 4; };
+    return message_of<UsageError>([&] { check_format({"saved", "gptq", false}, *model, bits, r); });
+  };
+  Variant v(kLlamaBias);
+  CHECK(refusal(v, BcForm::Channel, "linear,block") == "");
+  drop_biases(v);
+  CHECK(refusal(v, BcForm::Channel, "linear,block") == "");
+  v.config["model_type"] = "mistral";
+  CHECK(refusal(v, BcForm::None, "linear,block") == "");
+  CHECK(contains(refusal(v, BcForm::Channel, "linear,block"), "layers.0.self_attn.q_proj: in transformers' mistral"));
+  CHECK(contains(refusal(v, BcForm::Channel, "block"), "layers.0.mlp.down_proj"));
+  v.config["model_type"] = "qwen3";
+  v.config["head_dim"] = 8;
+  for (const char* norm : {"q_norm", "k_norm"})
+    v.tensors[format("model.layers.0.self_attn.%s.weight", norm)] = random({8}, 1);
+  CHECK(refusal(v, BcForm::None, "linear") == "");
+  CHECK(contains(refusal(v, BcForm::Channel, "linear"), "layers.0.mlp.gate_proj"));
 }
 
 TEST_CASE("GPTQ's format: widths, groups, order and compensation come back to the last bit") {
@@ -220,9 +286,12 @@ TEST_CASE("saving is refused before it is too late") {
              plain = load_model(kFixtures + "opt_plain_tiny");
   const Folder folder;
   const auto refusal = [&](Model& model, int bits, int64_t group, bool per_position) {
+    Recipe r = recipe_of(Family::Language);
+    r.weights.groupsize = group;
+    if (per_position) r.bc = BcForm::Position;
     return message_of<UsageError>([&] {
       check_format(
-          to(folder, "gptq"), model, [&](const Layer&) { return bits; }, group, per_position);
+          to(folder, "gptq"), model, [&](const Layer&) { return bits; }, r);
     });
   };
   CHECK(refusal(*mini, 4, 128, false) == "");

@@ -83,7 +83,7 @@ TEST_CASE("split: white space, letters and numbers are those of Unicode 16") {
 }
 
 TEST_CASE("split: constructs that are not translated are refused by name") {
-  for (const char* bad : {"(?i:'s)", "(?<=a)b", "\\d+",     "\\w",      "\\h", "\\p{Lu}+", "\\p{Han}", "[[:alpha:]]",
+  for (const char* bad : {"(?s:'s)", "(?<=a)b", "\\d+",     "\\w",      "\\h", "\\p{Lu}+", "\\p{Han}", "[[:alpha:]]",
                           "[a&&b]",  "[^[^a]]", "[a-[bc]]", "[\\P{L}]", "^a",  "a$",       "a.b",      "a{,3}",
                           "a{2}+",   "[a",      "[]a]",     "(*F)",     "(a",  "a\\"}) {
     CAPTURE(bad);
@@ -93,6 +93,7 @@ TEST_CASE("split: constructs that are not translated are refused by name") {
   }
   CHECK(test::contains(test::message_of<InputError>([&] { Splitter("a*", "f"); }), "empty"));
   CHECK(pieces("[a[bc]]{2,3}|(?:x|y)+(?!z)", "abcxyz") == Strings{"abc", "x", "yz"});
+  CHECK(pieces("(?i:'s|'ll)|b", "'S'lLb'\u017fB") == Strings{"'S", "'lL", "b", "'\u017f", "B"});
 }
 
 TEST_CASE("utf8: the offset of the first bad byte") {
@@ -165,6 +166,44 @@ TEST_CASE("tokenizer: every byte string decodes to itself; specials only when as
   CHECK(added.bos() == 2);
   CHECK(added.encode("a").back() == 1);
   CHECK(added.vocab_size() == 508);
+}
+
+TEST_CASE("tokenizer: of characters, with bytes for what has no token and spaces in words") {
+  const Tokenizer first = Tokenizer::load(kDir + "metaspace"), llama = Tokenizer::load(kDir + "llama2");
+  const std::string odd = test::read_text(kDir + "odd.txt"), shown = replace_all(odd, "\u2581", " ");
+  CHECK(first.decode(first.encode(odd, false)) == " " + shown);
+  CHECK(first.decode(first.encode(" a<s> b", false)) == " a<s> b");
+  CHECK(first.decode(first.encode("a<s>b", false)) == " a<s>b");
+  CHECK(llama.decode(llama.encode("a<s>b", false)) == " a<s> b");
+  CHECK(llama.encode("").size() == 1);
+  CHECK(llama.bos() == 1);
+  CHECK(llama.bytes(3 + 0x0a) == "\n");
+  CHECK(llama.encode("", false).empty());
+
+  const auto with = [](const char* pointer, const json& value) {
+    json tree = read_json(kDir + "metaspace/tokenizer.json");
+    tree[json::json_pointer(pointer)] = value;
+    return tree;
+  };
+  const Ids after = first.encode("<s>a", false);
+  CHECK(load(with("/pre_tokenizer/prepend_scheme", "never")).encode("a", false) == Ids{after.begin() + 1, after.end()});
+  const std::pair<json, const char*> cases[] = {
+      {with("/pre_tokenizer/prepend_scheme", "last"), "last"},
+      {with("/pre_tokenizer/replacement", ""), "replaced"},
+      {with("/pre_tokenizer/magic", 1), "magic"},
+      {with("/pre_tokenizer", nullptr), "pre_tokenizer"},
+      {with("/normalizer", {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "_"}}), "replaced"},
+      {with("/normalizer", {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "b"}}), "Replace"},
+      {with("/decoder", {{"type", "ByteLevel"}}), "ByteLevel"},
+      {with("/decoder/decoders/0/content", "_"), "Replace"}};
+  for (const auto& [tree, text] : cases) {
+    const char* part = text;
+    CAPTURE(part);
+    CHECK(test::contains(refusal(tree), part));
+  }
+  const json tree = with("/version", "1.0");
+  CHECK(test::contains(refusal(tree, {{"add_prefix_space", false}}), "add_prefix_space"));
+  CHECK(refusal(tree, {{"add_prefix_space", true}, {"add_bos_token", true}}) == "");
 }
 
 TEST_CASE("tokenizer: text that is not UTF-8 is refused with the offset") {

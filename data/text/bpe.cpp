@@ -89,27 +89,32 @@ const Bpe::Merge* Bpe::find_merge(int32_t left, int32_t right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
-void Bpe::set_byte_fallback() {
+std::vector<int32_t> Bpe::byte_tokens(std::string_view character) const {
   constexpr char kHex[] = "0123456789ABCDEF";
-  for (uint32_t b = 0; b < 256; ++b) {
-    if (bytes_[b] >= 0) continue;
-    std::vector<int32_t> ids;
-    for (const char c : byte_character(static_cast<uint8_t>(b)))
-      ids.push_back(find({'<', '0', 'x', kHex[c >> 4 & 15], kHex[c & 15], '>'}));
-    if (std::count(ids.begin(), ids.end(), -1) == 0) fallback_[b] = ids;
+  std::vector<int32_t> ids;
+  for (const char c : character) {
+    ids.push_back(find({'<', '0', 'x', kHex[c >> 4 & 15], kHex[c & 15], '>'}));
+    if (ids.back() < 0) return {};
   }
+  return ids;
 }
 
 std::vector<int32_t> Bpe::symbols(std::string_view piece) const {
   std::vector<int32_t> ids;
   ids.reserve(piece.size());
-  bool waits = false;  // an unknown is written when the next byte is none, and after what byte fallback writes
-  for (const char c : piece) {
-    const int32_t id = bytes_[c & 255];
-    const std::vector<int32_t>& fallback = fallback_[c & 255];
-    ids.insert(ids.end(), fallback.begin(), fallback.end());
-    if (!fallback.empty()) continue;
-    require_input(id >= 0 || unknown_ >= 0, "%s: the vocabulary has no token for byte 0x%02x", where_, c & 255);
+  bool waits = false;  // an unknown is written when the next symbol is none, and after what byte fallback writes
+  for (size_t i = 0, n = 1; i < piece.size(); i += n) {
+    const auto byte = static_cast<uint8_t>(piece[i]);
+    n = !characters_ || byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+    const std::string_view character = characters_ ? piece.substr(i, n) : std::string_view(byte_character(byte));
+    const int32_t id = characters_ ? find(std::string(character)) : bytes_[byte];
+    if (id < 0 && byte_fallback_) {
+      const std::vector<int32_t> fallback = byte_tokens(character);
+      ids.insert(ids.end(), fallback.begin(), fallback.end());
+      if (!fallback.empty()) continue;
+    }
+    require_input(id >= 0 || unknown_ >= 0, "%s: the vocabulary has no token for %s", where_,
+                  characters_ ? "\"" + std::string(character) + "\"" : format("byte 0x%02x", byte));
     if (waits && (id >= 0 || !fuse_unknown_)) ids.push_back(unknown_);
     if (id >= 0) ids.push_back(id);
     waits = id < 0;
@@ -120,8 +125,8 @@ std::vector<int32_t> Bpe::symbols(std::string_view piece) const {
 
 void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   if (ignore_merges_) {
-    std::string spelled;
-    for (const char c : piece) spelled += byte_character(static_cast<uint8_t>(c));
+    std::string spelled(characters_ ? piece : std::string_view{});
+    for (size_t i = 0; i < piece.size() && !characters_; ++i) spelled += byte_character(static_cast<uint8_t>(piece[i]));
     if (const int32_t whole = find(spelled); whole >= 0) return ids.push_back(whole);
   }
   std::vector<int32_t> symbol = symbols(piece), before(symbol.size()), after(symbol.size());

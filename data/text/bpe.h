@@ -1,5 +1,5 @@
-// Byte-level byte-pair encoding: one piece of text to token ids and back (Sennrich et al.,
-// 2016; the byte alphabet is GPT-2's). Where a text is cut into pieces is split.h's business.
+// Byte-pair encoding: one piece of text to token ids and back (Sennrich et al., 2016), of bytes in the alphabet of
+// GPT-2, or of characters, as SentencePiece has it. Where a text is cut into pieces is split.h's business.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -28,17 +28,21 @@ class Bpe {
   int64_t size() const { return static_cast<int64_t>(vocab_.size()); }
   const std::unordered_map<std::string, int32_t>& vocab() const { return vocab_; }
 
-  // What a byte without a token becomes: the tokens "<0xC4>" and "<0xA0>" of the bytes C4 A0 of its character (as
-  // the reference does it, where the vocabulary has both), else `unknown`, of which a run is one when `fuse` is set;
-  // by default InputError. And whether a piece that is itself a token skips the merges.
-  void set_byte_fallback();
+  // Pieces are characters as they stand, and so are token strings; by default they are bytes.
+  void set_characters() { characters_ = true; }
+  bool characters() const { return characters_; }
+  // What a character without a token becomes: the tokens "<0xC4>" and "<0xA0>" of its bytes C4 A0 (as the reference
+  // does it, where the vocabulary has them all; a byte's character is byte_character()), else `unknown`, of which a run
+  // is one when `fuse` is set; by default InputError. And whether a piece that is itself a token skips the merges.
+  void set_byte_fallback() { byte_fallback_ = true; }
+  bool byte_fallback() const { return byte_fallback_; }
   void set_unknown(int32_t id, bool fuse) {
     unknown_ = id;
     fuse_unknown_ = fuse;
   }
   void set_ignore_merges(bool on) { ignore_merges_ = on; }
 
-  // Append the ids of `piece` (raw bytes): start from single bytes and keep merging the
+  // Append the ids of `piece` (raw bytes): start from single bytes or characters and keep merging the
   // adjacent pair of best rank, leftmost first. O(n log n).
   void encode(std::string_view piece, std::vector<int32_t>& ids) const;
 
@@ -47,15 +51,15 @@ class Bpe {
     int32_t rank, id;
   };
   const Merge* find_merge(int32_t left, int32_t right) const;
-  std::vector<int32_t> symbols(std::string_view piece) const;  // of its bytes, before any merge
+  std::vector<int32_t> symbols(std::string_view piece) const;          // before any merge
+  std::vector<int32_t> byte_tokens(std::string_view character) const;  // "<0xC4>" ...; empty when one is missing
 
   std::string where_;
   std::unordered_map<std::string, int32_t> vocab_;
   std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
   int32_t bytes_[256];                          // -1: there is no token
-  std::vector<int32_t> fallback_[256];          // of those bytes; empty: unknown
   int32_t unknown_ = -1;
-  bool fuse_unknown_ = false, ignore_merges_ = false;
+  bool characters_ = false, byte_fallback_ = false, fuse_unknown_ = false, ignore_merges_ = false;
 };
 
 }  // namespace bcq

@@ -117,9 +117,10 @@ class Translator {
   void group() {
     if (at(i_ + 1) == '?') {
       const char kind = at(i_ + 2);
-      if (kind != ':' && kind != '=' && kind != '!') refuse(in_.substr(i_, 3));
-      out_ += in_.substr(i_, 3);
-      i_ += 3;
+      const size_t n = kind == 'i' && at(i_ + 3) == ':' ? 4 : 3;
+      if (n == 3 && kind != ':' && kind != '=' && kind != '!') refuse(in_.substr(i_, 3));
+      out_ += in_.substr(i_, n);
+      i_ += n;
     } else if (at(i_ + 1) == '*') {
       refuse("(*");
     } else {

@@ -28,7 +28,7 @@ int64_t invalid_utf8(std::string_view text);
 size_t character_start(std::string_view text);
 
 // Oniguruma pattern to PCRE2 pattern. Understood: literals, escaped punctuation and \r \n \t,
-// \s \S, \p{L} \p{N} \P{L} \P{N}, classes with nested sets (a union), groups (...) (?:...)
+// \s \S, \p{L} \p{N} \P{L} \P{N}, classes with nested sets (a union), groups (...) (?:...) (?i:...)
 // (?=...) (?!...), | ? * + {m,n}. InputError naming `where` and the construct for the rest.
 std::string to_pcre2(const std::string& pattern, const std::string& where);
 

@@ -2,9 +2,9 @@
 #include "data/text/tokenizer.h"
 
 #include <algorithm>
+#include <charconv>
 #include <unordered_map>
 
-#include "data/text/normalize.h"
 #include "engine/core/check.h"
 
 namespace bcq {
@@ -79,6 +79,25 @@ void Tokenizer::split(std::string_view text, int step, const Emit& piece) const 
   steps_[static_cast<size_t>(step)].split(text, next, budget_.get());
 }
 
+std::string Tokenizer::normalize(std::string_view text) const {
+  std::string out(text);
+  for (const Normalizer& step : normalizers_) out = step(out);
+  return out;
+}
+
+void Tokenizer::split_at_spaces(std::string_view text, bool first, const Emit& piece) const {
+  const auto& [space, prepend, split] = metaspace_;
+  std::string whole = replace_all(text, " ", space);
+  if ((prepend == Metaspace::Prepend::Always || (first && prepend == Metaspace::Prepend::First)) &&
+      whole.compare(0, space.size(), space) != 0)
+    whole = space + whole;
+  if (!split) return piece(whole);
+  for (size_t begin = 0, end = 0; begin < whole.size(); begin = end) {
+    end = std::min(whole.find(space, begin + 1), whole.size());
+    piece(std::string_view(whole).substr(begin, end - begin));
+  }
+}
+
 std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special) const {
   require_input(utf8.size() <= 0x7fffffff, "a text of %d bytes is too long to tokenize", utf8.size());
   const int64_t bad = invalid_utf8(utf8);
@@ -87,12 +106,27 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
   if (add_special) ids = prefix_;
   PieceCache cache(bpe_);
   const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
-  const Emit stretch = [&](std::string_view part) { split(part, 0, piece); };
+  const size_t none = ids.size();
+  const Emit stretch = [&](std::string_view part) {
+    if (bpe_.characters())
+      split_at_spaces(part, ids.size() == none, piece);
+    else
+      split(part, 0, piece);
+  };
   const Emit normal = [&](std::string_view part) { cut_at_added(part, true, stretch, ids); };
-  const Emit raw = [&](std::string_view part) { nfc_ ? normal(nfc(part)) : normal(part); };
+  const Emit raw = [&](std::string_view part) { normalizers_.empty() ? normal(part) : normal(normalize(part)); };
   cut_at_added(utf8, false, raw, ids);
   if (add_special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
   return ids;
+}
+
+std::string Tokenizer::spelled(const std::string& token) const {
+  if (!bpe_.characters()) return token_bytes(token);
+  int value = 0;
+  if (bpe_.byte_fallback() && token.size() == 6 && token.rfind("<0x", 0) == 0 && token[5] == '>' &&
+      std::from_chars(&token[3], &token[5], value, 16).ptr == &token[5])
+    return {static_cast<char>(value)};
+  return replace_all(token, metaspace_.space, " ");
 }
 
 std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {

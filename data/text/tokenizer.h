@@ -1,5 +1,5 @@
-// Byte-level BPE tokenizers (GPT-2, OPT, BLOOM) from the files a model ships with: text to
-// token ids, equal to the Hugging Face tokenizers library, and back.
+// BPE tokenizers from the files a model ships with, of bytes (GPT-2, OPT, BLOOM, Llama 3, Qwen2) and of characters, as
+// SentencePiece has them (Llama 2, Mistral): text to token ids, equal to the Hugging Face tokenizers library, and back.
 //
 // Two layouts are read: tokenizer.json, or vocab.json with merges.txt. What a file asks for is
 // obeyed, passed over where it changes no id, or refused by name.
@@ -12,13 +12,14 @@
 #include <vector>
 
 #include "data/text/bpe.h"
+#include "data/text/normalize.h"
 #include "data/text/split.h"
 
 namespace bcq {
 
 // A token that is found in the text before it is split, with the flags of the file.
 struct AddedToken {
-  std::string content;  // as it is searched: in NFC where the text is
+  std::string content;  // as it is searched: normalized where the text is
   int32_t id = 0;
   bool single_word = false;  // only where no word character touches it
   bool lstrip = false;       // swallows the white space before it
@@ -46,7 +47,8 @@ class Tokenizer {
   // longer than 2^31 - 1 bytes, or when splitting takes too long (SplitBudget: over all texts of this tokenizer).
   std::vector<int32_t> encode(const std::string& utf8, bool add_special = true) const;
 
-  // The bytes the tokens spell; raw, so a cut character stays as it is. Error on unknown ids.
+  // The bytes the tokens spell; raw, so a cut character stays as it is. Where a space was put before a text, it is
+  // there. Error on unknown ids.
   std::string decode(const std::vector<int32_t>& ids) const;
 
   // The bytes of one token; empty when the id has none.
@@ -65,9 +67,21 @@ class Tokenizer {
   using Emit = std::function<void(std::string_view)>;
   void cut_at_added(std::string_view text, bool normalized, const Emit& rest, std::vector<int32_t>& ids) const;
   void split(std::string_view text, int step, const Emit& piece) const;
+  std::string normalize(std::string_view text) const;
+  void split_at_spaces(std::string_view text, bool first, const Emit& piece) const;
+  std::string spelled(const std::string& token) const;  // the bytes of a token string
+
+  // How characters are cut into pieces, instead of by steps: spaces become `space`.
+  struct Metaspace {
+    enum class Prepend { Never, First, Always };  // before what does not begin with one; First: at the text's beginning
+    std::string space = {};
+    Prepend prepend = Prepend::Never;
+    bool split = false;  // a piece ends before each
+  };
 
   Bpe bpe_;
-  bool nfc_ = false;             // the text between the added tokens that are not normalized is brought into NFC
+  std::vector<Normalizer> normalizers_;  // of the text between the added tokens that are not normalized
+  Metaspace metaspace_;
   std::vector<Splitter> steps_;  // applied one after another, each to every piece of the last
   int prefix_step_ = -1;         // what comes to this step without a space at its start is given one; -1: nothing
   std::shared_ptr<SplitBudget> budget_ = std::make_shared<SplitBudget>();

@@ -170,12 +170,15 @@ class TokenizerReader {
   void read_added(const json& list, const std::string& where);
   void read_normalizer(const json& node, const std::string& where);
   void read_pre_tokenizer(const json& node, const std::string& where);
+  void read_metaspace(const json& node, const std::string& where);
+  void read_decoder(const json& node, const std::string& where);
   void read_post_processor(const json& node, const std::string& where);
   // The other layout.
   void read_roles(const json& config, const json& special_map, const std::string& dir);
   void read_first(const json& config, const std::string& dir);
 
   void add_step(const std::string& pattern, const std::string& where);
+  void set_space(const std::string& space, const std::string& where);
   int32_t find(const std::string& token) const;
   void add(const AddedToken& token, const std::string& where);
   Tokenizer finish(const std::string& where);
@@ -204,17 +207,23 @@ Tokenizer TokenizerReader::from_json(const std::string& dir) {
   const std::string version = get_or<std::string>(root, "version", "1.0", where);
   require_input(version == "1.0", "%s: version \"%s\" is not supported", where, version);
   const json decoder = get_or<json>(root, "decoder", nullptr, where);
-  require_input(decoder.is_null() || get<std::string>(decoder, "type", where) == "ByteLevel",
-                "%s: decoder %s is not supported", where, quoted_type(decoder));
-
   TokenizerReader reader(read_bpe(get<json>(root, "model", where), where + ": model"));
-  reader.read_normalizer(get_or<json>(root, "normalizer", nullptr, where), where);
-  if (root.contains("added_tokens")) reader.read_added(list_of(root, "added_tokens", where), where + ": added_tokens");
   const std::string cut = where + ": pre_tokenizer";
   const json pre = get_or<json>(root, "pre_tokenizer", nullptr, where);
-  require_input(pre.is_object(), "%s: missing; a byte-level one is needed", cut);
-  reader.read_pre_tokenizer(pre, cut);
-  require_input(reader.byte_level_, "%s: there is no ByteLevel step", cut);
+  const bool metaspace = pre.is_object() && get<std::string>(pre, "type", cut) == "Metaspace";
+  if (pre.is_null() || metaspace) reader.out_.bpe_.set_characters();
+  reader.read_normalizer(get_or<json>(root, "normalizer", nullptr, where), where);
+  if (metaspace) {
+    reader.read_metaspace(pre, cut + ": Metaspace");
+  } else if (pre.is_null()) {
+    require_input(!reader.out_.metaspace_.space.empty(),
+                  "%s: missing; a byte-level one is needed, or a normalizer that replaces spaces", cut);
+  } else {
+    reader.read_pre_tokenizer(pre, cut);
+    require_input(reader.byte_level_, "%s: there is no ByteLevel step", cut);
+  }
+  reader.read_decoder(decoder, where);
+  if (root.contains("added_tokens")) reader.read_added(list_of(root, "added_tokens", where), where + ": added_tokens");
   reader.read_post_processor(get_or<json>(root, "post_processor", nullptr, where), where + ": post_processor");
   Tokenizer out = reader.finish(where);
 
@@ -223,7 +232,9 @@ Tokenizer TokenizerReader::from_json(const std::string& dir) {
   const json config = read_if_there(config_path);
   require_input(!get_or<bool>(config, "add_bos_token", false, config_path) || out.bos() >= 0,
                 "%s: add_bos_token is true, but the post-processor of tokenizer.json adds nothing", config_path);
-  const bool prefixes = out.prefix_step_ >= 0;
+  const bool prefixes = out.prefix_step_ >= 0 || out.metaspace_.prepend != Tokenizer::Metaspace::Prepend::Never ||
+                        std::any_of(out.normalizers_.begin(), out.normalizers_.end(),
+                                    [](const Normalizer& step) { return step.kind == Normalizer::Kind::Prepend; });
   require_input(get_or<bool>(config, "add_prefix_space", prefixes, config_path) == prefixes,
                 "%s: add_prefix_space contradicts tokenizer.json", config_path);
   return out;
@@ -243,11 +254,55 @@ void TokenizerReader::read_normalizer(const json& node, const std::string& where
   if (type == "Sequence") {
     for (const json& part : list_of(node, "normalizers", where)) read_normalizer(part, where);
   } else if (type == "NFC") {
-    out_.nfc_ = true;
+    out_.normalizers_.push_back({});
+  } else if (type == "Prepend" && out_.bpe_.characters()) {
+    out_.normalizers_.push_back({Normalizer::Kind::Prepend, {}, get<std::string>(node, "prepend", where)});
+  } else if (type == "Replace" && out_.bpe_.characters() &&
+             get<json>(node, "pattern", where) == json{{"String", " "}}) {
+    set_space(get<std::string>(node, "content", where), where + ": normalizer");
+    out_.normalizers_.push_back({Normalizer::Kind::Replace, " ", out_.metaspace_.space});
   } else {
     require_input(changes_nothing(node, type, where + ": normalizer"), "%s: normalizer %s is not supported", where,
                   quoted_type(node));
   }
+}
+
+void TokenizerReader::set_space(const std::string& space, const std::string& where) {
+  std::string& known = out_.metaspace_.space;
+  require_input(!space.empty() && space != " " && (known.empty() || known == space),
+                "%s: spaces cannot be replaced by %s%s", where, bcq::quoted(space),
+                known.empty() ? "" : ", and by " + bcq::quoted(known));
+  known = space;
+}
+
+void TokenizerReader::read_metaspace(const json& node, const std::string& where) {
+  using Prepend = Tokenizer::Metaspace::Prepend;
+  known_keys(node, {"type", "replacement", "prepend_scheme", "add_prefix_space", "split", "str_rep"}, where);
+  set_space(get<std::string>(node, "replacement", where), where);
+  const std::string scheme = get_or<std::string>(
+      node, "prepend_scheme", get_or<bool>(node, "add_prefix_space", true, where) ? "always" : "never", where);
+  const std::map<std::string, Prepend> schemes = {
+      {"never", Prepend::Never}, {"first", Prepend::First}, {"always", Prepend::Always}};
+  require_input(schemes.count(scheme), "%s: prepend_scheme %s is not supported", where, bcq::quoted(scheme));
+  out_.metaspace_.prepend = schemes.at(scheme);
+  out_.metaspace_.split = get_or<bool>(node, "split", true, where);
+}
+
+// A decoder has to spell tokens as they are spelled here. (What it takes from a text's beginning stays.)
+void TokenizerReader::read_decoder(const json& node, const std::string& where) {
+  if (node.is_null()) return;
+  const std::string type = get<std::string>(node, "type", where + ": decoder"), &space = out_.metaspace_.space;
+  if (type == "Sequence" && out_.bpe_.characters()) {
+    for (const json& part : list_of(node, "decoders", where)) read_decoder(part, where);
+    return;
+  }
+  const bool known = out_.bpe_.characters()
+                         ? type == "Fuse" || type == "Strip" || (type == "ByteFallback" && out_.bpe_.byte_fallback()) ||
+                               (type == "Metaspace" && get<std::string>(node, "replacement", where) == space) ||
+                               (type == "Replace" && get<json>(node, "pattern", where) == json{{"String", space}} &&
+                                get<std::string>(node, "content", where) == " ")
+                         : type == "ByteLevel";
+  require_input(known, "%s: decoder %s is not supported", where, quoted_type(node));
 }
 
 void TokenizerReader::add_step(const std::string& pattern, const std::string& where) {
@@ -419,7 +474,7 @@ Tokenizer TokenizerReader::finish(const std::string& where) {
   const auto store = [&](int32_t id, const std::string& token) {
     const size_t at = static_cast<size_t>(id);
     if (at >= bytes.size()) bytes.resize(at + 1);
-    const std::string spelled = token_bytes(token);
+    const std::string spelled = out_.spelled(token);
     require_input(bytes[at].empty() || bytes[at] == spelled, "%s: id %d stands for two tokens, one is \"%s\"", where,
                   id, token);
     bytes[at] = spelled;
@@ -427,7 +482,7 @@ Tokenizer TokenizerReader::finish(const std::string& where) {
   for (const auto& [token, id] : out_.bpe_.vocab()) store(id, token);
   for (AddedToken& t : out_.added_) {
     store(t.id, t.content);
-    if (t.normalized && out_.nfc_) t.content = nfc(t.content);
+    if (t.normalized) t.content = out_.normalize(t.content);
     out_.starts_[t.normalized ? 1 : 0][static_cast<uint8_t>(t.content[0])] = true;
   }
   std::stable_sort(out_.added_.begin(), out_.added_.end(),

@@ -166,7 +166,8 @@ def compare_language(name, folder):
         networks.write_language(model.to(getattr(torch, dtype)), path)
         dtypes = {t.dtype for t in load_file(path / "model.safetensors").values()}
         assert dtypes == {getattr(torch, dtype)}, dtypes
-        model = model.float()  # the values of the file, computed with in float32
+        # The values of the file, computed with in float32, and all that is not in the file, as rotary frequencies.
+        model = type(model).from_pretrained(path, dtype=torch.float32).eval()
         for ids in windows if dtype == "float32" else [short]:
             with torch.no_grad():
                 want = model(input_ids=ids, use_cache=False).logits

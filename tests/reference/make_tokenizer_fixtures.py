@@ -1,4 +1,4 @@
-"""Make tests/fixtures/tokenizer/: small byte-level tokenizers, an odd text, and its ids.
+"""Make tests/fixtures/tokenizer/: small tokenizers of bytes and of characters, an odd text, and its ids.
 
     python tests/reference/make_tokenizer_fixtures.py [../shared/data]    (from the repository root)
 
@@ -26,6 +26,7 @@ ODD = (
     "ñ n\u0303 Å A\u030a ﬁ ß ſ İı ǅ ªº ʰ ๆ हिन्दी। اردو۔ ، עִברִית ไทย ქართული ᏣᎳᎩ 𐐀𐐨 \U000323af\U0002ebf0\U00016100 ꟋꟌ\n"
     "👩\u200d👩\u200d👧 👍🏽 🇩🇪 ☂\ufe0f e\u0301\u0301\u0301 \ufeffbom \ufffd\uffff\U0010ffff\u0378\n"
     "…wait…what。是，的、了！？ (a|b) [c].d,e!f?g ((h)) || i . j\r\nk\rl\t\tm   \n"
+    "I'LL 'Sa '\u017f '\u017fx 1234567 12 1a2b3c  \n \n\n x\r\n\r\n  ...\n\n[ADD]\u2581a \u2581\u2581 b<LONG> c<s> d\n"
     "aaaaaaaaaaaaaaaaaaaaaaaaa thethethethe [ADD] [ADD]x x[ADD] word[ADD]word  <L>  l <R>  r <L><R> "
     "<LONG><LONGER> [W]a [W] \u3000[W]\u3000_[W] é[W] [LOW][low]\n"
     "\x00\x01\x7f\x80\xad end   "
@@ -99,6 +100,62 @@ def variants(base):
                         post_processor={"type": "Sequence", "processors": [byte_level(True, True), template]})
 
 
+# What Llama 3's and Qwen2's tokenizers split at.
+LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+                  r"\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+
+
+def first_token(token, token_id):
+    return {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}}}
+
+
+def byte_level_llama(base):
+    """(name, tree) in the forms of Llama 3 and Qwen2."""
+    specials = [added(0, "<s>"), added(1, "<pad>"), added(2, "</s>"), added(500, "[ADD]", special=False)]
+    for name, pattern in (("llama3", LLAMA3_PATTERN), ("qwen2", QWEN2_PATTERN)):
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        tree = dict(base, added_tokens=specials, model=dict(base["model"], ignore_merges=name == "llama3"),
+                    pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level(False, False)]},
+                    post_processor=byte_level(True, False))
+        if name == "llama3":
+            tree["post_processor"] = {"type": "Sequence", "processors": [byte_level(True, False), first_token("<s>", 0)]}
+        else:
+            tree["normalizer"] = {"type": "NFC"}
+        yield name, tree
+
+
+def sentencepiece(texts=None, vocab_size=300):
+    """(name, tree) in the forms of Llama 2: spaces become part of words by a normalizer, or by a pre-tokenizer, which
+    puts one first or before every stretch of text; bytes for characters without a token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.train_from_iterator(texts or training_text(), trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    trained = json.loads(tokenizer.to_str())["model"]
+    vocab = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + sorted(trained["vocab"], key=trained["vocab"].get)
+    space = "\u2581"
+    model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+             "vocab": {token: i for i, token in enumerate(vocab)},
+             "merges": [m if isinstance(m, str) else " ".join(m) for m in trained["merges"]]}
+    decoder = {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": space}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    tokens = [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>"), added(len(vocab), "[ADD]", special=False),
+              added(len(vocab) + 1, "<LONG>", normalized=True, special=False)]
+    tree = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, "normalizer": None,
+            "pre_tokenizer": None, "post_processor": first_token("<s>", 1), "decoder": decoder, "model": model}
+    steps = [{"type": "Prepend", "prepend": space}, {"type": "Replace", "pattern": {"String": " "}, "content": space}]
+    yield "llama2", dict(tree, normalizer={"type": "Sequence", "normalizers": steps})
+    metaspace = {"type": "Metaspace", "replacement": space, "prepend_scheme": "first", "split": False}
+    yield "metaspace", dict(tree, pre_tokenizer=metaspace)
+    no_bytes = dict(model, vocab={"none" if t == "<0xE2>" else t: i for t, i in model["vocab"].items()})  # unknown ones
+    yield "metaspace_split", dict(tree, model=no_bytes, pre_tokenizer=dict(metaspace, prepend_scheme="always", split=True))
+
+
 def legacy(base):
     """vocab.json and merges.txt as an OPT model ships them."""
     folder = OUT / "legacy"
@@ -135,7 +192,7 @@ def main():
     (OUT / "odd.txt").write_bytes(ODD.encode("utf-8"))
     base = train()
     record = {}
-    for name, tree in variants(base):
+    for name, tree in [*variants(base), *byte_level_llama(base), *sentencepiece()]:
         folder = OUT / name
         folder.mkdir(exist_ok=True)
         text = json.dumps(tree, ensure_ascii=False, separators=(",", ":")) + "\n"
