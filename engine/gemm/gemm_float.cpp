@@ -47,7 +47,7 @@ FloatPanels::FloatPanels(const Matrix& b, int64_t depth, int64_t columns)
 }
 
 void gemm_float(const FloatGemm& p) {
-  for_parts(p.rows, kFloatRows, [&](int64_t r0, int64_t r1) {
+  for_parts(p.rows, kernels().float_rows, [&](int64_t r0, int64_t r1) {
     for (int64_t j = 0; j < p.columns; j += kFloatPanel)
       kernels().float_tile({.rows = static_cast<int>(r1 - r0),
                             .a = p.a.at(r0, 0).data,
@@ -63,12 +63,13 @@ void gemm_float(const FloatGemm& p) {
   });
 }
 
-// Cut into items by its shape alone: blocks of columns whose panels stay in cache, and of rows so that the number of
-// items is even and at least eight, as far as there are rows.
+// Cut into items by its shape alone: blocks of columns and depths whose panels stay in cache, and of rows so that the
+// number of items is even and at least eight, as far as there are rows.
 void linear_rows(const LinearRows& p) {
+  constexpr int64_t kDepth = 2 * kFloatRun;  // at a time
   const int64_t depth = p.w.dim(p.transposed ? 1 : 0), columns = p.w.dim(p.transposed ? 0 : 1);
   const int64_t panels = (columns + kFloatPanel - 1) / kFloatPanel, tiles = (p.rows + kFloatRows - 1) / kFloatRows;
-  const int64_t width = depth <= 1024 ? 3 : 2, across = (panels + width - 1) / width;
+  const int64_t width = depth <= kDepth ? 3 : 2, across = (panels + width - 1) / width;
   const int64_t down =
       std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
   parallel_for(across * down, [&](int64_t item) {
@@ -76,22 +77,29 @@ void linear_rows(const LinearRows& p) {
     const int64_t c0 = panels * j / across * kFloatPanel;
     const int64_t n = std::min(columns, panels * (j + 1) / across * kFloatPanel) - c0;
     Tensor scratch;
-    const FloatPanels right(p.transposed ? row_major(p.w.rows(c0, c0 + n, scratch), depth).transposed()
-                                         : row_major(p.w.rows(0, depth, scratch), columns).at(0, c0),
-                            depth, n);
+    const Matrix right = p.transposed ? row_major(p.w.rows(c0, c0 + n, scratch), depth).transposed()
+                                      : row_major(p.w.rows(0, depth, scratch), columns).at(0, c0);
     const int64_t first = p.rows * i / down, last = p.rows * (i + 1) / down;
-    for_parts(last - first, kFloatRows, [&](int64_t begin, int64_t end) {
-      float* y = p.y + (first + begin) * p.y_stride + c0;
-      gemm_float({.a = p.x.at(first + begin, 0),
-                  .rows = end - begin,
-                  .b = right,
-                  .depth = depth,
-                  .columns = n,
-                  .c = y,
-                  .c_stride = p.y_stride,
-                  .start = p.bias ? p.bias + c0 : nullptr});
-      for (int64_t r = begin; r < end && p.activation; ++r, y += p.y_stride) p.activation(y, y, n);
-    });
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t some = std::min(kDepth, depth - k);
+      const FloatPanels block(right.at(k, 0), some, n);
+      for_parts(last - first, kernels().float_rows, [&](int64_t begin, int64_t end) {
+        float* y = p.y + (first + begin) * p.y_stride + c0;
+        gemm_float({.a = p.x.at(first + begin, k),
+                    .rows = end - begin,
+                    .b = block,
+                    .depth = some,
+                    .columns = n,
+                    .c = y,
+                    .c_stride = p.y_stride,
+                    .start = k > 0    ? y
+                             : p.bias ? p.bias + c0
+                                      : nullptr,
+                    .start_stride = k > 0 ? p.y_stride : 0});
+        for (int64_t r = begin; r < end && p.activation && k + some == depth; ++r, y += p.y_stride)
+          p.activation(y, y, n);
+      });
+    }
   });
 }
 

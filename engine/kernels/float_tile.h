@@ -13,12 +13,13 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kTall = kFloatRows;  // 28 sums, two registers of columns and one value of a row: 31 registers
+constexpr int kAhead = 0;          // depths that are fetched into the nearest cache before they are used
 Floats fma(Floats x, Floats y, Floats sum) { return Floats(_mm512_fmadd_ps(__m512(x), __m512(y), __m512(sum))); }
 #elif defined(__AVX2__)
-constexpr int kTall = 6;
+constexpr int kTall = 6, kAhead = 16;
 Floats fma(Floats x, Floats y, Floats sum) { return Floats(_mm256_fmadd_ps(__m256(x), __m256(y), __m256(sum))); }
 #else
-constexpr int kTall = 1;
+constexpr int kTall = 1, kAhead = 0;
 // x y + c rounded once. The product of floats is exact in double; the sum is rounded to odd there, by what the rounding
 // to nearest has left (Knuth's two-sum), so that rounding it once more gives the float nearest to the exact value.
 // (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums")
@@ -73,6 +74,7 @@ void float_micro_kernel(const FloatTile& t) {
     const float *low = t.a + k * t.a_step, *high = low + kLow * t.a_stride, *b = t.panel + k * kFloatPanel;
     for (int64_t n = t.depth - k < kFloatRun ? t.depth - k : kFloatRun; n > 0; --n) {
       Floats block[kBeside];
+      if (kAhead > 0) __builtin_prefetch(b + kAhead * kFloatPanel);
 #pragma GCC unroll 2
       for (int j = 0; j < kBeside; ++j) block[j] = load<Floats>(b + kWide * j);
       const auto add = [&](int r, float value) {

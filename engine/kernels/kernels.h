@@ -146,6 +146,9 @@ struct Kernels {
   // File types to float.
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
+
+  // As many rows as float_tile computes best in a call.
+  int float_rows;
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one
