@@ -1,4 +1,4 @@
-// What OPT and BLOOM share: tokens become rows of an embedding, which is also the head.
+// What language models share: tokens become rows of an embedding, which may also be the head.
 #pragma once
 #include <string>
 

@@ -279,6 +279,7 @@ void TokenizerReader::read_metaspace(const json& node, const std::string& where)
   using Prepend = Tokenizer::Metaspace::Prepend;
   known_keys(node, {"type", "replacement", "prepend_scheme", "add_prefix_space", "split", "str_rep"}, where);
   set_space(get<std::string>(node, "replacement", where), where);
+  set_space(get_or<std::string>(node, "str_rep", out_.metaspace_.space, where), where);  // of older files
   const std::string scheme = get_or<std::string>(
       node, "prepend_scheme", get_or<bool>(node, "add_prefix_space", true, where) ? "always" : "never", where);
   const std::map<std::string, Prepend> schemes = {

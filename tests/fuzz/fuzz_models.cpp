@@ -74,8 +74,9 @@ void run_folder(const std::string& folder) {
   model->forward(ctx, batch);
 }
 
-const std::vector<std::string> kModels = {"opt_tiny",  "opt_post_tiny", "opt_plain_tiny", "bloom_tiny", "vit_tiny",
-                                          "deit_tiny", "swin_tiny",     "vit_hf",         "deit_hf",    "swin_hf"};
+const std::vector<std::string> kModels = {"opt_tiny", "opt_post_tiny", "opt_plain_tiny", "bloom_tiny",
+                                          "vit_tiny", "deit_tiny",     "swin_tiny",      "vit_hf",
+                                          "deit_hf",  "swin_hf",       "llama_tiny",     "qwen3_tiny"};
 
 void run_model(const std::string& whole) {
   std::string input = whole;

@@ -52,7 +52,7 @@ std::vector<std::string> tokenizer_seeds() {
   seeds.push_back(
       joined({"", R"({"a":0,"b":1,"ab":2,"</s>":3})", "#version: 0.2\na b\n", R"({"model_type":"opt"})", R"({"<x>":4})",
               R"({"added_tokens_decoder":{"4":{"content":"<x>","special":true}}})", "ab ab<x>"}));
-  for (const char* name : {"added", "bloom", "plain"})
+  for (const char* name : {"added", "bloom", "plain", "llama2", "llama3", "metaspace_split"})
     seeds.push_back(joined({read_file(kTokenizers + name + "/tokenizer.json"), "", "", "", "", "", text}));
   return seeds;
 }
