@@ -36,7 +36,7 @@ std::vector<const Kernels*> sets() {
 TEST_CASE("int8: a tile of sums is exact on every instruction set") {
   constexpr int kRows = 31;
   for (const Kernels* k : sets())
-    for (const int64_t groups : {1, 2, 3, 17, 64})
+    for (const int64_t groups : {0, 1, 2, 3, 17, 64})
       for (int rows = 1; rows <= kRows; ++rows)
         for (const int64_t shift : {0, 1, 7, 8}) {
           const bool from_zero = shift == 8;
@@ -73,6 +73,36 @@ TEST_CASE("int8: the largest sums of the largest depth are exact") {
     k->int8_tile({1, a.data(), 0, b.data(), groups, start.data(), c.data(), 32});
     CHECK(c == std::vector<int32_t>(32, -127 * 128 * 65536 - 1));
   }
+}
+
+TEST_CASE("int8: sums of panels with codes of any range are exact, those of the largest codes included") {
+  std::mt19937 bits(5);
+  for (const int most : {1, 8, 9, 16, 17, 64, 128})
+    for (const int64_t groups : {5, 128, 130, 300})
+      for (const int rows : {3, 8, kInt8Block}) {
+        constexpr int64_t kPanels = 3, kColumns = kPanels * kInt8Panel;
+        const int64_t depth = 4 * groups;
+        Int8Panels b(kColumns, depth);
+        std::vector<int8_t> columns(static_cast<size_t>(kColumns * depth));
+        for (int8_t& code : columns) code = static_cast<int8_t>(std::min(127, bits() % 16 < 15 ? most : -most));
+        for (int64_t c = 0; c < kColumns; ++c) {
+          if (c % 2)
+            for (int64_t k = 0; k < depth; ++k)
+              columns[static_cast<size_t>(c * depth + k)] = static_cast<int8_t>(-most);
+          b.set_column(c, columns.data() + c * depth);
+        }
+        auto a = random_codes<uint8_t>(rows * depth, 6);
+        for (uint8_t& code : a) code = bits() % 16 ? 255 : code;
+        std::vector<int32_t> want(static_cast<size_t>(rows * kColumns));
+        gemm_int8_reference(a.data(), rows, columns.data(), kColumns, depth, nullptr, want.data());
+        for (const Kernels* k : sets()) {
+          std::vector<int32_t> c(want.size());
+          k->int8_tile(
+              {rows, a.data(), depth, b.panel(0), groups, nullptr, c.data(), kColumns, most, kPanels, b.panel_bytes()});
+          if (c != want)
+            FAIL_CHECK(k->name << ": codes up to " << most << ", " << groups << " groups, " << rows << " rows");
+        }
+      }
 }
 
 TEST_CASE("int8: codes are those of the grids, on every instruction set") {
@@ -195,8 +225,10 @@ TEST_CASE("int8: floats from sums are the same on every instruction set, and tho
 
 TEST_CASE("int8: products of packed codes, by columns and by groups of depths, in one plane and in two") {
   for (const int64_t columns : {1, 31, 33, 64, 200})
-    for (const int64_t depth : {1, 3, 4, 50, 197}) {
-      const auto b = random_codes<int8_t>(columns * depth, 5);  // [columns, depth]
+    for (const auto& [depth, most] :
+         {std::pair<int64_t, int>{1, 128}, {3, 128}, {4, 8}, {50, 128}, {197, 8}, {197, 128}}) {
+      auto b = random_codes<int8_t>(columns * depth, 5);  // [columns, depth]
+      for (int8_t& code : b) code = static_cast<int8_t>(code * most / 128);
       Int8Panels by_column(columns, depth), by_group(columns, depth);
       std::vector<int8_t> transposed(b.size());  // [depth, columns]
       std::vector<int32_t> sums(static_cast<size_t>(by_column.panels() * kInt8Panel));
@@ -210,6 +242,10 @@ TEST_CASE("int8: products of packed codes, by columns and by groups of depths, i
       for (int64_t g = 0; 4 * g < depth; ++g)
         by_group.set_group(g, std::min<int64_t>(4, depth - 4 * g), transposed.data() + 4 * g * columns, columns);
       CHECK(std::memcmp(by_column.panel(0), by_group.panel(0), static_cast<size_t>(by_column.bytes())) == 0);
+      CHECK(by_column.sums(3) == sums);
+      CHECK(by_column.most() == 128);  // as long as nobody has looked
+      by_column.find_range();
+      CHECK(by_column.most() <= most);
       CHECK(by_column.sums(3) == sums);
       for (const int planes : {1, 2})
         for (const int64_t rows : {1, 7, 15, 130}) {

@@ -28,11 +28,22 @@ void Int8Panels::set_group(int64_t group, int64_t n, const int8_t* codes, int64_
   }
 }
 
+void Int8Panels::find_range() {
+  uint64_t bits = 0;  // of magnitudes, less one where negative; eight codes at a time
+  for (int64_t i = 0; i < bytes(); i += 8) {
+    uint64_t codes;
+    std::memcpy(&codes, codes_.data() + i, 8);
+    bits |= codes ^ (codes >> 7 & 0x0101010101010101u) * 255;
+  }
+  for (const int half : {32, 16, 8}) bits |= bits >> half;
+  most_ = static_cast<int>(bits & 127) + 1;
+}
+
 std::vector<int32_t> Int8Panels::sums(int32_t factor) const {
   const std::vector<uint8_t> ones(static_cast<size_t>(4 * groups()), 1);
   std::vector<int32_t> sums(static_cast<size_t>(panels() * kInt8Panel));
   for (int64_t p = 0; p < panels(); ++p)
-    kernels().int8_tile({1, ones.data(), 0, panel(p), groups(), nullptr, sums.data() + p * kInt8Panel, 0});
+    kernels().int8_tile({1, ones.data(), 0, panel(p), groups(), nullptr, sums.data() + p * kInt8Panel, 0, most()});
   for (int32_t& sum : sums) sum *= factor;
   return sums;
 }

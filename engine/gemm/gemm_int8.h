@@ -43,14 +43,18 @@ class Int8Panels {
   void set_group(int64_t group, int64_t n, const int8_t* codes, int64_t stride);
   // The sum of each column's codes, times `factor`; of the columns of all panels.
   std::vector<int32_t> sums(int32_t factor) const;
+  // When all codes are set: products are faster where these are small, on machines without VNNI.
+  void find_range();
   int8_t code(int64_t c, int64_t k) const { return codes_.data()[at(c, k)]; }
 
   int64_t columns() const { return columns_; }
   int64_t depth() const { return depth_; }
   int64_t groups() const { return (depth_ + 3) / 4; }  // of four depths, padded with zeros
   int64_t panels() const { return (columns_ + kInt8Panel - 1) / kInt8Panel; }
-  int64_t bytes() const { return panels() * groups() * 4 * kInt8Panel; }
-  const int8_t* panel(int64_t p) const { return codes_.data() + p * groups() * 4 * kInt8Panel; }
+  int64_t bytes() const { return panels() * panel_bytes(); }
+  const int8_t* panel(int64_t p) const { return codes_.data() + p * panel_bytes(); }
+  int64_t panel_bytes() const { return groups() * 4 * kInt8Panel; }
+  int most() const { return most_; }  // a bound of the codes' magnitudes
 
  private:
   int64_t at(int64_t c, int64_t k) const {
@@ -58,6 +62,7 @@ class Int8Panels {
   }
   int64_t columns_ = 0, depth_ = 0;
   Buffer<int8_t> codes_;
+  int most_ = 128;
 };
 
 // The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart. Both planes of a row meet the
@@ -76,18 +81,20 @@ template <class Finish>
 void gemm_int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* start, int64_t r0, int64_t r1, int64_t p0,
                      int64_t p1, Finish finish) {
   const int64_t width = (p1 - p0) * kInt8Panel;
-  const Buffer<int32_t> sums(kInt8Rows * width);
-  for_parts(r1 - r0, kInt8Rows / a.planes, [&](int64_t begin, int64_t end) {
-    const int rows = static_cast<int>(end - begin) * a.planes;
-    for (int64_t p = p0; p < p1; ++p)
-      kernels().int8_tile({.rows = rows,
-                           .a = a.row(r0 + begin),
-                           .a_stride = a.stride,
-                           .panel = b.panel(p),
-                           .groups = b.groups(),
-                           .start = start ? start + p * kInt8Panel : nullptr,
-                           .c = sums.data() + (p - p0) * kInt8Panel,
-                           .c_stride = width});
+  const int most = kernels().int8_rows;
+  const Buffer<int32_t> sums(most * width);
+  for_parts(r1 - r0, most / a.planes, [&](int64_t begin, int64_t end) {
+    kernels().int8_tile({.rows = static_cast<int>(end - begin) * a.planes,
+                         .a = a.row(r0 + begin),
+                         .a_stride = a.stride,
+                         .panel = b.panel(p0),
+                         .groups = b.groups(),
+                         .start = start ? start + p0 * kInt8Panel : nullptr,
+                         .c = sums.data(),
+                         .c_stride = width,
+                         .most = b.most(),
+                         .panels = p1 - p0,
+                         .panel_stride = b.panel_bytes()});
     for (int64_t r = begin; r < end; ++r) {
       const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;
       finish(r0 + r, of_row, a.planes == 2 ? of_row + width : nullptr);

@@ -1,6 +1,6 @@
 // Products with packed weights. One to four tokens are multiplied with the codes as they are stored, each token by
 // itself. For more tokens, 128 rows of codes at a time are unpacked into int8 panels (engine/gemm/gemm_int8.h), and the
-// limbs of four tokens, or seven in 16 bits, make up the rows of one int8 tile.
+// limbs of four tokens or more make up the rows of one int8 tile.
 #include "engine/gemm/gemm_packed.h"
 
 #include <algorithm>
@@ -99,25 +99,28 @@ void PackedWeight::multiply_tile(const Tokens& tokens, int64_t t0, int64_t t1, i
   for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)])
     for (int64_t p = 0; p < panels; ++p) {
       int32_t* const start = starts.data() + g * kWidth + p * kRows;
-      kernels().int8_tile({1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0});
+      kernels().int8_tile({1, middles.data(), 0, panel(p, q), ends_[at(g)] - q, nullptr, start, 0, most_});
       for (int64_t i = 0; i < kRows; ++i) start[i] = -start[i];
     }
 
-  const Buffer<int32_t> sums(kInt8Rows * kWidth);
-  const Buffer<float> totals(kInt8Rows * kWidth);
-  for_parts(t1 - t0, kInt8Rows / limbs, [&](int64_t first, int64_t stop) {
+  const int most = kernels().int8_rows;
+  const Buffer<int32_t> sums(most * kWidth);
+  const Buffer<float> totals(most / limbs * kWidth);
+  for_parts(t1 - t0, most / limbs, [&](int64_t first, int64_t stop) {
     const int64_t t = t0 + first, some = stop - first;
     std::fill_n(totals.data(), some * kWidth, 0.f);
     for (int64_t g = 0, q = 0; g < groups(); q = ends_[at(g++)]) {
-      for (int64_t p = 0; p < panels; ++p)
-        kernels().int8_tile({.rows = static_cast<int>(some) * limbs,
-                             .a = tokens.token(t) + q * 4,
-                             .a_stride = tokens.stride,
-                             .panel = panel(p, q),
-                             .groups = ends_[at(g)] - q,
-                             .start = starts.data() + g * kWidth + p * kRows,
-                             .c = sums.data() + p * kRows,
-                             .c_stride = kWidth});
+      kernels().int8_tile({.rows = static_cast<int>(some) * limbs,
+                           .a = tokens.token(t) + q * 4,
+                           .a_stride = tokens.stride,
+                           .panel = panel(0, q),
+                           .groups = ends_[at(g)] - q,
+                           .start = starts.data() + g * kWidth,
+                           .c = sums.data(),
+                           .c_stride = kWidth,
+                           .most = most_,
+                           .panels = panels,
+                           .panel_stride = panel_bytes()});
       kernels().packed_sums(rows(begin),
                             {.blocks = panels,
                              .group = g,

@@ -107,7 +107,9 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
         if (column_of(i) >= 0) put_code(codes[at(column_of(i))], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
     }
   });
-  less_zeros_ = bits_ < 8 && *std::max_element(zero_.begin(), zero_.end()) <= 128;
+  const auto [least, largest] = std::minmax_element(zero_.begin(), zero_.end());
+  less_zeros_ = bits_ < 8 && *largest <= 128;
+  most_ = bits_ == 8 ? 128 : less_zeros_ ? std::max<int>(*largest, (1 << bits_) - 1 - *least) : 1 << bits_;
 }
 
 PackedRows PackedWeight::rows(int64_t block) const {

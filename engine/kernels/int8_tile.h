@@ -21,6 +21,7 @@ namespace {
 #if defined(__AVX512VNNI__)
 
 constexpr int kMostRows = kInt8Rows;  // 28 sums, two blocks of columns and one row's codes: 31 registers
+constexpr int kInt8BestRows = kInt8Rows;
 
 template <int kRows>
 void int8_micro_kernel(const Int8Tile& t) {
@@ -50,49 +51,161 @@ void int8_micro_kernel(const Int8Tile& t) {
 
 #elif defined(__AVX2__)
 
-constexpr int kMostRows = 4;
+constexpr int kMostRows = 6;                 // 12 sums of 8 columns, two registers of codes, a row's and a product
+constexpr int64_t kAtOnce = kInt8Panel / 2;  // columns of a tile
+constexpr int kInt8BestRows = kInt8Block;
 
-// vpmaddubsw would saturate: bytes 0 and 2 of every word of four, then bytes 1 and 3, are multiplied as 16-bit numbers.
+inline __m256i load_register(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline void store_register(__m256i x, void* to) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
+
+// Says that x is needed in a register here, which keeps g++ from moving loads to where they take those of sums.
+inline void keep_in_register(__m256i& x) { __asm__("" : "+x"(x)); }
+
+// c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
+// numbers or of bytes. Not inlined, or the sums would not stay in registers.
+struct Int8Part {
+  const uint8_t* a;
+  int64_t a_stride;
+  const int8_t* panel;
+  int64_t panel_stride, steps;  // bytes from a step to the next
+  const int32_t* from;
+  int64_t from_stride;
+  int32_t* c;
+  int64_t c_stride;
+};
+
+// Of codes that were made 16-bit numbers, which vpmaddwd multiplies in pairs: vpmaddubsw would saturate.
 template <int kRows>
-void int8_micro_kernel(const Int8Tile& t) {
-  const __m256i low = _mm256_set1_epi16(255);
-  for (int half = 0; half < 2; ++half) {
-    const int8_t* panel = t.panel + 64 * half;
+__attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
+  __m256i sum[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) sum[r][j] = load_register(t.from + r * t.from_stride + 8 * j);
+  const uint8_t* a = t.a;
+  const int8_t* panel = t.panel;
+  for (int64_t n = t.steps; n > 0; --n, a += 4, panel += t.panel_stride) {
+    const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i row = _mm256_set1_epi32(four_codes(a + r * t.a_stride));
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(row, codes[j]));
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) store_register(sum[r][j], t.c + r * t.c_stride + 8 * j);
+}
+
+// Of a panel with small codes: vpmaddubsw adds two products in 16 bits, where there is room for those of `most` steps.
+template <int kRows>
+__attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t most) {
+  const __m256i one = _mm256_set1_epi16(1);
+  const uint8_t* a = t.a;
+  const int8_t* panel = t.panel;
+  const int32_t* from = t.from;
+  int32_t* const c = t.c;
+  int64_t from_stride = t.from_stride;
+  const int64_t c_stride = t.c_stride, panel_stride = t.panel_stride;
+  for (int64_t left = t.steps; left > 0; left -= most) {
     __m256i sum[kRows][2];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < 2; ++j) {
-        sum[r][j] = _mm256_setzero_si256();
-        if (t.start) sum[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.start + 16 * half + 8 * j));
-      }
-    for (int64_t g = 0; g < t.groups; ++g) {
-      __m256i even[2], odd[2];
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const auto* at = reinterpret_cast<const __m256i*>(panel + g * 4 * kInt8Panel + 32 * j);
-        const __m256i codes = _mm256_loadu_si256(at);
-        even[j] = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8);
-        odd[j] = _mm256_srai_epi16(codes, 8);
-      }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int64_t n = left < most ? left : most; n > 0; --n, a += 4, panel += panel_stride) {
+      const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m256i codes = _mm256_set1_epi32(four_codes(t.a + r * t.a_stride + 4 * g));
-        const __m256i a_even = _mm256_and_si256(codes, low), a_odd = _mm256_srli_epi16(codes, 8);
+        const __m256i row = _mm256_set1_epi32(four_codes(a + r * t.a_stride));
 #pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j)
-          sum[r][j] = _mm256_add_epi32(
-              sum[r][j], _mm256_add_epi32(_mm256_madd_epi16(a_even, even[j]), _mm256_madd_epi16(a_odd, odd[j])));
+        for (int j = 0; j < 2; ++j) {
+          sum[r][j] = _mm256_add_epi16(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
+          keep_in_register(sum[r][j]);
+        }
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
       for (int j = 0; j < 2; ++j)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.c + r * t.c_stride + 16 * half + 8 * j), sum[r][j]);
+        store_register(
+            _mm256_add_epi32(load_register(from + r * from_stride + 8 * j), _mm256_madd_epi16(sum[r][j], one)),
+            c + r * c_stride + 8 * j);
+    from = c, from_stride = c_stride;
   }
+}
+
+// Bytes 0 and 2 of every word of four as 16-bit numbers, and bytes 1 and 3.
+inline __m256i even_codes(__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
+inline __m256i odd_codes(__m256i x) { return _mm256_srai_epi16(x, 8); }
+
+// kAtOnce columns of a panel as 16-bit numbers: the even bytes of all groups, then the odd ones.
+void panel_to_words(const int8_t* panel, int64_t groups, int8_t* words) {
+  for (int64_t g = 0; g < groups; ++g, panel += 4 * kInt8Panel, words += 64)
+    for (int64_t j = 0; j < 64; j += 32) {
+      const __m256i codes = load_register(panel + j);
+      store_register(even_codes(codes), words + j);
+      store_register(odd_codes(codes), words + groups * 64 + j);
+    }
+}
+
+// The same of a row. Writes up to 28 bytes more.
+void row_to_words(const uint8_t* codes, int64_t groups, uint8_t* words) {
+  const __m256i low = _mm256_set1_epi16(255);
+  const auto each_register = [&](const auto& to) {
+    int64_t g = 0;
+    for (; g + 8 <= groups; g += 8) to(g, load_register(codes + 4 * g));
+    for (; g < groups; ++g) to(g, _mm256_castsi128_si256(_mm_cvtsi32_si128(four_codes(codes + 4 * g))));
+  };
+  each_register([&](int64_t g, __m256i x) { store_register(_mm256_and_si256(x, low), words + 4 * g); });
+  each_register([&](int64_t g, __m256i x) { store_register(_mm256_srli_epi16(x, 8), words + 4 * (groups + g)); });
+}
+
+// Depths that are multiplied at a time: half a panel of them stays in the nearest cache while the rows pass, of which
+// there are at most kInt8Block.
+constexpr int64_t kGroups = 128;
+
+void int8_tile(const Int8Tile& t) {
+  static constexpr int32_t kZeros[kInt8Panel] = {};
+  constexpr int64_t kStride = 2 * kGroups * 4 + 64;
+  alignas(64) uint8_t row_words[kInt8Block * kStride];
+  alignas(64) int8_t panel_words[2 * kGroups * 64];
+  const int64_t most = 32767 / (2 * 255 * t.most);  // steps of vpmaddubsw; fewer than four do not pay
+  const bool small = most >= 4 && t.groups > 0;
+  int64_t g = 0;
+  do {
+    const int64_t groups = t.groups - g < kGroups ? t.groups - g : kGroups;
+    for (int r = 0; r < t.rows && !small; ++r)
+      row_to_words(t.a + r * t.a_stride + 4 * g, groups, row_words + r * kStride);
+    for (int64_t half = 0; half < 2 * t.panels; ++half) {
+      const int64_t column = half * kAtOnce;
+      const int8_t* panel = t.panel + half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
+      if (!small) panel_to_words(panel, groups, panel_words);
+      const int parts = (t.rows + kMostRows - 1) / kMostRows;
+      for (int i = 0; i < parts; ++i) {
+        const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
+        int32_t* const c = t.c + r * t.c_stride + column;
+        const int32_t* const from = g > 0 ? c : t.start ? t.start + column : kZeros;
+        const int64_t from_stride = g > 0 ? t.c_stride : 0;
+        with_constant<kMostRows>(rows_of_part, [&](auto rows) {
+          if (!small)
+            words_micro_kernel<rows>(
+                {row_words + r * kStride, kStride, panel_words, 64, 2 * groups, from, from_stride, c, t.c_stride});
+          else
+            bytes_micro_kernel<rows>({t.a + r * t.a_stride + 4 * g, t.a_stride, panel, 4 * kInt8Panel, groups, from,
+                                      from_stride, c, t.c_stride},
+                                     most);
+        });
+      }
+    }
+  } while ((g += kGroups) < t.groups);
 }
 
 #else
 
 constexpr int kMostRows = 1;
+constexpr int kInt8BestRows = kInt8Rows;
 
 template <int kRows>
 void int8_micro_kernel(const Int8Tile& t) {
@@ -107,14 +220,19 @@ void int8_micro_kernel(const Int8Tile& t) {
 
 #endif
 
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
 void int8_tile(const Int8Tile& t) {
-  for (int r = 0; r < t.rows; r += kMostRows) {
-    Int8Tile part = t;
-    part.a += r * t.a_stride;
-    part.c += r * t.c_stride;
-    with_constant<kMostRows>(t.rows - r, [&](auto rows) { int8_micro_kernel<rows>(part); });
-  }
+  for (int r = 0; r < t.rows; r += kMostRows)
+    for (int64_t p = 0; p < t.panels; ++p) {
+      Int8Tile part = t;
+      part.a += r * t.a_stride;
+      part.panel += p * t.panel_stride;
+      if (t.start) part.start += p * kInt8Panel;
+      part.c += r * t.c_stride + p * kInt8Panel;
+      with_constant<kMostRows>(t.rows - r, [&](auto rows) { int8_micro_kernel<rows>(part); });
+    }
 }
+#endif
 
 }  // namespace
 }  // namespace bcq

@@ -10,8 +10,9 @@
 
 namespace bcq {
 
-// The shape integer products are cut into (engine/gemm/gemm_int8.h): rows of a tile of sums, columns of a panel.
-constexpr int kInt8Rows = 14;
+// The shape integer products are cut into (engine/gemm/gemm_int8.h): rows of a tile of sums, most rows of a call,
+// columns of a panel.
+constexpr int kInt8Rows = 14, kInt8Block = 4 * kInt8Rows;
 constexpr int64_t kInt8Panel = 32;
 
 // The same of float products (engine/gemm/gemm_float.h), and the depths after which a sum begins again from 0.
@@ -33,9 +34,9 @@ struct FloatTile {
 };
 
 // c[r, j] = start[j] + sum over k of a[r, k] panel[k / 4, j, k % 4] for `rows` rows, j in [0, kInt8Panel) and k in
-// [0, 4 groups): exact.
+// [0, 4 groups), and so on for further panels: exact.
 struct Int8Tile {
-  int rows;
+  int rows;  // at most kInt8Block
   const uint8_t* a;
   int64_t a_stride;
   const int8_t* panel;  // [groups, kInt8Panel, 4]
@@ -43,6 +44,8 @@ struct Int8Tile {
   const int32_t* start;  // null for zeros
   int32_t* c;
   int64_t c_stride;
+  int most = 128;                        // no code of the panels is larger in magnitude
+  int64_t panels = 1, panel_stride = 0;  // bytes from one to the next
 };
 
 // Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: engine/gemm/gemm_packed.h.
@@ -147,8 +150,8 @@ struct Kernels {
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
 
-  // As many rows as float_tile computes best in a call.
-  int float_rows;
+  // As many rows as int8_tile and float_tile compute best in a call.
+  int int8_rows, float_rows;
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one

@@ -354,6 +354,7 @@ constinit const Kernels BCQ_TABLE = {
     .look_up = look_up,
     .from_f16 = from_f16,
     .from_bf16 = from_bf16,
+    .int8_rows = kInt8BestRows,
     .float_rows = kTall > 1 ? kTall : kFloatRows,
 };
 

@@ -35,6 +35,7 @@ std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Grid& 
       panels->set_column(c, codes.data());
     }
   });
+  panels->find_range();
   return panels;
 }
 
@@ -105,6 +106,7 @@ PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const fl
       right.set_group(k / 4, some, codes.data(), n);
     }
   }
+  right.find_range();
   const float scale = grid->plane_scale(0, unit);
   dequantizer = make_dequantizer(left, head * left->units() / heads, right, [=](int64_t) { return scale; });
 }
