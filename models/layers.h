@@ -10,13 +10,6 @@
 
 namespace bcq {
 
-// A layer norm: its scale and shift, [D]. A block that ends in one folds the compensation of its output into the shift.
-struct Norm {
-  Tensor weight;
-  Bias bias;
-  std::string name = {};  // "blocks.0.norm1"
-};
-
 inline Norm load_norm(const Loader& at, int64_t D) {
   return {at.get("weight", {D}), {at.get("bias", {D}), {}}, at.name()};
 }

@@ -34,7 +34,12 @@ struct ModelInfo {
   std::map<std::string, std::vector<std::string>> places;  // vision: of each tensor, its names in the file
 };
 
-struct Norm;  // models/layers.h
+// A layer norm: its scale and shift, [D]. A block that ends in one folds the compensation of its output into the shift.
+struct Norm {
+  Tensor weight;
+  Bias bias;
+  std::string name = {};  // "blocks.0.norm1"
+};
 
 // The per-channel scale and shift a tensor comes with: they can be changed here, and undone in the layers it is fed to,
 // without changing the network.
@@ -114,6 +119,7 @@ class Model {
   // scales of 1. What the network computes stays as it is, up to rounding; clear() undoes it. scale > 0 and shift are
   // [in]. Error when the group has no source. (RepQ-ViT, section 3.2; SmoothQuant)
   void fold(const LayerGroup& group, const std::vector<float>& scale, const std::vector<float>& shift);
+  bool is_folded() const { return !unfold_.empty(); }
 
   void clear();               // everything as loaded
   void clear_compensation();  // keep the grids, forget the biases

@@ -74,9 +74,10 @@ class Opt : public Model {
     if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
     Block& b = blocks_[static_cast<size_t>(i)];
     Part part{Part::Kind::Block, "layers." + std::to_string(i)};
-    // After the norms of post-norm blocks the residual branches off: nothing can be folded into them.
-    Norm *ln_a = config_.pre_norm ? &b.self_attn_layer_norm : nullptr,
-         *ln_b = config_.pre_norm ? &b.final_layer_norm : nullptr;
+    // After the norms of post-norm blocks the residual branches off: nothing can be folded into them, nor into norms
+    // without parameters.
+    const bool folds = config_.pre_norm && config_.affine_norm;
+    Norm *ln_a = folds ? &b.self_attn_layer_norm : nullptr, *ln_b = folds ? &b.final_layer_norm : nullptr;
     part.groups = {{{&b.q_proj, &b.k_proj, &b.v_proj}, {ln_a}},
                    {{&b.out_proj}, {nullptr, &b.v_proj, {}}},
                    {{&b.fc1}, {ln_b}},

@@ -38,9 +38,13 @@ LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules) {
   return allocated;
 }
 
-bool is_to_quantize(const Layer& layer, const LayerBits& bits) {
+int bits_of(const Layer& layer, const LayerBits& bits, int others) {
   const auto own = bits.find(&layer);
-  return layer.is_linear() && (own == bits.end() || own->second > 0);
+  return own == bits.end() ? others : own->second;
+}
+
+bool is_to_quantize(const Layer& layer, const LayerBits& bits) {
+  return layer.is_linear() && bits_of(layer, bits, 1) > 0;
 }
 
 }  // namespace bcq

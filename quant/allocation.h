@@ -21,6 +21,8 @@ using LayerBits = std::map<const Layer*, int>;
 // pattern that is no regular expression or fits no layer.
 LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules);
 
+// The bits of a layer; without an entry those of the others.
+int bits_of(const Layer& layer, const LayerBits& bits, int others);
 // Whether a layer has a weight that these bits quantize; without an entry it does.
 bool is_to_quantize(const Layer& layer, const LayerBits& bits);
 

@@ -74,7 +74,10 @@ class Calibration {
   // ---- A part's layers ---------------------------------------------------------------------------
 
   void fit(int i) {
-    for (Method* method : methods_) method->start(part_);
+    for (Method* method : methods_) {
+      method->start(part_);
+      method->see_inputs(i, inputs_of(*method));
+    }
     real_means_.clear();
     for (size_t first = 0; first < phases_.size();) {
       size_t end = first + 1;

@@ -18,6 +18,7 @@
 #include "engine/core/parallel.h"
 #include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
+#include "quant/damping.h"
 #include "quant/linalg.h"
 
 namespace bcq {
@@ -128,49 +129,6 @@ void find_steps(const Tensor& w, const WeightGrid& grid, Affine& found, const st
 
 bool all_finite(const std::vector<double>& x) {
   return std::all_of(x.begin(), x.end(), [](double v) { return std::isfinite(v); });
-}
-
-// u = the factor of h with its diagonal lifted to `floor` and damped by a share of its mean.
-bool factor_damped(const std::vector<double>& h, int64_t n, double floor, double damp, std::vector<double>& u) {
-  u = h;
-  double mean = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    double& d = u[at(i * n + i)];
-    d = std::max(d, floor);
-    mean += d / static_cast<double>(n);
-  }
-  for (int64_t i = 0; i < n; ++i) u[at(i * n + i)] += damp * mean;
-  return factor_inverse(u, n);
-}
-
-// U of the Hessian [n, n] as floats; empty when no damping makes it positive definite. *damp gets the
-// share that was needed. The official code knows the first rung only and fails there.
-std::vector<float> factor(const std::vector<double>& h, int64_t n, double percdamp, const std::string& name,
-                          const Warn& warn, double* damp) {
-  constexpr double kNoFloor = -std::numeric_limits<double>::infinity();
-  std::vector<double> u;
-  double share = percdamp, floor = kNoFloor;
-  bool ok = factor_damped(h, n, floor, share, u);
-  while (!ok && share < 1) {
-    share = std::min(1.0, share > 0 ? 10 * share : GptqOptions{}.percdamp);
-    ok = factor_damped(h, n, floor, share, u);
-  }
-  double max = 0;
-  for (int64_t i = 0; i < n; ++i) max = std::max(max, h[at(i * n + i)]);
-  for (double relative = 1e-6; !ok && relative < 0.5; relative *= 10) {
-    floor = relative * max;
-    ok = factor_damped(h, n, floor, share, u);
-  }
-  if (!ok) {
-    warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ", name,
-                share));
-    return {};
-  }
-  if (share != percdamp || floor != kNoFloor)
-    warn(format("%s: its Hessian is not positive definite with damping %g: damping %g%s was used", name, percdamp,
-                share, floor != kNoFloor ? " and a floor under its diagonal" : ""));
-  *damp = share;
-  return std::vector<float>(u.begin(), u.end());
 }
 
 // Columns of w [rows, n], and rows and columns of h [n, n], of which the upper triangle is read and written,
@@ -311,8 +269,10 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
       for (int64_t c = 0; c < n; ++c) q.grid.column_group[at(order[at(c)])] = static_cast<int32_t>(c / group);
     }
   }
-  const std::vector<float> u = factor(hessian, n, options.percdamp, name, warn, &q.damp);
+  const std::vector<float> u = factor_hessian(hessian, n, options.percdamp, name, warn, &q.damp);
   if (u.empty()) {
+    warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ", name,
+                q.damp));
     q = round_to_nearest(w, options);
     q.rounded = true;
     return q;

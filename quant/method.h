@@ -83,6 +83,8 @@ class Method {
   virtual void begin(Model&) {}  // before anything else
   // A part of the network is about to be calibrated.
   virtual void start(const Part&) {}
+  // What that part, i, is fed on the stream of Needs, a tensor each batch; they stay until the next part.
+  virtual void see_inputs(int /*i*/, const std::vector<Tensor>& /*x*/) {}
   // Layers to be handed to fit(), by the groups that share an input.
   virtual bool wants(const Layer&) const { return false; }
   virtual void fit(const std::vector<Layer*>& /*group*/, Seen& /*seen*/, PartRecord&) {}

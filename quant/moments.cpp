@@ -1,6 +1,8 @@
 #include "quant/moments.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -40,7 +42,13 @@ class Moments::Panels {
   std::vector<FloatPanels> panels_;
 };
 
-Moments::Moments(int64_t columns) : n_(columns), second_(at(columns * columns), 0.0), sum_(at(columns), 0.0) {
+Moments::Moments(int64_t columns)
+    : n_(columns),
+      least_(at(columns), std::numeric_limits<float>::infinity()),
+      largest_(at(columns), -std::numeric_limits<float>::infinity()),
+      second_(at(columns * columns), 0.0),
+      sum_(at(columns), 0.0),
+      abs_sum_(at(columns), 0.0) {
   require(columns > 0, "moments of %d columns", columns);
   for (int64_t i = 0; i < n_; i += kTile)
     for (int64_t j = 0; j < n_; j += kTile) {
@@ -68,9 +76,7 @@ void Moments::add(const Tensor& x, const Tensor& other) {
   }
   samples_ += x.dim(0);
   tokens_ += x.rows();
-  const auto [least, largest] = std::minmax_element(x.data, x.data + x.size());
-  least_ = std::min(least_, *least);
-  largest_ = std::max(largest_, *largest);
+  add_ranges(x);
 }
 
 void Moments::add(const Moments& more) {
@@ -80,10 +86,13 @@ void Moments::add(const Moments& more) {
   };
   sum(second_, more.second_);
   sum(sum_, more.sum_);
+  sum(abs_sum_, more.abs_sum_);
   sum(cross_, more.cross_);
   sum(other_sum_, more.other_sum_);
-  least_ = std::min(least_, more.least_);
-  largest_ = std::max(largest_, more.largest_);
+  for (size_t c = 0; c < least_.size(); ++c) {
+    least_[c] = std::min(least_[c], more.least_[c]);
+    largest_[c] = std::max(largest_[c], more.largest_[c]);
+  }
   samples_ += more.samples_;
   tokens_ += more.tokens_;
 }
@@ -127,6 +136,22 @@ void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
   });
 }
 
+void Moments::add_ranges(const Tensor& x) {
+  parallel_for(parts_of(n_, kTile), [&](int64_t part) {
+    const int64_t begin = part * kTile, end = std::min(n_, begin + kTile);
+    for (int64_t r = 0; r < x.rows(); ++r)
+      for (int64_t c = begin; c < end; ++c) {
+        const float v = x[r * n_ + c];
+        least_[at(c)] = std::min(least_[at(c)], v);
+        largest_[at(c)] = std::max(largest_[at(c)], v);
+        abs_sum_[at(c)] += std::abs(v);
+      }
+  });
+}
+
+float Moments::least() const { return std::min(0.f, *std::min_element(least_.begin(), least_.end())); }
+float Moments::largest() const { return std::max(0.f, *std::max_element(largest_.begin(), largest_.end())); }
+
 // 2 / samples (product - row_sum sum_ᵀ / tokens), the last term when centred.
 std::vector<double> Moments::scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
                                     bool centred) const {
@@ -140,11 +165,10 @@ std::vector<double> Moments::scaled(const std::vector<double>& product, const st
   return result;
 }
 
-std::vector<double> Moments::mean() const {
+std::vector<double> Moments::per_token(std::vector<double> sum) const {
   require(tokens_ > 0, "the mean of a stream that was never added");
-  std::vector<double> mean = sum_;
-  for (double& m : mean) m /= static_cast<double>(tokens_);
-  return mean;
+  for (double& m : sum) m /= static_cast<double>(tokens_);
+  return sum;
 }
 
 std::vector<double> Moments::second(bool centred) const { return scaled(second_, sum_, true, centred); }

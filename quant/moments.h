@@ -27,14 +27,18 @@ class Moments {
   int64_t columns() const { return n_; }
   int64_t samples() const { return samples_; }
   int64_t tokens() const { return tokens_; }
-  float least() const { return least_; }  // of all values that were added, and 0
-  float largest() const { return largest_; }
+  float least() const;  // of all values that were added, and 0
+  float largest() const;
+  // Of each column [n]: least and largest value, and the mean of |x|.
+  const std::vector<float>& column_least() const { return least_; }
+  const std::vector<float>& column_largest() const { return largest_; }
+  std::vector<double> mean_abs() const { return per_token(abs_sum_); }
 
   // Products of what was added, [n, n] row-major; m and m' are the means over all tokens when `centred`, else 0.
   // 2 / samples Σ (x - m)(x - m)ᵀ, of which the upper triangle is filled and the rest is 0. Not centred it is
   // GPTQ's Hessian, which the official code keeps as a running mean.
   std::vector<double> second(bool centred = false) const;
-  std::vector<double> mean() const;  // m [n]
+  std::vector<double> mean() const { return per_token(sum_); }  // m [n]
   // 2 / samples Σ (other - m')(x - m)ᵀ.
   std::vector<double> cross(bool centred = false) const;
 
@@ -45,14 +49,17 @@ class Moments {
   class Panels;
   void add_products(const Panels& left, const Panels& right, std::vector<double>& into) const;
   void add_rows(const Tensor& x, std::vector<double>& into) const;
+  void add_ranges(const Tensor& x);
+  std::vector<double> per_token(std::vector<double> sum) const;
   std::vector<double> scaled(const std::vector<double>& product, const std::vector<double>& row_sum, bool upper,
                              bool centred) const;
 
   int64_t n_;
   std::vector<Tile> upper_, all_;  // of a symmetric and of any product
   int64_t samples_ = 0, tokens_ = 0;
-  float least_ = 0, largest_ = 0;
-  std::vector<double> second_, sum_, cross_, other_sum_;  // the last two are empty without another stream
+  std::vector<float> least_, largest_;
+  std::vector<double> second_, sum_, abs_sum_;
+  std::vector<double> cross_, other_sum_;  // empty without another stream
 };
 
 }  // namespace bcq

@@ -19,8 +19,7 @@ namespace {
 // Options with the bits that are this layer's own.
 template <class Options>
 Options options_of(const Layer& layer, Options options, const LayerBits& bits) {
-  const auto own = bits.find(&layer);
-  if (own != bits.end()) options.bits = own->second;
+  options.bits = bits_of(layer, bits, options.bits);
   return options;
 }
 
@@ -47,14 +46,21 @@ void round_input(Layer& layer, const ActivationGrid& activations, const Moments*
 }  // namespace
 
 RoundToNearest::RoundToNearest(const WeightGrid& grid, LayerBits bits, const ActivationGrid& activations)
-    : grid_(grid), bits_(std::move(bits)), activations_(activations) {
-  require_usage(activations.bits == 32 || !activations.fixed,
-                "round to nearest looks at no data: its activations can be rounded per token only");
+    : grid_(grid), bits_(std::move(bits)), activations_(activations) {}
+
+Needs RoundToNearest::needs() const {
+  Needs needs;
+  needs.moments = activations_.bits < 32 && activations_.fixed;
+  if (needs.moments) needs.stream = Stream::Quantized;
+  return needs;
 }
 
-void RoundToNearest::fit(const std::vector<Layer*>& group, Seen&, PartRecord&) {
-  for (Layer* layer : group) round_input(*layer, activations_, nullptr);
-  for (Layer* layer : group) attach(*layer, round_to_nearest(layer->weight.values(), options_of(*layer, grid_, bits_)));
+void RoundToNearest::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+  for (Layer* layer : group) {
+    round_input(*layer, activations_, seen.moments.get());
+    const WeightGrid grid = options_of(*layer, grid_, bits_);
+    attach(*layer, round_to_nearest(to_round(*layer, grid, seen), grid));
+  }
 }
 
 Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(options), warn_(warn) {

@@ -14,15 +14,20 @@ struct ActivationGrid {
                        // token, from the token itself (engine/grid/dynamic.h)
 };
 
-// Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0).
+// Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0). It
+// looks at data for fixed grids of activations only: those of the quantized stream.
 class RoundToNearest : public Method {
  public:
-  // UsageError for fixed grids of activations: nothing is seen here.
   explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}, const ActivationGrid& activations = {});
+  Needs needs() const override;
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
-  void fit(const std::vector<Layer*>& group, Seen&, PartRecord&) override;
+  void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
+
+ protected:
+  // What is rounded: the layer's weight, unless a method changes it first.
+  virtual Tensor to_round(const Layer& layer, const WeightGrid&, const Seen&) const { return layer.weight.values(); }
 
  private:
   WeightGrid grid_;

@@ -350,7 +350,8 @@ TEST_CASE("activations of language models: a grid a token or a tensor, which wei
     CHECK(errors[4] > 10 * errors[2]);
     CHECK(errors[5] > 10 * errors[3]);
   }
-  CHECK_THROWS_AS(RoundToNearest({4}, {}, {8, true}), UsageError);
+  RoundToNearest fixed({4}, {}, {8, true});
+  CHECK_THROWS_AS(calibrate(*load_model(kOpt), {}, {&fixed}), Error);  // it has to see inputs
   const Grid dynamic = Dynamic(4);
   const Tensor x({2, 3}, {7, -3.4f, 0.5f, 0.07f, 0.02f, 0}), y = fake_quantize(dynamic, x);
   CHECK(relative_error(y, Tensor({2, 3}, {7, -3, 0, 0.07f, 0.02f, 0})) < 1e-6);  // half to even

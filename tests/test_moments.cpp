@@ -91,3 +91,24 @@ TEST_CASE("moments refuse what they were not made for") {
   Moments m = moments_of(x, x, false);
   CHECK_THROWS_AS(m.add(x), Error);
 }
+
+TEST_CASE("moments: the range and the mean magnitude of each column") {
+  const Tensor x = correlated(3, 20, 7, 40), more = correlated(1, 20, 7, 41);
+  Moments m = moments_of(x, {}, true), rest(7);
+  rest.add(more);
+  m.add(rest);
+  float least = 0, largest = 0;
+  for (int64_t c = 0; c < 7; ++c) {
+    float lo = x[c], hi = x[c];
+    double sum = 0;
+    for (const Tensor* t : {&x, &more})
+      for (int64_t i = c; i < t->size(); i += 7)
+        lo = std::min(lo, (*t)[i]), hi = std::max(hi, (*t)[i]), sum += std::abs((*t)[i]);
+    CHECK(m.column_least()[index(c)] == lo);
+    CHECK(m.column_largest()[index(c)] == hi);
+    CHECK(m.mean_abs()[index(c)] == doctest::Approx(sum / 80).epsilon(1e-12));
+    least = std::min(least, lo), largest = std::max(largest, hi);
+  }
+  CHECK(m.least() == least);
+  CHECK(m.largest() == largest);
+}
