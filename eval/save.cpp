@@ -100,19 +100,37 @@ void to_full_names(const FullNames& full, Tensors& tensors) {
   tensors = std::move(renamed);
 }
 
+// Norms scales were folded into, by their names in checkpoints without what precedes the blocks.
+std::map<std::string, Norm*> folded_norms(Model& model, int i) {
+  std::map<std::string, Norm*> norms;
+  const Part part = model.part(i);
+  for (const LayerGroup& group : part.groups)
+    if (Norm* norm = group.source.norm; norm && model.is_folded())
+      norms[norm->name.substr(norm->name.find(part.name + "."))] = norm;
+  return norms;
+}
+
 // GPTQ's format keeps a layer's bias in 16 bits, other tensors as the source has them.
 void round_to_format(Model& model, const SafeTensors& source, const std::string& prefix) {
+  const auto as_stored = [&](const std::string& name, const Tensor& x) {
+    return load(store(x, source.tensors().at(prefix + name).dtype, name), name);
+  };
   for (Layer* layer : model.all_layers()) {
     const Tensor& bias = layer->bias.in(Precision::Fake);
     const std::string name = layer->name + ".bias";
     if (is_packed(*layer) && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
+    if (!is_packed(*layer) && layer->is_linear() && model.is_folded())
+      layer->weight = as_stored(layer->name + ".weight", layer->weight.values());
   }
   for (int i = 0; i < model.depth(); ++i) {
+    for (const auto& [name, norm] : folded_norms(model, i)) {
+      norm->weight = as_stored(name + ".weight", norm->weight);
+      norm->bias.loaded = as_stored(name + ".bias", norm->bias.loaded);
+    }
     const Part part = model.part(i);
     Bias* norm = last_norm(part);
     const std::string& name = part.output.tensor;
-    if (norm && !norm->compensated.empty())
-      norm->compensated = load(store(norm->compensated, source.tensors().at(prefix + name).dtype, name), name);
+    if (norm && !norm->compensated.empty()) norm->compensated = as_stored(name, norm->compensated);
   }
 }
 
@@ -193,10 +211,17 @@ void put_block(Model& model, int i, Kind kind, Tensors& tensors) {
   const Part part = model.part(i);
   for (const Layer* layer : part.layers()) {
     const std::string& name = layer->name;
-    if (is_packed(*layer)) put_packed(name, *layer->packed(), kind, tensors);
-    if (!layer->bias.compensated.empty())
-      tensors[name + ".bias"] = store(layer->bias.compensated, bias_type, name + ".bias");
+    const Tensor& bias = model.is_folded() ? layer->bias.in(Precision::Fake) : layer->bias.compensated;
+    if (is_packed(*layer))
+      put_packed(name, *layer->packed(), kind, tensors);
+    else if (model.is_folded())
+      tensors[name + ".weight"] = store(layer->weight.values(), DType::F32, name + ".weight");
+    if (!bias.empty()) tensors[name + ".bias"] = store(bias, bias_type, name + ".bias");
     if (!layer->added.empty()) tensors[name + ".bc"] = store(layer->added, DType::F32, name + ".bc");
+  }
+  for (const auto& [name, norm] : folded_norms(model, i)) {
+    tensors[name + ".weight"] = store(norm->weight, DType::F32, name + ".weight");
+    tensors[name + ".bias"] = store(norm->bias.loaded, DType::F32, name + ".bias");
   }
   const Bias* norm = last_norm(part);
   if (norm && !norm->compensated.empty())
@@ -297,11 +322,10 @@ Saved save_model(Model& model, const std::string& source_path, const SaveOptions
     weights += static_cast<double>(layer->weight.size());
   }
   for (auto& [name, t] : made) {
-    const bool is_bias = name.ends_with(".bias");
-    const bool adds = !is_bias || !tensors.count(prefix + name);  // a bias that was there is only replaced
+    const bool adds = !tensors.count(prefix + name);  // a bias or a norm that was there is only replaced
     if (adds) bits += 8.0 * static_cast<double>(t.size());
     const auto before = tensors.find(prefix + name);
-    // The bias of a norm is stored as the source has it: it is rounded already.
+    // Norms are stored as the source has them: they are rounded already.
     if (save.is_gptq() && t.dtype == DType::F32 && before != tensors.end())
       t = store(load(t, name), before->second.dtype, name);
     tensors[prefix + name] = t;
