@@ -6,6 +6,7 @@
 #include "engine/grid/dynamic.h"
 #include "engine/grid/log2.h"
 #include "engine/grid/log_sqrt2.h"
+#include "engine/grid/offset.h"
 #include "engine/grid/table.h"
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
@@ -24,6 +25,7 @@ constexpr Row kGrids[] = {
     {"twin-gelu", TwinGelu::read},
     {"twin-softmax official", [](const Fields& f) { return TwinSoftmax::read(f, true); }},
     {"twin-softmax clean", [](const Fields& f) { return TwinSoftmax::read(f, false); }},
+    {"uniform+offset", Offset::read},
     {"asymmetric", Asymmetric::read},
     {"affine", Affine::read},
     {"log2", [](const Fields& f) { return Log2::read(f, false); }},
