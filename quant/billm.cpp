@@ -1,0 +1,248 @@
+#include "quant/billm.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "engine/core/check.h"
+#include "engine/core/parallel.h"
+#include "engine/grid/binary.h"
+#include "engine/kernels/kernels.h"
+#include "quant/damping.h"
+
+namespace bcq {
+namespace {
+
+enum Part : uint8_t { kSmall, kLarge, kSalient };
+constexpr int kSplits = 81;  // quantiles 0.1 to 0.9
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+// A row's values as one or two sums mean ± scale.
+struct Level {
+  double mean = 0, scale = 0;
+  double of(double x) const { return mean + (x > mean ? scale : x < mean ? -scale : 0); }
+};
+
+// of(i) over the n values of a row for which is_in(i) holds.
+template <class Of, class IsIn>
+Level level_of(int64_t n, Of of, IsIn is_in) {
+  double sum = 0, count = 0;
+  for (int64_t i = 0; i < n; ++i)
+    if (is_in(i)) sum += of(i), count += 1;
+  Level level;
+  if (count == 0) return level;
+  level.mean = sum / count;
+  for (int64_t i = 0; i < n; ++i)
+    if (is_in(i)) level.scale += std::abs(of(i) - level.mean) / count;
+  return level;
+}
+
+std::vector<uint8_t> equal_to(const std::vector<uint8_t>& parts, uint8_t which) {
+  std::vector<uint8_t> mask(parts.size());
+  for (size_t i = 0; i < parts.size(); ++i) mask[i] = parts[i] == which;
+  return mask;
+}
+
+// Σ (x - Σ terms)²
+double squared_rest(const Tensor& x, std::initializer_list<const Tensor*> terms) {
+  double sum = 0;
+  for (int64_t i = 0; i < x.size(); ++i) {
+    double e = x[i];
+    for (const Tensor* t : terms) e -= (*t)[i];
+    sum += e * e;
+  }
+  return sum;
+}
+
+// Calls error(k) for all k in parallel; the first of the least.
+template <class Error>
+int64_t best_of(int64_t candidates, Error error) {
+  std::vector<double> errors(at(candidates));
+  parallel_for(candidates, [&](int64_t k) { errors[at(k)] = error(k); });
+  return std::min_element(errors.begin(), errors.end()) - errors.begin();
+}
+
+// Which part each value of a block belongs to, by its salience s [out, n]. As in the published code, splits are chosen
+// by how well the salience itself is binarized, and quantiles are of all values, with 0 for salient ones.
+std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
+  const int64_t rows = s.dim(0), n = s.dim(1);
+  std::vector<double> of_column(at(n));
+  for (int64_t i = 0; i < s.size(); ++i) of_column[at(i % n)] += std::abs(s[i]);
+  std::vector<int64_t> order(at(n));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return of_column[at(a)] > of_column[at(b)]; });
+  const auto salient_parts = [&](int64_t columns) {
+    std::vector<uint8_t> parts(at(rows * n), kSmall);
+    for (int64_t k = 0; k < columns; ++k)
+      for (int64_t r = 0; r < rows; ++r) parts[at(r * n + order[at(k)])] = kSalient;
+    return parts;
+  };
+  chosen.salient_columns = 1 + best_of(std::min<int64_t>(most, n) - 1, [&](int64_t k) {
+                             const std::vector<uint8_t> parts = salient_parts(k + 1);
+                             const Tensor salient = binarize(s, equal_to(parts, kSalient), 2),
+                                          rest = binarize(s, equal_to(parts, kSmall), 2);
+                             return squared_rest(s, {&salient, &rest});
+                           });
+  const std::vector<uint8_t> parts = salient_parts(chosen.salient_columns);
+  std::vector<float> sizes(at(rows * n));
+  for (size_t i = 0; i < sizes.size(); ++i)
+    sizes[i] = parts[i] == kSalient ? 0.f : std::abs(s[static_cast<int64_t>(i)]);
+  std::vector<float> sorted = sizes;
+  std::sort(sorted.begin(), sorted.end());
+  const auto quantile = [&](int64_t k) {
+    const double rank = (0.1 + 0.8 * static_cast<double>(k) / (kSplits - 1)) * static_cast<double>(sorted.size() - 1);
+    const auto below = static_cast<size_t>(rank);
+    const double high = sorted[std::min(below + 1, sorted.size() - 1)];
+    return static_cast<float>(sorted[below] + (high - sorted[below]) * (rank - static_cast<double>(below)));
+  };
+  const auto split_at = [&](float t) {
+    std::vector<uint8_t> split = parts;
+    for (size_t i = 0; i < split.size(); ++i)
+      if (split[i] != kSalient && sizes[i] >= t) split[i] = kLarge;
+    return split;
+  };
+  const Tensor salient = binarize(s, equal_to(parts, kSalient), 2);
+  const float split = quantile(best_of(kSplits, [&](int64_t k) {
+    const std::vector<uint8_t> tried = split_at(quantile(k));
+    const Tensor small = binarize(s, equal_to(tried, kSmall), 1), large = binarize(s, equal_to(tried, kLarge), 1);
+    return squared_rest(s, {&salient, &small, &large});
+  }));
+  chosen.split = split;
+  return split_at(split);
+}
+
+// The levels of a row of a block, and its values on them.
+struct RowLevels {
+  Level small, large, salient, rest;  // rest: of what is left of salient values
+
+  RowLevels(const float* w, const uint8_t* parts, int64_t n) {
+    const auto value = [&](int64_t i) { return static_cast<double>(w[i]); };
+    small = level_of(n, value, [&](int64_t i) { return parts[i] == kSmall; });
+    large = level_of(n, value, [&](int64_t i) { return parts[i] == kLarge; });
+    const auto is_salient = [&](int64_t i) { return parts[i] == kSalient; };
+    salient = level_of(n, value, is_salient);
+    rest = level_of(
+        n, [&](int64_t i) { return w[i] - salient.of(w[i]); }, is_salient);
+  }
+  float as_binarized(double w, uint8_t part) const {
+    if (part != kSalient) return static_cast<float>((part == kSmall ? small : large).of(w));
+    const double first = salient.of(w);
+    return static_cast<float>(first + rest.of(w - first));
+  }
+  float nearest(double w, uint8_t part) const {
+    const Level& one = part == kSmall ? small : part == kLarge ? large : salient;
+    const double second = part == kSalient ? rest.scale : 0, middle = one.mean + (part == kSalient ? rest.mean : 0);
+    double best = 0, least = std::numeric_limits<double>::infinity();
+    for (const double level : {middle - one.scale - second, middle - one.scale + second, middle + one.scale - second,
+                               middle + one.scale + second})
+      if (std::abs(w - level) < least) least = std::abs(w - level), best = level;
+    return static_cast<float>(best);
+  }
+};
+
+// Columns [a, a + n) of a row: its values on their levels to q, and the errors, over pivots, that go to columns after.
+void solve_row(const float* w, const uint8_t* parts, const float* u, int64_t columns, int64_t a, int64_t n,
+               BillmInside inside, float* q, float* errors) {
+  const RowLevels levels(w, parts, n);
+  for (int64_t c = 0; c < n; ++c) {
+    double x = w[c];
+    for (int64_t k = 0; k < c && inside != BillmInside::Official; ++k)
+      x -= static_cast<double>(errors[k]) * u[(a + k) * columns + a + c];
+    q[c] = inside == BillmInside::Sequential ? levels.nearest(x, parts[c]) : levels.as_binarized(w[c], parts[c]);
+    errors[c] = static_cast<float>((x - q[c]) / u[(a + c) * columns + a + c]);
+  }
+}
+
+}  // namespace
+
+Tensor binarize(const Tensor& x, const std::vector<uint8_t>& mask, int order) {
+  const int64_t n = x.dim(1);
+  Tensor total(x.shape);
+  for (int64_t r = 0; r < x.dim(0); ++r) {
+    const float* row = x.data + r * n;
+    float* sum = total.data + r * n;
+    const auto is_in = [&](int64_t i) { return mask[at(r * n + i)] != 0; };
+    for (int k = 0; k < order; ++k) {
+      const Level level = level_of(
+          n, [&](int64_t i) { return static_cast<double>(row[i]) - sum[i]; }, is_in);
+      for (int64_t i = 0; i < n; ++i)
+        if (is_in(i)) sum[i] += static_cast<float>(level.of(static_cast<double>(row[i]) - sum[i]));
+    }
+  }
+  return total;
+}
+
+BinarizedWeight billm(const Tensor& w, std::vector<double> hessian, const BillmOptions& options,
+                      const std::string& name, const Warn& warn) {
+  const int64_t out = w.dim(0), in = w.dim(1);
+  require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name);
+  Tensor rest = w.clone();
+  for (int64_t c = 0; c < in; ++c) {
+    double& d = hessian[at(c * in + c)];
+    if (d != 0) continue;
+    d = 1;  // an input that is always zero: its weights may be zero too
+    for (int64_t r = 0; r < out; ++r) rest[r * in + c] = 0;
+  }
+  double damp = 0;
+  const std::vector<float> u = factor_hessian(hessian, in, options.percdamp, name, warn, &damp);
+  require(!u.empty(), "%s: its Hessian cannot be factored even with damping %g", name, damp);
+
+  const OneBlasThread one;
+  BinarizedWeight q{Tensor::uninitialized(w.shape), {}};
+  q.stored_bits = static_cast<double>(in);
+  for (int64_t a = 0; a < in; a += options.block) {
+    const int64_t n = std::min(options.block, in - a), after = in - a - n;
+    Tensor block = Tensor::uninitialized({out, n}), salience = Tensor::uninitialized({out, n}), values = block.clone();
+    for (int64_t i = 0; i < block.size(); ++i) {
+      const float x = block[i] = rest[i / n * in + a + i % n], pivot = u[at((a + i % n) * (in + 1))];
+      salience[i] = options.hessian ? x * x / (pivot * pivot) : x;
+    }
+    BillmBlock& chosen = q.blocks.emplace_back();
+    const std::vector<uint8_t> parts = parts_of(salience, options.most, chosen);
+    std::vector<float> errors(at(out * n));
+    parallel_for(out, [&](int64_t r) {
+      solve_row(block.data + r * n, &parts[at(r * n)], u.data(), in, a, n, options.inside, values.data + r * n,
+                &errors[at(r * n)]);
+      std::copy_n(values.data + r * n, n, q.values.data + r * in + a);
+    });
+    if (after > 0)
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(out), static_cast<int>(after),
+                  static_cast<int>(n), -1.f, errors.data(), static_cast<int>(n), &u[at(a * in + a + n)],
+                  static_cast<int>(in), 1.f, rest.data + a + n, static_cast<int>(in));
+    for (const auto& [part, count] :
+         {std::pair{kSmall, &chosen.small}, {kLarge, &chosen.large}, {kSalient, &chosen.salient}})
+      *count = std::count(parts.begin(), parts.end(), part);
+    const auto salient = static_cast<double>(chosen.salient), others = static_cast<double>(chosen.small + chosen.large);
+    q.sign_bits += others + 2 * salient;
+    q.stored_bits += 2 * others + 2 * salient + 8 * 16 * static_cast<double>(out);
+  }
+  return q;
+}
+
+Billm::Billm(const BillmOptions& options, const LayerBits& bits, const Warn& warn)
+    : options_(options), bits_(bits), warn_(warn) {
+  for (const auto& [layer, own] : bits)
+    require_usage(own == 0, "%s: BiLLM has no bits to choose, layers can only be left out", layer->name);
+}
+
+Needs Billm::needs() const {
+  Needs needs;
+  needs.stream = Stream::Quantized;
+  needs.moments = true;
+  return needs;
+}
+
+void Billm::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+  const std::vector<double> hessian = seen.moments->second();
+  for (Layer* layer : group) {
+    const BinarizedWeight q = billm(layer->weight.values(), hessian, options_, layer->name, warn_);
+    layer->quantize({layer->left_grid(), Binary(q.stored_bits, q.sign_bits), q.values, nullptr, nullptr});
+  }
+}
+
+}  // namespace bcq

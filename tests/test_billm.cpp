@@ -1,0 +1,136 @@
+// BiLLM against the figures of an independent program, and its three ways to carry errors on.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <set>
+
+#include "engine/core/check.h"
+#include "engine/grid/binary.h"
+#include "quant/billm.h"
+#include "tests/golden.h"
+#include "tests/gptq_inputs.h"
+#include "tests/model_fixtures.h"
+#include "tests/quantize.h"
+
+using namespace bcq;
+using namespace bcq::test;
+
+namespace {
+
+struct GoldenLayer {
+  GoldenLayer() : x(golden(1, {1, 48, 32})), w(golden(2001, {6, 32})) {
+    const Tensor common = golden(9001, {48});
+    for (int64_t i = 0; i < x.size(); ++i) {
+      x[i] += .6f * common[i / 32] + .3f;
+      if (i % 32 == 11) x[i] *= 5;
+    }
+  }
+  BinarizedWeight run(bool hessian, int64_t block, BillmInside inside = BillmInside::Official) const {
+    BillmOptions options{inside, hessian, block, 10};
+    return billm(w, hessian_of(x), options, "w", kNoWarning);
+  }
+  double error(const Tensor& q) const { return output_error(x, w, q) / (48 * 6); }
+  Tensor x, w;
+};
+
+}  // namespace
+
+TEST_CASE("BiLLM: rows as mean and deviation, once and twice") {
+  const Tensor x({1, 8}, {.9f, -.2f, .05f, -.4f, .7f, .1f, -.8f, .3f});
+  const std::vector<uint8_t> half = {1, 1, 1, 1, 0, 0, 0, 0};
+  CHECK(begins_with(binarize(x, half, 1), {.49375, -.31875, -.31875, -.31875, 0, 0, 0, 0}));
+  CHECK(begins_with(binarize(x, half, 2), {.88125, -.3, .06875, -.3, 0, 0, 0, 0}));
+  CHECK(begins_with(binarize(x, std::vector<uint8_t>(8, 0), 2), {0, 0, 0, 0, 0, 0, 0, 0}));
+}
+
+// The published class, run on a CPU, has the same masks and weights to 5e-7.
+TEST_CASE("BiLLM: masks, weights and errors of the golden layer") {
+  const GoldenLayer layer;
+  struct Case {
+    bool hessian;
+    int64_t block;
+    std::vector<BillmBlock> blocks;
+    std::vector<double> row;
+    double sum, error;
+  };
+  for (const Case& c : {Case{true,
+                             16,
+                             {{2, 5.623849391937256, 52, 32, 12}, {4, 14.65298843383789, 57, 15, 24}},
+                             {-.760714, -.760714, .554172, -.292711, -.292711, -.760714, .288527, .554172},
+                             -3.757205,
+                             .571190},
+                        Case{true,
+                             32,
+                             {{2, 12.783950805664062, 145, 35, 12}},
+                             {-.442251, -.442251, .336586, -.442251, -.442251, -.442251, .336586, .336586},
+                             -5.534983,
+                             .562379},
+                        Case{false,
+                             16,
+                             {{3, .2876114249229431, 32, 46, 18}, {6, .3326627314090729, 29, 31, 36}},
+                             {-.630486, -.601505, .730108, -.601505, -.145579, -.601505, .388281, .388281},
+                             -5.353457,
+                             .540731},
+                        Case{false,
+                             32,
+                             {{7, .30862241983413696, 64, 86, 42}},
+                             {-.565011, -.592666, .635612, -.592666, -.124002, -.592666, .224483, .52329},
+                             -4.483766,
+                             .832885}}) {
+    CAPTURE(c.hessian);
+    CAPTURE(c.block);
+    const BinarizedWeight q = layer.run(c.hessian, c.block);
+    REQUIRE(q.blocks.size() == c.blocks.size());
+    for (size_t b = 0; b < q.blocks.size(); ++b) {
+      CHECK(q.blocks[b].salient_columns == c.blocks[b].salient_columns);
+      CHECK(std::abs(q.blocks[b].split / c.blocks[b].split - 1) < 1e-5);
+      CHECK(q.blocks[b].small == c.blocks[b].small);
+      CHECK(q.blocks[b].large == c.blocks[b].large);
+      CHECK(q.blocks[b].salient == c.blocks[b].salient);
+    }
+    CHECK(begins_with(q.values, c.row));
+    double sum = 0;
+    for (int64_t i = 0; i < q.values.size(); ++i) sum += q.values[i];
+    CHECK(std::abs(sum - c.sum) < 1e-5);
+    CHECK(std::abs(layer.error(q.values) - c.error) < 2e-6);
+  }
+  CHECK(std::abs(layer.error(layer.run(true, 16, BillmInside::Solve).values) - .302907) < 2e-6);
+  CHECK(std::abs(layer.error(layer.run(false, 16, BillmInside::Solve).values) - .492212) < 2e-6);
+}
+
+TEST_CASE("BiLLM: errors carried column by column cost less, on the same levels; what is stored") {
+  const GoldenLayer layer;
+  const BinarizedWeight official = layer.run(true, 32), sequential = layer.run(true, 32, BillmInside::Sequential);
+  CHECK(layer.error(sequential.values) < layer.error(official.values));
+  for (int64_t r = 0; r < 6; ++r) {  // one block: all that a row may hold stands in it
+    std::set<float> levels;
+    for (int64_t c = 0; c < 32; ++c) levels.insert(sequential.values[r * 32 + c]);
+    CHECK(levels.size() <= 8);
+  }
+  CHECK(official.sign_bits == 145 + 35 + 2 * 12);
+  CHECK(official.stored_bits == 2 * (145 + 35) + 2 * 12 + 8 * 16 * 6 + 32);
+  CHECK(sequential.stored_bits == official.stored_bits);
+}
+
+TEST_CASE("BiLLM: a network, compensated after it; the same on any number of threads") {
+  const auto model = load_model(kOpt);
+  const Batch batch = opt_batch();
+  const auto run = [&] {
+    model->clear();
+    Billm method({}, {}, kNoWarning);
+    calibrate(*model, {batch}, {&method});
+    return model->forward({Precision::Fake}, batch);
+  };
+  CHECK(same_on_two_threads(run));
+  for (const Layer* layer : model->all_layers()) CHECK(layer->quantized->right.is<Binary>());
+  const Tensor want = model->forward(kFloat, batch), before = run();
+  const auto error = [&](const Tensor& y) {
+    double sum = 0;
+    for (int64_t i = 0; i < y.size(); ++i) sum += std::pow(static_cast<double>(y[i]) - want[i], 2);
+    return sum;
+  };
+  compensate(*model, {batch}, BcOptions{}, kSilent);
+  CHECK(error(model->forward({Precision::Fake}, batch)) < error(before));
+  CHECK_THROWS_AS(Billm({}, {{model->all_layers()[0], 4}}, kNoWarning), UsageError);
+  CHECK_THROWS_AS(fake_quantize(Binary(1, 1), want), Error);
+}
