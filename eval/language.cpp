@@ -243,6 +243,7 @@ std::string describe_weights(Model& model, const Recipe& r) {
   const GptqOptions& w = r.weights;
   if (!quantizes(r)) return name_of(r);
   std::string text = name_of(r) + format(" %d bit", w.bits);
+  if (folds(r) && solves(r)) text += " by gptq";
   if (w.groupsize > 0) text += format(" g%d", w.groupsize);
   if (w.sym) text += " sym";
   if (w.half) text += " f16 scales";

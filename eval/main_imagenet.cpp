@@ -91,7 +91,7 @@ void check_options(const CommandLine& line, const Options& o) {
   require_usage(!calibrates(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
   require_usage(o.bc_search || !line.has("--bc-search-images"), "--bc-search-images belongs to --bc-search");
   require_usage(o.saves() || !o.save.force, "--force belongs to --save");
-  require_usage(!o.bc_search || compensates(r), "--bc-search needs --bc channel or position");
+  require_usage(!o.bc_search || measures_errors(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
   require_usage(!o.saves() || calibrates(r), "--save writes a quantized model: give a --method");

@@ -7,6 +7,7 @@
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
+#include "engine/grid/binary.h"
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/layer_report.h"
@@ -138,6 +139,7 @@ void check_options(Options& o) {
   const bool quantized = quantizes(r);
   require_usage(solves(r) || o.report_path.empty(), "--layer-report tells of --method gptq and joint");
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
+  require_usage(r.method != MethodName::Billm || !o.saves(), "--method billm is simulated: there is nothing to save");
   require_usage(r.abits == 32 || !o.saves(), "--save keeps weights: with --abits the model is only measured");
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
   require_usage(o.saves() || !o.save.force, "--force belongs to --save");
@@ -184,6 +186,15 @@ void print_model(LanguageTask& task, const Options& o, const Outcome& outcome, c
       print("%s: passes %.1f s, Hessians and means %.1f s, solving %.1f s\n", name, s.passes, s.sums, s.solve);
   if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("%s\n", text);
   if (saved) print("%s\n", saved_text(o.save, *saved));
+  if (r.method != MethodName::Billm) return;
+  double signs = 0, weights = 0;
+  for (const Layer* layer : task.model.all_layers()) {
+    if (!layer->is_quantized()) continue;
+    signs += layer->quantized->right.as<Binary>()->sign_bits;
+    weights += static_cast<double>(layer->weight.size());
+  }
+  print("%.2f bits per weight with all that is stored; %.2f are signs, the nominal figure\n",
+        bits_per_weight(task.model), signs / weights);
 }
 
 void print_text(const EvaluationText& text, const std::vector<Perplexity>& results,

@@ -9,6 +9,7 @@
 #include "engine/file/json.h"
 #include "quant/allocation.h"
 #include "quant/calibrate.h"
+#include "quant/dfq.h"
 #include "quant/qwt.h"
 
 namespace bcq {
@@ -37,7 +38,8 @@ json layer_bits(Model& model, int bits) {
   for (int i = 0; i < model.depth(); ++i)
     for (const Layer* layer : model.layers(i)) {
       if (!layer->is_linear()) continue;
-      const int own = layer->packed() ? layer->packed()->bits() : 32;
+      const Grid binary = layer->quantized ? layer->quantized->right : Grid{};
+      const int own = layer->packed() ? layer->packed()->bits() : binary.is_identity() ? 32 : binary->bits;
       if (own != bits) exceptions[layer->name] = own;
     }
   return exceptions;
@@ -53,15 +55,20 @@ Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Wa
   model.clear();
   const bool vision = r.family == Family::Vision;
   const LayerBits bits = vision ? LayerBits{} : allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
-  const std::unique_ptr<Method> method = row_of(r).make(r, bits, warn);
+  const MethodRow& row = row_of(r);
+  const std::unique_ptr<Method> method = row.make(r, bits, warn);
   BiasCompensation compensation(bc_options(r));
   std::vector<Method*> methods = {method.get()};
   if (in_one_walk(r) && !vision) methods.push_back(&compensation);  // the joint method of vision fits biases itself
   Qwt qwt;
   if (vision && r.qwt) methods.push_back(&qwt);
   std::vector<Batch> data;
-  if (row_of(r).calibrates) data = task.calibration(r);
+  if (row.calibrates) data = task.calibration(r);
   if (vision) data = vision_batches(model, data.at(0).pixels);
+  if (row.fold) {
+    const std::unique_ptr<Method> folding = row.fold(r, bits, warn);
+    calibrate(model, data, {folding.get()}, {"scales", progress, nullptr, static_cast<int>(r.prefill_bits)});
+  }
   outcome.solved = calibrate(model, data, methods,
                              {vision ? "calibration" : "GPTQ", progress, store, static_cast<int>(r.prefill_bits)});
   outcome.fitted = outcome.solved.fitted();
@@ -73,13 +80,14 @@ void compensate(Task& task, const Recipe& r, Outcome& outcome, const Progress& p
   Model& model = task.model;
   if (in_one_walk(r) || r.method == MethodName::Stored) return;
   static const std::vector<Batch> kNone;
-  const std::vector<Batch>& data = compensates(r) || report ? task.compensation(r) : kNone;
+  const std::vector<Batch>& data = measures_errors(r) || report ? task.compensation(r) : kNone;
   model.clear_compensation();
   outcome.compensated = {};
   if (report) outcome.before = output_errors(model, data, progress);
-  if (compensates(r))
+  if (measures_errors(r))
     outcome.compensated = compensate(model, data, bc_options(r), progress, store, static_cast<int>(r.prefill_bits));
   outcome.fitted = outcome.compensated.fitted();
+  if (r.bc == BcForm::DataFree) outcome.fitted = correct_biases(model);
   if (report) outcome.after = output_errors(model, data, progress);
 }
 

@@ -5,7 +5,12 @@
 #include <limits>
 
 #include "engine/file/json.h"
+#include "quant/awq.h"
+#include "quant/billm.h"
+#include "quant/dfq.h"
+#include "quant/noisyquant.h"
 #include "quant/repq.h"
+#include "quant/smoothquant.h"
 #include "quant/weight_methods.h"
 
 namespace bcq {
@@ -53,6 +58,8 @@ std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn
 }
 ActivationGrid activations_of(const Recipe& r) { return {static_cast<int>(r.abits), r.fixed}; }
 std::unique_ptr<Method> make_rtn(const Recipe& r, const LayerBits& bits, const Warn&) {
+  require_usage(row_of(r).calibrates || r.abits == 32 || !r.fixed,
+                "round to nearest looks at no data: its activations can be rounded per token only");
   return std::make_unique<RoundToNearest>(r.weights, bits, activations_of(r));
 }
 std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const Warn& warn) {
@@ -64,8 +71,42 @@ std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const 
                             static_cast<int>(r.refine),
                             static_cast<int>(r.scale_rounds)};
   options.activations = activations_of(r);
-  if (compensates(r)) options.held_out = r.bc_held_out;
+  if (measures_errors(r)) options.held_out = r.bc_held_out;
   return std::make_unique<bcq::Gptq>(options, warn);
+}
+AwqOptions awq_options(const Recipe& r, const LayerBits& bits) {
+  return {r.weights, bits, static_cast<int>(r.fold_steps), !r.corrected_bloom};
+}
+std::unique_ptr<Method> make_awq_scales(const Recipe& r, const LayerBits& bits, const Warn&) {
+  return std::make_unique<AwqScales>(awq_options(r, bits));
+}
+std::unique_ptr<Method> make_rounding(const Recipe& r, const LayerBits& bits, const Warn& warn) {
+  return r.gptq_rounding ? make_gptq(r, bits, warn) : make_rtn(r, bits, warn);
+}
+std::unique_ptr<Method> make_awq_rounding(const Recipe& r, const LayerBits& bits, const Warn& warn) {
+  if (r.gptq_rounding) return make_gptq(r, bits, warn);
+  return std::make_unique<AwqRounding>(awq_options(r, bits), r.clip, activations_of(r));
+}
+std::unique_ptr<Method> make_smoothing(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<Smoothing>(r.alpha);
+}
+std::unique_ptr<Method> make_equalization(const Recipe& r, const LayerBits&, const Warn&) {
+  require_usage(!r.gptq_rounding, "--rounding gptq looks at data, dfq does without");
+  return std::make_unique<Equalization>();
+}
+std::unique_ptr<Method> make_noisyquant(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<bcq::NoisyQuant>(NoisyQuantOptions{r.ptq.wbits, r.ptq.abits, static_cast<uint32_t>(r.seed)});
+}
+std::unique_ptr<Method> make_billm(const Recipe& r, const LayerBits& bits, const Warn& warn) {
+  require_usage(r.abits == 32, "billm leaves activations float: no --abits");
+  BillmOptions options{static_cast<BillmInside>(r.billm_inside), r.billm_hessian};
+  options.percdamp = r.weights.percdamp;
+  return std::make_unique<bcq::Billm>(options, bits, warn);
+}
+void smooth_defaults(Recipe& r) {
+  r.weights.bits = 8;
+  r.weights.sym = true;
+  r.abits = 8;
 }
 
 using enum MethodName;
@@ -75,12 +116,18 @@ const MethodRow kMethods[] = {
     {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
     {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
     {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
+    {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
     {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},
     {Float, kLanguage, "fp", "FP", false, true, nullptr, nullptr},
     {Rtn, kLanguage, "rtn", "RTN", false, true, nullptr, make_rtn},
     {MethodName::Gptq, kLanguage, "gptq", "GPTQ", true, true, nullptr, make_gptq},
     {MethodName::Joint, kLanguage, "joint", "joint", true, true, joint_defaults, make_gptq},
+    {Awq, kLanguage, "awq", "AWQ", true, true, nullptr, make_awq_rounding, make_awq_scales},
+    {SmoothQuant, kLanguage, "smoothquant", "SmoothQuant", true, true, smooth_defaults, make_rounding, make_smoothing},
+    {Dfq, kLanguage, "dfq", "DFQ", false, true, [](Recipe& r) { r.bc = BcForm::DataFree; }, make_rtn,
+     make_equalization},
+    {Billm, kLanguage, "billm", "BiLLM", true, true, [](Recipe& r) { r.weights.bits = 1; }, make_billm},
     {Stored, kLanguage, "stored", "stored", false, false, nullptr, nullptr},
 };
 
@@ -184,13 +231,20 @@ Option list(const About& a, Of of, const char* type) {
 // ---- The table ----------------------------------------------------------------------------------------------------
 
 constexpr double kMany = 1 << 24, kSeeds = 4294967295.0, kInfinity = std::numeric_limits<double>::max();
+const char* const kBcForms =
+    "none, channel (folded into the biases), position (as the paper's tables), or data-free: DFQ's bias correction, "
+    "from the norms' parameters alone";
 
 bool always(const Recipe&) { return true; }
 bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
 }
 bool joins(const Recipe& r) { return r.family == kVision && r.method == MethodName::Joint; }
-bool fits_apart(const Recipe& r) { return compensates(r) && !(joins(r) && in_one_walk(r)); }
+bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in_one_walk(r)); }
+bool is_billm(const Recipe& r) { return r.method == MethodName::Billm; }
+bool carries_errors(const Recipe& r) { return solves(r) || is_billm(r); }
+bool is_awq(const Recipe& r) { return r.method == MethodName::Awq; }
+bool clips(const Recipe& r) { return is_awq(r) && !r.gptq_rounding; }
 bool rounds_inputs(const Recipe& r) { return quantizes(r) && r.abits < 32; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
@@ -216,7 +270,7 @@ Option held_out_option() {
       {"bc_held_out", "--bc-held-out",
        "Share of the data, at most half, that decides for each output whether its compensation is kept: where "
        "the error falls there, too. The paper's: 0",
-       compensates, kBc},
+       measures_errors, kBc},
       OF(bc_held_out), 0, 0.5, "X");
 }
 
@@ -226,9 +280,9 @@ Option bc_sites_option(bool vision) {
     for (const char* site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site);
     return all;
   }() + ". The paper's script also compensates model: its code reads --n-align-model the other way round";
-  Option o =
-      option({"bc_sites", "--bc-sites", vision ? of.c_str() : "Outputs to compensate: linear,block", compensates, kBc},
-             "LIST");
+  Option o = option(
+      {"bc_sites", "--bc-sites", vision ? of.c_str() : "Outputs to compensate: linear,block", measures_errors, kBc},
+      "LIST");
   o.is_text = true;
   o.set = [](Recipe& r, const json& value) -> std::string {
     if (!value.is_string()) return "not a text";
@@ -261,9 +315,7 @@ Option separators_option() {
 
 std::vector<Option> vision_compensation() {
   return {
-      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
-            true},
-           {"none", "channel", "position"}, OF(bc)),
+      word({"bc", "--bc", kBcForms, always, kBc, true}, {"none", "channel", "position", "data-free"}, OF(bc)),
       bc_sites_option(true),
       held_out_option(),
       number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", fits_apart, kBc}, OF(bc_images), 1,
@@ -276,12 +328,12 @@ std::vector<Option> vision_compensation() {
       word({"bc_stream", "--bc-stream",
             "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
             "gets once all before it is quantized and compensated",
-            compensates, kBc},
+            measures_errors, kBc},
            {"float", "quantized"}, OF(bc_stream)),
       word({"swin_mask", "--swin-mask",
             "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
             "quantized attention, as in the code, which loses it. Evaluation always applies it",
-            compensates, kBc},
+            measures_errors, kBc},
            {"applied", "official"}, OF(official_mask)),
   };
 }
@@ -368,7 +420,7 @@ std::vector<Option> vision_quantization() {
 std::vector<Option> language_weights() {
   return {
       method_option(kLanguage),
-      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(weights.bits), 2, 8, "K"),
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(weights.bits), 1, 8, "K"),
       number(
           {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, kQuantization, true},
           OF(weights.groupsize), -1, kMany, "G"),
@@ -396,6 +448,34 @@ std::vector<Option> language_weights() {
   };
 }
 
+std::vector<Option> language_folding() {
+  return {
+      word({"rounding", "--rounding", "awq, smoothquant: how weights are rounded once scales are folded",
+            [](const Recipe& r) { return folds(r) && row_of(r).calibrates; }},
+           {"rtn", "gptq"}, OF(gptq_rounding)),
+      number({"alpha", "--alpha", "smoothquant: scales are max |x|^alpha / max |w|^(1 - alpha)",
+              [](const Recipe& r) { return r.method == MethodName::SmoothQuant; }},
+             OF(alpha), 0, 1, "X"),
+      word({"billm_inside", "--billm-inside",
+            "billm: errors inside a block: official, as the code has them; solve, exactly for the block as rounded; "
+            "sequential, column by column as in GPTQ, on the levels the block has",
+            is_billm},
+           {"official", "solve", "sequential"}, OF(billm_inside)),
+      word({"salience", "--salience", "billm: of weights: hessian, weighted by their inputs, or magnitude", is_billm},
+           {"magnitude", "hessian"}, OF(billm_hessian)),
+      number({"fold_steps", "--fold-steps", "awq: exponents of the scales that are tried, 0 to 1", is_awq},
+             OF(fold_steps), 1, 1 << 10),
+      word({"clip", "--clip", "awq: whether ranges are clipped where that lowers the error of a group's products",
+            clips},
+           {"off", "on"}, OF(clip)),
+      word({"awq_bloom", "--awq-bloom",
+            "awq, BLOOM: official, blocks are tried on what their norms make, as in the code; corrected, on their own "
+            "inputs, and the input of the attention's output projection is scaled, too",
+            is_awq},
+           {"official", "corrected"}, OF(corrected_bloom)),
+  };
+}
+
 std::vector<Option> language_solver() {
   return {
       flag({"act_order", "--act-order", "GPTQ: round the columns with the largest inputs first", solves},
@@ -403,8 +483,9 @@ std::vector<Option> language_solver() {
       flag({"static_groups", "--static-groups",
             "GPTQ: scales of groups from the float weights; of neighbouring columns with --act-order too", solves},
            OF(weights.static_groups)),
-      number({"percdamp", "--percdamp", "GPTQ: damping of the Hessian, share of its mean diagonal", solves},
-             OF(weights.percdamp), 0, kInfinity, "X"),
+      number(
+          {"percdamp", "--percdamp", "GPTQ, billm: damping of the Hessian, share of its mean diagonal", carries_errors},
+          OF(weights.percdamp), 0, kInfinity, "X"),
       word({"hessian", "--hessian",
             "Products of inputs GPTQ looks at: raw, or centred for layers whose bias --bc fits afterwards", solves},
            {"raw", "centred"}, OF(centred)),
@@ -445,15 +526,13 @@ std::vector<Option> language_data() {
             calibrates},
            {"none", "document"}, OF(align)),
       separators_option(),
-      word({"bc", "--bc", "none, channel (folded into the biases) or position (as the paper's tables)", always, kBc,
-            true},
-           {"none", "channel", "position"}, OF(bc)),
+      word({"bc", "--bc", kBcForms, always, kBc, true}, {"none", "channel", "position", "data-free"}, OF(bc)),
       bc_sites_option(false),
       held_out_option(),
       word({"bc_stream", "--bc-stream",
             "What layers are fed while errors are measured: float inputs as in the official scripts, or those of the "
             "quantized network (with gptq: in the same walk)",
-            compensates, kBc},
+            measures_errors, kBc},
            {"float", "quantized"}, OF(bc_stream)),
       number({"prefill_bits", "--prefill-bits",
               "Bits activations are rounded to where windows meet packed weights: 24 keeps what floats keep, 16 is "
@@ -470,7 +549,8 @@ std::vector<Option> language_data() {
 
 std::vector<Option> language_options() {
   std::vector<Option> all = language_weights();
-  for (const auto& more : {language_solver(), language_data()}) all.insert(all.end(), more.begin(), more.end());
+  for (const auto& more : {language_folding(), language_solver(), language_data()})
+    all.insert(all.end(), more.begin(), more.end());
   for (Option& o : all) {
     if (o.key == "abits")
       o.set = [set = o.set](Recipe& r, const json& value) {
@@ -501,11 +581,12 @@ const MethodRow& row_of(const Recipe& recipe) {
 }
 
 const char* name_of(BcForm form) {
-  return form == BcForm::None ? "none" : form == BcForm::Channel ? "channel" : "position";
+  constexpr const char* names[] = {"none", "channel", "position", "data-free"};
+  return names[static_cast<size_t>(form)];
 }
 
 bool in_one_walk(const Recipe& r) {
-  if (!solves(r) || !compensates(r) || r.bc_stream != Stream::Quantized) return false;
+  if (!solves(r) || !measures_errors(r) || r.bc_stream != Stream::Quantized) return false;
   return r.family == kLanguage || (r.bc == BcForm::Channel && r.bc_sites == kJointSites);
 }
 
@@ -597,14 +678,17 @@ Recipe read_recipe(Family family, const json& file, const std::string& path, con
 }
 
 void check(const Recipe& r) {
-  require_usage(!r.qwt || r.bc_stream == Stream::Quantized || !compensates(r),
+  require_usage(!r.qwt || r.bc_stream == Stream::Quantized || !measures_errors(r),
                 "--qwt fits blocks on the quantized stream, after all else: give --bc-stream quantized, or --bc none");
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
-  require_usage(!joins(r) || compensates(r),
+  require_usage(!joins(r) || measures_errors(r),
                 "--method joint leaves constant errors to biases: --bc channel or position, not none");
+  require_usage((r.weights.bits == 1) == is_billm(r), "--wbits %d: 1 is that of --method billm, which has no other",
+                r.weights.bits);
   const std::vector<std::string> sites = split(r.bc_sites);
   require_usage(
-      !solves(r) || !r.centred || (compensates(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),
+      !solves(r) || !r.centred ||
+          (measures_errors(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
 }
 

@@ -26,9 +26,14 @@ enum class MethodName {
   EasyQuant,
   Ptq4Vit,
   Repq,
+  NoisyQuant,
+  Awq,
+  SmoothQuant,
+  Dfq,
+  Billm,
   Stored
-};  // Stored: as it was loaded
-enum class BcForm { None, Channel, Position };
+};                                                        // Stored: as it was loaded
+enum class BcForm { None, Channel, Position, DataFree };  // DataFree: correct_biases() of quant/dfq.h
 
 struct Recipe {
   Family family = Family::Vision;
@@ -40,6 +45,13 @@ struct Recipe {
   int64_t refine = 0, scale_rounds = 0;
   int64_t abits = 32;  // language: ActivationGrid
   bool fixed = false;
+  bool gptq_rounding = false;         // language: what rounds after folding; else to nearest
+  int64_t fold_steps = 20;            // AwqOptions::steps
+  bool clip = true;                   // of AwqRounding
+  bool corrected_bloom = false;       // AwqOptions::official_bloom is its contrary
+  double alpha = 0.5;                 // of SmoothQuant
+  int64_t billm_inside = 0;           // BillmOptions::inside
+  bool billm_hessian = true;          // BillmOptions::hessian
   bool qwt = false;                   // vision: quant/qwt.h after all else
   ActGrid act_grid = ActGrid::Table;  // vision, of joint
   int64_t samples = 32, seed = 3;     // images or windows to calibrate on, and the seed of their draw
@@ -58,7 +70,10 @@ struct Recipe {
 };
 
 // A method: its name in options and records, in tables, what it needs, its own defaults and how it is made; a recipe of
-// none that quantizes has no `make`. A new one is a file of its own and a row in recipe.cpp.
+// none that quantizes has no `make`. Of methods that fold scales into the float network first, in a walk of their own,
+// `fold` makes that walk's and `make` what rounds weights after it. A new one is a file of its own and a row in
+// recipe.cpp.
+using MakeMethod = std::unique_ptr<Method> (*)(const Recipe&, const LayerBits&, const Warn&);
 struct MethodRow {
   MethodName method;
   Family family;
@@ -66,7 +81,8 @@ struct MethodRow {
   bool calibrates;  // needs data
   bool offered;     // by --method
   void (*defaults)(Recipe&);
-  std::unique_ptr<Method> (*make)(const Recipe&, const LayerBits&, const Warn&);
+  MakeMethod make;
+  MakeMethod fold = nullptr;
 };
 const MethodRow& row_of(const Recipe& recipe);
 inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
@@ -76,11 +92,15 @@ const char* name_of(Stream stream);
 std::string label_of(const Recipe& recipe);
 
 inline bool quantizes(const Recipe& r) { return r.method != MethodName::Float; }
-inline bool solves(const Recipe& r) { return r.method == MethodName::Gptq || r.method == MethodName::Joint; }
+inline bool folds(const Recipe& r) { return row_of(r).fold != nullptr; }
+inline bool solves(const Recipe& r) {
+  return r.method == MethodName::Gptq || r.method == MethodName::Joint || (folds(r) && r.gptq_rounding);
+}
 // Whether the method compensates, too, layer by layer as it quantizes them: those that look at the quantized stream.
 bool in_one_walk(const Recipe& recipe);
 inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }
-inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || compensates(r); }
+inline bool measures_errors(const Recipe& r) { return compensates(r) && r.bc != BcForm::DataFree; }
+inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || measures_errors(r); }
 // What --bc-sites is a list of.
 inline constexpr const char* kBcSites[] = {"conv",  "linear",     "matmul", "attention", "mlp",
                                            "block", "downsample", "stage",  "model"};

@@ -19,8 +19,8 @@ Recipe from(Family family, const json& given) { return read_recipe(family, json:
 
 TEST_CASE("recipe: every option of every method comes back from JSON") {
   const std::pair<Family, std::vector<const char*>> families[] = {
-      {Family::Vision, {"fp32", "base-ptq", "easyquant", "ptq4vit"}},
-      {Family::Language, {"fp", "rtn", "gptq", "stored"}}};
+      {Family::Vision, {"fp32", "base-ptq", "easyquant", "ptq4vit", "noisyquant"}},
+      {Family::Language, {"fp", "rtn", "gptq", "awq", "smoothquant", "dfq", "billm", "stored"}}};
   for (const auto& [family, methods] : families) {
     std::set<std::string> keys;
     for (const Option& option : recipe_options(family)) {
@@ -100,4 +100,31 @@ TEST_CASE("joint of vision fits biases itself where that is what is asked for, a
   CHECK_THROWS_AS(read({{"method", "joint"}, {"bc", "none"}}), UsageError);
   CHECK_THROWS_AS(read({{"method", "repq-vit"}, {"bc", "channel"}, {"qwt", true}}), UsageError);  // of the float stream
   CHECK_NOTHROW(read({{"method", "repq-vit"}, {"qwt", true}}));
+}
+
+TEST_CASE("recipe: methods that fold first, and what they refuse") {
+  const auto refusal = [](const json& given) {
+    return message_of<UsageError>([&] {
+      const Recipe r = from(Family::Language, given);
+      if (row_of(r).fold) row_of(r).fold(r, {}, [](const std::string&) {});
+      row_of(r).make(r, {}, [](const std::string&) {});
+    });
+  };
+  CHECK(refusal({{"method", "awq"}, {"rounding", "gptq"}, {"bc", "channel"}, {"hessian", "centred"}}).empty());
+  CHECK(refusal({{"method", "smoothquant"}, {"act_scale", "tensor"}}).empty());
+  CHECK(contains(refusal({{"method", "rtn"}, {"abits", 8}, {"act_scale", "tensor"}}), "per token only"));
+  CHECK(contains(refusal({{"method", "dfq"}, {"rounding", "gptq"}}), "without"));
+  CHECK(contains(refusal({{"method", "billm"}, {"wbits", 2}}), "1 is that of"));
+  CHECK(contains(refusal({{"method", "gptq"}, {"wbits", 1}}), "1 is that of"));
+  CHECK(contains(refusal({{"method", "billm"}, {"abits", 8}}), "float"));
+  CHECK(contains(refusal({{"method", "gptq"}, {"hessian", "centred"}, {"bc", "data-free"}}), "constant errors"));
+  const Recipe awq =
+      from(Family::Language, {{"method", "awq"}, {"rounding", "gptq"}, {"bc", "channel"}, {"bc_stream", "quantized"}});
+  CHECK(solves(awq));
+  CHECK(in_one_walk(awq));
+  CHECK_FALSE(solves(from(Family::Language, {{"method", "awq"}})));
+  const Recipe dfq = from(Family::Language, {{"method", "dfq"}});
+  CHECK(dfq.bc == BcForm::DataFree);
+  CHECK_FALSE(calibrates(dfq));
+  CHECK(label_of(dfq) == "DFQ + BC (data-free)");
 }
