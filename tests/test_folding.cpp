@@ -164,7 +164,9 @@ TEST_CASE("AWQ: scales, clips and errors of the golden block") {
       CHECK(std::abs(column_scale(q, q_before, k) - c.scales[static_cast<size_t>(k)]) < 3e-6);
     // All ratios, by a column whose scale the rows' own do not change: column 3 over column 9.
     size_t n = 0;
-    for (const auto& [name, mean] : means) {
+    for (const auto& entry : means) {
+      const std::string& name = entry.first;
+      const std::vector<double>& mean = entry.second;
       const size_t of = name == "self_attn.q_proj" ? 0 : name == "self_attn.out_proj" ? 1 : name == "fc1" ? 2 : 3;
       const Tensor w = block.layer(name).weight.values(), &was = before.at("layers.0." + name);
       const std::vector<float> s = awq_scales(mean, c.ratios[of]);
