@@ -102,7 +102,7 @@ TEST_CASE("parts: which groups have a source, in every family") {
     std::string fixture, block, head;
   };
   for (const Want& want : {Want{kVit, "nl-ln-", "n"}, Want{kDeit, "nl-ln-", "--"}, Want{kSwin, "nl-ln-", "n"},
-                           Want{kOpt, "nlnl", ""}, Want{kOptPost, "-l-l", ""}, Want{kOptPlain, "nln-", ""},
+                           Want{kOpt, "nlnl", ""}, Want{kOptPost, "-l-l", ""}, Want{kOptPlain, "-l--", ""},
                            Want{kBloom, "nln-", ""}, Want{kBloomResidual, "-l--", ""}, Want{kLlama, "n-nl", ""},
                            Want{kLlamaBias, "nlnl", ""}, Want{kQwen2, "nlnl", ""}}) {
     CAPTURE(want.fixture);
