@@ -64,7 +64,7 @@ $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 
 # Where files are read, libFuzzer counts what a file reaches.
-READERS := $(filter engine/file/% models/% data/% quant/recipe.cpp eval/%,$(LIBRARY)) $(FUZZ)
+READERS := $(filter engine/file/% models/% data/% quant/recipe% quant/methods.cpp eval/%,$(LIBRARY)) $(FUZZ)
 $(call object,$(READERS)): COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
 
 $(call object,$(TESTS)): OWN = $(TESTFLAGS)

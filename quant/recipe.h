@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -72,7 +73,7 @@ struct Recipe {
 // A method: its name in options and records, in tables, what it needs, its own defaults and how it is made; a recipe of
 // none that quantizes has no `make`. Of methods that fold scales into the float network first, in a walk of their own,
 // `fold` makes that walk's and `make` what rounds weights after it. A new one is a file of its own and a row in
-// recipe.cpp.
+// methods.cpp.
 using MakeMethod = std::unique_ptr<Method> (*)(const Recipe&, const LayerBits&, const Warn&);
 struct MethodRow {
   MethodName method;
@@ -84,6 +85,7 @@ struct MethodRow {
   MakeMethod make;
   MakeMethod fold = nullptr;
 };
+std::span<const MethodRow> method_rows();
 const MethodRow& row_of(const Recipe& recipe);
 inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
 const char* name_of(BcForm form);  // "channel"
@@ -96,15 +98,22 @@ inline bool folds(const Recipe& r) { return row_of(r).fold != nullptr; }
 inline bool solves(const Recipe& r) {
   return r.method == MethodName::Gptq || r.method == MethodName::Joint || (folds(r) && r.gptq_rounding);
 }
+inline bool joins(const Recipe& r) { return r.family == Family::Vision && r.method == MethodName::Joint; }
+inline bool is_billm(const Recipe& r) { return r.method == MethodName::Billm; }
 // Whether the method compensates, too, layer by layer as it quantizes them: those that look at the quantized stream.
 bool in_one_walk(const Recipe& recipe);
 inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }
 inline bool measures_errors(const Recipe& r) { return compensates(r) && r.bc != BcForm::DataFree; }
 inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || measures_errors(r); }
+// Where the joint method of vision fits biases itself.
+inline constexpr const char* kJointSites = "conv,linear";
 // What --bc-sites is a list of.
 inline constexpr const char* kBcSites[] = {"conv",  "linear",     "matmul", "attention", "mlp",
                                            "block", "downsample", "stage",  "model"};
 std::vector<std::string> split(const std::string& list);  // at commas
+
+// Headings of --help; the first and the last are what makes a quantized model, and do nothing to one that is stored.
+inline constexpr const char *kQuantization = "Quantization", *kEvaluation = "Evaluation", *kBc = "Bias compensation";
 
 // One row of the table: an option of one family's recipes.
 struct Option {

@@ -1,6 +1,7 @@
 #include "engine/core/parallel.h"
 
 #include <cblas.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 
@@ -93,6 +94,8 @@ class Pool {
     static Pool* const pool = new Pool;  // never destroyed: its threads may outlive static objects
     return *pool;
   }
+  // A forked child has none of the threads, and mutexes as they stood: it computes alone.
+  Pool() { ::pthread_atfork(nullptr, nullptr, [] { in_parallel = true; }); }
 
   // False, with nothing done, when another thread has work under way.
   bool run(int64_t n, int team, const std::function<void(int64_t)>& body) {

@@ -11,7 +11,7 @@ cores=$(nproc) count=$(wc -w <<<"$harnesses")
 each=$((time * cores / count))
 mkdir -p "$out/corpus"
 # The words that files are made of: every name in quotes in the sources that read them.
-grep -ohE '"[A-Za-z0-9_.:<>/-]{2,40}"' engine/file/*.cpp models/*.cpp data/*/*.cpp quant/recipe.cpp eval/*.cpp |
+grep -ohE '"[A-Za-z0-9_.:<>/-]{2,40}"' engine/file/*.cpp models/*.cpp data/*/*.cpp quant/recipe*.cpp quant/methods.cpp eval/*.cpp |
   sort -u > "$out/words.dict"
 run() {  # a harness; prints its executions
   mkdir -p "$out/corpus/$1"
