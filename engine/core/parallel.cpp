@@ -95,7 +95,9 @@ class Pool {
     return *pool;
   }
   // A forked child has none of the threads, and mutexes as they stood: it computes alone.
-  Pool() { ::pthread_atfork(nullptr, nullptr, [] { in_parallel = true; }); }
+  Pool() {
+    ::pthread_atfork(nullptr, nullptr, [] { in_parallel = true; });
+  }
 
   // False, with nothing done, when another thread has work under way.
   bool run(int64_t n, int team, const std::function<void(int64_t)>& body) {
