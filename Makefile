@@ -237,7 +237,7 @@ deb: all
 
 # The library for other programs: without command lines. Its headers are included by the names they have here.
 HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
-$(BUILD)/bcq.pc: Makefile $(BUILD)/version
+$(BUILD)/bcq.pc: FORCE
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
 	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@

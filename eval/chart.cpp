@@ -18,8 +18,10 @@ std::string colour(size_t series) { return format("var(--%s)", std::string(1, kC
 class Axis {
  public:
   Axis(double low, double high, double from, double to) : from_(from), to_(to) {
-    log_ = low > 0 && high > 8 * low;
-    const double margin = log_ ? 0 : 0.05 * (high > low ? high - low : std::abs(high) + 1);
+    log_ = low > 1e-30 && high > 8 * low;
+    // Values that differ in their last digits alone are one.
+    const bool apart = high - low > 1e-6 * std::max(std::abs(low), std::abs(high));
+    const double margin = log_ ? 0 : 0.05 * (apart ? high - low : std::abs(high) + 1);
     low_ = log_ ? low / 1.1 : low - margin;
     high_ = log_ ? high * 1.1 : high + margin;
   }
@@ -38,7 +40,8 @@ class Axis {
     }
     const double rough = (high_ - low_) / 5, power = std::pow(10, std::floor(std::log10(rough)));
     const double step = power * (rough < 1.5 * power ? 1 : rough < 3.5 * power ? 2 : rough < 7.5 * power ? 5 : 10);
-    for (double t = std::ceil(low_ / step); t * step <= high_; ++t) ticks.push_back(t * step + 0.0);  // no -0
+    const double first = std::ceil(low_ / step);
+    for (int t = 0; t < 20 && (first + t) * step <= high_; ++t) ticks.push_back((first + t) * step + 0.0);  // no -0
     return ticks;
   }
 

@@ -95,6 +95,8 @@ void run(const CommandLine& line, const Options& o) {
   check(o.sampling);
   require_usage(line.has("--prompt") + line.has("--prompt-file") + line.has("--interactive") == 1,
                 "give one of --prompt, --prompt-file and --interactive");
+  for (const char* flag : {"--top-k", "--top-p", "--seed"})
+    require_usage(o.sampling.temperature > 0 || !line.has(flag), "%s has no effect without --temperature", flag);
   require_usage(!o.interactive || o.json_path.empty(), "--json is the record of one prompt, not of --interactive");
   const auto model = load_model(o.model);
   require_usage(model->info().family == Family::Language, "%s is a vision model: it has no text to go on with",
@@ -110,8 +112,14 @@ void run(const CommandLine& line, const Options& o) {
     if (::isatty(0) && ::isatty(2)) print(stderr, "> ");
     return true;
   };
-  for (std::string prompt; ask() && std::getline(std::cin, prompt);)
-    if (!prompt.empty()) go_on(*model, tokenizer, prompt, o);
+  for (std::string prompt; ask() && std::getline(std::cin, prompt);) {
+    if (prompt.ends_with('\r')) prompt.pop_back();
+    try {
+      if (!prompt.empty()) go_on(*model, tokenizer, prompt, o);
+    } catch (const UsageError& e) {  // of this prompt: too long
+      print(stderr, "%s\n", e.what());
+    }
+  }
 }
 
 }  // namespace

@@ -140,7 +140,10 @@ void check_options(Options& o) {
   require_usage(solves(r) || o.report_path.empty(), "--layer-report tells of --method gptq and joint");
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
   require_usage(r.method != MethodName::Billm || !o.saves(), "--method billm is simulated: there is nothing to save");
-  require_usage(r.abits == 32 || !o.saves(), "--save keeps weights: with --abits the model is only measured");
+  require_usage(
+      r.abits == 32 || !o.saves(),
+      "--save keeps weights: with activations of %d bits the model is only measured (--abits 32 leaves them float)",
+      r.abits);
   require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
   require_usage(o.saves() || !o.save.force, "--force belongs to --save");
   require_usage(!o.new_eval || (o.texts.empty() && o.tokens.empty()), "--new-eval is for --corpora alone");

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <iomanip>
 #include <optional>
+#include <sstream>
 
 #include "engine/core/check.h"
 #include "engine/file/file.h"
@@ -26,6 +28,13 @@ std::string text_in(const json& record, const char* key) {
   return found == record.end() || found->is_null() ? ""
          : found->is_string()                      ? found->get<std::string>()
                                                    : found->dump();
+}
+
+// A number with so many decimals, empty where there is none.
+std::string number_text(double x, int decimals) {
+  std::ostringstream text;
+  if (std::isfinite(x)) text << std::fixed << std::setprecision(decimals) << x;
+  return text.str();
 }
 
 // Columns from `numbers` on are numbers; those without a value are left out.
@@ -76,7 +85,7 @@ size_t series_of(const json& record) {
 
 std::optional<Mark> kl_mark(const json& record) {
   const json paired = record.value("paired", json());
-  if (!paired.is_object()) return std::nullopt;
+  if (!paired.is_object() || !std::isfinite(number_in(paired, "kl"))) return std::nullopt;
   return Mark{number_in(paired, "kl"), number_in(paired, "kl_se"), series_of(record)};
 }
 
@@ -97,18 +106,19 @@ std::string results_html(const std::vector<json>& records) {
     Cells row = {label, shown};
     if (vision && record.contains("paired") && record["paired"].is_object()) {
       const json& paired = record["paired"];
-      row.insert(row.end(), {format("%.5f ± %.5f", number_in(paired, "kl"), number_in(paired, "kl_se")),
-                             format("%.1f %%", number_in(paired, "agreement"))});
+      row.insert(row.end(),
+                 {number_text(number_in(paired, "kl"), 5) + " ± " + number_text(number_in(paired, "kl_se"), 5),
+                  number_text(number_in(paired, "agreement"), 1)});
     } else {
       row.insert(row.end(), {"", ""});
     }
-    row.insert(row.end(), {text_in(record, "bc_parameters"), format("%.2f", number_in(record, "bits_per_weight")),
-                           format("%.1f", number_in(record, "seconds"))});
+    row.insert(row.end(), {text_in(record, "bc_parameters"), number_text(number_in(record, "bits_per_weight"), 2),
+                           number_text(number_in(record, "seconds"), 1)});
     rows.push_back(row);
   }
   return chart_html(dot_chart(chart, kLegend, vision ? "top-1 %" : "perplexity")) +
          (kl.empty() ? "" : chart_html(dot_chart(kl, kLegend, "KL, nats"))) +
-         html_table({"method", key, "KL, nats", "agreement", "BC values", "bits per weight", "seconds"}, rows, 1);
+         html_table({"method", key, "KL, nats", "agreement, %", "BC values", "bits per weight", "seconds"}, rows, 1);
 }
 
 // By model and data, in the order they come.
@@ -135,13 +145,13 @@ std::string table_html(const json& table) {
   for (const json& row : table["rows"]) {
     const double ours = number_in(row, "ours"), paper = number_in(row, "paper"), se = number_in(row, "standard_error");
     const std::string label = text_in(row, "model") + " " + text_in(row, "width") + " " + text_in(row, "method");
-    const auto shown = [](double x) { return std::isfinite(x) ? format("%.2f", x) : std::string(); };
-    ChartRow line{label, {}, shown(ours)};
+    ChartRow line{label, {}, number_text(ours, 2)};
     if (std::isfinite(paper)) line.marks.push_back({paper, 0, 0});
     if (std::isfinite(ours)) line.marks.push_back({ours, se > 0 ? se : 0, 1});
     if (!line.marks.empty()) chart.push_back(line);
     rows.push_back({text_in(row, "width"), text_in(row, "method"), text_in(row, "model"), text_in(row, "text"),
-                    text_in(row, "state"), shown(paper), shown(ours), shown(se), shown(number_in(row, "difference"))});
+                    text_in(row, "state"), number_text(paper, 2), number_text(ours, 2), number_text(se, 2),
+                    number_text(number_in(row, "difference"), 2)});
   }
   std::string html =
       dot_chart(chart, {"paper", "ours"}, "") +

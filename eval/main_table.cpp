@@ -1,5 +1,6 @@
 // table: the paper's tables, every cell measured on the checkpoints and data that are there.
 #include "engine/core/check.h"
+#include "engine/core/process.h"
 #include "eval/cli.h"
 #include "eval/language.h"
 #include "eval/tables/table.h"
@@ -7,6 +8,7 @@
 using namespace bcq;
 
 int main(int argc, char** argv) {
+  tune_process(argv);  // begins anew with the whole command line, the first word of which is not the parser's
   TableRun o;
   const std::string first = argc > 1 ? argv[1] : "";
   const bool vision = first != "language" && first != "groups";

@@ -118,14 +118,15 @@ void round_to_format(Model& model, const SafeTensors& source, const std::string&
   for (Layer* layer : model.all_layers()) {
     const Tensor& bias = layer->bias.in(Precision::Fake);
     const std::string name = layer->name + ".bias";
-    if (is_packed(*layer) && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
+    const bool stored = is_packed(*layer) || model.is_folded() || !layer->bias.compensated.empty();  // see put_block()
+    if (stored && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
     if (!is_packed(*layer) && layer->is_linear() && model.is_folded())
       layer->weight = as_stored(layer->name + ".weight", layer->weight.values());
   }
   for (int i = 0; i < model.depth(); ++i) {
     for (const auto& [name, norm] : folded_norms(model, i)) {
       norm->weight = as_stored(name + ".weight", norm->weight);
-      norm->bias.loaded = as_stored(name + ".bias", norm->bias.loaded);
+      if (norm->centred) norm->bias.loaded = as_stored(name + ".bias", norm->bias.loaded);
     }
     const Part part = model.part(i);
     Bias* norm = last_norm(part);
@@ -221,7 +222,7 @@ void put_block(Model& model, int i, Kind kind, Tensors& tensors) {
   }
   for (const auto& [name, norm] : folded_norms(model, i)) {
     tensors[name + ".weight"] = store(norm->weight, DType::F32, name + ".weight");
-    tensors[name + ".bias"] = store(norm->bias.loaded, DType::F32, name + ".bias");
+    if (norm->centred) tensors[name + ".bias"] = store(norm->bias.loaded, DType::F32, name + ".bias");
   }
   const Bias* norm = last_norm(part);
   if (norm && !norm->compensated.empty())

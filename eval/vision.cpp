@@ -213,6 +213,7 @@ void set_stored_vision(Model& model, Recipe& r) {
     ++(layer->is_linear() ? weights : activations)[bits(right)];
     ++activations[bits(layer->left_grid())];
   }
+  if (activations.size() > 1) activations.erase(kFloatBits);  // what a method leaves float (pixels, some products)
   const auto most = [](const std::map<int, int64_t>& of) {
     const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
     return std::max_element(of.begin(), of.end(), fewer)->first;

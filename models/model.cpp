@@ -194,6 +194,7 @@ void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector
 void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::vector<float>& shift) {
   const int64_t out = layer.weight.dim(0), in = layer.weight.dim(1);
   Tensor w = layer.weight.values().clone(), b = layer.bias.loaded.empty() ? Tensor({out}) : layer.bias.loaded.clone();
+  const bool shifts = std::any_of(shift.begin(), shift.end(), [](float s) { return s != 0; });
   for (int64_t r = 0; r < out; ++r) {
     double sum = b[r];
     for (int64_t c = 0; c < in; ++c) {
@@ -203,7 +204,7 @@ void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::ve
     b[r] = static_cast<float>(sum);
   }
   layer.weight = w;
-  layer.bias.loaded = b;
+  if (shifts) layer.bias.loaded = b;
 }
 
 }  // namespace

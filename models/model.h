@@ -39,6 +39,7 @@ struct Norm {
   Tensor weight;
   Bias bias;
   std::string name = {};  // "blocks.0.norm1"
+  bool centred = true;    // LayerNorm; an RMSNorm leaves the mean, and its files have no shift
 };
 
 // The per-channel scale and shift a tensor comes with: they can be changed here, and undone in the layers it is fed to,

@@ -34,6 +34,7 @@ Tensor rows_of(const FoldSource& source) {
 std::vector<double> mean_input(const Part& part, const LayerGroup& group) {
   const FoldSource& source = group.source;
   std::vector<double> mean;
+  if (source.norm && !source.norm->centred) return {};
   if (source.norm) {
     const Tensor& shift = source.norm->bias.loaded;
     mean.assign(shift.data, shift.data + shift.size());
@@ -41,7 +42,7 @@ std::vector<double> mean_input(const Part& part, const LayerGroup& group) {
   }
   if (!source.layer) return {};
   const LayerGroup& before = part.group_of(*source.layer);
-  if (!before.source.norm) return {};
+  if (!before.source.norm || !before.source.norm->centred) return {};
   const Tensor w = rows_of(source), &bias = source.layer->bias.loaded;
   const Tensor &beta = before.source.norm->bias.loaded, &gamma = before.source.norm->weight;
   for (int64_t i = 0; i < w.dim(0); ++i) {

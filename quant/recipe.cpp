@@ -103,7 +103,7 @@ Recipe read_recipe(Family family, const json& file, const std::string& path, con
 }
 
 void check(const Recipe& r) {
-  require_usage(!r.qwt || r.bc_stream == Stream::Quantized || !measures_errors(r),
+  require_usage(!r.qwt || !compensates(r) || (measures_errors(r) && r.bc_stream == Stream::Quantized),
                 "--qwt fits blocks on the quantized stream, after all else: give --bc-stream quantized, or --bc none");
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
   require_usage(!joins(r) || measures_errors(r),

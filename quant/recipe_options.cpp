@@ -119,6 +119,7 @@ bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in
 bool carries_errors(const Recipe& r) { return solves(r) || is_billm(r); }
 bool is_awq(const Recipe& r) { return r.method == MethodName::Awq; }
 bool clips(const Recipe& r) { return is_awq(r) && !r.gptq_rounding; }
+bool rounds_to_grids(const Recipe& r) { return quantizes(r) && !is_billm(r); }  // of scales and zero points
 bool rounds_inputs(const Recipe& r) { return quantizes(r) && r.abits < 32; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
@@ -295,9 +296,9 @@ std::vector<Option> language_weights() {
   return {
       method_option(kLanguage),
       number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(weights.bits), 1, 8, "K"),
-      number(
-          {"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", quantizes, kQuantization, true},
-          OF(weights.groupsize), -1, kMany, "G"),
+      number({"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", rounds_to_grids,
+              kQuantization, true},
+             OF(weights.groupsize), -1, kMany, "G"),
       number({"abits", "--abits", "Bits of the inputs of the quantized layers (32: float)", quantizes, kQuantization,
               true},
              OF(abits), 2, 32, "K"),
@@ -306,13 +307,14 @@ std::vector<Option> language_weights() {
            "Their scales: token, of each as it comes; tensor, one for all with a zero point, from the calibration data",
            rounds_inputs},
           {"token", "tensor"}, OF(fixed)),
-      flag({"sym", "--sym", "Symmetric grids: the zero point is the middle code", quantizes}, OF(weights.sym)),
-      number({"mse", "--mse", "Clip ranges where that lowers the sum of |error|^NORM, 2.4 if not given", quantizes},
-             OF(weights.mse), 0, 100, "[NORM]"),
+      flag({"sym", "--sym", "Symmetric grids: the zero point is the middle code", rounds_to_grids}, OF(weights.sym)),
+      number(
+          {"mse", "--mse", "Clip ranges where that lowers the sum of |error|^NORM, 2.4 if not given", rounds_to_grids},
+          OF(weights.mse), 0, 100, "[NORM]"),
       word({"scales", "--scales",
             "f32, or f16: rounded to what GPTQ checkpoints store before weights are rounded to them (always with "
             "--format gptq)",
-            quantizes},
+            rounds_to_grids},
            {"f32", "f16"}, OF(weights.half)),
       list({"layer_bits", "--layer-bits", "Other bits for layers whose name fits: fc2=8; the last that fits counts",
             quantizes},
@@ -416,7 +418,7 @@ std::vector<Option> language_data() {
       word({"format", "--format",
             "What --save writes, and the model is measured as: bcq holds everything; gptq, a GPTQ checkpoint for "
             "transformers, GPTQModel and vLLM, has scales and biases of 16 bits",
-            quantizes, "Saving"},
+            rounds_to_grids, "Saving"},
            {"bcq", "gptq"}, OF(gptq_format)),
   };
 }

@@ -69,6 +69,12 @@ Tensor Streams::run(Precision precision, int i, size_t j, const Tensor& x, Obser
   return model_.run(context(precision, &pass), i, data_[j], x);
 }
 
+void Streams::forget_late_start() {
+  late_ = nullptr;
+  std::fill(late_real_.begin(), late_real_.end(), Tensor{});
+  std::fill(late_quantized_.begin(), late_quantized_.end(), Tensor{});
+}
+
 void Streams::start_late(const Layer& layer, size_t j, const Tensor& real, const Tensor& quantized) {
   late_ = &layer;
   late_real_[j] = real;
@@ -109,11 +115,11 @@ void Streams::advance(int i, bool needs_real, bool needs_quantized) {
         if (needs_real || same) real_[j] = float_output(i, j);
         if (needs_quantized) quantized_[j] = same ? real_[j] : run(Precision::Fake, i, j, quantized_[j]);
         if (!needs_real) real_[j] = Tensor{};
-        outputs_[j] = late_real_[j] = late_quantized_[j] = Tensor{};
+        outputs_[j] = late_real_[j] = late_quantized_[j] = Tensor{};  // as soon as they are used
         return j;
       },
       [](size_t, size_t) {});
-  late_ = nullptr;
+  forget_late_start();
 }
 
 }  // namespace bcq

@@ -33,7 +33,7 @@ class Streams {
   // Runs of the present part may begin at `layer` from now on, with what it is fed in batch j on the two streams: all
   // that precedes it will not change any more. Empty: not known.
   void start_late(const Layer& layer, size_t j, const Tensor& real, const Tensor& quantized);
-  void forget_late_start() { late_ = nullptr; }  // of the quantized stream, which does change
+  void forget_late_start();  // something that precedes it does change
   // The present part i on all batches at once, showing what each group is fed. Of the float network it keeps the
   // output.
   void run_together(int i, Precision precision, const std::vector<Group>& groups, const FeedPass::OnGroup& on_group);

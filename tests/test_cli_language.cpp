@@ -316,6 +316,37 @@ TEST_CASE("cli: generate says what is wrong") {
   check_failure("generate --model " + folder / "bare --prompt a", 3, {"no tokenizer"});
 }
 
+TEST_CASE("table: the language tables are read from the whole command line, also when the program begins anew") {
+  const std::string anew = "env -u OPENBLAS_NUM_THREADS ";
+  for (const char* environment : {"", anew.c_str()})
+    CHECK(contains(run("table language --help", environment).out, "opt-125m"));
+}
+
+TEST_CASE("perplexity: folded models of a family without shifts and biases are saved, and measured the same") {
+  const std::string llama = "tests/fixtures/llama_bias_tiny", plain = "tests/fixtures/llama_tiny";
+  const Folder folder;
+  json ids = json::array();
+  for (int i = 0; i < 400; ++i) ids.push_back(4 + i * 7919 % 41);
+  write_file(folder / "ids.json", ids.dump());
+  const std::string data = " --tokens " + folder / "ids.json" + " --seqlen 16 --limit 5 --wbits 4 -q --json - ";
+  for (const std::string& model : {llama, plain})
+    for (const std::string options : {"--method dfq --bc none", "--method dfq --bc none --format gptq"}) {
+      CAPTURE(model + options);
+      if (model == plain && contains(options, "gptq")) continue;  // of 16 inputs, which that format cannot hold
+      const std::string saved = folder / "saved";
+      fs::remove_all(saved);
+      const Result made = run("perplexity --model " + model + data + options + " --save " + saved);
+      REQUIRE_MESSAGE(made.code == 0, made.err);
+      const Result again = run("perplexity --model " + saved + " --tokens " + folder / "ids.json" +
+                               " --seqlen 16 --limit 5 -q --json -");
+      REQUIRE_MESSAGE(again.code == 0, again.err);
+      CHECK(parse_json(again.out, "a")["perplexity"] == parse_json(made.out, "b")["perplexity"]);
+    }
+  // What an RMSNorm makes on average its parameters do not tell: nothing is corrected without data.
+  const Result free = run("perplexity --model " + plain + data + "--method rtn --bc data-free");
+  CHECK_MESSAGE(parse_json(free.out, "c")["bc_parameters"] == 0, free.err);
+}
+
 TEST_CASE("generate: a prompt from a file, from standard input, and line by line") {
   const Folder folder;
   const std::string common = "generate --model data/mini/opt --max-new-tokens 6 -q ";
@@ -327,6 +358,13 @@ TEST_CASE("generate: a prompt from a file, from standard input, and line by line
   const std::string other = run(common + "--prompt 'A cat'").out;
   write_file(folder / "p.txt", "The little dog\n\nA cat\n");
   CHECK(run(common + "--interactive < " + folder / "p.txt").out == one + other);
+  std::string words;
+  for (int i = 0; i < 300; ++i) words += "dog ";
+  write_file(folder / "p.txt", words + "\nA cat\r\n");  // one that is too long does not end it
+  const Result session = run(common + "--interactive < " + folder / "p.txt");
+  CHECK(session.code == 0);
+  CHECK(session.out.ends_with(other));
+  CHECK(contains(session.err, "positions"));
 }
 
 TEST_CASE("cli: manual pages and completion hold every option; a pipe gets no progress") {

@@ -138,6 +138,10 @@ TEST_CASE("cli: options that would have no effect are refused by name") {
   check_failure(kText + "--method rtn --percdamp 0.1", 2, {"--percdamp has no effect", "--method rtn"});
   check_failure(kText + "--method gptq --act-scale tensor", 2, {"--act-scale has no effect"});
   check_failure(kText + "--method rtn --force", 2, {"--force", "--save"});
+  check_failure(kText + "--method billm --groupsize 64", 2, {"--groupsize has no effect", "--method billm"});
+  check_failure(kText + "--method billm --format gptq", 2, {"--format has no effect"});
+  check_failure("generate --model data/mini/opt --prompt a --top-k 5", 2, {"--top-k", "--temperature"});
+  check_failure(kImages + "--method repq-vit --qwt --bc data-free", 2, {"--qwt", "quantized"});
   check_failure("table groups --calib-separator 3 --out " + folder / "x", 2, {"--calib-separator has no effect"});
   // What a recipe holds of another method, and the command line sets, is no fault.
   const std::string recipe = folder / "r.json";

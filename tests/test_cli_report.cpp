@@ -48,6 +48,9 @@ TEST_CASE("chart: dots stand where their values are, logarithmic where they span
     found |= std::abs(from[i] - (cx[0] - 2 * unit)) < 0.2 && std::abs(to[i] - (cx[0] + 2 * unit)) < 0.2;
   CHECK(found);
   CHECK(dot_chart({}, {}, "").empty());
+  CHECK(numbers(dot_chart({row(27.23), row(27.230000000000004)}, {"one"}, ""), "circle", "cx").size() ==
+        2);  // and it ends
+  CHECK(numbers(dot_chart({row(5e-324), row(1)}, {"one"}, ""), "circle", "cx").size() == 2);
   const std::vector<double> cy =
       numbers(profile_chart({"a", "b", "c"}, {{0, NAN, 20}, {10, 10, 10}}, {"x", "y"}, "dB"), "circle", "cy");
   REQUIRE(cy.size() == 7);  // two of the legend
@@ -93,4 +96,11 @@ TEST_CASE("report: what is no record is refused by name, and nothing is written"
   check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"--paired"});
   CHECK(!fs::exists(folder / "r.html"));
   CHECK(run("report " + folder / "x.json" + page).code == 0);
+  json infinite = record("ptq4vit", "none", 61.25, 0.5);
+  infinite["paired"]["kl"] = nullptr;
+  infinite["seconds"] = nullptr;
+  write_file(folder / "x.json", infinite.dump());
+  CHECK(run("report " + folder / "x.json" + page).code == 0);
+  CHECK(!contains(read_file(folder / "r.html"), "nan"));
+  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"no record has any"});
 }

@@ -79,7 +79,7 @@ struct Work {
         if (!failure) failure = std::current_exception();
       }
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) continue;
-      finished.store(1, std::memory_order_release);
+      finished.store(1);  // sequentially consistent: whether somebody sleeps is looked at afterwards
       finished.notify_all();
     }
   }
