@@ -180,7 +180,8 @@ void int8_tile(const Int8Tile& t) {
       row_to_words(t.a + r * t.a_stride + 4 * g, groups, row_words + r * kStride);
     for (int64_t half = 0; half < 2 * t.panels; ++half) {
       const int64_t column = half * kAtOnce;
-      const int8_t* panel = t.panel + half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
+      const int8_t* panel = t.panel;  // null where there is no group
+      if (t.groups > 0) panel += half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
       if (!small) panel_to_words(panel, groups, panel_words);
       const int parts = (t.rows + kMostRows - 1) / kMostRows;
       for (int i = 0; i < parts; ++i) {
