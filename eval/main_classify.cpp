@@ -1,6 +1,5 @@
 // classify: what a vision model, in float or saved quantized, sees on pictures.
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <iterator>
@@ -12,6 +11,7 @@
 #include "engine/core/timer.h"
 #include "engine/file/file.h"
 #include "engine/file/json.h"
+#include "engine/nn/ops.h"
 #include "eval/cli.h"
 #include "eval/html.h"
 #include "eval/vision.h"
@@ -62,18 +62,14 @@ json classify(const Classifier& by, const Image& image, int64_t top) {
   const Tensor logits = by.model->forward({precision_of(by.recipe)}, batch);
   const double seconds = timer.seconds();
   const int64_t classes = logits.dim(-1);
-  const float largest = *std::max_element(logits.data, logits.data + classes);
-  double sum = 0;
-  for (int64_t c = 0; c < classes; ++c) sum += std::exp(static_cast<double>(logits[c]) - largest);
+  const Tensor probabilities = softmax(nullptr, logits);
   std::vector<int64_t> order(static_cast<size_t>(classes));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
   json found = json::array();
   for (int64_t k = 0; k < std::min(top, classes); ++k) {
     const int64_t c = order[static_cast<size_t>(k)];
-    found.push_back({{"class", c},
-                     {"name", by.name_of(c)},
-                     {"probability", std::exp(static_cast<double>(logits[c]) - largest) / sum}});
+    found.push_back({{"class", c}, {"name", by.name_of(c)}, {"probability", probabilities[c]}});
   }
   return {{"model", by.title}, {"classes", found}, {"seconds", seconds}};
 }

@@ -310,6 +310,13 @@ CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const 
   return result;
 }
 
+void begin_vision(Model& model, const char* method) {
+  require_usage(model.info().family == Family::Vision, "%s is not a vision model: %s is for those", model.info().name,
+                method);
+  model.clear();
+  model.fold_layer_scale();
+}
+
 std::vector<Batch> vision_batches(const Model& model, const Tensor& images) {
   constexpr int64_t kBatch = 8;
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: these quantizers are for ViTs",

@@ -180,9 +180,7 @@ Needs Joint::needs() const {
 }
 
 void Joint::begin(Model& model) {
-  require_usage(model.info().family == Family::Vision, "%s is not a vision model", model.info().name);
-  model.clear();
-  model.fold_layer_scale();  // into the weights that are rounded
+  begin_vision(model, "this form of joint");
   model_ = &model;
 }
 

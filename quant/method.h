@@ -108,4 +108,8 @@ class Method {
   virtual std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& /*logits*/) { return {}; }
 };
 
+// What methods for vision models that choose grids for everything begin with: the model as loaded, its LayerScales in
+// the weights that are rounded. UsageError naming the method for a language model.
+void begin_vision(Model& model, const char* method);
+
 }  // namespace bcq

@@ -99,12 +99,7 @@ Needs NoisyQuant::needs() const {
   return needs;
 }
 
-void NoisyQuant::begin(Model& model) {
-  require_usage(model.info().family == Family::Vision, "%s is not a vision model: NoisyQuant is for ViTs",
-                model.info().name);
-  model.clear();
-  model.fold_layer_scale();  // into the weights that are rounded
-}
+void NoisyQuant::begin(Model& model) { begin_vision(model, "NoisyQuant"); }
 
 void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   const Tensor x = thinned(seen.operands[0].a);

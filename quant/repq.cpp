@@ -54,10 +54,7 @@ Needs RepqVit::needs() const {
 }
 
 void RepqVit::begin(Model& model) {
-  require_usage(model.info().family == Family::Vision, "%s is not a vision model: RepQ-ViT is for ViTs",
-                model.info().name);
-  model.clear();
-  model.fold_layer_scale();  // into the weights that are rounded
+  begin_vision(model, "RepQ-ViT");
   model_ = &model;
 }
 
