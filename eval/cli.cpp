@@ -139,8 +139,8 @@ CommandLine::CommandLine(const std::string& name, const std::string& description
                 "quota); results do not depend on it"},
                [](const std::vector<std::string>& texts) {
                  const json n = number_of(texts.at(0));
-                 require_usage(n.is_number_integer() && n >= 1 && n <= 1 << 16, "--threads %s: it must be 1 to %d",
-                               texts[0], 1 << 16);
+                 require_usage(n.is_number_integer() && n >= 1 && n <= kMostThreads, "--threads %s: it must be 1 to %d",
+                               texts[0], kMostThreads);
                  set_threads(n.get<int>());
                });
   add({"--quiet,-q", "", "No progress and no warnings on standard error; records hold the warnings"},

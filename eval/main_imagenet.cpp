@@ -121,6 +121,8 @@ void run(const CommandLine& line, Options& o) {
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
   set_stored_vision(*model, r);
   require_used(r, line.given());
+  require_usage(calibrates(r) || o.calib.empty(), "--calib-data has no effect with --method %s: it needs no data",
+                name_of(r));
   require_usage(calibrates(r) || !o.paired,
                 "--paired compares a quantized model with the float network: give a "
                 "--method that quantizes%s",

@@ -145,8 +145,22 @@ void permute(const std::vector<int64_t>& order, Tensor& w, std::vector<double>& 
     }
 }
 
+// GPTAQ's P [n, n] of a drift [n, n] and the factor u [n, n], above the diagonal.
+std::vector<float> drift_steps(const std::vector<double>& drift, const std::vector<float>& u, int64_t n, double share) {
+  const std::vector<double> factor(u.begin(), u.end());
+  std::vector<double> p = drift;
+  const int size = static_cast<int>(n);
+  cblas_dtrmm(CblasRowMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, size, size, share, factor.data(), size,
+              p.data(), size);
+  for (int64_t i = 0; i < n; ++i) std::fill_n(&p[at(i * n)], i + 1, 0.0);
+  cblas_dtrmm(CblasRowMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, size, size, 1, factor.data(), size,
+              p.data(), size);
+  return {p.begin(), p.end()};
+}
+
 struct Solver {
   const std::vector<float>& u;         // [n, n]
+  const std::vector<float>& p;         // [n, n] of drift_steps(); empty without a drift
   const std::vector<double>& weights;  // [n] of the columns' errors in that order; empty: ranges are not weighted
   int64_t n;
   const std::vector<int64_t>& order;  // the column of the weight that is rounded as the c-th
@@ -159,14 +173,22 @@ struct Solver {
   void solve(int64_t r0, int64_t rows, float* w) const {
     const int64_t widest = std::min(options.blocksize, n);
     std::vector<float> errors(at(rows * widest)), block(at(widest));
+    std::vector<float> weights_then(p.empty() ? 0 : errors.size());  // of the columns when they were rounded
     for (int64_t i1 = 0; i1 < n; i1 += options.blocksize) {
       const int64_t i2 = std::min(i1 + options.blocksize, n), count = i2 - i1;
-      for (int64_t r = 0; r < rows; ++r) solve_block(r0 + r, w + r * n, i1, i2, block.data(), &errors[at(r * count)]);
+      for (int64_t r = 0; r < rows; ++r)
+        solve_block(r0 + r, w + r * n, i1, i2, block.data(), &errors[at(r * count)],
+                    p.empty() ? nullptr : &weights_then[at(r * count)]);
       require(kernels().all_finite(errors.data(), rows * count), "%s: GPTQ met a number that is not finite", name);
-      if (i2 < n)  // the lazy update of all columns still to come
+      if (i2 == n) break;
+      // The lazy update of all columns still to come.
+      const auto update = [&](const std::vector<float>& by, const std::vector<float>& steps, float sign) {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n - i2),
-                    static_cast<int>(count), -1.f, errors.data(), static_cast<int>(count), &u[at(i1 * n + i2)],
+                    static_cast<int>(count), sign, by.data(), static_cast<int>(count), &steps[at(i1 * n + i2)],
                     static_cast<int>(n), 1.f, w + i2, static_cast<int>(n));
+      };
+      update(errors, u, -1);
+      if (!p.empty()) update(weights_then, p, 1);
     }
   }
 
@@ -174,7 +196,8 @@ struct Solver {
   // The work is done on a copy (`block`): a group's grid is made from w, which knows the corrections of
   // the blocks before this one, not those of this block. With groups shorter than a block that is an
   // accident of the official code, and changes the numbers.
-  void solve_block(int64_t r, const float* w, int64_t i1, int64_t i2, float* block, float* errors) const {
+  void solve_block(int64_t r, const float* w, int64_t i1, int64_t i2, float* block, float* errors,
+                   float* weights_then) const {
     const float top = top_code(options.bits);
     const int64_t group = q.grid.group, groups = q.grid.scale.dim(1);
     float *scales = q.grid.scale.data + r * groups, *zeros = q.grid.zero.data + r * groups;
@@ -195,6 +218,9 @@ struct Solver {
       const float error = (x - value) / u_row[c];
       errors[c - i1] = error;
       for (int64_t j = c; j < i2; ++j) block[j - i1] -= error * u_row[j];
+      if (!weights_then) continue;
+      weights_then[c - i1] = x;
+      for (int64_t j = c + 1; j < i2; ++j) block[j - i1] += x * p[at(c * n + j)];
     }
   }
 };
@@ -213,6 +239,8 @@ void require_options(const GptqOptions& o) {
   require_usage(o.percdamp >= 0 && std::isfinite(o.percdamp), "the damping is a share >= 0, not %g", o.percdamp);
   require_usage(!o.weighted || o.mse == 0,
                 "ranges weighted by their inputs have a norm of their own: no mse with them");
+  require_usage(o.drift_share > 0 && o.drift_share <= 1,
+                "GPTAQ carries on a share of the drift above 0 and up to 1, not %g", o.drift_share);
   require_usage(o.blocksize >= 1, "the block size is a number of columns, not %d", o.blocksize);
 }
 
@@ -235,14 +263,17 @@ QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid) {
 }
 
 QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
-                     const Warn& warn) {
+                     const Warn& warn, std::vector<double> drift) {
   const OneBlasThread one;
   require_options(options);
   QuantizedWeight q = unfilled(w, options);
   const int64_t n = w.dim(1), group = q.grid.group;
   require(hessian.size() == at(n * n), "%s: a Hessian of %d values for %d columns", name, hessian.size(), n);
   require(kernels().all_finite(w.data, w.size()), "%s: its weight is not finite (NaN or infinity)", name);
+  require(drift.empty() || drift.size() == hessian.size(), "%s: a drift of %d values for %d columns", name,
+          drift.size(), n);
   require(all_finite(hessian), "%s: its Hessian is not finite (NaN or infinity)", name);
+  require(all_finite(drift), "%s: its drift is not finite (NaN or infinity)", name);
 
   const bool grouped = options.groupsize > 0, fresh_groups = grouped && !options.static_groups;
   std::vector<double> weights;  // of the columns' errors
@@ -264,6 +295,10 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
                      [&](int64_t a, int64_t b) { return hessian[at(a * n + a)] > hessian[at(b * n + b)]; });
     permute(order, rest, hessian);
     for (size_t c = 0; c < weights.size(); ++c) weights[c] = hessian[c * at(n) + c];
+    if (!drift.empty()) {
+      const std::vector<double> d0 = drift;
+      for (int64_t i = 0; i < n * n; ++i) drift[at(i)] = d0[at(order[at(i / n)] * n + order[at(i % n)])];
+    }
     if (fresh_groups) {
       q.grid.column_group.resize(at(n));
       for (int64_t c = 0; c < n; ++c) q.grid.column_group[at(order[at(c)])] = static_cast<int32_t>(c / group);
@@ -277,7 +312,8 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
     q.rounded = true;
     return q;
   }
-  const Solver solver{u, weights, n, order, fresh_groups, options, name, q};
+  const std::vector<float> p = drift.empty() ? std::vector<float>() : drift_steps(drift, u, n, options.drift_share);
+  const Solver solver{u, p, weights, n, order, fresh_groups, options, name, q};
   for_row_chunks(w.dim(0), [&](int64_t r0, int64_t rows) { solver.solve(r0, rows, rest.data + r0 * n); });
   return q;
 }

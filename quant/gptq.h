@@ -29,6 +29,7 @@ struct GptqOptions : WeightGrid {
   bool static_groups = false;  // groups of consecutive columns, whose grids are made before the first is rounded
   // Shrink ranges as for `mse`, and keep the one of least Σ_c H_cc (ŵ_c - w_c)²: errors count as their inputs do.
   bool weighted = false;
+  double drift_share = 0.25;  // of the drift that is carried on: 1 in GPTAQ's paper, 0.25 in its published code
 };
 
 // A quantized weight: integer codes, the grid they stand on, and their values.
@@ -50,7 +51,11 @@ QuantizedWeight round_to_nearest(const Tensor& w, const WeightGrid& grid);
 // read. Columns whose input is always zero get zero weights. Recovers from a Hessian that cannot be factored
 // by raising the damping tenfold up to 1, then a diagonal floor, then rounding; warns naming `name`.
 // UsageError for options that mean nothing; Error naming `name` for numbers that are not finite.
+// With `drift` [in, in] = (2 / samples) Σ (x' - x) xᵀ it is GPTAQ ("GPTAQ: Efficient Finetuning-Free Quantization with
+// Asymmetric Calibration"): columns after the one that is rounded also make up for what x, of the quantized network, is
+// not x', of the float one. With U the Cholesky factor of H⁻¹ and α the share, column c, when its turn comes, adds its
+// weight times row c of P = α triu(drift Uᵀ, 1) U to the columns after it.
 QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOptions& options, const std::string& name,
-                     const Warn& warn);
+                     const Warn& warn, std::vector<double> drift = {});
 
 }  // namespace bcq

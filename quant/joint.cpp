@@ -156,7 +156,7 @@ GptqMethodOptions solver_options(const JointOptions& o) {
   s.gptq.bits = o.wbits == kFloatBits ? 8 : o.wbits;
   s.gptq.sym = o.wbits == 8;  // s8 codes
   s.gptq.act_order = s.gptq.weighted = true;
-  s.float_target = true;  // centred by what fit_linear() hands over
+  s.target = Target::Float;  // centred by what fit_linear() hands over
   s.refine = o.refine;
   s.scale_rounds = o.scale_rounds;
   s.packed = false;

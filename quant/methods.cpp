@@ -22,7 +22,8 @@ void ptq_defaults(Recipe& r) {
 // The joint solve: all of the options below that lower the error of a layer's output, on by one name.
 void joint_defaults(Recipe& r) {
   r.samples = 128;
-  r.sequential = r.centred = r.float_target = r.weights.weighted = true;
+  r.sequential = r.centred = r.weights.weighted = true;
+  r.target = Target::Float;
   r.refine = 10;
   r.scale_rounds = 3;
   r.bc = BcForm::Channel;
@@ -55,13 +56,8 @@ std::unique_ptr<Method> make_rtn(const Recipe& r, const LayerBits& bits, const W
   return std::make_unique<RoundToNearest>(r.weights, bits, activations_of(r));
 }
 std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const Warn& warn) {
-  GptqMethodOptions options{r.weights,
-                            bits,
-                            r.sequential,
-                            r.centred,
-                            r.float_target,
-                            static_cast<int>(r.refine),
-                            static_cast<int>(r.scale_rounds)};
+  GptqMethodOptions options{
+      r.weights, bits, r.sequential, r.centred, r.target, static_cast<int>(r.refine), static_cast<int>(r.scale_rounds)};
   options.activations = activations_of(r);
   if (measures_errors(r)) options.held_out = r.bc_held_out;
   return std::make_unique<bcq::Gptq>(options, warn);

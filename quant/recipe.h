@@ -15,6 +15,7 @@
 #include "quant/joint.h"
 #include "quant/method.h"
 #include "quant/ptq4vit.h"
+#include "quant/weight_methods.h"
 
 namespace bcq {
 
@@ -39,10 +40,11 @@ enum class BcForm { None, Channel, Position, DataFree };  // DataFree: correct_b
 struct Recipe {
   Family family = Family::Vision;
   MethodName method = MethodName::Float;
-  PtqOptions ptq;                                                  // vision; `seed` below is its seed, too
-  GptqOptions weights;                                             // language, of which rtn takes the grid
-  std::vector<std::string> layer_bits, exclude;                    // REGEX=K and REGEX, see layer_rules()
-  bool sequential = false, centred = false, float_target = false;  // as GptqMethodOptions has them
+  PtqOptions ptq;                                // vision; `seed` below is its seed, too
+  GptqOptions weights;                           // language, of which rtn takes the grid
+  std::vector<std::string> layer_bits, exclude;  // REGEX=K and REGEX, see layer_rules()
+  bool sequential = false, centred = false;      // as GptqMethodOptions has them
+  Target target = Target::Own;                   // the same
   int64_t refine = 0, scale_rounds = 0;
   int64_t abits = 32;  // language: ActivationGrid
   bool fixed = false;

@@ -116,6 +116,7 @@ bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
 }
 bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in_one_walk(r)); }
+bool aims_as_gptaq(const Recipe& r) { return solves(r) && r.target == Target::Gptaq; }
 bool carries_errors(const Recipe& r) { return solves(r) || is_billm(r); }
 bool is_awq(const Recipe& r) { return r.method == MethodName::Awq; }
 bool clips(const Recipe& r) { return is_awq(r) && !r.gptq_rounding; }
@@ -366,11 +367,15 @@ std::vector<Option> language_solver() {
             "Products of inputs GPTQ looks at: raw, or centred for layers whose bias --bc fits afterwards", solves},
            {"raw", "centred"}, OF(centred)),
       word({"target", "--target",
-            "What GPTQ rounds: own, the weights; or float, weights refitted to give the float network's outputs from "
+            "What GPTQ rounds: own, the weights; float, weights refitted to give the float network's outputs from "
             "the inputs they get (with --true-sequential: else each layer of a block makes up for the same errors "
-            "again)",
+            "again); or gptaq, the weights, and columns still to come make up for what the inputs have drifted, as in "
+            "GPTAQ",
             solves},
-           {"own", "float"}, OF(float_target)),
+           {"own", "float", "gptaq"}, OF(target)),
+      number({"gptaq_alpha", "--gptaq-alpha", "--target gptaq: share of the drift. The paper has 1, its code 0.25",
+              aims_as_gptaq},
+             OF(weights.drift_share), 0, 1, "X"),
       number(
           {"refine", "--refine", "GPTQ: sweeps of coordinate descent on its codes, which only lower the error", solves},
           OF(refine), 0, kMany),

@@ -10,6 +10,7 @@
 #include "engine/grid/asymmetric.h"
 #include "engine/grid/dynamic.h"
 #include "engine/kernels/kernels.h"
+#include "quant/linalg.h"
 #include "quant/refine.h"
 #include "quant/refit.h"
 
@@ -67,6 +68,8 @@ Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(option
   require_options(options.gptq);
   require_usage(options.refine > 0 || options.scale_rounds == 0,
                 "scales are refitted between sweeps: refine with them");
+  require_usage(options.target != Target::Gptaq || (options.refine == 0 && !options.gptq.weighted),
+                "GPTAQ aims at other outputs than its own weights': no refining and no weighted ranges with it");
   require_usage(options.refine >= 0, "the number of refining sweeps is 0 or more, not %d", options.refine);
 }
 
@@ -75,7 +78,7 @@ Needs Gptq::needs() const {
   needs.stream = Stream::Quantized;
   needs.sequential = options_.sequential;
   needs.moments = true;
-  needs.cross = options_.float_target;
+  needs.cross = options_.target != Target::Own;
   needs.held_out = options_.held_out;
   return needs;
 }
@@ -113,7 +116,7 @@ double error_about(const Tensor& q, const Tensor& v, const Moments& of, const st
 // `seen.moments` comes to hold all windows.
 void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
   if (seen.held_out) {
-    std::unique_ptr<Moments>& rest = seen.odd || options_.float_target ? seen.odd : seen.moments;
+    std::unique_ptr<Moments>& rest = seen.odd || options_.target != Target::Own ? seen.odd : seen.moments;
     if (rest)
       rest->add(*seen.held_out);
     else
@@ -123,7 +126,9 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
   std::vector<Tensor> weights;
   for (const Layer* layer : group) weights.push_back(layer->weight.values());
   double ridge = std::numeric_limits<double>::infinity();
-  if (seen.odd) {
+  if (seen.odd && options_.target == Target::Gptaq) {
+    moments.add(*seen.odd);
+  } else if (seen.odd) {
     Refit refitted = refit(weights, moments, *seen.odd, options_.centred);
     weights = std::move(refitted.weights);
     ridge = refitted.ridge;
@@ -136,12 +141,19 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
                moments.tokens(), moments.columns()));
   }
   const std::vector<double> hessian = moments.second(options_.centred), means = moments.mean();
+  std::vector<double> drift;
+  if (options_.target == Target::Gptaq) {
+    std::vector<double> own = hessian;
+    fill_lower(own, moments.columns());
+    drift = moments.cross(options_.centred);
+    for (size_t i = 0; i < drift.size(); ++i) drift[i] -= own[i];
+  }
   for (size_t i = 0; i < group.size(); ++i) {
     round_input(*group[i], options_.activations, &moments);
     // Second moments are 2 / samples Σ: of windows of one length, 2 T times the mean over tokens.
     const double mean =
         static_cast<double>(moments.samples()) / (2. * static_cast<double>(moments.tokens() * weights[i].dim(0)));
-    LayerRecord layer = fit_layer(*group[i], weights[i], hessian, mean, means);
+    LayerRecord layer = fit_layer(*group[i], weights[i], hessian, drift, mean, means);
     layer.ridge = ridge;
     if (seen.held_out) {
       const Tensor q = group[i]->weight_in(Precision::Fake).values();
@@ -152,9 +164,9 @@ void Gptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record)
 }
 
 // With weighted ranges, of those and the ones of GPTQ itself, for each row what errs less; `error` gets that of GPTQ.
-QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
-                                 const std::string& name, double& error) {
-  QuantizedWeight q = gptq(v, hessian, options, name, warn_);
+QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hessian, const std::vector<double>& drift,
+                                 const GptqOptions& options, const std::string& name, double& error) {
+  QuantizedWeight q = gptq(v, hessian, options, name, warn_, drift);
   if (!options.weighted) {
     error = quadratic_error(q.values, v, hessian);
     return q;
@@ -175,11 +187,11 @@ QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hes
   return q;
 }
 
-LayerRecord Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, double mean,
-                            const std::vector<double>& means) {
+LayerRecord Gptq::fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian,
+                            const std::vector<double>& drift, double mean, const std::vector<double>& means) {
   const GptqOptions options = options_of(layer, options_.gptq, options_.bits);
   double plain = 0;
-  QuantizedWeight q = start_from(v, hessian, options, layer.name, plain);
+  QuantizedWeight q = start_from(v, hessian, drift, options, layer.name, plain);
   LayerRecord record;
   record.layer = layer.name;
   record.bits = options.bits;

@@ -35,6 +35,10 @@ class RoundToNearest : public Method {
   ActivationGrid activations_;
 };
 
+// What GPTQ rounds: the layer's weights, those refitted to make the float network's output of these inputs (asymmetric
+// calibration), or the layer's weights with GPTAQ's way to carry on what the inputs have drifted.
+enum class Target { Own, Float, Gptaq };
+
 struct GptqMethodOptions {
   GptqOptions gptq;
   LayerBits bits = {};  // as for RoundToNearest
@@ -44,9 +48,7 @@ struct GptqMethodOptions {
   // Which second moments of inputs the solver looks at, those a layer gets on the quantized stream: raw, the Hessian,
   // or centred, the covariance, for a layer whose bias is fitted afterwards and so takes up any constant error.
   bool centred = false;
-  // What is rounded: the layer's weights, or those refitted to make the float network's output of these inputs
-  // (asymmetric calibration).
-  bool float_target = false;
+  Target target = Target::Own;
   int refine = 0;        // sweeps of coordinate descent over the codes, after GPTQ
   int scale_rounds = 0;  // times the scales are then refitted to the codes and the codes refined again
   ActivationGrid activations = {};
@@ -66,10 +68,10 @@ class Gptq : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:
-  QuantizedWeight start_from(const Tensor& v, const std::vector<double>& hessian, const GptqOptions& options,
-                             const std::string& name, double& error);
-  LayerRecord fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian, double mean,
-                        const std::vector<double>& means);
+  QuantizedWeight start_from(const Tensor& v, const std::vector<double>& hessian, const std::vector<double>& drift,
+                             const GptqOptions& options, const std::string& name, double& error);
+  LayerRecord fit_layer(Layer& layer, const Tensor& v, const std::vector<double>& hessian,
+                        const std::vector<double>& drift, double mean, const std::vector<double>& means);
   GptqMethodOptions options_;
   Warn warn_;
   bool warned_ = false;

@@ -119,7 +119,8 @@ Tensor left_behind(Model& model) {
 
 GptqMethodOptions joint() {
   GptqMethodOptions o{options(3, 8)};
-  o.sequential = o.centred = o.float_target = true;
+  o.sequential = o.centred = true;
+  o.target = Target::Float;
   o.refine = 5;
   return o;
 }
@@ -219,7 +220,7 @@ TEST_CASE("the joint solve: each layer's errors only fall, and are those of a pl
     auto model = load_model(kOpt);
     GptqMethodOptions o = joint();
     o.centred = centred;
-    o.float_target = false;
+    o.target = Target::Own;
     const CalibrationResult result = quantize_gptq(*model, data, o, kSilent, kIgnore, nullptr, &kJointBc);
     REQUIRE(result.parts.size() == static_cast<size_t>(model->depth()) + 1);
     CHECK(result.parts[0].layers.empty());  // of the embedding

@@ -136,6 +136,8 @@ TEST_CASE("cli: options that would have no effect are refused by name") {
   check_failure(kImages + "--method ptq4vit --bc-images 4", 2, {"--bc-images has no effect", "--bc none"});
   check_failure(kImages + "--method ptq4vit --bc-search-images 9", 2, {"--bc-search-images", "--bc-search"});
   check_failure(kText + "--method rtn --percdamp 0.1", 2, {"--percdamp has no effect", "--method rtn"});
+  check_failure(kText + "--method rtn", 2, {"--calib-text has no effect", "--method rtn"});
+  check_failure(kImages + "--method fp32", 2, {"--calib-data has no effect"});
   check_failure(kText + "--method gptq --act-scale tensor", 2, {"--act-scale has no effect"});
   check_failure(kText + "--method rtn --force", 2, {"--force", "--save"});
   check_failure(kText + "--method billm --groupsize 64", 2, {"--groupsize has no effect", "--method billm"});

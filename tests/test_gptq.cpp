@@ -1,12 +1,16 @@
 // Round to nearest and GPTQ on one weight: the numbers of the official code, and what GPTQ promises.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
 #include "quant/gptq.h"
+#include "quant/linalg.h"
+#include "quant/moments.h"
+#include "tests/golden.h"
 #include "tests/gptq_inputs.h"
 #include "tests/support.h"
 
@@ -16,6 +20,8 @@ using namespace bcq::test;
 namespace {
 
 // ---- The small case of 3 x 8 with column 5 dead ----
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 double u(int64_t k) { return static_cast<double>(7919 * k % 1000) / 500 - 1; }
 
@@ -125,6 +131,98 @@ TEST_CASE("gptq and rtn refuse options that mean nothing") {
   o.percdamp = NAN;
   CHECK_THROWS_AS(gptq(w, hessian_of(x), o, "site", kNoWarning), UsageError);
   CHECK_THROWS_AS(gptq(w, {1, 2, 3}, GptqOptions{}, "site", kNoWarning), Error);
+}
+
+// ---- GPTAQ ---------------------------------------------------------------------------------------
+
+TEST_CASE("gptq and gptaq: codes and errors of the golden layer") {
+  const int64_t tokens = 64, n = 8, out = 4;
+  Tensor x = golden(1, {tokens, n}), xq = x.clone();
+  const Tensor common = golden(9001, {tokens}), w = golden(2001, {out, n});
+  float most = 0;
+  for (int64_t i = 0; i < x.size(); ++i) most = std::max(most, std::abs(x[i] += .5f * common[i / n] + .2f));
+  for (int64_t i = 0; i < x.size(); ++i)
+    xq[i] = std::min(3.f, std::max(-4.f, std::nearbyint(x[i] / (most / 3.5f)))) * (most / 3.5f);
+  Moments moments(n);
+  moments.add(xq, x);
+  // Mean squares of what is wrong with the outputs, and what is left of it less its mean.
+  const auto errors = [&](const Tensor& q) {
+    double raw = 0, left = 0;
+    for (int64_t r = 0; r < out; ++r) {
+      double sum = 0, squares = 0;
+      for (int64_t t = 0; t < tokens; ++t) {
+        double e = 0;
+        for (int64_t c = 0; c < n; ++c)
+          e += static_cast<double>(x[t * n + c]) * w[r * n + c] - static_cast<double>(xq[t * n + c]) * q[r * n + c];
+        sum += e;
+        squares += e * e;
+      }
+      raw += squares / tokens / out;
+      left += (squares / tokens - sum / tokens * sum / tokens) / out;
+    }
+    return std::pair{raw, left};
+  };
+  struct Case {
+    bool centred;
+    double share;  // 0: GPTQ
+    double error, left;
+    Codes row;  // the first one's, less the zero point 4
+  };
+  for (const Case& c : {Case{false, 0, .047649, .046898, {1, 1, 7, 2, 3, 1, 6, 7}},
+                        Case{false, 1, .041719, .041224, {1, 1, 7, 2, 3, 1, 5, 7}},
+                        Case{false, .25, .048344, .047624, {1, 1, 7, 2, 3, 1, 6, 7}},
+                        Case{true, 0, .048242, .047534, {1, 1, 7, 2, 3, 1, 6, 7}}}) {
+    std::vector<double> drift;
+    if (c.share > 0) {
+      std::vector<double> own = moments.second(c.centred);
+      fill_lower(own, n);
+      drift = moments.cross(c.centred);
+      for (size_t i = 0; i < drift.size(); ++i) drift[i] -= own[i];
+    }
+    for (const int64_t blocksize : {128, 3}) {  // carried on inside a block, and to the blocks after it
+      GptqOptions o = options(3, -1, blocksize);
+      o.sym = true;
+      if (c.share > 0) o.drift_share = c.share;
+      const QuantizedWeight q = gptq(w, moments.second(c.centred), o, "layer", kNoWarning, drift);
+      CHECK(Codes(q.codes.begin(), q.codes.begin() + n) == c.row);
+      const auto [error, left] = errors(q.values);
+      CHECK(error == doctest::Approx(c.error).epsilon(2e-5));
+      CHECK(left == doctest::Approx(c.left).epsilon(2e-5));
+    }
+  }
+  // Rounded to nearest, the least weights of rows 1 and 2 lie half-way between two codes.
+  const Codes codes = round_to_nearest(w, {3, -1, true}).codes;
+  CHECK(Codes(codes.begin(), codes.begin() + n) == Codes{1, 1, 7, 2, 3, 1, 5, 7});
+}
+
+TEST_CASE("gptaq: without a drift it is gptq, with act-order the order of its drift follows") {
+  const Tensor w = random({6, 40}, 1), x = correlated(1, 96, 40, 2);
+  const std::vector<double> h = hessian_of(x);
+  GptqOptions o = options(3, -1, 16);
+  CHECK(gptq(w, h, o, "layer", kNoWarning, std::vector<double>(h.size())).codes ==
+        gptq(w, h, o, "layer", kNoWarning).codes);
+  // Columns that are in the order of the Hessian's diagonal already, and the same shuffled.
+  std::vector<int64_t> order(40), place(40);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return h[at(a * 41)] > h[at(b * 41)]; });
+  const Tensor noise = random({40, 40}, 3);
+  Tensor sorted = w.clone();
+  std::vector<double> h_sorted(1600), drift(1600), drift_sorted(1600);
+  for (int64_t i = 0; i < 1600; ++i)
+    drift[at(i)] = .3 * h[at(std::min(i / 40, i % 40) * 40 + std::max(i / 40, i % 40))] * noise[i];
+  for (int64_t i = 0; i < 40; ++i)
+    for (int64_t j = 0; j < 40; ++j) {
+      const int64_t a = order[at(i)], b = order[at(j)];
+      h_sorted[at(i * 40 + j)] = h[at(std::min(a, b) * 40 + std::max(a, b))];
+      drift_sorted[at(i * 40 + j)] = drift[at(a * 40 + b)];
+    }
+  for (int64_t i = 0; i < w.size(); ++i) sorted[i] = w[i / 40 * 40 + order[at(i % 40)]];
+  const QuantizedWeight plain = gptq(sorted, h_sorted, o, "layer", kNoWarning, drift_sorted);
+  o.act_order = true;
+  const QuantizedWeight ordered = gptq(w, h, o, "layer", kNoWarning, drift);
+  for (int64_t i = 0; i < w.size(); ++i)
+    CHECK(ordered.codes[at(i / 40 * 40 + order[at(i % 40)])] == plain.codes[at(i)]);
+  CHECK(ordered.codes != gptq(w, h, o, "layer", kNoWarning).codes);
 }
 
 // ---- Numbers of the official code ---------------------------------------------------------------

@@ -71,6 +71,8 @@ TEST_CASE("threads: OMP_NUM_THREADS stands, if it is a number") {
   CHECK(default_threads("/nowhere/", nullptr, 8, "3") == 3);
   CHECK(default_threads("/nowhere/", "2", 8, "3") == 2);
   CHECK(default_threads("/nowhere/", nullptr, 8, "none") == 8);
+  CHECK(default_threads("/nowhere/", "65537", 8) == 8);  // more than --threads takes
+  CHECK(default_threads("/nowhere/", "4294967297", 8) == 8);
 }
 
 TEST_CASE("threads: OpenBLAS runs on one while somebody holds it, and as before then") {

@@ -167,7 +167,10 @@ void require_room_for_buffers(int n) {
 }  // namespace
 
 int default_threads(const std::string& root, const char* omp_num_threads, int cores, const char* omp_thread_limit) {
-  const auto number = [](const char* text) { return text ? std::atoi(text) : 0; };
+  const auto number = [](const char* text) {  // 0 where it is none
+    const long n = text ? std::strtol(text, nullptr, 10) : 0;
+    return n >= 1 && n <= kMostThreads ? static_cast<int>(n) : 0;
+  };
   const int limit = number(omp_thread_limit) > 0 ? number(omp_thread_limit) : std::numeric_limits<int>::max();
   if (const int asked = number(omp_num_threads); asked > 0) return std::min(asked, limit);
   int most = std::min(std::max(1, cores), limit);
@@ -197,7 +200,7 @@ int default_threads(const std::string& root, const char* omp_num_threads, int co
 }
 
 void set_threads(int n) {
-  require_usage(n >= 1, "the number of threads must be at least 1, got %d", n);
+  require_usage(n >= 1 && n <= kMostThreads, "the number of threads must be 1 to %d, got %d", kMostThreads, n);
   thread_count() = n;
 }
 

@@ -10,10 +10,12 @@
 
 namespace bcq {
 
-void set_threads(int n);  // n >= 1; the default is default_threads() of this machine
+constexpr int kMostThreads = 1 << 16;
+void set_threads(int n);  // 1 to kMostThreads; the default is default_threads() of this machine
 int threads();
 
-// OMP_NUM_THREADS where it is set to a positive number (the first of a list), as programs with OpenMP have it. Else the
+// OMP_NUM_THREADS where it is set to a positive number (the first of a list), as programs with OpenMP have it; what is
+// no number, or above kMostThreads, counts as not set. Else the
 // cores the process may use (its affinity), at most the CPU quota of its cgroup and of those above, version 2 (cpu.max)
 // or 1 (cpu.cfs_quota_us), rounded up. `root`, "/" or a folder with proc/ and sys/ in it that ends in a slash, is for
 // tests.

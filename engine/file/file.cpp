@@ -47,14 +47,34 @@ std::string folder_of(const std::string& path) {
   return parent.empty() ? "." : parent.string();
 }
 
-// A new file beside `path`; fd -1 with errno when there can be none.
+// A new file in the folder of `path`; fd -1 with errno when there can be none. Where the file system can do that it has
+// no name (`name` empty), so that nothing is left of it when the process is killed.
 int create_beside(const std::string& path, std::string& name) {
+  name.clear();
+  if (::access("/proc/self/fd", X_OK) == 0) {  // by which it gets its name
+    const int fd = ::open(folder_of(path).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+    if (fd >= 0) return fd;
+  }
   for (int tries = 0; tries < 100; ++tries) {
     name = temporary_name(path);
     const int fd = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd >= 0 || errno != EEXIST) return fd;
   }
   return -1;
+}
+
+// Gives a file that create_beside() made without a name one beside `path`. False with errno when that cannot be.
+bool give_name(int fd, const std::string& path, std::string& name) {
+  const std::string opened = format("/proc/self/fd/%d", fd);
+  for (int tries = 0; tries < 100; ++tries) {
+    const std::string chosen = temporary_name(path);
+    if (::linkat(AT_FDCWD, opened.c_str(), AT_FDCWD, chosen.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+      name = chosen;
+      return true;
+    }
+    if (errno != EEXIST) return false;
+  }
+  return false;
 }
 
 // Errors of a folder that takes no new file, or of a file that cannot be replaced: mounted (EBUSY, EXDEV), or another's
@@ -113,13 +133,14 @@ class Output {
       write_to(file.fd, pieces);
       if (found) (void)!::fchmod(file.fd, found->st_mode & 07777);
       if (lasting && ::fsync(file.fd) != 0) fail(errno);
+      if (name.empty() && !give_name(file.fd, target, name)) fail(errno);
       if (file.close() != 0) fail(errno);
       if (::rename(name.c_str(), target.c_str()) == 0) return true;
       if (!found || !is_forbidden(errno)) fail(errno);
       ::unlink(name.c_str());
       return false;
     } catch (...) {
-      ::unlink(name.c_str());
+      if (!name.empty()) ::unlink(name.c_str());
       throw;
     }
   }
@@ -150,7 +171,7 @@ void probe_creation(const std::string& folder, const std::string& path, uint64_t
   std::string name;
   Descriptor file(create_beside(folder + "/probe", name));
   require_usage(file.fd >= 0, "%s: cannot be written: %s in %s", path, std::strerror(errno), folder);
-  ::unlink(name.c_str());
+  if (!name.empty()) ::unlink(name.c_str());
   require_space(folder, path, bytes);
 }
 
