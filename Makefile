@@ -4,7 +4,7 @@
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
-TESTFLAGS ?= -O1  # of the tests' own files, which are long to optimise and quick to run
+TESTFLAGS ?= -O0  # of the tests' own files, which are long to optimise and quick to run
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
@@ -22,7 +22,7 @@ PROGRAMS := imagenet perplexity classify report generate forward table demo benc
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
 COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
-LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND) eval/example.cpp,$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
+LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
 FUZZ     := $(wildcard tests/fuzz/*.cpp)
@@ -67,7 +67,13 @@ $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -m
 READERS := $(filter engine/file/% models/% data/% quant/recipe% quant/methods.cpp eval/%,$(LIBRARY)) $(FUZZ)
 $(call object,$(READERS)): COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
 
-$(call object,$(TESTS)): OWN = $(TESTFLAGS)
+# The headers of tests are compiled once; g++ and clang++ take NAME.gch for NAME.
+PRECOMPILED := $(BUILD)/obj/tests/precompiled.h
+$(call object,$(TESTS)): OWN = $(TESTFLAGS) -include $(PRECOMPILED)
+$(call object,$(TESTS)): $(PRECOMPILED).gch
+$(PRECOMPILED).gch: tests/precompiled.h | $(BUILD)/.setup
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(TESTFLAGS) -x c++-header $< -o $@
 
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
@@ -109,7 +115,7 @@ $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) -fsanitize=fuzzer $^ -o $@ $(LIBS)
 
--include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES))
+-include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES)) $(PRECOMPILED).d
 
 # --- Run ---------------------------------------------------------------------------------------------
 demo: all
@@ -242,13 +248,17 @@ $(BUILD)/bcq.pc: FORCE
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
 	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@
 
-# eval/example.cpp, built against an installed copy and run on an embedded model.
+# The library in use: eval/examples, built against an installed copy and run on embedded models.
 example: all
 	$(MAKE) install PREFIX=$(abspath $(BUILD))/installed DESTDIR= BUILD=$(BUILD)
 	sed -n 's/^Cflags: //p;s/^Libs: //p' $(BUILD)/installed/lib/pkgconfig/bcq.pc | sed 's|$${prefix}|$(abspath $(BUILD))/installed|g' \
 	  | tr '\n' ' ' > $(BUILD)/example.flags
-	$(CXX) -O1 eval/example.cpp $$(cat $(BUILD)/example.flags) -o $(BUILD)/example
-	$(BUILD)/example data/mini/opt data/mini/text/test.txt data/mini/text/calib.txt $(BUILD)/example-3bit
+	for name in quantize perplexity classify; do \
+	  $(CXX) -O1 eval/examples/$$name.cpp $$(cat $(BUILD)/example.flags) -o $(BUILD)/example-$$name || exit 1; \
+	done
+	$(BUILD)/example-quantize data/mini/opt data/mini/text/test.txt data/mini/text/calib.txt $(BUILD)/example-3bit
+	$(BUILD)/example-perplexity $(BUILD)/example-3bit data/mini/text/test.txt
+	$(BUILD)/example-classify data/mini/vit "$$(find data/mini/images/val -name '*.png' | sort | head -n 1)"
 
 # For editors and clang tools.
 compile_commands.json: Makefile
@@ -279,7 +289,7 @@ help:
 	@echo "make format         clang-format everything"
 	@echo "make install        programs, manual pages, completion, library, headers and bcq.pc into PREFIX ($(PREFIX))"
 	@echo "make deb            the same as a Debian package, $(BUILD)/bcq.deb"
-	@echo "make example        eval/example.cpp against an installed copy of the library"
+	@echo "make example        eval/examples against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
 	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

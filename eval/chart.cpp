@@ -138,6 +138,35 @@ std::string profile_chart(const std::vector<std::string>& names, const std::vect
   return frame(kWidth, kHeight, svg);
 }
 
+std::string histogram_chart(double lo, double hi, const std::vector<double>& counts,
+                            const std::vector<double>& levels) {
+  constexpr double kWidth = 820, kLeft = 60, kRight = 800, kTop = 12, kBottom = 170, kLevels = 182;
+  if (counts.empty() || !(lo <= hi)) return "";
+  const double most = *std::max_element(counts.begin(), counts.end());
+  const Axis x(std::min(lo, 0.0), std::max(hi, 0.0), kLeft, kRight);
+  const auto top = [&](double count) {
+    return count > 0 ? kBottom - 6 - (kBottom - 6 - kTop) * std::log(count) / std::log(std::max(most, 2.0)) : kBottom;
+  };
+  std::string svg;
+  for (const double tick : x.ticks())
+    svg += line(x.at(tick), kTop, x.at(tick), kLevels + 8, "var(--line)", 1) +
+           text_at(x.at(tick), kLevels + 22, format("%g", tick), "middle", "dim");
+  const double step = (hi - lo) / static_cast<double>(counts.size());
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const double from = x.at(lo + step * static_cast<double>(i)), to = x.at(lo + step * static_cast<double>(i + 1));
+    svg += format(
+        "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"><title>%g to %g: %.0f"
+        "</title></rect>\n",
+        from, top(counts[i]), std::max(1.0, to - from - 1), kBottom - top(counts[i]), colour(0),
+        lo + step * static_cast<double>(i), lo + step * static_cast<double>(i + 1), counts[i]);
+  }
+  svg += line(kLeft, kBottom, kRight, kBottom, "var(--dim)", 1);
+  for (const double level : levels)
+    svg += format("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\"><title>%g</title></line>\n",
+                  x.at(level), kBottom + 2, x.at(level), kLevels + 6, colour(1), level);
+  return frame(kWidth, kLevels + 30, svg);
+}
+
 std::string svg_file(const std::string& chart) {
   const size_t after_tag = chart.find('\n') + 1;
   std::string file = "<svg xmlns=\"http://www.w3.org/2000/svg\"" + chart.substr(4, after_tag - 4);

@@ -24,6 +24,10 @@ std::string dot_chart(const std::vector<ChartRow>& rows, const std::vector<std::
 std::string profile_chart(const std::vector<std::string>& names, const std::vector<std::vector<double>>& series,
                           const std::vector<std::string>& legend, const std::string& unit);
 
+// How often values lie in each of equal parts of [lo, hi], on a logarithmic scale, and below it the levels they are
+// rounded to.
+std::string histogram_chart(double lo, double hi, const std::vector<double>& counts, const std::vector<double>& levels);
+
 // A chart as a file.
 std::string svg_file(const std::string& chart);
 

@@ -1,6 +1,8 @@
 #include "eval/layer_report.h"
 
+#include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
@@ -36,6 +38,19 @@ void write_rows(const std::string& path, const std::vector<std::string>& columns
   write_file(path, csv);
 }
 
+// "lo", "hi" and "counts" of equal parts between them; "levels", the numbers values are rounded to. Null without any.
+json histogram(const OutputError& of) {
+  if (of.operand.empty()) return nullptr;
+  const auto [lo, hi] = std::minmax_element(of.operand.begin(), of.operand.end());
+  std::vector<int64_t> counts(*hi > *lo ? 64 : 1);
+  for (const float x : of.operand) {
+    const double share = *hi > *lo ? (static_cast<double>(x) - *lo) / (static_cast<double>(*hi) - *lo) : 0;
+    ++counts[std::min(counts.size() - 1, static_cast<size_t>(share * static_cast<double>(counts.size())))];
+  }
+  const std::set<float> levels(of.rounded.begin(), of.rounded.end());
+  return {{"lo", *lo}, {"hi", *hi}, {"counts", counts}, {"levels", levels}};
+}
+
 const std::vector<std::string> kOutputColumns = {
     "output",         "kind",          "op", "signal", "mse_before",    "mse_after",
     "sqnr_before_db", "sqnr_after_db", "a",  "b",      "search_seconds"};
@@ -53,7 +68,8 @@ json output_rows(const Outcome& outcome) {
                 {"sqnr_after_db", decibels(before.signal, after.error)},
                 {"a", nullptr},
                 {"b", nullptr},
-                {"search_seconds", nullptr}};
+                {"search_seconds", nullptr},
+                {"histogram", histogram(before)}};
     if (const Layer* layer = before.layer) {
       row["op"] = op_name(layer->role);
       row["a"] = describe(layer->left_grid());

@@ -2,13 +2,16 @@
 #include <cstdio>
 #include <optional>
 
+#include "data/image/cache.h"
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"
+#include "eval/resume.h"
 #include "eval/save.h"
+#include "eval/version.h"
 #include "eval/vision.h"
 
 namespace {
@@ -19,7 +22,7 @@ struct Options {
   std::string model, data, labels, calib, cache, json_path, report_path;
   Recipe recipe = recipe_of(Family::Vision);
   int64_t limit = 0, batch_size = 32, bc_search_images = 128;
-  bool bc_search = false, paired = false;
+  bool bc_search = false, paired = false, resume = false;
   SaveOptions save;
 
   bool saves() const { return !save.directory.empty(); }
@@ -65,6 +68,7 @@ void add_options(CommandLine& line, Options& o) {
   line.add({"--save", "DIR", "Write the quantized model as a folder that --model takes, with the same logits", s},
            o.save.directory);
   line.add({"--force", "", "Replace DIR although something else wrote it", s}, o.save.force);
+  line.add({"--resume", "", "Go on with the same command's interrupted run, from its DIR.partial", s}, o.resume);
 }
 
 void print_ranking(const std::vector<BcRanking>& ranking) {
@@ -91,6 +95,7 @@ void check_options(const CommandLine& line, const Options& o) {
   require_usage(!calibrates(r) || !o.calib.empty(), "--method %s needs --calib-data", name_of(r));
   require_usage(o.bc_search || !line.has("--bc-search-images"), "--bc-search-images belongs to --bc-search");
   require_usage(o.saves() || !o.save.force, "--force belongs to --save");
+  require_usage(o.saves() || !o.resume, "--resume finds its blocks beside the folder of --save");
   require_usage(!o.bc_search || measures_errors(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
@@ -110,6 +115,22 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
           a.paired->agreement, a.paired->agreement_se, a.paired->kl, a.paired->kl_se, a.paired->sqnr_db);
   if (calibrates(r)) print("   calibration %s\n", cost_text(outcome.solved.seconds));
   if (const std::string text = certificate_text(outcome.solved); !text.empty()) print("   %s\n", text);
+}
+
+// All that decides about the result: runs that differ in any of it do not go on with each other's blocks.
+json settings_of(VisionTask& task, const Options& o) {
+  uint64_t images = 0;
+  for (const std::vector<Batch>& batches : {task.calibration(o.recipe), task.compensation(o.recipe)})
+    for (const Batch& batch : batches)
+      images = checksum(
+          {reinterpret_cast<const char*>(batch.pixels.data), 4 * static_cast<size_t>(batch.pixels.size())}, images);
+  json settings = to_json(o.recipe);
+  settings.update({{"calibration_images", format("%016x", images)},
+                   {"model", fingerprint(task.model.info().weights)},
+                   {"version", version()},
+                   {"blas", run_facts()["blas"]}});
+  if (o.bc_search) settings["bc_search_images"] = o.bc_search_images;
+  return settings;
 }
 
 void run(const CommandLine& line, Options& o) {
@@ -137,17 +158,22 @@ void run(const CommandLine& line, Options& o) {
   task.batch_size = o.batch_size;
   task.paired = o.paired;
 
-  Outcome outcome = quantize(task, r, progress.callback(), progress.warn());
+  std::optional<BlockFiles> blocks;
+  if (o.saves()) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
+  PartStore* const store = blocks ? &*blocks : nullptr;
+  const Warn warn = blocks ? blocks->keeping(progress.warn()) : progress.warn();
+  Outcome outcome = quantize(task, r, progress.callback(), warn, store);
   std::vector<BcRanking> ranking;
   if (o.bc_search) {
     ranking = search_compensations(task, r, o.bc_search_images, progress.callback());
     r.bc_sites = ranking[0].sites;
     if (r.bc_sites.empty()) r.bc = BcForm::None;
   }
-  compensate(task, r, outcome, progress.callback(), nullptr, !o.report_path.empty());
+  compensate(task, r, outcome, progress.callback(), store, !o.report_path.empty());
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
   std::optional<Saved> saved;
   if (o.saves()) saved = save_vision(*model, o.save, r);
+  if (blocks) blocks->remove();
   const json runtime = prepare_runtime(*model, r);
   json record = model_record(*model, r, outcome.fitted);
   const Timer evaluation;

@@ -23,6 +23,17 @@ double number_in(const json& record, const char* key) {
   const auto found = record.find(key);
   return found != record.end() && found->is_number() ? found->get<double>() : NAN;
 }
+// At most 1000 of them; empty where they are no numbers.
+std::vector<double> numbers_in(const json& record, const char* key) {
+  const auto found = record.find(key);
+  if (found == record.end() || !found->is_array() || found->size() > 1000) return {};
+  std::vector<double> numbers;
+  for (const json& value : *found) {
+    if (!value.is_number()) return {};
+    numbers.push_back(value.get<double>());
+  }
+  return numbers;
+}
 std::string text_in(const json& record, const char* key) {
   const auto found = record.find(key);
   return found == record.end() || found->is_null() ? ""
@@ -204,6 +215,19 @@ std::string layers_html(const json& rows) {
     worst.push_back({names[order[k]], outputs ? grid("a") : text_in(row, "bits") + " bit", outputs ? grid("b") : "",
                      format("%.1f", series.front()[order[k]]), format("%.1f", series.back()[order[k]])});
   }
+  // The operand of the worst product there is one of.
+  std::string operand;
+  for (const size_t i : order) {
+    const json& histogram = rows[i].value("histogram", json());
+    if (!histogram.is_object()) continue;
+    const std::vector<double> counts = numbers_in(histogram, "counts"), levels = numbers_in(histogram, "levels");
+    const std::string chart = histogram_chart(number_in(histogram, "lo"), number_in(histogram, "hi"), counts, levels);
+    if (chart.empty()) continue;
+    operand = "<p>What " + html_text(names[i]) +
+              " is fed in the float network (a sample; how often, on a logarithmic " + "scale), and below it the " +
+              std::to_string(levels.size()) + " levels it is rounded to:</p>\n" + chart_html(chart);
+    break;
+  }
   const auto gain = [&](size_t i) { return series.back()[i] - series.front()[i]; };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return gain(a) > gain(b); });
   std::vector<Cells> most;
@@ -213,7 +237,7 @@ std::string layers_html(const json& rows) {
          html_table(
              {"layer", outputs ? "left grid" : "grid", outputs ? "right grid" : "", legend.front(), legend.back()},
              worst, 3) +
-         "<p>Where " + (outputs ? "compensation" : "all that follows rounding") + " gives back most:</p>\n" +
+         operand + "<p>Where " + (outputs ? "compensation" : "all that follows rounding") + " gives back most:</p>\n" +
          html_table({"layer", "dB"}, most, 1);
 }
 

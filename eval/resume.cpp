@@ -16,6 +16,7 @@
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
 #include "eval/save.h"
+#include "models/stored.h"
 
 namespace bcq {
 namespace {
@@ -129,20 +130,30 @@ std::string BlockFiles::path(const std::string& walk, int i) const {
   return folder_ + "/" + name + format("-%04d.safetensors", i);
 }
 
+bool BlockFiles::has(const std::string& walk, int i) const { return fs::exists(path(walk, i)); }
+
 bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& record) {
+  if (!has(walk, i)) return false;
   const std::string where = path(walk, i);
-  if (!fs::exists(where)) return false;
   const SafeTensors file = SafeTensors::open(where);
   require_input(file.metadata().count("block") != 0, "%s: is not a block of a run: its metadata has no \"block\"",
                 where);
   const json about = parse_json(file.metadata().at("block"), where);
   PackedFormat format;
-  format.by_layer = true;
-  format.group = get<int64_t>(about, "group", where);
-  format.positions = get<int64_t>(about, "positions", where);
   format.where = where;
   const auto warnings = get_or<std::vector<std::string>>(about, "warnings", {}, where);
-  get_block(model, i, Loader(file, nullptr, std::make_shared<const PackedFormat>(format)));
+  const auto loader = [&] { return Loader(file, nullptr, std::make_shared<const PackedFormat>(format)); };
+  if (model.info().family == Family::Vision) {
+    format.kind = PackedFormat::Kind::Grids;
+    format.grids = std::make_shared<const json>(get<json>(about, "grids", where));
+    require_input(get<json>(*format.grids, "layers", where).is_object(), "%s: \"layers\" is no object", where);
+    get_part(model, i, loader());
+  } else {
+    format.by_layer = true;
+    format.group = get<int64_t>(about, "group", where);
+    format.positions = get<int64_t>(about, "positions", where);
+    get_block(model, i, loader());
+  }
   record = from_json(about, where);
   for (const std::string& message : warnings) {
     if (std::find(warnings_.begin(), warnings_.end(), message) != warnings_.end()) continue;
@@ -154,15 +165,19 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
 
 void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRecord& record) {
   std::map<std::string, TensorInfo> tensors;
-  put_block(model, i, PackedFormat::Kind::Own, tensors);
   json about = to_json(record);
   about["warnings"] = warnings_;
-  about["group"] = -1;
-  about["positions"] = 0;
-  for (const Layer* layer : model.layers(i))
-    if (layer->packed() && layer->packed()->groups() > 1) about["group"] = layer->packed()->group();
-  for (const auto& [name, tensor] : tensors)
-    if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
+  if (model.info().family == Family::Vision) {
+    about["grids"] = put_part(model, i, tensors);
+  } else {
+    put_block(model, i, PackedFormat::Kind::Own, tensors);
+    about["group"] = -1;
+    about["positions"] = 0;
+    for (const Layer* layer : model.layers(i))
+      if (layer->packed() && layer->packed()->groups() > 1) about["group"] = layer->packed()->group();
+    for (const auto& [name, tensor] : tensors)
+      if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
+  }
   write_safetensors(path(walk, i), tensors, {{"block", dump(about, 2) + "\n"}});
 }
 

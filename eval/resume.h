@@ -20,6 +20,7 @@ class BlockFiles : public PartStore {
   BlockFiles(const BlockFiles&) = delete;
   ~BlockFiles();
 
+  bool has(const std::string& walk, int i) const override;
   bool load(const std::string& walk, Model& model, int i, PartRecord& record) override;
   void done(const std::string& walk, Model& model, int i, const PartRecord& record) override;
   void remove();  // the folder: the run is complete

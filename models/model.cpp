@@ -220,7 +220,6 @@ void Model::fold(const LayerGroup& group, const std::vector<float>& scale, const
               std::all_of(scale.begin(), scale.end(), [](float s) { return s > 0 && std::isfinite(s); }),
           "%s: %d scales and %d shifts for %d channels, or a scale that is not positive", group.layers[0]->name,
           scale.size(), shift.size(), in);
-  const auto keep = [&](auto& of) { unfold_.push_back([&of, was = of] { of = was; }); };
   if (source.norm) {
     keep(*source.norm);
     Norm& norm = *source.norm;

@@ -121,6 +121,11 @@ class Model {
   // [in]. Error when the group has no source. (RepQ-ViT, section 3.2; SmoothQuant)
   void fold(const LayerGroup& group, const std::vector<float>& scale, const std::vector<float>& shift);
   bool is_folded() const { return !unfold_.empty(); }
+  // clear() puts back what `of`, a weight, a norm or a bias of this model, holds now.
+  template <class T>
+  void keep(T& of) {
+    unfold_.push_back([&of, was = of] { of = was; });
+  }
 
   void clear();               // everything as loaded
   void clear_compensation();  // keep the grids, forget the biases

@@ -44,20 +44,23 @@ void put_values(const std::string& name, const Tensor& values, Tensors& tensors)
   tensors[name] = store(kept, DType::F32, name);
 }
 
-// "layers" of a layer; null where nothing is rounded.
-json put_layer(const Layer& layer, StoredModel& stored) {
-  Tensors& tensors = stored.tensors;
+// Grids of a layer, and the codes of its weight: "layers" of it; null where nothing is rounded.
+json put_rounded(const Layer& layer, Tensors& tensors) {
   json about;
   const Quantized q = layer.quantized ? *layer.quantized : Quantized{};
   if (!q.left.is_identity()) about["left"] = put_grid(layer.name + ".left", q.left, tensors);
   if (!q.right.is_identity()) about["right"] = put_grid(layer.name + ".right", q.right, tensors);
   if (q.renormalized) about["renormalized"] = true;
-  if (layer.is_linear() && !q.right.is_identity()) {
+  if (layer.is_linear() && !q.right.is_identity()) put_codes(layer.name, q.right, q.weight, tensors);
+  return about;
+}
+
+json put_layer(const Layer& layer, Tensors& tensors) {
+  const json about = put_rounded(layer, tensors);
+  if (about.is_object() && about.contains("right") && layer.is_linear())
     tensors.erase(layer.name + ".weight");
-    put_codes(layer.name, q.right, q.weight, tensors);
-  } else if (layer.is_linear()) {
+  else if (layer.is_linear())
     put_values(layer.name + ".weight", layer.weight.values(), tensors);
-  }
   put_values(layer.name + ".bias", layer.bias.in(Precision::Fake), tensors);
   put_values(layer.name + ".bc", layer.added, tensors);
   return about;
@@ -73,20 +76,50 @@ const json& about_layer(const Loader& file, const std::string& name) {
   return layer == layers.end() ? kNothing : *layer;
 }
 
-// A compensation of any shape [..., width]; empty when there is none. What shape it has to have is known when the model
-// is run.
-Tensor get_added(const Loader& at) {
-  if (!at.has("bc")) return {};
-  const Tensor bc = load(at.raw("bc"), at.describe("bc"));
+// A compensation of any shape [..., width]. What shape it has to have is known when the model is run.
+Tensor get_compensation(const Loader& at, const std::string& name) {
+  const Tensor bc = load(at.raw(name), at.describe(name));
   require_input(bc.rank() >= 1 && bc.rank() <= 3, "%s: has shape %s, which is none of a compensation",
-                at.describe("bc"), to_string(bc.shape));
+                at.describe(name), to_string(bc.shape));
   return bc;
 }
+// That of a layer or block; empty when there is none.
+Tensor get_added(const Loader& at) { return at.has("bc") ? get_compensation(at, "bc") : Tensor{}; }
 
-void get_layer(const Loader& file, Layer& layer) {
+// The layer beside block i, if there is one at this place.
+void get_block_linear(Model& model, int i, const Loader& at) {
+  if (!at.has("weight")) return;
+  const Shape& shape = at.shape("weight");
+  require_input(shape.size() == 2, "%s: has shape %s, but a weight has two dimensions", at.describe("weight"),
+                to_string(shape));
+  const auto value = [&](const char* name) { return load(at.raw(name), at.describe(name)); };
+  const Tensor bias = value("bias");
+  require_input(bias.shape == Shape({shape[0]}), "%s: has shape %s, but its weight has %d rows", at.describe("bias"),
+                to_string(bias.shape), shape[0]);
+  model.set_block_linear(i, value("weight"), bias);
+}
+
+// The norms of a part that were folded into.
+std::vector<Norm*> norms_of(const Model& model, const Part& part) {
+  std::vector<Norm*> norms;
+  for (const LayerGroup& group : part.groups)
+    if (group.source.norm && model.is_folded()) norms.push_back(group.source.norm);
+  return norms;
+}
+
+// All places in part i that a compensation may be kept at, those of its layers among them.
+std::vector<Point> points_of(Model& model, int i) {
+  const Part part = model.part(i);
+  std::vector<Point> points = part.branches;
+  for (Layer* layer : part.layers()) points.push_back(Model::point_of(*layer));
+  if (!part.output.added.empty()) points.push_back(part.output);
+  return points;
+}
+
+// Grids and codes of a layer. `weight`: its weight is decoded already.
+void get_layer(const Loader& file, Layer& layer, bool weight) {
   const json& found = about_layer(file, layer.name);
   const Loader at = file.sub(layer.name);
-  layer.added = get_added(at);
   if (found.is_null()) return;
   const std::string& where = file.packed()->where;
   const ConfigReader about(found, where, "quantization_config.layers." + layer.name + ".");
@@ -101,7 +134,8 @@ void get_layer(const Loader& file, Layer& layer) {
                 "%s: %s: an affine grid is one of weights", where, layer.name);
   require_input(!layer.is_linear() || !at.has("weight") || q.right.is_identity(),
                 "%s: %s has a grid of its weight, but no codes", where, layer.name);
-  if (layer.is_linear() && !q.right.is_identity()) q.weight = layer.weight;
+  if (layer.is_linear() && !q.right.is_identity())
+    q.weight = weight ? layer.weight : Weight(get_codes(at, q.right, layer.weight.dim(0), layer.weight.dim(1)));
   layer.quantize(std::move(q));
 }
 
@@ -173,7 +207,7 @@ StoredModel put_stored(Model& model, const SafeTensors& source) {
     const Part part = model.part(i);
     for (const LayerGroup& group : part.groups) {
       for (const Layer* layer : group.layers) {
-        if (const json about = put_layer(*layer, stored); !about.is_null()) layers[layer->name] = about;
+        if (const json about = put_layer(*layer, tensors); !about.is_null()) layers[layer->name] = about;
         has_gamma |= !layer->gamma.empty();
         if (tensors.count(layer->name + ".qweight")) weights += static_cast<double>(layer->weight.size());
       }
@@ -215,26 +249,88 @@ void get_stored(Model& model, const Loader& file) {
   const ConfigReader config(*file.packed()->grids, where, "quantization_config.");
   std::set<std::string> names;
   for (Layer* layer : model.all_layers()) {
-    get_layer(file, *layer);
+    layer->added = get_added(file.sub(layer->name));
+    get_layer(file, *layer, true);
     names.insert(layer->name);
   }
   for (const auto& [name, about] : config.value("layers").items())
     require_input(names.count(name), "%s: quantization_config.layers: the model has no layer %s", where, quoted(name));
   for (int i = 0; i < model.depth(); ++i) {
-    const Part part = model.part(i);
-    const Loader at = file.sub(part.name), linear = at.sub("linear");
-    *part.output.added.at(0) = get_added(at);
-    if (!linear.has("weight")) continue;
-    const Shape& shape = linear.shape("weight");
-    require_input(shape.size() == 2, "%s: has shape %s, but a weight has two dimensions", linear.describe("weight"),
-                  to_string(shape));
-    const auto value = [&](const char* name) { return load(linear.raw(name), linear.describe(name)); };
-    const Tensor bias = value("bias");
-    require_input(bias.shape == Shape({shape[0]}), "%s: has shape %s, but its weight has %d rows",
-                  linear.describe("bias"), to_string(bias.shape), shape[0]);
-    model.set_block_linear(i, value("weight"), bias);
+    const Loader at = file.sub(model.part(i).name);
+    *model.part(i).output.added.at(0) = get_added(at);
+    get_block_linear(model, i, at.sub("linear"));
   }
   check_fit(model, file);
+}
+
+json put_part(Model& model, int i, Tensors& tensors) {
+  json layers = json::object();
+  const Part part = model.part(i);
+  const auto put = [&](const std::string& name, const Tensor& x) {
+    if (!x.empty()) tensors[name] = store(x, DType::F32, name);
+  };
+  for (const Layer* layer : part.layers()) {
+    if (const json about = put_rounded(*layer, tensors); !about.is_null()) layers[layer->name] = about;
+    if (!model.is_folded()) continue;
+    if (layer->is_linear()) put(layer->name + ".float.weight", layer->weight.values());
+    put(layer->name + ".float.bias", layer->bias.loaded);
+  }
+  for (const Norm* norm : norms_of(model, part)) {
+    put(norm->name + ".float.weight", norm->weight);
+    put(norm->name + ".float.bias", norm->bias.loaded);
+  }
+  for (const Point& point : points_of(model, i)) {
+    for (size_t k = 0; k < point.folds_into.size(); ++k)
+      put(point.name + format(".folded.%d", k), point.folds_into[k]->compensated);
+    for (size_t k = 0; k < point.added.size(); ++k) put(point.name + format(".added.%d", k), *point.added[k]);
+  }
+  if (part.kind == Part::Kind::Block) {
+    const auto [weight, bias] = model.block_linear(i);
+    if (!weight.empty()) put(part.name + ".linear.weight", weight.values());
+    put(part.name + ".linear.bias", bias);
+  }
+  return {{"layers", layers}};
+}
+
+void get_part(Model& model, int i, const Loader& file) {
+  const Part part = model.part(i);
+  const auto replace = [&](Tensor& x, const std::string& name) {
+    if (!file.has(name)) return;
+    model.keep(x);
+    x = file.get(name, x.shape);
+  };
+  for (Layer* layer : part.layers()) {
+    const std::string name = layer->name + ".float.weight";
+    if (layer->is_linear() && file.has(name)) {
+      model.keep(layer->weight);
+      layer->weight = Weight(file.get(name, layer->weight.shape()));
+    }
+    const std::string bias = layer->name + ".float.bias";
+    if (layer->is_linear() && layer->bias.loaded.empty() && file.has(bias)) {  // a fold gave it one
+      model.keep(layer->bias.loaded);
+      layer->bias.loaded = file.get(bias, {layer->weight.dim(0)});
+    } else {
+      replace(layer->bias.loaded, bias);
+    }
+    get_layer(file, *layer, false);
+  }
+  for (Norm* norm : norms_of(model, part)) {
+    replace(norm->weight, norm->name + ".float.weight");
+    replace(norm->bias.loaded, norm->name + ".float.bias");
+  }
+  for (const Point& point : points_of(model, i)) {
+    for (size_t k = 0; k < point.folds_into.size(); ++k) {
+      Bias& bias = *point.folds_into[k];
+      const int64_t out = bias.loaded.empty() && point.layer ? point.layer->weight.dim(0) : bias.loaded.size();
+      const std::string name = point.name + format(".folded.%d", k);
+      bias.compensated = file.has(name) ? file.get(name, {out}) : Tensor{};
+    }
+    for (size_t k = 0; k < point.added.size(); ++k) {
+      const std::string name = point.name + format(".added.%d", k);
+      *point.added[k] = file.has(name) ? get_compensation(file, name) : Tensor{};
+    }
+  }
+  if (part.kind == Part::Kind::Block) get_block_linear(model, i, file.sub(part.name).sub("linear"));
 }
 
 }  // namespace bcq

@@ -19,6 +19,13 @@ struct StoredModel {
 // their grids.
 StoredModel put_stored(Model& model, const SafeTensors& source);
 
+// Part i as calibration left it, the float network that it was folded into, too: for runs that go on where they were
+// interrupted. get_part() makes it that again, to the last bit, of a model that was loaded from the same file and of
+// which the same was done before; `file` has the tensors, and in packed()->grids what put_part() returns. InputError,
+// naming file and tensor, when they do not fit.
+json put_part(Model& model, int i, std::map<std::string, TensorInfo>& tensors);
+void get_part(Model& model, int i, const Loader& file);
+
 // ---- For constructors of models ---------------------------------------------------------------------------------
 
 // The weight [out, in] of the layer at this place: floats, or decoded codes. InputError as get_codes() has it.

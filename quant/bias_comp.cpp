@@ -86,15 +86,43 @@ struct Sums {
   }
 };
 
+// Values of an operand, every so many-th and the extreme ones, and what they are rounded to.
+struct Sample {
+  std::vector<float> values, rounded;
+
+  void add(const Layer& layer, const Tensor& a) {
+    constexpr int64_t kMost = 1024;  // of a batch
+    if (layer.left_grid().is_identity()) return;
+    Tensor x = a;
+    if (layer.quantized->renormalized) {
+      x = a.clone();
+      for (int64_t r = 0; r < x.rows(); ++r) scale_to_largest(x.data + r * x.dim(-1), x.dim(-1));
+    }
+    const Tensor q = fake_quantize(layer.left_grid(), x);
+    const auto take = [&](int64_t i) {
+      values.push_back(x[i]);
+      rounded.push_back(q[i]);
+    };
+    const auto [least, largest] = std::minmax_element(x.data, x.data + x.size());
+    take(least - x.data);
+    take(largest - x.data);
+    const int64_t step = std::max<int64_t>(1, x.size() / kMost) | 1;  // odd: it meets all channels
+    for (int64_t i = 0; i < x.size(); i += step) take(i);
+  }
+};
+
 // Of layers and of the branches that end in them.
 struct ErrorSums : Observer {
   void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (layer.is_quantized()) layers[&layer].add(y, layer.product({Precision::Fake}, a, b));
+    if (!layer.is_quantized()) return;
+    layers[&layer].add(y, layer.product({Precision::Fake}, a, b));
+    samples[&layer].add(layer, a);
   }
   void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& run) override {
     if (last.is_quantized()) branches[&last].add(y, run({Precision::Fake}, x));
   }
   std::map<const Layer*, Sums> layers, branches;
+  std::map<const Layer*, Sample> samples;
 };
 
 const char* name_of(Point::Kind kind) {
@@ -125,6 +153,8 @@ std::vector<OutputError> output_errors(Model& model, const std::vector<Batch>& b
       if (sums.layers.count(layer)) {
         const Point point = Model::point_of(*layer);
         report(point.name, point.kind, layer, sums.layers[layer]);
+        result.back().operand = std::move(sums.samples[layer].values);
+        result.back().rounded = std::move(sums.samples[layer].rounded);
       }
     for (const Point& branch : part.branches)
       if (sums.branches.count(branch.layer)) report(branch.name, branch.kind, nullptr, sums.branches[branch.layer]);

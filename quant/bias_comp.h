@@ -70,6 +70,9 @@ struct OutputError {
   std::string kind;    // conv, linear, matmul, attention, mlp, block, downsample, stage or model
   const Layer* layer;  // of the first three kinds, else null
   double signal = 0, error = 0;
+  // Of a layer whose left operand is rounded: some of its values, the least and the largest among them, and what they
+  // are rounded to. Softmax that is renormalized: over the largest of its row.
+  std::vector<float> operand = {}, rounded = {};
 };
 // Of all quantized outputs, compensated as they stand: each part's layers in the order they run, then the larger
 // outputs that end with them.

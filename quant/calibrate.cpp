@@ -34,26 +34,25 @@ class Calibration {
 
   CalibrationResult run() {
     const int depth = model_.depth(), last = model_.layers(depth).empty() ? depth - 1 : depth;
-    int next = -1;
-    for (PartRecord record; next <= last && options_.store; ++next, record = {}) {
-      const bool nothing = model_.layers(next).empty();
-      if (!nothing && !options_.store->load(options_.name, model_, next, record)) break;
-      result_.parts.push_back(std::move(record));
-    }
-    if (next > last) return std::move(result_);
+    int next = -1;  // the first part that is not finished
+    while (options_.store && next <= last && (model_.layers(next).empty() || options_.store->has(options_.name, next)))
+      ++next;
     last_ = last;
     for (int i = -1; i <= last; ++i) {
       report(i + 1, last + 2);
       part_ = model_.part(i);
-      if (part_.output.kind == Point::Kind::Block && i == stage_first_) keep_entry();
-      if (i >= next) {
-        result_.parts.emplace_back();
+      if (part_.output.kind == Point::Kind::Block && i == stage_first_ && next <= last) keep_entry();
+      result_.parts.emplace_back();
+      if (i < next) {
+        if (has_real_ && next <= last) streams_.keep_float_outputs(i);
+        if (!part_.groups.empty()) options_.store->load(options_.name, model_, i, record());
+      } else {
         fit(i);
         if (options_.store && !part_.groups.empty())
           options_.store->done(options_.name, model_, i, result_.parts.back());
       }
       if (part_.ends_stage) stage_ += 1, stage_first_ = i + 1;
-      if (i < last) streams_.advance(i, has_real_, has_quantized_);
+      if (i < last && next <= last) streams_.advance(i, has_real_, has_quantized_);
     }
     report(last + 2, last + 2);
     result_.seconds.passes = streams_.seconds.passes;

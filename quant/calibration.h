@@ -13,6 +13,7 @@ namespace bcq {
 // restored is that part to the last bit, or results would depend on interruptions.
 struct PartStore {
   virtual ~PartStore() = default;
+  virtual bool has(const std::string& calibration, int i) const = 0;  // whether load() will find it
   // Put part i back into the model as done() saw it; false when it was not finished.
   virtual bool load(const std::string& calibration, Model& model, int i, PartRecord& record) = 0;
   virtual void done(const std::string& calibration, Model& model, int i, const PartRecord& record) = 0;

@@ -99,7 +99,12 @@ Needs NoisyQuant::needs() const {
   return needs;
 }
 
-void NoisyQuant::begin(Model& model) { begin_vision(model, "NoisyQuant"); }
+void NoisyQuant::begin(Model& model) {
+  begin_vision(model, "NoisyQuant");
+  for (int i = model.depth(); i >= -1; --i)
+    for (const Layer* layer : model.layers(i))
+      if (wants(*layer)) seeds_.emplace(layer, options_.seed + static_cast<uint32_t>(seeds_.size()));
+}
 
 void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   const Tensor x = thinned(seen.operands[0].a);
@@ -113,7 +118,7 @@ void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) 
     const Tensor rounded = fake_quantize(grid, w);
     const std::vector<double> gram = gram_of(rounded);
     const float step = clip_step(x, gram, options_.abits);
-    const std::vector<float> noise = gaussian_noise(static_cast<size_t>(x.dim(-1)), options_.seed + layers_++);
+    const std::vector<float> noise = gaussian_noise(static_cast<size_t>(x.dim(-1)), seeds_.at(layer));
     layer->quantize({search_offsets(x, gram, options_.abits, step, noise), grid, rounded, nullptr, nullptr});
   }
 }

@@ -1,6 +1,8 @@
 // NoisyQuant ("NoisyQuant: Noisy Bias-Enhanced Post-Training Activation Quantization for Vision Transformers"): a fixed
 // offset for each channel is added to inputs before they are rounded and taken off behind the product.
 #pragma once
+#include <map>
+
 #include "engine/grid/offset.h"
 #include "quant/method.h"
 
@@ -40,7 +42,7 @@ class NoisyQuant : public Method {
 
  private:
   NoisyQuantOptions options_;
-  uint32_t layers_ = 0;  // that are fitted
+  std::map<const Layer*, uint32_t> seeds_;  // of their noise, counted from the head back
 };
 
 }  // namespace bcq

@@ -148,10 +148,13 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
   double done = 0;
   for (int i = last; i >= -1; --i) {
     const std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
-    OperandCapture capture = capture_part(model, i, data, x, gradients);
     PartRecord record;
+    const bool has_layers = !model.layers(i).empty();
+    const bool stored = has_layers && options.store && options.store->load(options.name, model, i, record);
+    OperandCapture capture(data);
+    if (!stored || !gradients.empty()) capture = capture_part(model, i, data, x, gradients);
     for (Layer* layer : model.layers(i)) {
-      if (!method.wants(*layer)) continue;
+      if (stored || !method.wants(*layer)) continue;
       report(options.name, done, survey.total);
       Seen seen;
       seen.operands.push_back(capture.take(layer));
@@ -161,6 +164,7 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
       result.seconds.solve += watch.seconds();
       done += survey.products[layer];
     }
+    if (options.store && has_layers && !stored) options.store->done(options.name, model, i, record);
     result.parts.insert(result.parts.begin(), record);
   }
   report(options.name, survey.total, survey.total);

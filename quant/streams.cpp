@@ -86,6 +86,10 @@ const Tensor& Streams::float_output(int i, size_t j) {
   return outputs_[j];
 }
 
+void Streams::keep_float_outputs(int i) {
+  for_batches([&](size_t j) { return float_output(i, j); }, [](size_t, const Tensor&) {});
+}
+
 void Streams::run_together(int i, Precision precision, const std::vector<Group>& groups,
                            const FeedPass::OnGroup& on_group) {
   const bool is_float = precision == Precision::Float;

@@ -25,6 +25,7 @@ class Streams {
   Tensor run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer = nullptr) const;
   // What the float network makes of batch j in the present part i; computed once, unless it was kept before.
   const Tensor& float_output(int i, size_t j);
+  void keep_float_outputs(int i);  // of all batches, for the part is about to be folded
   bool has_float_output(size_t j) const { return !outputs_[j].empty(); }
   void keep_float_output(size_t j, const Tensor& y) {
     outputs_[j] = y;

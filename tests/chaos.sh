@@ -34,7 +34,7 @@ command_of() {
     resume) echo "$bin/perplexity $opt --nsamples 2 --seqlen 32 --limit 2 --method gptq --wbits 3 --bc channel --resume --save $2/model --json $2/result.json" ;;
     table) echo "$bin/table language --mini $work/mini --limit 1 --seqlen 16 --nsamples 2 --out $2/cells --json $2/result.json" ;;
     imagenet) echo "$bin/imagenet --model data/mini/vit --data $work/images --cache $2/cache --json $2/result.json" ;;
-    vision) echo "$bin/imagenet --model data/mini/vit --data $work/images --limit 10 --calib-data $work/images --calib-images 2 --method repq-vit --wbits 4 --abits 4 --save $2/model" ;;
+    vision) echo "$bin/imagenet --model data/mini/vit --data $work/images --limit 10 --calib-data $work/images --calib-images 2 --method repq-vit --wbits 4 --abits 4 --resume --save $2/model" ;;
   esac
 }
 # What a run has made, without what differs from run to run.
@@ -90,7 +90,7 @@ for name in $names; do
 done
 
 # ---- Starvation -----------------------------------------------------------------------------------------------------
-# NAME PREFIX CODES WHAT: the command, in a subshell after PREFIX, ends with one of CODES within a minute; then, without
+# NAME PREFIX CODES WHAT: the command, in a subshell after PREFIX, ends with one of CODES within five minutes; then, without
 # it, the work is done.
 starve() {
   local out=$work/run-$1 code
@@ -99,7 +99,7 @@ starve() {
   command=$(command_of "$1" "$out")
   (eval "$2"; exec $command) > "$work/out" 2> "$work/err" &
   local pid=$!
-  (sleep 60; kill -9 $pid) 2> /dev/null &
+  (sleep 300; kill -9 $pid) 2> /dev/null &
   local clock=$!
   wait $pid
   code=$?

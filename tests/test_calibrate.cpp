@@ -553,6 +553,7 @@ struct Memory : PartStore {
     std::vector<Tensor> added;
     PartRecord record;
   };
+  bool has(const std::string& calibration, int i) const override { return kept.count({calibration, i}) != 0; }
   bool load(const std::string& calibration, Model& model, int i, PartRecord& record) override {
     const auto found = kept.find({calibration, i});
     if (found == kept.end()) return false;

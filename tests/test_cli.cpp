@@ -383,6 +383,18 @@ TEST_CASE("cli: a layer report has a row for every output, in both forms") {
     CHECK(row["mse_after"].get<double>() <= row["mse_before"].get<double>());
     CHECK(row["b"]["intervals"].size() >= 1);
     CHECK(row["search_seconds"].get<double>() > 0);
+    const bool is_product = row["kind"] == "linear" || row["kind"] == "matmul";
+    REQUIRE(row["histogram"].is_object() == is_product);
+    if (is_product) {
+      const auto levels = row["histogram"]["levels"].get<std::vector<double>>();
+      CHECK(levels.size() <= (row["kind"] == "linear" ? 16 : 16 * 8));  // a grid a head
+      CHECK(levels.size() >= 2);
+      CHECK(std::is_sorted(levels.begin(), levels.end()));
+      CHECK(row["histogram"]["lo"] < row["histogram"]["hi"]);
+      int64_t values = 0;
+      for (const json& count : row["histogram"]["counts"]) values += count.get<int64_t>();
+      CHECK(values >= 250);
+    }
     CHECK(row["sqnr_before_db"].get<double>() ==
           doctest::Approx(10 * std::log10(row["signal"].get<double>() / row["mse_before"].get<double>())));
   }

@@ -67,13 +67,15 @@ TEST_CASE("report: results of several files beside each other, tables, layers an
       "ours": 67.5, "standard_error": 0.2, "difference": -0.66, "state": "measured"}], "notes": ["a note"]})");
   write_file(folder / "layers.json", R"([{"output": "good", "signal": 1, "mse_before": 0.01, "mse_after": 0.001,
       "a": {"grid": "uniform", "bits": 4}, "b": null}, {"output": "bad", "signal": 1, "mse_before": 0.5,
-      "mse_after": 0.5, "a": null, "b": null}])");
+      "mse_after": 0.5, "a": null, "b": null, "histogram": {"lo": -1, "hi": 3, "counts": [10, 0, 5],
+      "levels": [-1.25, 0.5]}}])");
   const Result r = run("report " + folder / "a.json" + " " + folder / "b.json" + " " + folder / "table.json" + " " +
                        folder / "layers.json" + " --title 'A <title>' -o " + page + " --svg " + picture);
   REQUIRE_MESSAGE(r.code == 0, r.err);
   const std::string html = read_file(page);
   for (const char* part : {"A &lt;title&gt;", "vit on &lt;val&gt;", "61.25 ± 1.00", "71.75 ± 1.00", "0.25000 ± 0.00100",
-                           "ptq4vit W4A4 + BC (channel)", "68.16", "67.50", "a note", "Warning: a &amp; b", "+10.0"})
+                           "ptq4vit W4A4 + BC (channel)", "68.16", "67.50", "a note", "Warning: a &amp; b", "+10.0",
+                           "What bad is fed", "<title>0.333333 to 1.66667: 0</title>", "<title>-1.25</title>"})
     CHECK_MESSAGE(contains(html, part), part);
   CHECK(html.find("vit on &lt;val&gt;") == html.rfind("vit on &lt;val&gt;"));  // one section of both files
   CHECK(html.find("<td>bad</td>") < html.find("<td>good</td>"));               // the worst first

@@ -11,6 +11,7 @@
 #include "engine/grid/affine.h"
 #include "engine/grid/table.h"
 #include "engine/grid/uniform.h"
+#include "eval/resume.h"
 #include "eval/run.h"
 #include "eval/save.h"
 #include "eval/vision.h"
@@ -138,6 +139,67 @@ TEST_CASE("saved vision models: every method, family and width, the same logits 
         const auto model = quantized(source, recipe);
         check_saved(*model, recipe, folder);
       }
+}
+
+TEST_CASE("saved vision models: a run that is interrupted after any part and goes on has the same bits") {
+  struct Interrupted {};
+  // Lets `left` parts be finished, then ends the run.
+  struct Store : PartStore {
+    BlockFiles files;
+    int left;
+    int loaded = 0;
+    Store(const std::string& folder, int parts) : files(folder, {{"of", "a test"}}, true), left(parts) {}
+    bool has(const std::string& walk, int i) const override { return files.has(walk, i); }
+    bool load(const std::string& walk, Model& model, int i, PartRecord& record) override {
+      const bool found = files.load(walk, model, i, record);
+      loaded += found;
+      return found;
+    }
+    void done(const std::string& walk, Model& model, int i, const PartRecord& record) override {
+      files.done(walk, model, i, record);
+      if (left-- == 0) throw Interrupted();
+    }
+  };
+  const json position = {{"bc", "position"}, {"bc_sites", "conv,linear,matmul,attention,mlp,block,model"}};
+  const std::pair<std::string, json> methods[] = {{"ptq4vit", position},
+                                                  {"base-ptq", {{"calibration", "sequential"}}},
+                                                  {"repq-vit", {{"bc", "channel"}}},
+                                                  {"noisyquant", position},
+                                                  {"joint", {{"qwt", true}}},
+                                                  {"joint", position}};
+  for (const std::string& source : {kVit, kSwin})
+    for (const auto& [method, options] : methods) {
+      CAPTURE(source);
+      CAPTURE(method);
+      const Recipe recipe = recipe_of(method, 4, 4, options);
+      const auto whole = quantized(source, recipe);
+      const Folder folder;
+      Outcome outcome;
+      const auto go_on = [&](Model& model, int parts) {
+        Pixels task(model, 4);
+        Store store(folder.file("partial"), parts);
+        outcome = quantize(task, recipe, kSilent, kQuiet, &store);
+        compensate(task, recipe, outcome, kSilent, &store);
+        return store.loaded;
+      };
+      for (int part = 0; part < 3; ++part) {
+        const auto model = load_model(source);
+        CHECK_THROWS_AS(go_on(*model, 0), Interrupted);
+      }
+      const auto model = load_model(source);
+      CHECK(go_on(*model, 1000) == 3);
+      const Batch batch = images_of(*whole);
+      for (const Context& ctx : {kFloat, kFake})
+        CHECK(same_bits(model->forward(ctx, batch), whole->forward(ctx, batch)));
+      save_vision(*whole, {folder.file("a"), "bcq", false}, recipe);
+      save_vision(*model, {folder.file("b"), "bcq", false}, recipe);
+      for (const char* file : {"/model.safetensors", "/config.json"})
+        CHECK(read_file(folder.file("a") + file) == read_file(folder.file("b") + file));
+      // What was folded is undone.
+      const auto fresh = load_model(source);
+      model->clear();
+      CHECK(same_bits(model->forward(kFloat, batch), fresh->forward(kFloat, batch)));
+    }
 }
 
 TEST_CASE("saved vision models: the embedded models, their size and their parameters") {

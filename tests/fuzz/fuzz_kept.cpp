@@ -4,6 +4,8 @@
 #include "engine/file/json.h"
 #include "eval/resume.h"
 #include "models/model.h"
+#include "quant/calibrate.h"
+#include "quant/joint.h"
 #include "quant/recipe.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/quantize.h"
@@ -40,45 +42,65 @@ std::vector<std::string> recipe_seeds() {
 
 const json kRun = {{"seed", 1}, {"wbits", 3}};
 struct Block {
-  std::string header, data, name;
+  std::unique_ptr<Model> model;
+  std::string header, data;
 };
-const Block& block() {
-  static const Block made = [] {
-    const auto model = load_model("tests/fixtures/opt_tiny");
+const char* const kName = "GPTQ-0000.safetensors";
+Block keep(std::unique_ptr<Model> model, const char* folder) {
+  BlockFiles files(path_of(folder), kRun, false);
+  PartRecord record;
+  record.layers.push_back({});
+  record.layers[0].layer = "layers.0.fc1";
+  files.done("GPTQ", *model, 0, record);
+  Block b{std::move(model), "", ""};
+  b.header = header_of(path_of(std::string(folder) + "/" + kName), &b.data);
+  b.model->clear();
+  return b;
+}
+// Of a language model, and of a vision model.
+const std::vector<Block>& blocks() {
+  static const std::vector<Block> made = [] {
+    std::vector<Block> all;
+    auto opt = load_model("tests/fixtures/opt_tiny");
     WeightGrid grid;
     grid.bits = 3;
     grid.groupsize = 8;
-    test::quantize_rtn(*model, grid);
-    BlockFiles files(path_of("made"), kRun, false);
-    PartRecord record;
-    record.layers.push_back({});
-    record.layers[0].layer = "layers.0.fc1";
-    files.done("GPTQ", *model, 0, record);
-    Block b{"", "", "GPTQ-0000.safetensors"};
-    b.header = header_of(path_of("made/" + b.name), &b.data);
-    return b;
+    test::quantize_rtn(*opt, grid);
+    all.push_back(keep(std::move(opt), "made"));
+    auto vit = load_model("tests/fixtures/vit_tiny");
+    Joint method({4, 4}, [](const std::string&) {});
+    const Tensor images = SafeTensors::open("tests/fixtures/vit_tiny/reference.safetensors").get("pixel_values");
+    calibrate(*vit, vision_batches(*vit, images), {&method});
+    all.push_back(keep(std::move(vit), "made_vision"));
+    return all;
   }();
   return made;
 }
 
 // A run's settings, and a block of it.
-void run_resume(const std::string& input) {
-  static const auto model = load_model("tests/fixtures/opt_tiny");
+void run_resume(const std::string& whole) {
+  std::string input = whole;
+  const Block& block = blocks()[static_cast<size_t>(choice(input, 2))];
   const auto part = parts(input, 3);
-  std::string data = block().data;
+  std::string data = block.data;
   edit(data, part[2]);
   put("work/run.json", part[0].empty() ? kRun.dump() : part[0]);
-  put("work/" + block().name, safetensors(part[1].empty() ? block().header : part[1], data));
+  put(std::string("work/") + kName, safetensors(part[1].empty() ? block.header : part[1], data));
   refused_or_read([&] {
     BlockFiles files(path_of("work"), kRun, true);
     PartRecord record;
-    files.load("GPTQ", *model, 0, record);
+    files.load("GPTQ", *block.model, 0, record);
   });
-  model->clear();
+  block.model->clear();
 }
 
 std::vector<std::string> resume_seeds() {
-  return {joined({kRun.dump(), "", ""}), joined({"", block().header, ""}), joined({"", "", "\1\1\1\1"})};
+  std::vector<std::string> seeds;
+  for (size_t i = 0; i < blocks().size(); ++i)
+    for (const std::string& input :
+         {joined({kRun.dump(), "", ""}), joined({"", blocks()[i].header, ""}), joined({"", "", "\1\1\1\1"})})
+      seeds.push_back(std::string(1, static_cast<char>(i)) + input);
+  return seeds;
 }
 
 const Harness kRecipe("recipe", run_recipe, recipe_seeds);

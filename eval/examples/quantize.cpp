@@ -1,6 +1,5 @@
-// The library in use: load a language model, quantize and compensate it, measure its perplexity, save it.
-//   example MODEL TEXT CALIBRATION-TEXT FOLDER
-// `make example` builds it against an installed copy and runs it on an embedded model.
+// Load a language model, quantize and compensate it, measure what that costs, save it.
+//   quantize MODEL TEXT CALIBRATION-TEXT FOLDER
 #include "engine/core/check.h"
 #include "engine/core/process.h"
 #include "engine/file/json.h"
@@ -52,7 +51,7 @@ void run(const std::string& path, const std::string& text, const std::string& ca
 int main(int argc, char** argv) {
   tune_process();
   try {
-    require_usage(argc == 5, "example MODEL TEXT CALIBRATION-TEXT FOLDER");
+    require_usage(argc == 5, "quantize MODEL TEXT CALIBRATION-TEXT FOLDER");
     run(argv[1], argv[2], argv[3], argv[4]);
   } catch (const std::exception& e) {
     print(stderr, "error: %s\n", e.what());
