@@ -295,4 +295,10 @@ void write_record(const std::string& path, const json& record) {
     write_file(path, dump(record, 2) + "\n");
 }
 
+void warn_of_unread(const std::string& path, const std::string& method, const Warn& warn) {
+  if (path.empty()) return;
+  require_input(std::filesystem::exists(path), "%s: no such file or folder", path);
+  warn(format("%s is not read: --method %s needs no data", path, method));
+}
+
 }  // namespace bcq

@@ -86,4 +86,8 @@ json run_facts();
 // Write records as JSON to `path` ("-": stdout); nothing when path is empty.
 void write_record(const std::string& path, const json& record);
 
+// Warns that data to calibrate on are given to a method that needs none; nothing where `path` is empty. Scripts go
+// through methods with one command line, so it is no error; InputError when they are not there.
+void warn_of_unread(const std::string& path, const std::string& method, const Warn& warn);
+
 }  // namespace bcq

@@ -142,8 +142,7 @@ void run(const CommandLine& line, Options& o) {
   require_usage(model->info().family == Family::Vision, "%s is a language model: use perplexity", model->info().name);
   set_stored_vision(*model, r);
   require_used(r, line.given());
-  require_usage(calibrates(r) || o.calib.empty(), "--calib-data has no effect with --method %s: it needs no data",
-                name_of(r));
+  if (!calibrates(r)) warn_of_unread(o.calib, name_of(r), progress.warn());
   require_usage(calibrates(r) || !o.paired,
                 "--paired compares a quantized model with the float network: give a "
                 "--method that quantizes%s",

@@ -225,9 +225,11 @@ void run(const CommandLine& line, Options& o) {
   seqlen_of(*model, r);
   set_stored(*model, r);
   require_used(r, line.given());
-  require_usage(calibrates(r) || (o.calib.empty() && o.calib_tokens.empty()),
-                "%s has no effect with --method %s --bc %s: they need no data",
-                o.calib.empty() ? "--calib-tokens" : "--calib-text", name_of(r), name_of(r.bc));
+  if (!calibrates(r)) {
+    warn_of_unread(o.calib_tokens, name_of(r), progress.warn());
+    if (!o.calib.empty())
+      warn_of_unread(text_source(o.calib, o.corpora, Split::Calibration).path, name_of(r), progress.warn());
+  }
   if (o.saves()) check_saving(*model, r, o.save);
   LanguageTask task(*model, sources, calib, definitions_of(o), o.limit);
   task.warn = progress.warn();

@@ -136,8 +136,6 @@ TEST_CASE("cli: options that would have no effect are refused by name") {
   check_failure(kImages + "--method ptq4vit --bc-images 4", 2, {"--bc-images has no effect", "--bc none"});
   check_failure(kImages + "--method ptq4vit --bc-search-images 9", 2, {"--bc-search-images", "--bc-search"});
   check_failure(kText + "--method rtn --percdamp 0.1", 2, {"--percdamp has no effect", "--method rtn"});
-  check_failure(kText + "--method rtn", 2, {"--calib-text has no effect", "--method rtn"});
-  check_failure(kImages + "--method fp32", 2, {"--calib-data has no effect"});
   check_failure(kText + "--method gptq --act-scale tensor", 2, {"--act-scale has no effect"});
   check_failure(kText + "--method rtn --force", 2, {"--force", "--save"});
   check_failure(kText + "--method billm --groupsize 64", 2, {"--groupsize has no effect", "--method billm"});
@@ -148,9 +146,20 @@ TEST_CASE("cli: options that would have no effect are refused by name") {
   // What a recipe holds of another method, and the command line sets, is no fault.
   const std::string recipe = folder / "r.json";
   write_file(recipe, run(kImages + "--method ptq4vit --eq-n 5 --print-recipe").out);
-  CHECK(run(kVit + "--limit 20 --method fp32 --recipe " + recipe).code == 0);
+  CHECK(run(kImages + "--method fp32 --recipe " + recipe).code == 0);
   write_file(recipe, R"({"method": "fp32", "eq_n": 5})");
   check_failure(kImages + "--recipe " + recipe, 3, {"r.json", "\"eq_n\" has no effect", "fp32"});
+}
+
+TEST_CASE("cli: data that a method does not need are named, and have to be there") {
+  const Result rtn = run(kText + "--method rtn");
+  CHECK(rtn.code == 0);
+  CHECK(contains(rtn.err, "calib.txt is not read: --method rtn needs no data"));
+  const Result fp32 = run(kImages + "--method fp32");
+  CHECK(fp32.code == 0);
+  CHECK(contains(fp32.err, "calib is not read: --method fp32 needs no data"));
+  check_failure("imagenet --model data/mini/vit --data data/mini/images/val --limit 2 --calib-data none/there", 3,
+                {"none/there", "no such"});
 }
 
 TEST_CASE("cli: what cannot be written to stdout is no success") {
