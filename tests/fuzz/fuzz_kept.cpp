@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "engine/file/json.h"
+#include "engine/file/safetensors.h"
 #include "eval/resume.h"
 #include "models/model.h"
 #include "quant/calibrate.h"
