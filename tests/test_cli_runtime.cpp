@@ -98,7 +98,7 @@ TEST_CASE("cli: bench says what is wrong") {
   const Result compared = run(a + b);
   CHECK(compared.code == 0);
   CHECK(contains(compared.out, "0.75"));
-  CHECK(std::count(compared.out.begin(), compared.out.end(), '\n') == 3);
+  CHECK(std::count(compared.out.begin(), compared.out.end(), '\n') == 2);
   check_failure(a, 2, {"two files"});
   write_file(folder / "b.json", R"([{"work": "z", "ms": 1}])");
   check_failure(a + b, 3, {"no work in common"});
