@@ -5,6 +5,7 @@
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
+#include "engine/file/onnx_file.h"
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"
@@ -64,6 +65,12 @@ void add_options(CommandLine& line, Options& o) {
   const char* s = "Saving";
   line.add({"--save", "DIR", "Write the quantized model as a folder that --model takes, with the same logits", s},
            o.save.directory);
+  line.add(
+      {"--format", "{bcq,onnx}",
+       "What --save writes: bcq, what --model takes; onnx, DIR/model.onnx for ONNX Runtime, OpenVINO and others, of "
+       "a quantized, a saved or (--method fp32) the float model, in a program built by make ONNX=1",
+       s},
+      o.save.format);
   line.add({"--force", "", "Replace DIR although something else wrote it", s}, o.save.force);
 }
 
@@ -94,8 +101,11 @@ void check_options(const CommandLine& line, const Options& o) {
   require_usage(!o.bc_search || measures_errors(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
-  require_usage(!o.saves() || calibrates(r), "--save writes a quantized model: give a --method");
+  require_usage(o.save.format == "bcq" || o.save.is_onnx(), "--format %s: not one of {bcq,onnx}", o.save.format);
+  require_usage(o.saves() || !line.has("--format"), "--format belongs to --save");
+  require_usage(!o.saves() || calibrates(r) || o.save.is_onnx(), "--save writes a quantized model: give a --method");
   if (o.saves()) check_saving_vision(r);
+  if (o.save.is_onnx()) require_onnx();
   if (!o.cache.empty()) make_folder(o.cache);
 }
 
@@ -147,7 +157,7 @@ void run(const CommandLine& line, Options& o) {
   compensate(task, r, outcome, progress.callback(), nullptr, !o.report_path.empty());
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
   std::optional<Saved> saved;
-  if (o.saves()) saved = save_vision(*model, o.save, r);
+  if (o.saves()) saved = (o.save.is_onnx() ? save_onnx : save_vision)(*model, o.save, r);
   const json runtime = prepare_runtime(*model, r);
   json record = model_record(*model, r, outcome.fitted);
   const Timer evaluation;
@@ -194,6 +204,7 @@ int main(int argc, char** argv) {
       "  imagenet --model data/mini/vit --data data/mini/images/val --calib-data data/mini/images/calib \\\n"
       "           --method joint --wbits 4 --abits 4 --save vit-4bit\n"
       "  imagenet --model vit-4bit --data data/mini/images/val --runtime integer\n"
+      "  imagenet --model vit-4bit --data data/mini/images/val --save vit-4bit-onnx --format onnx\n"
       "  imagenet ... --recipe result.json --bc channel");
   Options options;
   add_options(line, options);

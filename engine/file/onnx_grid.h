@@ -1,0 +1,29 @@
+// What quantized operands are in an ONNX graph: QuantizeLinear and DequantizeLinear where a grid is one of 8-bit codes
+// with a scale and a zero point, other standard operators of the same values where it is not.
+#pragma once
+#include <string>
+
+#include "engine/file/onnx_graph.h"
+#include "engine/gemm/weight.h"
+#include "engine/grid/grid.h"
+
+namespace bcq {
+
+// x rounded to the grid; x itself for the identity. A grid of several units is one of x [B, heads, ...], along axis 1.
+//   uniform, asymmetric:  QuantizeLinear to U8, DequantizeLinear; a Clip before it where the grid has fewer than 256
+//                         codes. Of more than 8 bits, or where no zero point of 8 bits fits: Div, Round, Clip, Mul.
+//   uniform+offset:       the same between Add and Sub of the channels' offsets
+//   table:                QuantizeLinear to U8, Gather of the table, DequantizeLinear
+//   twin-gelu:            the sum of two such pairs, each behind a Clip
+//   twin-softmax:         the same; the coarse range, whose step is one over an integer, as Mul, Round, Div
+//   log2, log-sqrt2, adalog: the level by Log, Round and Clip, in floats (the engine compares with the levels' edges),
+//                         then Gather of the levels' values
+// UsageError naming the grid where it is of another kind.
+std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads = 1);
+
+// A weight [out, in] that is rounded to the grid, as [in, out]: S8 codes and DequantizeLinear with a scale and a zero
+// point a column, or one; floats where the grid is none of at most 8 bits with such. Codes of fewer bits take 8, too:
+// opset 17 has no smaller type. Error when values are not on the grid.
+std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight);
+
+}  // namespace bcq
