@@ -29,9 +29,15 @@ std::string OnnxLayers::product(const Layer& layer, const std::string& a, const 
   graph.begin(layer.name);
   if (!quantized(layer)) return compensate(layer.added, graph.add("MatMul", {a, b}));
   const Quantized& q = *layer.quantized;
-  const std::string right = onnx_round(graph, q.right, b, heads);
-  if (q.renormalized) return compensate(layer.added, renormalized_product(layer, a, right, heads));
-  return compensate(layer.added, graph.add("MatMul", {onnx_round(graph, q.left, a, heads), right}));
+  const OnnxRounded left = onnx_round_heads(graph, q.left, a, heads),
+                    right = onnx_round_heads(graph, q.right, b, heads);
+  const std::string y = graph.add("MatMul", {left.value, right.value});
+  if (!q.renormalized) return compensate(layer.added, onnx_rescale(graph, left, right, y));
+  // The scale of the weights is in their sum, too.
+  for (int64_t u = 0; u < q.left->units(); ++u)
+    require(fake_quantize(q.left.unit(u), Tensor({1, 1}, {1.f}))[0] > 0, "%s: a grid that rounds 1 to 0", layer.name);
+  const std::string sum = graph.add("ReduceSum", {left.value, graph.ints({-1})});
+  return compensate(layer.added, onnx_rescale(graph, {}, right, graph.add("Div", {y, sum})));
 }
 
 // Softmax; where it is renormalized, exp(score - largest of its row).
@@ -39,16 +45,6 @@ std::string OnnxLayers::attention_weights(const Layer& av, const std::string& sc
   if (!quantized(av) || !av.quantized->renormalized) return graph.add("Softmax", {scores}, {{"axis", int64_t{-1}}});
   const std::string largest = graph.add("ReduceMax", {scores}, {{"axes", std::vector<int64_t>{-1}}});
   return graph.add("Exp", {graph.add("Sub", {scores, largest})});
-}
-
-std::string OnnxLayers::renormalized_product(const Layer& av, const std::string& weights, const std::string& v,
-                                             int64_t heads) {
-  const Grid& grid = av.quantized->left;
-  for (int64_t u = 0; u < grid->units(); ++u)
-    require(fake_quantize(grid.unit(u), Tensor({1, 1}, {1.f}))[0] > 0, "%s: a grid that rounds 1 to 0", av.name);
-  const std::string a = onnx_round(graph, grid, weights, heads);
-  const std::string sum = graph.add("ReduceSum", {a, graph.ints({-1})});
-  return graph.add("Div", {graph.add("MatMul", {a, v}), sum});
 }
 
 std::string OnnxLayers::attend(const Layer& qk, const Layer& av, const std::string& qkv, const AttentionForm& form,

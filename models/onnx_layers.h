@@ -50,7 +50,6 @@ class OnnxLayers {
   std::string transpose(const std::string& x, const std::vector<int64_t>& order);
   std::string product(const Layer& layer, const std::string& a, const std::string& b, int64_t heads);
   std::string attention_weights(const Layer& av, const std::string& scores);
-  std::string renormalized_product(const Layer& av, const std::string& weights, const std::string& v, int64_t heads);
   bool quantized(const Layer& layer) const { return precision_ != Precision::Float && layer.quantized != nullptr; }
 
   Precision precision_;

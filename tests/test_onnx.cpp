@@ -83,7 +83,8 @@ std::set<std::string> ops_of(const OnnxGraph& graph) {
 
 Tensor rounded_by_graph(const Grid& grid, const Tensor& x) {
   OnnxGraph graph;
-  graph.finish(onnx_round(graph, grid, OnnxGraph::kInput, x.rank() > 1 ? x.dim(1) : 1));
+  const OnnxRounded rounded = onnx_round_heads(graph, grid, OnnxGraph::kInput, x.dim(1));
+  graph.finish(onnx_rescale(graph, rounded, {}, rounded.value));
   return OnnxRun()(graph, x);
 }
 
@@ -114,6 +115,7 @@ TEST_CASE("onnx: activations are rounded as the grids round them, to the same va
     const Table table(bits, 0.02f, 90, {3, 17, 90, 255}), other(bits, 0.01f, 128, {0, 100, 129});
     same(table, x);
     same(Table(1, {table, other}), x);
+    same(Table(1, {other, other}), x);
     same(Log2{bits, 0.9f}, weights);
     same(LogSqrt2{bits, 0.9f, true}, weights);
     same(AdaLog{bits, 2.f, 20, AdaLog::kGeluShift}, x);

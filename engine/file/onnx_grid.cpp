@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include "engine/core/check.h"
 #include "engine/grid/asymmetric.h"
@@ -29,102 +28,96 @@ struct Steps {
   float least() const { return scale * static_cast<float>(lo); }
   float most() const { return scale * static_cast<float>(hi); }
 };
-using Units = std::vector<Steps>;  // of all of x, or of each head
 
-// A number of each unit as a constant that goes with x [B, heads, ...].
-std::string each(OnnxGraph& graph, const Units& units, const std::function<float(const Steps&)>& number) {
-  std::vector<float> values;
-  for (const Steps& unit : units) values.push_back(number(unit));
-  return units.size() == 1 ? graph.scalar(values[0]) : graph.floats(values, {static_cast<int64_t>(units.size()), 1, 1});
+std::string round_steps(OnnxGraph& graph, const Steps& steps, const std::string& x) {
+  const auto inside = [&] { return graph.add("Clip", {x, graph.scalar(steps.least()), graph.scalar(steps.most())}); };
+  const std::string scale = graph.scalar(steps.scale);
+  if (!steps.has_codes()) return graph.add("Mul", {graph.add("Round", {graph.add("Div", {inside(), scale})}), scale});
+  const std::string zero = graph.codes({static_cast<uint8_t>(steps.zero())}, {});
+  const std::string code = graph.add("QuantizeLinear", {steps.fills_codes() ? x : inside(), scale, zero});
+  return graph.add("DequantizeLinear", {code, scale, zero});
 }
 
-std::string clip(OnnxGraph& graph, const Units& units, const std::string& x) {
-  const std::string least = each(graph, units, [](const Steps&s) { return s.least(); }),
-                    most = each(graph, units, [](const Steps&s) { return s.most(); });
-  if (units.size() == 1) return graph.add("Clip", {x, least, most});
-  return graph.add("Min", {graph.add("Max", {x, least}), most});
+// A number of each head as a constant that goes with x [B, heads, ...].
+std::string each(OnnxGraph& graph, const std::vector<float>& numbers) {
+  return graph.floats(numbers, {static_cast<int64_t>(numbers.size()), 1, 1});
 }
 
-// The same shape as parameters of QuantizeLinear have: a scalar, or [heads].
-struct Parameters {
-  std::string scale, zero;
-  std::vector<OnnxAttribute> attributes;
-
-  std::vector<std::string> with(const std::string& x) const { return {x, scale, zero}; }
-};
-Parameters parameters_of(OnnxGraph& graph, const std::vector<float>& scale, const std::vector<uint8_t>& zero) {
-  const bool one = scale.size() == 1;
-  const Shape shape = one ? Shape{} : Shape{static_cast<int64_t>(scale.size())};
-  return {graph.floats(scale, shape), graph.codes(zero, shape),
-          one ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}}};
-}
-
-std::string round_steps(OnnxGraph& graph, const Units& units, const std::string& x) {
-  const auto all = [&](bool (Steps::*is)() const) {
-    return std::all_of(units.begin(), units.end(), [&](const Steps& s) { return (s.*is)(); });
-  };
-  if (!all(&Steps::has_codes)) {
-    const std::string scale = each(graph, units, [](const Steps& s) { return s.scale; });
-    const std::string code = graph.add("Round", {graph.add("Div", {clip(graph, units, x), scale})});
-    return graph.add("Mul", {code, scale});
+// round(x / scale) of each head, with codes that all have one zero point, or as floats where there is none such.
+OnnxRounded round_heads(OnnxGraph& graph, const std::vector<Steps>& heads, const std::string& x) {
+  std::vector<float> scale, least, most;
+  Steps all{1, heads[0].lo, heads[0].hi};
+  for (const Steps& head : heads) {
+    scale.push_back(head.scale);
+    least.push_back(static_cast<float>(head.lo));
+    most.push_back(static_cast<float>(head.hi));
+    all = {1, std::min(all.lo, head.lo), std::max(all.hi, head.hi)};
   }
-  std::vector<float> scale;
-  std::vector<uint8_t> zero;
-  for (const Steps& unit : units) {
-    scale.push_back(unit.scale);
-    zero.push_back(static_cast<uint8_t>(unit.zero()));
-  }
-  const Parameters p = parameters_of(graph, scale, zero);
-  const std::string inside = all(&Steps::fills_codes) ? x : clip(graph, units, x);
-  return graph.add("DequantizeLinear", p.with(graph.add("QuantizeLinear", p.with(inside), p.attributes)), p.attributes);
+  const std::string v = graph.add("Div", {x, each(graph, scale)});
+  const bool same = std::all_of(heads.begin(), heads.end(),
+                                [&](const Steps& head) { return head.lo == all.lo && head.hi == all.hi; });
+  if (same) return {round_steps(graph, all, v), scale};
+  const std::string inside = graph.add("Min", {graph.add("Max", {v, each(graph, least)}), each(graph, most)});
+  if (!all.has_codes()) return {graph.add("Round", {inside}), scale};
+  return {round_steps(graph, {1, -all.zero(), 255 - all.zero()}, inside), scale};
 }
 
 Steps steps_of(int bits, float scale) {
   const int32_t m = 1 << (bits - 1);
   return {scale, -m, m - 1};
 }
-
-// f(unit) for x as a whole or, of a grid of several units, for each of its heads.
-template <class F>
-auto for_units(const Grid& grid, int64_t heads, F f) {
-  std::vector<decltype(f(int64_t{}))> all;
-  const int64_t units = grid->units(), n = units == 1 ? 1 : heads;
-  require(grid.is_along(1) && n % units == 0, "a grid of %d units for %d heads", units, heads);
-  for (int64_t i = 0; i < n; ++i) all.push_back(f(i * units / n));
-  return all;
+Steps steps_of(const Asymmetric& grid, int64_t unit) {
+  const int32_t z = grid.offset(unit);
+  return {grid.plane_scale(0, unit), -z, (1 << grid.bits) - 1 - z};
 }
 
-std::string round_table(OnnxGraph& graph, const Grid& grid, const Table& table, const std::string& x, int64_t heads) {
-  std::vector<float> scale;
-  std::vector<uint8_t> zero, nearest;
-  std::vector<int32_t> begin;  // of each head's table
-  for (const Table::Levels* part :
-       for_units(grid, heads, [&](int64_t u) { return &table.parts[static_cast<size_t>(u)]; })) {
-    scale.push_back(part->scale);
-    zero.push_back(static_cast<uint8_t>(part->zero));
-    begin.push_back(static_cast<int32_t>(nearest.size()));
-    nearest.insert(nearest.end(), part->nearest.begin(), part->nearest.end());
+std::string round_table(OnnxGraph& graph, const Table::Levels& table, const std::string& x) {
+  const std::string scale = graph.scalar(table.scale), zero = graph.codes({static_cast<uint8_t>(table.zero)}, {});
+  const std::string index = graph.add("Cast", {graph.add("QuantizeLinear", {x, scale, zero})}, {{"to", kToI32}});
+  const std::string levels = graph.codes({table.nearest.begin(), table.nearest.end()}, {256});
+  return graph.add("DequantizeLinear", {graph.add("Gather", {levels, index}), scale, zero});
+}
+
+// The levels of all heads less their zero points, in one table behind which they have one zero point or are floats.
+OnnxRounded round_table_heads(OnnxGraph& graph, const std::vector<const Table::Levels*>& heads, const std::string& x) {
+  constexpr int32_t kMiddle = 128;
+  std::vector<float> scale, zero, levels;
+  std::vector<int32_t> begin;
+  std::vector<uint8_t> codes;
+  bool centred = true;
+  for (const Table::Levels* head : heads) {
+    scale.push_back(head->scale);
+    zero.push_back(static_cast<float>(head->zero));
+    begin.push_back(static_cast<int32_t>(levels.size()));
+    for (const uint8_t level : head->nearest) {
+      const int32_t value = level - head->zero;
+      centred &= -kMiddle <= value && value < kMiddle;
+      levels.push_back(static_cast<float>(value));
+      codes.push_back(static_cast<uint8_t>(value + kMiddle));
+    }
   }
-  const Parameters p = parameters_of(graph, scale, zero);
-  const std::string code = graph.add("QuantizeLinear", p.with(x), p.attributes);
-  std::string index = graph.add("Cast", {code}, {{"to", kToI32}});
-  const auto n = static_cast<int64_t>(begin.size());
-  if (n > 1) index = graph.add("Add", {index, graph.ints32(begin, {n, 1, 1})});
-  const std::string entries = graph.codes(nearest, {static_cast<int64_t>(nearest.size())});
-  return graph.add("DequantizeLinear", p.with(graph.add("Gather", {entries, index})), p.attributes);
+  const auto n = static_cast<int64_t>(heads.size());
+  const std::string steps = graph.add("Round", {graph.add("Div", {x, each(graph, scale)})});
+  const std::string code =
+      graph.add("Clip", {graph.add("Add", {steps, each(graph, zero)}), graph.scalar(0), graph.scalar(255)});
+  const std::string index =
+      graph.add("Add", {graph.add("Cast", {code}, {{"to", kToI32}}), graph.ints32(begin, {n, 1, 1})});
+  if (!centred) return {graph.add("Gather", {graph.floats(levels, {256 * n}), index}), scale};
+  const std::string found = graph.add("Gather", {graph.codes(codes, {256 * n}), index});
+  return {graph.add("DequantizeLinear", {found, graph.scalar(1), graph.codes({kMiddle}, {})}), scale};
 }
 
 std::string round_twin_gelu(OnnxGraph& graph, const TwinGelu& grid, const std::string& x) {
   const int32_t m = 1 << (grid.bits - 1);
-  const std::string above = round_steps(graph, {{grid.pos, 0, m - 1}}, x);
-  return graph.add("Add", {above, round_steps(graph, {{grid.neg, -m, 0}}, x)});
+  const std::string above = round_steps(graph, {grid.pos, 0, m - 1}, x);
+  return graph.add("Add", {above, round_steps(graph, {grid.neg, -m, 0}, x)});
 }
 
 std::string round_twin_softmax(OnnxGraph& graph, const TwinSoftmax& grid, const std::string& x) {
   const int32_t m = (1 << (grid.bits - 1)) - 1;
   const std::string split = graph.scalar(grid.split), steps = graph.scalar(static_cast<float>(m)),
                     one = graph.scalar(1);
-  const std::string low = round_steps(graph, {{grid.split / static_cast<float>(m), 0, m}}, x);
+  const std::string low = round_steps(graph, {grid.split / static_cast<float>(m), 0, m}, x);
   const std::string above = graph.add("Clip", {x, grid.official ? split : graph.scalar(0), one});
   const std::string high = graph.add("Div", {graph.add("Round", {graph.add("Mul", {above, steps})}), steps});
   if (grid.official) return graph.add("Add", {high, low});
@@ -147,27 +140,43 @@ std::string round_log(OnnxGraph& graph, const LogGrid& grid, const std::string& 
 
 }  // namespace
 
-std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads) {
+std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x) {
   if (grid.is_identity()) return x;
-  if (const auto* g = grid.as<Uniform>())
-    return round_steps(graph,
-                       for_units(grid, heads, [&](int64_t u) { return steps_of(g->bits, g->plane_scale(0, u)); }), x);
-  if (const auto* g = grid.as<Asymmetric>())
-    return round_steps(graph,
-                       for_units(grid, heads,
-                                 [&](int64_t u) {
-                                   return Steps{g->plane_scale(0, u), -g->offset(u), (1 << g->bits) - 1 - g->offset(u)};
-                                 }),
-                       x);
-  if (const auto* g = grid.as<Table>()) return round_table(graph, grid, *g, x, heads);
+  require(grid->units() == 1, "a grid of %d units for a whole tensor", grid->units());
+  if (const auto* g = grid.as<Uniform>()) return round_steps(graph, steps_of(g->bits, g->delta[0]), x);
+  if (const auto* g = grid.as<Asymmetric>()) return round_steps(graph, steps_of(*g, 0), x);
+  if (const auto* g = grid.as<Table>()) return round_table(graph, g->parts[0], x);
   if (const auto* g = grid.as<TwinGelu>()) return round_twin_gelu(graph, *g, x);
   if (const auto* g = grid.as<TwinSoftmax>()) return round_twin_softmax(graph, *g, x);
   if (const auto* g = grid.as<LogGrid>()) return round_log(graph, *g, x);
   const auto* g = grid.as<Offset>();
   require_usage(g != nullptr, "--format onnx: activations on a grid of the kind \"%s\" are not written", grid.name());
   const std::string offsets = graph.floats(g->offset_of, {static_cast<int64_t>(g->offset_of.size())});
-  const std::string rounded = round_steps(graph, {steps_of(g->bits, g->step)}, graph.add("Add", {x, offsets}));
+  const std::string rounded = round_steps(graph, steps_of(g->bits, g->step), graph.add("Add", {x, offsets}));
   return graph.add("Sub", {rounded, offsets});
+}
+
+OnnxRounded onnx_round_heads(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads) {
+  if (grid.is_identity() || grid->units() == 1) return {onnx_round(graph, grid, x), {}};
+  const int64_t units = grid->units();
+  require(grid.is_along(1) && heads % units == 0, "a grid of %d units for %d heads", units, heads);
+  std::vector<Steps> steps;
+  std::vector<const Table::Levels*> tables;
+  for (int64_t h = 0; h < heads; ++h) {
+    const int64_t unit = h * units / heads;
+    if (const auto* g = grid.as<Table>()) tables.push_back(&g->parts[static_cast<size_t>(unit)]);
+    if (const auto* g = grid.as<Uniform>()) steps.push_back(steps_of(g->bits, g->plane_scale(0, unit)));
+    if (const auto* g = grid.as<Asymmetric>()) steps.push_back(steps_of(*g, unit));
+  }
+  require_usage(!steps.empty() || !tables.empty(), "--format onnx: grids of the kind \"%s\" for heads are not written",
+                grid.name());
+  return tables.empty() ? round_heads(graph, steps, x) : round_table_heads(graph, tables, x);
+}
+
+std::string onnx_rescale(OnnxGraph& graph, const OnnxRounded& a, const OnnxRounded& b, const std::string& y) {
+  std::vector<float> scale = a.scale.empty() ? b.scale : a.scale;
+  for (size_t h = 0; h < scale.size() && !a.scale.empty() && !b.scale.empty(); ++h) scale[h] *= b.scale[h];
+  return scale.empty() ? y : graph.add("Mul", {y, each(graph, scale)});
 }
 
 namespace {

@@ -2,6 +2,7 @@
 // with a scale and a zero point, other standard operators of the same values where it is not.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "engine/file/onnx_graph.h"
 #include "engine/gemm/weight.h"
@@ -9,7 +10,7 @@
 
 namespace bcq {
 
-// x rounded to the grid; x itself for the identity. A grid of several units is one of x [B, heads, ...], along axis 1.
+// x rounded to a grid of one unit; x itself for the identity.
 //   uniform, asymmetric:  QuantizeLinear to U8, DequantizeLinear; a Clip before it where the grid has fewer than 256
 //                         codes. Of more than 8 bits, or where no zero point of 8 bits fits: Div, Round, Clip, Mul.
 //   uniform+offset:       the same between Add and Sub of the channels' offsets
@@ -19,7 +20,19 @@ namespace bcq {
 //   log2, log-sqrt2, adalog: the level by Log, Round and Clip, in floats (the engine compares with the levels' edges),
 //                         then Gather of the levels' values
 // UsageError naming the grid where it is of another kind.
-std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads = 1);
+std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x);
+
+// An operand x [B, heads, ...] of a product: of head h it is scale[h] times this value; without scales it is the value.
+struct OnnxRounded {
+  std::string value;
+  std::vector<float> scale = {};
+};
+// x rounded to a grid with units along axis 1, or with one. Runtimes have no integer products of activations with
+// several scales, so the heads' scales are taken out: x / scale is rounded to integers with one zero point (floats
+// where 8 bits do not hold those of all heads).
+OnnxRounded onnx_round_heads(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads);
+// The product y of two such values, times the scales of both.
+std::string onnx_rescale(OnnxGraph& graph, const OnnxRounded& a, const OnnxRounded& b, const std::string& y);
 
 // A weight [out, in] that is rounded to the grid, as [in, out]: S8 codes and DequantizeLinear with a scale and a zero
 // point a column, or one; floats where the grid is none of at most 8 bits with such. Codes of fewer bits take 8, too:
