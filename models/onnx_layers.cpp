@@ -12,16 +12,16 @@ std::string OnnxLayers::linear(const Layer& layer, const std::string& x) {
   graph.begin(layer.name);
   const bool rounds = quantized(layer);
   require_usage(!rounds || !layer.packed(), "--format onnx: %s has packed codes, which are not written", layer.name);
-  const Grid identity;
-  const std::string a = onnx_round(graph, rounds ? layer.quantized->left : identity, x);
-  const std::string w = onnx_weight(graph, rounds ? layer.quantized->right : identity, layer.weight_in(precision_));
+  const Grid left = rounds ? layer.quantized->left : Grid{}, right = rounds ? layer.quantized->right : Grid{};
+  const std::string a = onnx_round(graph, left, x);
+  const std::string w = onnx_weight(graph, right, layer.weight_in(precision_), !left.is_identity());
   std::string y = graph.add("MatMul", {a, w});
   if (const Tensor& bias = layer.bias.in(precision_); !bias.empty()) y = add(y, graph.floats(bias));
   return compensate(layer.added, y);
 }
 
 std::string OnnxLayers::linear(const Weight& weight, const Tensor& bias, const std::string& x) {
-  return add(graph.add("MatMul", {x, onnx_weight(graph, {}, weight)}), graph.floats(bias));
+  return add(graph.add("MatMul", {x, onnx_weight(graph, {}, weight, false)}), graph.floats(bias));
 }
 
 // a [B, H, N, K], b [B, H, K, M] -> [B, H, N, M]

@@ -198,14 +198,18 @@ TEST_CASE("onnx: other grids, floats beside them, LayerScale, a saved model") {
 }
 
 TEST_CASE("onnx: a weight that is not on its grid") {
-  OnnxGraph graph;
   const Grid grid = Uniform{4, 0, {0.1f, 0.2f}};
   Tensor w = fake_quantize(grid, random({2, 3}, 1));
-  onnx_weight(graph, grid, w);
-  CHECK(graph.constants[0].type == OnnxType::S8);
-  CHECK(graph.constants[0].shape == Shape{3, 2});
+  for (const bool meets_codes : {false, true}) {
+    OnnxGraph graph;
+    onnx_weight(graph, grid, w, meets_codes);
+    CHECK(graph.constants[0].type == OnnxType::S8);
+    CHECK(graph.constants[0].shape == Shape{3, 2});
+    CHECK((graph.nodes[0].op == "DequantizeLinear") == meets_codes);
+  }
   w[4] += 0.01f;
-  CHECK_THROWS_AS(onnx_weight(graph, grid, w), Error);
+  OnnxGraph graph;
+  CHECK_THROWS_AS(onnx_weight(graph, grid, w, true), Error);
 }
 
 #ifdef BCQ_ONNX

@@ -15,7 +15,7 @@
 namespace bcq {
 namespace {
 
-constexpr int64_t kToI32 = 6;  // of Cast: TensorProto.DataType
+constexpr int64_t kToF32 = 1, kToI32 = 6;  // of Cast: TensorProto.DataType
 
 // x̂ = scale round(x / scale), with round(x / scale) from lo to hi.
 struct Steps {
@@ -191,7 +191,7 @@ Tensor transposed(const Tensor& w) {
 
 }  // namespace
 
-std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight) {
+std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight, bool meets_codes) {
   const Tensor w = weight.values();
   if (grid.is_identity() || grid->bits > kInt8Bits || !grid->has_zero_points()) return graph.floats(transposed(w));
   const int64_t out = w.dim(0), in = w.dim(1), units = grid->units();
@@ -218,9 +218,13 @@ std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight
     }
   }
   const Shape shape = units == 1 ? Shape{} : Shape{out};
-  const std::string stored = graph.signed_codes(codes, {in, out});
-  return graph.add("DequantizeLinear", {stored, graph.floats(scale, shape), graph.signed_codes(zero, shape)},
-                   units == 1 ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}});
+  const std::string stored = graph.signed_codes(codes, {in, out}), scales = graph.floats(scale, shape);
+  if (meets_codes)
+    return graph.add("DequantizeLinear", {stored, scales, graph.signed_codes(zero, shape)},
+                     units == 1 ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}});
+  std::string code = graph.add("Cast", {stored}, {{"to", kToF32}});
+  if (!centred) code = graph.add("Sub", {code, graph.floats({zero.begin(), zero.end()}, shape)});
+  return graph.add("Mul", {code, scales});
 }
 
 }  // namespace bcq

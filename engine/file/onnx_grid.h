@@ -36,7 +36,8 @@ std::string onnx_rescale(OnnxGraph& graph, const OnnxRounded& a, const OnnxRound
 
 // A weight [out, in] that is rounded to the grid, as [in, out]: S8 codes and DequantizeLinear with a scale and a zero
 // point a column, or one; floats where the grid is none of at most 8 bits with such. Codes of fewer bits take 8, too:
-// opset 17 has no smaller type. Error when values are not on the grid.
-std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight);
+// opset 17 has no smaller type. Unless it `meets_codes`, rounded activations, the same by Cast, Sub and Mul: ONNX
+// Runtime takes a DequantizeLinear beside floats as leave to round those. Error when values are not on the grid.
+std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight, bool meets_codes);
 
 }  // namespace bcq
