@@ -14,7 +14,8 @@ std::string OnnxLayers::linear(const Layer& layer, const std::string& x) {
   require_usage(!rounds || !layer.packed(), "--format onnx: %s has packed codes, which are not written", layer.name);
   const Grid left = rounds ? layer.quantized->left : Grid{}, right = rounds ? layer.quantized->right : Grid{};
   const std::string a = onnx_round(graph, left, x);
-  const std::string w = onnx_weight(graph, right, layer.weight_in(precision_), !left.is_identity());
+  const bool coded = !left.is_identity() && graph.nodes.back().op == "DequantizeLinear";
+  const std::string w = onnx_weight(graph, right, layer.weight_in(precision_), coded);
   std::string y = graph.add("MatMul", {a, w});
   if (const Tensor& bias = layer.bias.in(precision_); !bias.empty()) y = add(y, graph.floats(bias));
   return compensate(layer.added, y);

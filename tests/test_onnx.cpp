@@ -207,8 +207,10 @@ TEST_CASE("onnx: a weight that is not on its grid") {
     CHECK(graph.constants[0].shape == Shape{3, 2});
     CHECK((graph.nodes[0].op == "DequantizeLinear") == meets_codes);
   }
-  w[4] += 0.01f;
   OnnxGraph graph;
+  onnx_weight(graph, Uniform{8, 0, {0.1f}}, w, true);
+  CHECK(graph.constants[0].type == OnnxType::U8);
+  w[4] += 0.01f;
   CHECK_THROWS_AS(onnx_weight(graph, grid, w, true), Error);
 }
 

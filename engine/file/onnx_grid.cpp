@@ -43,23 +43,25 @@ std::string each(OnnxGraph& graph, const std::vector<float>& numbers) {
   return graph.floats(numbers, {static_cast<int64_t>(numbers.size()), 1, 1});
 }
 
-// round(x / scale) of each head, with codes that all have one zero point, or as floats where there is none such.
+// round(x / scale) of each head, with codes that all have one zero point, or as floats where there is none such. Values
+// are cut off before they are divided: behind a division OpenVINO loses the bounds.
 OnnxRounded round_heads(OnnxGraph& graph, const std::vector<Steps>& heads, const std::string& x) {
   std::vector<float> scale, least, most;
   Steps all{1, heads[0].lo, heads[0].hi};
   for (const Steps& head : heads) {
     scale.push_back(head.scale);
-    least.push_back(static_cast<float>(head.lo));
-    most.push_back(static_cast<float>(head.hi));
+    least.push_back(head.least());
+    most.push_back(head.most());
     all = {1, std::min(all.lo, head.lo), std::max(all.hi, head.hi)};
   }
-  const std::string v = graph.add("Div", {x, each(graph, scale)});
-  const bool same = std::all_of(heads.begin(), heads.end(),
-                                [&](const Steps& head) { return head.lo == all.lo && head.hi == all.hi; });
-  if (same) return {round_steps(graph, all, v), scale};
-  const std::string inside = graph.add("Min", {graph.add("Max", {v, each(graph, least)}), each(graph, most)});
-  if (!all.has_codes()) return {graph.add("Round", {inside}), scale};
-  return {round_steps(graph, {1, -all.zero(), 255 - all.zero()}, inside), scale};
+  const bool fills = all.fills_codes() && std::all_of(heads.begin(), heads.end(), [&](const Steps& head) {
+                       return head.lo == all.lo && head.hi == all.hi;
+                     });
+  const std::string inside =
+      fills ? x : graph.add("Min", {graph.add("Max", {x, each(graph, least)}), each(graph, most)});
+  const std::string v = graph.add("Div", {inside, each(graph, scale)});
+  if (!all.has_codes()) return {graph.add("Round", {v}), scale};
+  return {round_steps(graph, {1, -all.zero(), 255 - all.zero()}, v), scale};
 }
 
 Steps steps_of(int bits, float scale) {
@@ -194,37 +196,42 @@ Tensor transposed(const Tensor& w) {
 std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight, bool meets_codes) {
   const Tensor w = weight.values();
   if (grid.is_identity() || grid->bits > kInt8Bits || !grid->has_zero_points()) return graph.floats(transposed(w));
-  const int64_t out = w.dim(0), in = w.dim(1), units = grid->units();
-  require(units == 1 || (grid->axis() == 0 && out % units == 0), "a grid of %d units for %d rows", units, out);
+  const int64_t out = w.dim(0), in = w.dim(1), units = grid->units(), n = units == 1 ? 1 : out;
+  require(out % units == 0 && (units == 1 || grid->axis() == 0), "a grid of %d units for %d rows", units, out);
+  const bool is_unsigned = grid->bits == kInt8Bits;
   const int32_t top = (1 << grid->bits) - 1;
-  bool centred = true;  // codes less their zero points are S8
-  std::vector<float> scale;
-  std::vector<int8_t> zero;
-  for (int64_t u = 0; u < units; ++u) centred &= grid->zero_point(u) <= 128 && top - grid->zero_point(u) <= 127;
-  for (int64_t r = 0; r < (units == 1 ? 1 : out); ++r) {
-    const int64_t unit = r * units / out;
-    scale.push_back(grid->plane_scale(0, unit));
-    zero.push_back(static_cast<int8_t>(centred ? 0 : grid->zero_point(unit) - 128));
+  for (int64_t u = 0; u < units; ++u) {
+    const int32_t z = grid->zero_point(u);
+    if (is_unsigned ? z < 0 || z > top : z > 128 || top - z > 127) return graph.floats(transposed(w));
   }
-  std::vector<int8_t> codes(static_cast<size_t>(out * in));
+  std::vector<float> scale;
+  std::vector<uint8_t> zero, codes(static_cast<size_t>(out * in));  // those of S8 are the same bytes
+  for (int64_t r = 0; r < n; ++r) {
+    scale.push_back(grid->plane_scale(0, r * units / out));
+    zero.push_back(static_cast<uint8_t>(is_unsigned ? grid->zero_point(r * units / out) : 0));
+  }
   for (int64_t r = 0; r < out; ++r) {
-    const auto at = static_cast<size_t>(units == 1 ? 0 : r);
-    const auto least = static_cast<float>(-grid->zero_point(r * units / out)), most = least + static_cast<float>(top);
+    const size_t at = static_cast<size_t>(n == 1 ? 0 : r);
+    const int32_t z = grid->zero_point(r * units / out);
     for (int64_t c = 0; c < in; ++c) {
       const float value = w[r * in + c], code = std::nearbyint(value / scale[at]);
-      require(code >= least && code <= most && scale[at] * code == value,
+      require(code >= static_cast<float>(-z) && code <= static_cast<float>(top - z) && scale[at] * code == value,
               "a weight of %g is not on its grid of step %g", value, scale[at]);
-      codes[static_cast<size_t>(c * out + r)] = static_cast<int8_t>(code + zero[at]);
+      codes[static_cast<size_t>(c * out + r)] = static_cast<uint8_t>(static_cast<int32_t>(code) + zero[at]);
     }
   }
-  const Shape shape = units == 1 ? Shape{} : Shape{out};
-  const std::string stored = graph.signed_codes(codes, {in, out}), scales = graph.floats(scale, shape);
+  const auto stored = [&](const std::vector<uint8_t>& values, const Shape& shape) {
+    if (is_unsigned) return graph.codes(values, shape);
+    return graph.signed_codes({values.begin(), values.end()}, shape);
+  };
+  const Shape shape = n == 1 ? Shape{} : Shape{n};
+  const std::string code = stored(codes, {in, out}), scales = graph.floats(scale, shape);
   if (meets_codes)
-    return graph.add("DequantizeLinear", {stored, scales, graph.signed_codes(zero, shape)},
-                     units == 1 ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}});
-  std::string code = graph.add("Cast", {stored}, {{"to", kToF32}});
-  if (!centred) code = graph.add("Sub", {code, graph.floats({zero.begin(), zero.end()}, shape)});
-  return graph.add("Mul", {code, scales});
+    return graph.add("DequantizeLinear", {code, scales, stored(zero, shape)},
+                     n == 1 ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}});
+  std::string number = graph.add("Cast", {code}, {{"to", kToF32}});
+  if (is_unsigned) number = graph.add("Sub", {number, graph.floats({zero.begin(), zero.end()}, shape)});
+  return graph.add("Mul", {number, scales});
 }
 
 }  // namespace bcq

@@ -34,10 +34,12 @@ OnnxRounded onnx_round_heads(OnnxGraph& graph, const Grid& grid, const std::stri
 // The product y of two such values, times the scales of both.
 std::string onnx_rescale(OnnxGraph& graph, const OnnxRounded& a, const OnnxRounded& b, const std::string& y);
 
-// A weight [out, in] that is rounded to the grid, as [in, out]: S8 codes and DequantizeLinear with a scale and a zero
-// point a column, or one; floats where the grid is none of at most 8 bits with such. Codes of fewer bits take 8, too:
-// opset 17 has no smaller type. Unless it `meets_codes`, rounded activations, the same by Cast, Sub and Mul: ONNX
-// Runtime takes a DequantizeLinear beside floats as leave to round those. Error when values are not on the grid.
+// A weight [out, in] that is rounded to the grid, as [in, out]: codes of 8 bits and DequantizeLinear with a scale and a
+// zero point a column, or one; floats where the grid is none of at most 8 bits with such, or they do not fit. Codes of
+// fewer bits take 8, too: opset 17 has no smaller type. They are S8 with a zero point of 0; those of 8 bits are U8,
+// because processors without VNNI add pairs of U8 S8 products in 16 bits, which cuts off those of 8-bit codes. Unless
+// it `meets_codes`, rounded activations, the weight is made by Cast, Sub and Mul: ONNX Runtime takes a DequantizeLinear
+// beside floats as leave to round those. Error when values are not on the grid.
 std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight, bool meets_codes);
 
 }  // namespace bcq
