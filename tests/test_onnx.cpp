@@ -37,7 +37,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const Context kFake{Precision::Fake};
 const Progress kSilent = [](const std::string&, double, double) {};
 const Warn kQuiet = [](const std::string&) {};
 
@@ -169,12 +168,14 @@ TEST_CASE("onnx: other grids, floats beside them, LayerScale, a saved model") {
                                                            {"ptq4vit", 5, 7, {{"pixels", "quantized"}}},
                                                            {"ptq4vit", 8, 8, {{"matmul_intervals", "layer"}}},
                                                            {"ptq4vit", 8, 12, {{"softmax_twin", "clean"}}}};
-  for (const auto& [method, wbits, abits, options] : cases) {
+  for (const auto& of : cases) {
+    const std::string method = std::get<0>(of);
+    const int wbits = std::get<1>(of), abits = std::get<2>(of);
     CAPTURE(method);
     CAPTURE(wbits);
     CAPTURE(abits);
     const auto model = load_model(kVit);
-    quantize_as(*model, recipe_of(method, wbits, abits, options));
+    quantize_as(*model, recipe_of(method, wbits, abits, std::get<3>(of)));
     CHECK(images_that_agree(*model, Precision::Fake) >= 2);
     const auto ops = ops_of(model->onnx(Precision::Fake));
     CHECK((ops.count("QuantizeLinear") > 0) == (abits <= 8));
