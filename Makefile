@@ -1,6 +1,7 @@
 # make            build every program into build/bin
 # make demo       run everything on the embedded models and print the two tables
 # make test       build and run the tests
+# make ONNX=1     the same with `imagenet --save DIR --format onnx`
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
@@ -11,18 +12,22 @@ PYTHON   ?= python3
 CLANG_FORMAT ?= clang-format
 CLANG    ?= clang++-14
 JPEG     ?= stb
+ONNX     ?= 0
 $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
+$(if $(filter 0 1,$(ONNX)),,$(error ONNX=$(ONNX): 0, or 1 to write ONNX files))
 
 # Contraction off: the kernels promise equal bits on every instruction set (engine/kernels/kernels.h).
 FLAGS := -std=c++20 -Wall -Wextra -Werror -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8 -lutf8proc -lz
-LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg)
+LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf)
 
 PROGRAMS := imagenet perplexity classify report generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
-OTHER_JPEG := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp))
+OTHERS   := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp)) \
+            engine/file/onnx_$(if $(filter 1,$(ONNX)),none,protobuf).cpp  # not of this build
+SCHEMA   := -DONNX_ML=1 -DONNX_NAMESPACE=onnx  # that Debian's package has
 COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
-LIBRARY  := $(filter-out $(MAINS) $(OTHER_JPEG) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
+LIBRARY  := $(filter-out $(MAINS) $(OTHERS) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 PARITY   := $(wildcard tests/parity/*.cpp)
 FUZZ     := $(wildcard tests/fuzz/*.cpp)
@@ -40,10 +45,11 @@ all: $(binaries)
 # package:a header only it brings (cblas.h comes with other libraries too)
 NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
          doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h zlib1g-dev:zlib.h \
-         libutf8proc-dev:utf8proc.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h)
+         libutf8proc-dev:utf8proc.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h) \
+         $(if $(filter 1,$(ONNX)),libprotobuf-dev:google/protobuf/message.h libonnx-dev:onnx/onnx-ml.pb.h)
 
 setup: $(BUILD)/.setup
-$(BUILD)/.setup: Makefile $(BUILD)/jpeg
+$(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx
 	@mkdir -p $(BUILD)
 	@missing=; for need in $(NEEDS); do \
 	  echo "#include <$${need#*:}>" | $(CXX) -std=c++20 -E -x c++ - >/dev/null 2>&1 || missing="$$missing $${need%%:*}"; \
@@ -59,6 +65,7 @@ $(BUILD)/.setup: Makefile $(BUILD)/jpeg
 	@touch $@
 
 # --- Build -------------------------------------------------------------------------------------------
+$(BUILD)/obj/engine/file/onnx_protobuf.o: FLAGS += $(SCHEMA)
 $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
@@ -74,23 +81,26 @@ $(call object,$(TESTS)): $(PRECOMPILED).gch
 $(PRECOMPILED).gch: tests/precompiled.h | $(BUILD)/.setup
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $(TESTFLAGS) -x c++-header $< -o $@
+$(BUILD)/obj/tests/test_onnx.o: $(BUILD)/onnx
+$(BUILD)/obj/tests/test_onnx.o: private FLAGS += $(if $(filter 1,$(ONNX)),-DBCQ_ONNX $(SCHEMA))
 
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) $(OWN) -c $< -o $@
 
 # What may differ from the last build in this folder: the version changes with every commit and one file is built
-# again for it; another JPEG decoder takes the place of the other in the library.
+# again for it; another JPEG decoder takes the place of the other in the library, and so does what writes ONNX.
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 $(BUILD)/version: NOW := $(VERSION)
 $(BUILD)/jpeg:    NOW := $(JPEG)
-$(BUILD)/version $(BUILD)/jpeg: FORCE
+$(BUILD)/onnx:    NOW := $(ONNX)
+$(BUILD)/version $(BUILD)/jpeg $(BUILD)/onnx: FORCE
 	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(NOW)" ] || echo "$(NOW)" > $@
 $(BUILD)/obj/eval/version.o: $(BUILD)/version
 $(BUILD)/obj/eval/version.o: FLAGS += -DBCQ_VERSION='"$(VERSION)"'
 FORCE:
 
-$(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg
+$(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg $(BUILD)/onnx
 	@rm -f $@
 	ar rcs $@ $(filter %.o,$^)
 
@@ -109,7 +119,8 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 # The library first, so that of functions in headers its copies are taken, which are optimised.
 $(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS))
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ $(LIBS)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ \
+	  $(if $(filter 1,$(ONNX)),-lonnx) $(LIBS)
 
 $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
@@ -185,7 +196,11 @@ $(VENV)/.ready: tests/reference/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r $<
 	@touch $@
-parity: all reference-env $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
+# The runtimes that onnx_parity.py compares with; the versions are those of bench-peers.
+$(VENV)/.onnx: tests/reference/requirements-peers.txt $(VENV)/.ready
+	$(VENV)/bin/pip install -q $$(grep -E '^(onnx|onnxruntime|openvino)=' $<)
+	@touch $@
+parity: all reference-env $(if $(filter 1,$(ONNX)),$(VENV)/.onnx) $(PARITY:tests/parity/%.cpp=$(BUILD)/bin/parity/%)
 	$(MAKE) BUILD=$(BUILD)/turbo JPEG=turbo $(BUILD)/turbo/bin/parity/dump_pixels
 	@for script in tests/parity/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
@@ -246,7 +261,7 @@ HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engi
 $(BUILD)/bcq.pc: FORCE
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
-	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg)' > $@
+	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf)' > $@
 
 # The library in use: eval/examples, built against an installed copy and run on embedded models.
 example: all
@@ -292,4 +307,4 @@ help:
 	@echo "make example        eval/examples against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
-	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
       "Example:\n  forward --model vit_base_patch16_224 --input pixels.safetensors --output logits.safetensors\n"
       "  forward ... --repeats 5 --json time.json\n"
       "  (Python: safetensors.torch.save_file({\"pixel_values\": x}, \"pixels.safetensors\"))");
-  std::string model_path, input, output, json_path;
+  std::string model_path, input, output, json_path, runtime = "simulate";
   int64_t repeats = 0, bits = 0;
   line.add(
       {"--model", "DIR|FILE", "Folder with config.json and weights, or the .safetensors file in it", "Options", true},
@@ -56,10 +56,15 @@ int main(int argc, char** argv) {
   line.add({"--integer-bits", "N",
             "Vision: quantize to 2 to 8 bits, grids by the range of this input, and run in integers (0: do not)"},
            bits, 0, 8);
+  line.add({"--runtime", "{simulate,integer}",
+            "Vision, of a model that was saved quantized: in floats rounded to its grids, or from 8-bit codes"},
+           runtime);
   line.add({"--repeats", "N", "Time the pass: the best of N more runs"}, repeats, 0, 1 << 24);
   line.add_output({"--json", "FILE", "Write the time as JSON (-: stdout)"}, json_path);
   return line.run(argc, argv, [&] {
     require_usage(json_path.empty() || repeats > 0, "--json records a time: --repeats is required");
+    require_usage(runtime == "simulate" || runtime == "integer", "--runtime %s: not one of {simulate,integer}",
+                  runtime);
     const auto model = load_model(model_path);
     const Batch batch = read_batch(*model, SafeTensors::open(input));
     // A packed model is quantized, and compensated, as loaded.
@@ -73,6 +78,14 @@ int main(int argc, char** argv) {
       model->prepare_int8();
       ctx.precision = Precision::Integer;
     }
+    if (line.has("--runtime")) {
+      require_usage(model->info().packed && model->info().family == Family::Vision,
+                    "--runtime is for vision models that were saved quantized");
+      if (runtime == "integer") {
+        model->prepare_int8();
+        ctx.precision = Precision::Integer;
+      }
+    }
     Tensor logits;
     const auto pass = [&] { logits = model->forward(ctx, batch); };
     double ms = 0;
@@ -84,7 +97,11 @@ int main(int argc, char** argv) {
     print("%s: logits %s\n", output, to_string(logits.shape));
     if (repeats == 0) return;
     print("%.2f ms, the best of %d\n", ms, repeats);
-    json record = {{"model", model->info().name}, {"ms", ms}, {"repeats", repeats}, {"integer_bits", bits}};
+    json record = {{"model", model->info().name},
+                   {"ms", ms},
+                   {"repeats", repeats},
+                   {"integer_bits", bits},
+                   {"integer", ctx.precision == Precision::Integer}};
     record.update(run_facts());
     write_record(json_path, record);
   });

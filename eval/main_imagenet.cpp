@@ -6,6 +6,7 @@
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
+#include "engine/file/onnx_file.h"
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"
@@ -67,6 +68,12 @@ void add_options(CommandLine& line, Options& o) {
   const char* s = "Saving";
   line.add({"--save", "DIR", "Write the quantized model as a folder that --model takes, with the same logits", s},
            o.save.directory);
+  line.add(
+      {"--format", "{bcq,onnx}",
+       "What --save writes: bcq, what --model takes; onnx, DIR/model.onnx for ONNX Runtime, OpenVINO and others, of "
+       "a quantized, a saved or (--method fp32) the float model, in a program built by make ONNX=1",
+       s},
+      o.save.format);
   line.add({"--force", "", "Replace DIR although something else wrote it", s}, o.save.force);
   line.add({"--resume", "", "Go on with the same command's interrupted run, from its DIR.partial", s}, o.resume);
 }
@@ -99,8 +106,11 @@ void check_options(const CommandLine& line, const Options& o) {
   require_usage(!o.bc_search || measures_errors(r), "--bc-search needs --bc channel or position");
   require_usage(!o.bc_search || !line.has("--bc-sites"), "--bc-search excludes --bc-sites");
   require_usage(o.report_path.empty() || calibrates(r), "--layer-report needs a --method that quantizes");
-  require_usage(!o.saves() || calibrates(r), "--save writes a quantized model: give a --method");
+  require_usage(o.save.format == "bcq" || o.save.is_onnx(), "--format %s: not one of {bcq,onnx}", o.save.format);
+  require_usage(o.saves() || !line.has("--format"), "--format belongs to --save");
+  require_usage(!o.saves() || calibrates(r) || o.save.is_onnx(), "--save writes a quantized model: give a --method");
   if (o.saves()) check_saving_vision(r);
+  if (o.save.is_onnx()) require_onnx();
   if (!o.cache.empty()) make_folder(o.cache);
 }
 
@@ -120,10 +130,12 @@ void print_result(const Task& task, const Recipe& r, const Accuracy& a, const Ou
 // All that decides about the result: runs that differ in any of it do not go on with each other's blocks.
 json settings_of(VisionTask& task, const Options& o) {
   uint64_t images = 0;
-  for (const std::vector<Batch>& batches : {task.calibration(o.recipe), task.compensation(o.recipe)})
-    for (const Batch& batch : batches)
-      images = checksum(
-          {reinterpret_cast<const char*>(batch.pixels.data), 4 * static_cast<size_t>(batch.pixels.size())}, images);
+  std::vector<Batch> batches = task.calibration(o.recipe);
+  if (measures_errors(o.recipe))
+    batches.insert(batches.end(), task.compensation(o.recipe).begin(), task.compensation(o.recipe).end());
+  for (const Batch& batch : batches)
+    images = checksum({reinterpret_cast<const char*>(batch.pixels.data), 4 * static_cast<size_t>(batch.pixels.size())},
+                      images);
   json settings = to_json(o.recipe);
   settings.update({{"calibration_images", format("%016x", images)},
                    {"model", fingerprint(task.model.info().weights)},
@@ -158,7 +170,7 @@ void run(const CommandLine& line, Options& o) {
   task.paired = o.paired;
 
   std::optional<BlockFiles> blocks;
-  if (o.saves()) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
+  if (o.saves() && calibrates(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
   PartStore* const store = blocks ? &*blocks : nullptr;
   const Warn warn = blocks ? blocks->keeping(progress.warn()) : progress.warn();
   Outcome outcome = quantize(task, r, progress.callback(), warn, store);
@@ -171,7 +183,7 @@ void run(const CommandLine& line, Options& o) {
   compensate(task, r, outcome, progress.callback(), store, !o.report_path.empty());
   if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
   std::optional<Saved> saved;
-  if (o.saves()) saved = save_vision(*model, o.save, r);
+  if (o.saves()) saved = (o.save.is_onnx() ? save_onnx : save_vision)(*model, o.save, r);
   if (blocks) blocks->remove();
   const json runtime = prepare_runtime(*model, r);
   json record = model_record(*model, r, outcome.fitted);
@@ -219,6 +231,7 @@ int main(int argc, char** argv) {
       "  imagenet --model data/mini/vit --data data/mini/images/val --calib-data data/mini/images/calib \\\n"
       "           --method joint --wbits 4 --abits 4 --save vit-4bit\n"
       "  imagenet --model vit-4bit --data data/mini/images/val --runtime integer\n"
+      "  imagenet --model vit-4bit --data data/mini/images/val --save vit-4bit-onnx --format onnx\n"
       "  imagenet ... --recipe result.json --bc channel");
   Options options;
   add_options(line, options);

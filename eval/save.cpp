@@ -8,6 +8,7 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "engine/file/onnx_file.h"
 #include "engine/grid/affine.h"
 #include "eval/new_folder.h"
 #include "eval/version.h"
@@ -19,6 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 using Kind = PackedFormat::Kind;
 using Tensors = std::map<std::string, TensorInfo>;
+
+constexpr const char* kOnnxKey = "bcq_onnx";  // of a configuration: how the ONNX file beside it was made
 
 bool is_packed(const Layer& layer) { return layer.packed() != nullptr; }
 
@@ -193,10 +196,16 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
 bool is_ours(const fs::path& folder) {
   try {
     const json config = read_json((folder / "config.json").string());
-    return config.at("quantization_config").at("meta").at("quantizer").at(0).get<std::string>().rfind("bcq:", 0) == 0;
+    const json& about = config.at(config.contains(kOnnxKey) ? kOnnxKey : "quantization_config");
+    return about.at("meta").at("quantizer").at(0).get<std::string>().rfind("bcq:", 0) == 0;
   } catch (const std::exception&) {
     return false;
   }
+}
+
+void copy_preprocessing(const fs::path& from, const fs::path& to) {
+  const char* name = "preprocessor_config.json";
+  if (fs::exists(from / name)) write_file((to / name).string(), read_file((from / name).string()));
 }
 
 fs::path target_of(const SaveOptions& save) {
@@ -387,24 +396,55 @@ Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe) {
   NewFolder out(target_of(save));
   write_safetensors((out.path() / "model.safetensors").string(), stored.tensors, source.metadata());
   write_file((out.path() / "config.json").string(), dump(config, 2) + "\n");
-  const fs::path pixels = folder / "preprocessor_config.json";
-  if (fs::exists(pixels)) write_file((out.path() / pixels.filename()).string(), read_file(pixels.string()));
+  copy_preprocessing(folder, out.path());
+  out.commit();
+  return saved;
+}
+
+Saved save_onnx(Model& model, const SaveOptions& save, const Recipe& recipe) {
+  const ModelInfo& info = model.info();
+  Saved saved;
+  const SafeTensors source = SafeTensors::open(info.weights);
+  for (const auto& entry : source.tensors()) saved.bytes_before += static_cast<int64_t>(entry.second.size());
+  const json made = to_json(recipe);
+  const std::string bytes =
+      onnx_bytes(model.onnx(quantizes(recipe) ? Precision::Fake : Precision::Float), {{"producer_name", "bcq"},
+                                                                                      {"producer_version", version()},
+                                                                                      {"bcq.model", info.name},
+                                                                                      {"bcq.tag", info.tag},
+                                                                                      {"bcq.recipe", dump(made)}});
+  saved.bytes = static_cast<int64_t>(bytes.size());
+
+  const fs::path folder = info.directory;
+  json config = read_json((folder / "config.json").string());
+  config[kOnnxKey] = {{"method", name_of(recipe)},
+                      {"recipe", made},
+                      {"meta", {{"quantizer", json::array({std::string("bcq:") + version()})}}}};
+  if (config.contains("quantization_config")) {  // of tensors that are not here
+    config[kOnnxKey]["stored"] = config["quantization_config"].value("recipe", json());
+    config.erase("quantization_config");
+  }
+  NewFolder out(target_of(save));
+  write_file((out.path() / "model.onnx").string(), bytes);
+  write_file((out.path() / "config.json").string(), dump(config, 2) + "\n");
+  copy_preprocessing(folder, out.path());
   out.commit();
   return saved;
 }
 
 json to_json(const SaveOptions& save, const Saved& saved) {
-  return {{"folder", save.directory},
-          {"format", save.format},
-          {"bytes", saved.bytes},
-          {"bytes_before", saved.bytes_before},
-          {"bits_per_weight", saved.bits_per_weight}};
+  json record = {{"folder", save.directory},
+                 {"format", save.format},
+                 {"bytes", saved.bytes},
+                 {"bytes_before", saved.bytes_before}};
+  if (saved.bits_per_weight > 0) record["bits_per_weight"] = saved.bits_per_weight;
+  return record;
 }
 
 std::string saved_text(const SaveOptions& save, const Saved& saved) {
-  return format("saved to %s (%s): %.1f MB, was %.1f MB; %.3f bits per quantized weight", save.directory, save.format,
-                static_cast<double>(saved.bytes) / 1e6, static_cast<double>(saved.bytes_before) / 1e6,
-                saved.bits_per_weight);
+  return format("saved to %s (%s): %.1f MB, was %.1f MB", save.directory, save.format,
+                static_cast<double>(saved.bytes) / 1e6, static_cast<double>(saved.bytes_before) / 1e6) +
+         (saved.bits_per_weight > 0 ? format("; %.3f bits per quantized weight", saved.bits_per_weight) : "");
 }
 
 }  // namespace bcq

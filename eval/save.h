@@ -1,6 +1,6 @@
 // A quantized model written as a folder that can be loaded in its place: weights as packed codes, the rest as in the
 // model it was made from. See engine/file/packed_file.h for the two formats of language models, and
-// engine/file/grid_file.h for that of vision models.
+// engine/file/grid_file.h for that of vision models; or a vision model as an ONNX file, for other programs.
 #pragma once
 #include <map>
 #include <string>
@@ -14,10 +14,11 @@ namespace bcq {
 
 struct SaveOptions {
   std::string directory;       // empty: nothing is saved
-  std::string format = "bcq";  // bcq: this engine's own, which holds everything; gptq: GPTQ's
+  std::string format = "bcq";  // bcq: this engine's own, which holds everything; language: gptq, GPTQ's; vision: onnx
   bool force = false;          // replace a folder that this program did not write
 
   bool is_gptq() const { return format == "gptq"; }
+  bool is_onnx() const { return format == "onnx"; }
 };
 
 // The tensors that hold what quantization made of block i, by the names of its layers and points: packed
@@ -44,7 +45,8 @@ void round_to_gptq(Model& model, const std::string& source);
 
 struct Saved {
   int64_t bytes_before = 0, bytes = 0;  // of all tensors
-  double bits_per_weight = 0;           // of the quantized weights: codes, scales, zero points, groups, compensations
+  // Of the quantized weights: codes, scales, zero points, groups, compensations; 0: not counted.
+  double bits_per_weight = 0;
 };
 // Write a quantized model, read from the file or index `source`, whole or not at all. What storage rounds (biases in
 // GPTQ's format) is rounded in `model` too, which thereby becomes what the folder holds. `facts` goes into the
@@ -54,8 +56,13 @@ Saved save_model(Model& model, const std::string& source, const SaveOptions& sav
 // was made by. Error when a weight has values that are not on its grid.
 Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe);
 
+// A vision model, float or quantized as the recipe says, as DIR/model.onnx (engine/file/onnx_file.h) with its own
+// configuration, labels and preprocessing beside it. The file's metadata has the program, the recipe and the model.
+// UsageError as onnx_bytes() and Model::onnx() have it; Error when a weight has values that are not on its grid.
+Saved save_onnx(Model& model, const SaveOptions& save, const Recipe& recipe);
+
 json to_json(const SaveOptions& save, const Saved& saved);  // of a record
-// "saved to DIR (bcq): 0.5 MB, was 4.0 MB; 4.123 bits per quantized weight"
+// "saved to DIR (bcq): 0.5 MB, was 4.0 MB; 4.123 bits per quantized weight"; the last where that is known
 std::string saved_text(const SaveOptions& save, const Saved& saved);
 
 }  // namespace bcq

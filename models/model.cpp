@@ -13,6 +13,7 @@
 #include "models/bloom.h"
 #include "models/layers.h"
 #include "models/llama.h"
+#include "models/onnx_layers.h"
 #include "models/opt.h"
 #include "models/stored.h"
 #include "models/swin.h"
@@ -277,6 +278,35 @@ int64_t Model::block_linear_values() const {
     if (!weight.empty()) values += weight.size() + bias.size();
   return values;
 }
+
+OnnxGraph Model::onnx(Precision precision) const {
+  OnnxGraph graph;
+  graph.input = {3, info_.image.height, info_.image.width};
+  graph.output = {info_.outputs};
+  OnnxLayers to(graph, precision);
+  std::string x = onnx_embed(to, OnnxGraph::kInput);
+  for (int i = 0; i < depth(); ++i) {
+    const std::string before = x;
+    x = onnx_block(to, i, x);
+    const auto [weight, bias] = block_linear(i);
+    if (precision != Precision::Float && !weight.empty()) x = to.add(x, to.linear(weight, bias, before));
+    if (!block_added_.empty()) x = to.compensate(block_added_[static_cast<size_t>(i)], x);
+  }
+  graph.finish(onnx_head(to, x));
+  return graph;
+}
+
+namespace {
+
+std::string no_onnx(const ModelInfo& info) {
+  throw UsageError(format("--format onnx: %s is not a vision model, and others are not written", info.name));
+}
+
+}  // namespace
+
+std::string Model::onnx_embed(OnnxLayers&, const std::string&) const { return no_onnx(info_); }
+std::string Model::onnx_block(OnnxLayers&, int, const std::string&) const { return no_onnx(info_); }
+std::string Model::onnx_head(OnnxLayers&, const std::string&) const { return no_onnx(info_); }
 
 void Model::clear() {
   for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();

@@ -14,6 +14,9 @@
 
 namespace bcq {
 
+class OnnxGraph;
+class OnnxLayers;
+
 enum class Family { Vision, Language };
 
 struct ModelInfo {
@@ -127,11 +130,19 @@ class Model {
     unfold_.push_back([&of, was = of] { of = was; });
   }
 
+  // The network as an ONNX graph, pixel_values [B, 3, height, width] -> logits [B, classes]: as loaded in
+  // Precision::Float, else quantized and compensated. UsageError naming what the graph cannot say (a language model).
+  OnnxGraph onnx(Precision precision) const;
+
   void clear();               // everything as loaded
   void clear_compensation();  // keep the grids, forget the biases
 
  protected:
   virtual Tensor block_body(const Context& ctx, int i, const Tensor& x) const = 0;
+  // embed(), block_body() and head() as nodes of a graph.
+  virtual std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const;
+  virtual std::string onnx_block(OnnxLayers& to, int i, const std::string& x) const;
+  virtual std::string onnx_head(OnnxLayers& to, const std::string& x) const;
   // The output of block i as a point that folds into `bias`, by the name it has in checkpoints.
   Point block_point(int i, const std::string& name, Bias* bias, const std::string& tensor);
   // InputError unless the batch has pixels [B, 3, height, width] as info() says.

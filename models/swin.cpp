@@ -7,6 +7,7 @@
 #include "engine/nn/mlp.h"
 #include "engine/nn/ops.h"
 #include "models/layers.h"
+#include "models/onnx_layers.h"
 
 namespace bcq {
 namespace {
@@ -112,6 +113,35 @@ class Swin : public Model {
 
   Tensor head(const Context& ctx, const Tensor& x) const override {  // [B, N, C] -> [B, classes]
     return head_.run(ctx, mean_tokens(ctx.tape, layer_norm(ctx.tape, x, norm_.weight, norm_.bias.loaded, config_.eps)));
+  }
+
+  std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const override {
+    const std::string x = to.linear(patch_embed_, to.unfold_patches(pixels, info_.image, config_.patch));
+    return to.layer_norm(patch_norm_, config_.eps, x);
+  }
+
+  std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
+    const Step& step = steps_[static_cast<size_t>(i)];
+    if (step.is_merge) {
+      const Merge& m = step.merge;
+      const auto rows = static_cast<int64_t>(m.index.size());
+      const std::string four = to.gather_rows(x0, m.index, {0, rows / 4, m.norm.weight.size()});
+      return to.linear(m.reduction, to.layer_norm(m.norm, config_.eps, four));
+    }
+    const Block& b = step.block;
+    const Windows& w = *b.windows;
+    const int64_t C = b.norm1.weight.size();
+    const std::string u = to.layer_norm(b.norm1, config_.eps, x0);
+    const std::string qkv = to.linear(b.qkv, to.gather_rows(u, w.to, {-1, w.tokens, C}));
+    const std::string z =
+        to.linear(b.proj, to.attend(b.matmul1, b.matmul2, qkv, {b.heads, true, b.position_bias, w.mask}, C / b.heads));
+    const std::string whole = to.reshape(z, {-1, w.count * w.tokens, C});
+    const std::string x1 = to.add(x0, to.gather_rows(whole, w.back, {0, w.count * w.tokens, C}));
+    return to.add(x1, to.mlp(b.fc1, b.fc2, to.layer_norm(b.norm2, config_.eps, x1)));
+  }
+
+  std::string onnx_head(OnnxLayers& to, const std::string& x) const override {
+    return to.linear(head_, to.mean_tokens(to.layer_norm(norm_, config_.eps, x)));
   }
 
   Part part(int i) override {

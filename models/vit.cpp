@@ -7,6 +7,7 @@
 #include "engine/nn/mlp.h"
 #include "engine/nn/ops.h"
 #include "models/layers.h"
+#include "models/onnx_layers.h"
 
 namespace bcq {
 namespace {
@@ -71,6 +72,30 @@ class Vit : public Model {
     return scale(t, add(t, logits, second), 0.5f);
   }
 
+  std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const override {
+    const std::string x = to.linear(patch_embed_, to.unfold_patches(pixels, info_.image, config_.patch));
+    return to.layer_norm(norm_pre_, config_.eps, to.prepend_tokens(x, tokens_, pos_embed_));
+  }
+
+  std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
+    const VisionBlock& b = blocks_[static_cast<size_t>(i)];
+    const std::string qkv = to.linear(b.qkv, to.layer_norm(b.norm1, config_.eps, x0));
+    const std::string z = to.linear(b.proj, to.attend(b.matmul1, b.matmul2, qkv, {config_.heads, false, {}, {}},
+                                                      config_.dim / config_.heads, b.q_norm, b.k_norm, config_.eps));
+    const std::string x1 = to.add(x0, to.scale_channels(z, b.proj.gamma));
+    const std::string y = to.mlp(b.fc1, b.fc2, to.layer_norm(b.norm2, config_.eps, x1), config_.gelu);
+    return to.add(x1, to.scale_channels(y, b.fc2.gamma));
+  }
+
+  std::string onnx_head(OnnxLayers& to, const std::string& x) const override {
+    const std::string features = onnx_pooled(to, x);
+    if (head_.weight.empty()) return features;
+    const std::string logits = to.linear(head_, features);
+    if (head_dist_.weight.empty()) return logits;
+    const std::string second = to.linear(head_dist_, to.layer_norm(norm_, config_.eps, to.select_token(x, 1)));
+    return to.scale(to.add(logits, second), 0.5f);
+  }
+
   Part part(int i) override {
     if (i < 0) return {Part::Kind::Embedding, "patch_embed", {{{&patch_embed_}}}};
     if (i >= depth() && head_.weight.empty()) return {Part::Kind::Head, "head"};
@@ -119,6 +144,15 @@ class Vit : public Model {
     const Tensor mean = mean_tokens(t, patches);
     if (config_.pool == Pool::TokenAndAverage) return concat(t, {select_token(t, y, 0), mean});
     return config_.fc_norm ? normed(t, norm_, mean) : mean;
+  }
+
+  // pooled() as nodes of a graph.
+  std::string onnx_pooled(OnnxLayers& to, const std::string& x) const {
+    if (config_.pool == Pool::Token) return to.layer_norm(norm_, config_.eps, to.select_token(x, 0));
+    const std::string y = config_.fc_norm ? x : to.layer_norm(norm_, config_.eps, x);
+    const std::string mean = to.mean_tokens(y, config_.pool_include_prefix ? 0 : config_.prefix());
+    if (config_.pool == Pool::TokenAndAverage) return to.concat({to.select_token(y, 0), mean});
+    return config_.fc_norm ? to.layer_norm(norm_, config_.eps, mean) : mean;
   }
 
   VitConfig config_;

@@ -1,5 +1,6 @@
 // imagenet --runtime integer: the same classes as simulated, the same bits whatever runs it.
 #include "tests/cli.h"
+#include "tests/support.h"
 
 using namespace bcq;
 using namespace bcq::cli;
@@ -86,6 +87,16 @@ TEST_CASE("cli: a saved vision model gives the same bits in both runtimes, and i
   const std::string forward = "forward --model " + saved + " --input " + pixels + " --output " + folder / "y ";
   CHECK(run(forward).code == 0);
   check_failure(forward + "--integer-bits 8", 2, {"quantized already"});
+  const auto logits = [&] { return SafeTensors::open(folder / "y").get("logits"); };
+  const Tensor simulated = logits();
+  CHECK(run(forward + "--runtime simulate").code == 0);
+  CHECK(test::same_bits(logits(), simulated));
+  CHECK(run(forward + "--runtime integer").code == 0);
+  CHECK_FALSE(test::same_bits(logits(), simulated));
+  CHECK(test::relative_error(logits(), simulated) < 0.2);
+  check_failure(forward + "--runtime fast", 2, {"fast", "integer"});
+  check_failure("forward --model data/mini/vit --input " + pixels + " --output " + folder / "y --runtime integer", 2,
+                {"saved quantized"});
 }
 
 TEST_CASE("cli: bench says what is wrong") {

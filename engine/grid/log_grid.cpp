@@ -24,11 +24,11 @@ int32_t edge_bits(float scale, double step, int k) {
 
 }  // namespace
 
-LogGrid::LogGrid(int b, float s, double step, bool extra, float added)
-    : GridKind(b), scale(s), shift(added), extra_zero(extra) {
+LogGrid::LogGrid(int b, float s, double ratio, bool extra, float added)
+    : GridKind(b), scale(s), shift(added), step(ratio), extra_zero(extra) {
   require(b >= 1 && b <= 8, "a logarithmic grid of %d bits: 1 to 8 are possible", b);
   require(s > 0 && std::isfinite(s), "a logarithmic grid of scale %g", s);
-  for (int k = 0; k < count(); ++k) edges_.push_back(edge_bits(s, step, k));
+  for (int k = 0; k < count(); ++k) edges_.push_back(edge_bits(s, ratio, k));
 }
 
 void LogGrid::set_values(const std::vector<double>& values) {

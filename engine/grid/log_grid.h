@@ -15,7 +15,11 @@ namespace bcq {
 class LogGrid : public GridKind {
  public:
   float scale, shift;
+  double step;      // log2 of the ratio of neighbouring levels
   bool extra_zero;  // 0 is a value beside 2^bits others: needs log2(2^bits + 1) bits
+
+  // Of each level, falling, and then of 0; the shift is not taken away yet.
+  const std::vector<float>& values() const { return values_; }
 
   void fake_quantize(const Tensor& x, Tensor& y) const override;
   double storage_bits(const Shape& shape) const override;
@@ -25,7 +29,7 @@ class LogGrid : public GridKind {
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
 
  protected:
-  // `step`: log2 of the ratio of neighbouring levels. Error for other than 1 to 8 bits or a scale that is not positive.
+  // Error for other than 1 to 8 bits or a scale that is not positive.
   LogGrid(int bits, float scale, double step, bool extra_zero, float shift = 0);
 
   // Of levels but 0; at most 255: of 8 bits the last is given up, which is 2^-64 of the scale and less in all that is
