@@ -1,7 +1,8 @@
 # ONNX files of the vision models in ONNX Runtime and OpenVINO beside the engine: the same images, preprocessed by the
 # engine, through the float network and through it quantized by several methods at several widths. A line for each file
 # and runtime, against the engine's simulated network and the one in integers: first classes that differ, of them ties
-# within rounding, the largest difference of a logit, milliseconds an image. Run by `make ONNX=1 parity`; a build without ONNX is left out.
+# within rounding, the largest difference of a logit, milliseconds an image. Run by `make ONNX=1 parity`; a build without
+# ONNX is left out.
 #
 #   python tests/parity/onnx_parity.py --limit 500 vit swin
 #   python tests/parity/onnx_parity.py --models NAME=FOLDER --images FOLDER --calib FOLDER --methods repq-vit --bits 8,4
