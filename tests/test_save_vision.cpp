@@ -168,10 +168,11 @@ TEST_CASE("saved vision models: a run that is interrupted after any part and goe
                                                   {"joint", {{"qwt", true}}},
                                                   {"joint", position}};
   for (const std::string& source : {kVit, kSwin})
-    for (const auto& [method, options] : methods) {
+    for (const auto& entry : methods) {
+      const std::string& method = entry.first;
       CAPTURE(source);
       CAPTURE(method);
-      const Recipe recipe = recipe_of(method, 4, 4, options);
+      const Recipe recipe = recipe_of(method, 4, 4, entry.second);
       const auto whole = quantized(source, recipe);
       const Folder folder;
       Outcome outcome;
