@@ -166,7 +166,7 @@ for name in $names; do
     wait "${pids[i - 1]}"
     code=$?
     if [ $code = 0 ]; then done=$((done + 1))
-    elif [[ $name != resume && $name != vision ]] || [ $code != 2 ] || ! grep -q 'in use by process' "$work/err$i"; then
+    elif [[ $name != resume && $name != vision ]] || [ $code != 2 ] || ! grep -q 'is in use by' "$work/err$i"; then
       fault "of two processes, $name ends with $code: $(cat "$work/err$i")"
     fi
   done
