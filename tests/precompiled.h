@@ -1,4 +1,4 @@
-// What most tests include, compiled once (the Makefile puts it before each of them): half of what compiling them takes.
+// What most tests include, compiled once (the Makefile puts it before each of them).
 #include <doctest/doctest.h>
 
 #include "engine/file/json.h"

@@ -29,6 +29,7 @@
 #include "eval/vision.h"
 #include "tests/cli.h"
 #include "tests/onnx_run.h"
+#include "tests/quantized_vision.h"
 #include "tests/vit_options.h"
 
 using namespace bcq;
@@ -36,31 +37,6 @@ using namespace bcq::test;
 namespace fs = std::filesystem;
 
 namespace {
-
-const Progress kSilent = [](const std::string&, double, double) {};
-const Warn kQuiet = [](const std::string&) {};
-
-struct Pixels : Task {
-  std::vector<Batch> batches{1};
-  Pixels(Model& m, int64_t images) : Task(m) {
-    batches[0].pixels = random({images, 3, m.info().image.height, m.info().image.width}, 5, 2);
-  }
-  std::vector<Batch> calibration(const Recipe&) override { return batches; }
-  const std::vector<Batch>& compensation(const Recipe&) override { return batches; }
-  Measured measure(const Recipe&, size_t, json&, const Progress&) override { return {}; }
-};
-
-Recipe recipe_of(const std::string& method, int wbits, int abits, const json& options = json::object()) {
-  json all = {{"method", method}, {"wbits", wbits}, {"abits", abits}};
-  if (options.is_object()) all.update(options);
-  return read_recipe(Family::Vision, all, "test", json::object());
-}
-
-void quantize_as(Model& model, const Recipe& recipe) {
-  Pixels task(model, 4);
-  Outcome outcome = quantize(task, recipe, kSilent, kQuiet);
-  compensate(task, recipe, outcome, kSilent);
-}
 
 // Images whose logits are the engine's but for rounding, of three. Where a value lies at a boundary of its grid, other
 // roundings of the norms before it may move it by a step.

@@ -16,6 +16,7 @@
 #include "eval/save.h"
 #include "eval/vision.h"
 #include "tests/model_fixtures.h"
+#include "tests/quantized_vision.h"
 
 using namespace bcq;
 using namespace bcq::test;
@@ -24,31 +25,10 @@ namespace fs = std::filesystem;
 namespace {
 
 const Context kFake{Precision::Fake}, kInteger{Precision::Integer};
-const Progress kSilent = [](const std::string&, double, double) {};
-const Warn kQuiet = [](const std::string&) {};
-
-// Seeded pixels to calibrate and compensate on.
-struct Pixels : Task {
-  std::vector<Batch> batches{1};
-  Pixels(Model& m, int64_t images) : Task(m) {
-    batches[0].pixels = random({images, 3, m.info().image.height, m.info().image.width}, 5, 2);
-  }
-  std::vector<Batch> calibration(const Recipe&) override { return batches; }
-  const std::vector<Batch>& compensation(const Recipe&) override { return batches; }
-  Measured measure(const Recipe&, size_t, json&, const Progress&) override { return {}; }
-};
-
-Recipe recipe_of(const std::string& method, int wbits, int abits, const json& options = json::object()) {
-  json all = {{"method", method}, {"wbits", wbits}, {"abits", abits}};
-  if (options.is_object()) all.update(options);
-  return read_recipe(Family::Vision, all, "test", json::object());
-}
 
 std::unique_ptr<Model> quantized(const std::string& source, const Recipe& recipe, int64_t images = 4) {
   auto model = load_model(source);
-  Pixels task(*model, images);
-  Outcome outcome = quantize(task, recipe, kSilent, kQuiet);
-  compensate(task, recipe, outcome, kSilent);
+  quantize_as(*model, recipe, images);
   return model;
 }
 
