@@ -262,6 +262,7 @@ void set_stored(Model& model, Recipe& r) {
   if (!set_stored_method(model, r)) return;
   std::map<int, int64_t> layers;
   for (const Layer* layer : model.all_layers()) {
+    if (layer->binarized()) ++layers[1], r.weights.half = true;
     if (!layer->packed()) continue;
     const Affine grid = layer->packed()->grid();
     ++layers[grid.bits];

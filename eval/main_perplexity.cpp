@@ -139,7 +139,8 @@ void check_options(Options& o) {
   const bool quantized = quantizes(r);
   require_usage(solves(r) || o.report_path.empty(), "--layer-report tells of --method gptq and joint");
   require_usage(quantized || !o.saves(), "--save writes a quantized model: give a --method");
-  require_usage(r.method != MethodName::Billm || !o.saves(), "--method billm is simulated: there is nothing to save");
+  require_usage(!is_billm(r) || r.weights.half || !o.saves(),
+                "--scales f32 leaves levels that are only simulated: --save has those of f16");
   require_usage(
       r.abits == 32 || !o.saves(),
       "--save keeps weights: with activations of %d bits the model is only measured (--abits 32 leaves them float)",
@@ -158,7 +159,7 @@ void check_options(Options& o) {
 Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::optional<Saved>& saved) {
   const Recipe& r = o.recipe;
   std::optional<BlockFiles> blocks;
-  if (o.saves() && solves(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
+  if (o.saves() && carries_errors(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);
   PartStore* const store = blocks ? &*blocks : nullptr;
   const Warn warn = blocks ? blocks->keeping(progress.warn()) : progress.warn();
   Outcome outcome = quantize(task, r, progress.callback(), warn, store);

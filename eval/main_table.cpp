@@ -1,4 +1,6 @@
 // table: the paper's tables, every cell measured on the checkpoints and data that are there.
+#include <algorithm>
+
 #include "engine/core/check.h"
 #include "engine/core/process.h"
 #include "eval/cli.h"
@@ -7,26 +9,39 @@
 
 using namespace bcq;
 
+namespace {
+
+struct LanguageTable {
+  const char *name, *about;
+};
+constexpr LanguageTable kLanguageTables[] = {
+    {"language", "The paper's table 2: methods on OPT and BLOOM"},
+    {"groups", "The paper's table 3: group sizes, beside AWQ"},
+    {"billm", "The paper's table 4: BiLLM on OPT and LLaMA"},
+};
+
+}  // namespace
+
 int main(int argc, char** argv) {
   tune_process(argv);  // begins anew with the whole command line, the first word of which is not the parser's
   TableRun o;
   const std::string first = argc > 1 ? argv[1] : "";
-  const bool vision = first != "language" && first != "groups";
+  const auto* language = std::find_if(std::begin(kLanguageTables), std::end(kLanguageTables),
+                                      [&](const LanguageTable& t) { return first == t.name; });
+  const bool vision = language == std::end(kLanguageTables);
   o.name = vision ? "vision" : first;
   o.out = "build/table-" + o.name;
   o.base = recipe_of(vision ? Family::Vision : Family::Language);
   CommandLine line(vision ? "table" : "table " + first,
-                   first == "language" ? "The paper's table 2: methods on OPT and BLOOM"
-                   : first == "groups"
-                       ? "The paper's table 3: group sizes, beside AWQ's printed figures"
-                       : "The paper's tables beside what is measured here: the vision table; with `language` or "
-                         "`groups` as the first word a language one (table language --help).",
+                   vision ? "The paper's tables beside what is measured here: the vision table; with `language`, "
+                            "`groups` or `billm` as the first word a language one (table language --help)."
+                          : language->about,
                    "Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json\n"
                    "  table language --models hub --corpora corpora\n  table groups");
   line.add({"--models", "DIR",
             vision ? "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; without "
                      "it the embedded models are measured"
-                   : "Folder with opt-125m, opt-350m and bloom-560m; without it the embedded models"},
+                   : "Folder with opt-125m, opt-350m, bloom-560m and llama-7b; without it the embedded models"},
            o.models);
   const char* const data = vision ? "--imagenet" : "--corpora";
   line.add({data, "DIR",

@@ -174,7 +174,10 @@ void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRe
     about["group"] = -1;
     about["positions"] = 0;
     for (const Layer* layer : model.layers(i))
-      if (layer->packed() && layer->packed()->groups() > 1) about["group"] = layer->packed()->group();
+      if (const BinaryPlanes* planes = layer->binarized())
+        about["group"] = planes->block;
+      else if (layer->packed() && layer->packed()->groups() > 1)
+        about["group"] = layer->packed()->group();
     for (const auto& [name, tensor] : tensors)
       if (name.ends_with(".bc")) about["positions"] = tensor.shape[0];
   }

@@ -12,6 +12,7 @@
 #include "engine/grid/affine.h"
 #include "eval/new_folder.h"
 #include "eval/version.h"
+#include "models/layers.h"
 #include "models/stored.h"
 
 namespace bcq {
@@ -23,7 +24,7 @@ using Tensors = std::map<std::string, TensorInfo>;
 
 constexpr const char* kOnnxKey = "bcq_onnx";  // of a configuration: how the ONNX file beside it was made
 
-bool is_packed(const Layer& layer) { return layer.packed() != nullptr; }
+bool is_packed(const Layer& layer) { return layer.packed() || layer.binarized(); }
 
 // Where a block ends in a norm, the shift of which takes the compensation of its output.
 Bias* last_norm(const Part& part) {
@@ -35,7 +36,7 @@ Kind kind_of(Model& model, const SaveOptions& save) {
   // v1 cannot hold a zero point of 0, and readers refuse it for asymmetric weights.
   const std::vector<Layer*> layers = model.all_layers();
   const bool symmetric = std::all_of(layers.begin(), layers.end(),
-                                     [](Layer* l) { return !is_packed(*l) || is_symmetric(l->packed()->grid()); });
+                                     [](Layer* l) { return !l->packed() || is_symmetric(l->packed()->grid()); });
   return symmetric ? Kind::GptqV1 : Kind::GptqV2;
 }
 
@@ -154,10 +155,15 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
   json dynamic = json::object();
   bool scattered = false, symmetric = true;
   int64_t positions = 0;
+  json group = facts.at("groupsize");
   for (const Layer* layer : model.all_layers()) {
     const std::string pattern = "^" + escaped(name(layer->name)) + "$";
     if (!is_packed(*layer)) {
       dynamic["-:" + pattern] = json::object();
+      continue;
+    }
+    if (const BinaryPlanes* planes = layer->binarized()) {
+      group = planes->block;
       continue;
     }
     const Affine grid = layer->packed()->grid();
@@ -171,7 +177,7 @@ json quantization_config(Model& model, Kind kind, const std::function<std::strin
 
   json config = {{"quant_method", own ? "bcq" : "gptq"},
                  {"bits", bits},
-                 {"group_size", facts.at("groupsize")},
+                 {"group_size", group},
                  {"desc_act", scattered},
                  {"sym", symmetric}};
   if (!dynamic.empty()) config["dynamic"] = dynamic;
@@ -222,7 +228,9 @@ void put_block(Model& model, int i, Kind kind, Tensors& tensors) {
   for (const Layer* layer : part.layers()) {
     const std::string& name = layer->name;
     const Tensor& bias = model.is_folded() ? layer->bias.in(Precision::Fake) : layer->bias.compensated;
-    if (is_packed(*layer))
+    if (const BinaryPlanes* planes = layer->binarized())
+      put_binary(name, *planes, tensors);
+    else if (is_packed(*layer))
       put_packed(name, *layer->packed(), kind, tensors);
     else if (model.is_folded())
       tensors[name + ".weight"] = store(layer->weight.values(), DType::F32, name + ".weight");
@@ -245,7 +253,7 @@ void get_block(Model& model, int i, const Loader& from) {
   for (Layer* layer : part.layers()) {
     const Loader at = from.sub(layer->name);
     const int64_t out = layer->weight.dim(0);
-    if (has_packed(at)) layer->quantize(get_packed(at, out, layer->weight.dim(1)));
+    if (has_packed(at)) quantize_packed(at, *layer, out, layer->weight.dim(1));
     if (at.has("bias")) layer->bias.compensated = at.get("bias", {out});
     layer->added = get_bc(at, out);
   }

@@ -22,6 +22,14 @@ inline Layer make_layer(Role role, const std::string& name) {
   return layer;
 }
 
+// The packed or binarized weight at this place.
+inline void quantize_packed(const Loader& at, Layer& layer, int64_t out, int64_t in) {
+  if (has_binary(at))
+    layer.quantize(get_binary(at, out, in));
+  else
+    layer.quantize(get_packed(at, out, in));
+}
+
 // A linear layer named as the checkpoint names it: weight [out, in], bias [out]. One that is packed is quantized as
 // loaded: its float weight is what its codes stand for. A quantized one may have a bias that the network has not.
 inline Layer load_linear(const Loader& at, Role role, const std::string& name, int64_t out, int64_t in,
@@ -31,7 +39,7 @@ inline Layer load_linear(const Loader& at, Role role, const std::string& name, i
   if (holds_grids(inner)) {
     layer.weight = get_stored_weight(inner, out, in);
   } else if (has_packed(inner)) {
-    layer.quantize(get_packed(inner, out, in));
+    quantize_packed(inner, layer, out, in);
     layer.weight = layer.quantized->weight;
     layer.added = get_bc(inner, out);
   } else {

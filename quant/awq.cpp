@@ -30,16 +30,6 @@ std::vector<double> block_of(const std::vector<double>& second, int64_t in, int6
   return block;
 }
 
-// W diag(s) rounded, times diag(s)⁻¹.
-Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const WeightGrid& grid) {
-  const int64_t in = w.dim(1);
-  Tensor scaled = w.clone();
-  for (int64_t i = 0; i < w.size(); ++i) scaled[i] *= s[static_cast<size_t>(i % in)];
-  Tensor q = round_to_nearest(scaled, grid).values;
-  for (int64_t i = 0; i < w.size(); ++i) q[i] /= s[static_cast<size_t>(i % in)];
-  return q;
-}
-
 size_t least_of(const std::vector<double>& errors) {  // the first
   return static_cast<size_t>(std::min_element(errors.begin(), errors.end()) - errors.begin());
 }

@@ -8,10 +8,12 @@
 #include <numeric>
 
 #include "engine/core/check.h"
+#include "engine/core/half.h"
 #include "engine/core/parallel.h"
 #include "engine/grid/binary.h"
 #include "engine/kernels/kernels.h"
 #include "quant/damping.h"
+#include "quant/refit.h"
 
 namespace bcq {
 namespace {
@@ -24,7 +26,19 @@ size_t at(int64_t i) { return static_cast<size_t>(i); }
 // A row's values as one or two sums mean ± scale.
 struct Level {
   double mean = 0, scale = 0;
-  double of(double x) const { return mean + (x > mean ? scale : x < mean ? -scale : 0); }
+  bool half = false;  // float16, and never the mean itself
+
+  bool adds(double x) const { return x >= mean; }
+  double of(double x) const { return mean + (adds(x) ? (half || x != mean ? scale : 0) : -scale); }
+  void round_to_half() {
+    for (double* value : {&mean, &scale}) {
+      const uint16_t stored = to_f16(static_cast<float>(*value));
+      float rounded;
+      kernels().from_f16(&stored, &rounded, 1);
+      *value = rounded;
+    }
+    half = true;
+  }
 };
 
 // of(i) over the n values of a row for which is_in(i) holds.
@@ -118,43 +132,73 @@ std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
 
 // The levels of a row of a block, and its values on them.
 struct RowLevels {
-  Level small, large, salient, rest;  // rest: of what is left of salient values
+  Level levels[4];  // of parts; and of what is left of salient values
+  static constexpr int kRest = 3;
 
-  RowLevels(const float* w, const uint8_t* parts, int64_t n) {
-    const auto value = [&](int64_t i) { return static_cast<double>(w[i]); };
-    small = level_of(n, value, [&](int64_t i) { return parts[i] == kSmall; });
-    large = level_of(n, value, [&](int64_t i) { return parts[i] == kLarge; });
-    const auto is_salient = [&](int64_t i) { return parts[i] == kSalient; };
-    salient = level_of(n, value, is_salient);
-    rest = level_of(
-        n, [&](int64_t i) { return w[i] - salient.of(w[i]); }, is_salient);
+  RowLevels(const float* w, const uint8_t* parts, int64_t n, bool half) {
+    for (const Part part : {kSmall, kLarge, kSalient}) {
+      levels[part] = level_of(
+          n, [&](int64_t i) { return static_cast<double>(w[i]); }, [&](int64_t i) { return parts[i] == part; });
+      if (half) levels[part].round_to_half();
+    }
+    levels[kRest] = level_of(
+        n, [&](int64_t i) { return w[i] - levels[kSalient].of(w[i]); },
+        [&](int64_t i) { return parts[i] == kSalient; });
+    if (half) levels[kRest].round_to_half();
   }
-  float as_binarized(double w, uint8_t part) const {
-    if (part != kSalient) return static_cast<float>((part == kSmall ? small : large).of(w));
-    const double first = salient.of(w);
-    return static_cast<float>(first + rest.of(w - first));
+
+  // A value, and as bits whether its scale is added, and whether it is large or its second scale is added.
+  struct Rounded {
+    float value;
+    bool sign, part;
+  };
+  Rounded as_binarized(double w, uint8_t part) const {
+    const Level &one = levels[part], &rest = levels[kRest];
+    const double first = one.of(w);
+    if (part != kSalient) return {static_cast<float>(first), one.adds(w), part == kLarge};
+    return {static_cast<float>(first + rest.of(w - first)), one.adds(w), rest.adds(w - first)};
   }
-  float nearest(double w, uint8_t part) const {
-    const Level& one = part == kSmall ? small : part == kLarge ? large : salient;
-    const double second = part == kSalient ? rest.scale : 0, middle = one.mean + (part == kSalient ? rest.mean : 0);
-    double best = 0, least = std::numeric_limits<double>::infinity();
-    for (const double level : {middle - one.scale - second, middle - one.scale + second, middle + one.scale - second,
-                               middle + one.scale + second})
-      if (std::abs(w - level) < least) least = std::abs(w - level), best = level;
-    return static_cast<float>(best);
+  Rounded nearest(double w, uint8_t part) const {
+    const Level &one = levels[part], &rest = levels[kRest];
+    Rounded best{};
+    double least = std::numeric_limits<double>::infinity();
+    for (const bool sign : {false, true})
+      for (const bool second : {false, true}) {
+        double level = one.mean + (sign ? one.scale : -one.scale);
+        if (part == kSalient) level += rest.mean + (second ? rest.scale : -rest.scale);
+        if (std::abs(w - level) >= least) continue;
+        least = std::abs(w - level);
+        best = {static_cast<float>(level), sign, part == kSalient ? second : part == kLarge};
+      }
+    return best;
   }
 };
 
-// Columns [a, a + n) of a row: its values on their levels to q, and the errors, over pivots, that go to columns after.
-void solve_row(const float* w, const uint8_t* parts, const float* u, int64_t columns, int64_t a, int64_t n,
-               BillmInside inside, float* q, float* errors) {
-  const RowLevels levels(w, parts, n);
+// Columns [a, a + n) of row r, w and their parts: its values on their levels to q, and the errors, over pivots, that go
+// to columns after.
+void solve_row(const float* w, const uint8_t* parts, const float* u, int64_t r, int64_t a, int64_t n,
+               const BillmOptions& options, BinarizedWeight& q, float* errors) {
+  const RowLevels row(w, parts, n, options.half);
+  const int64_t columns = q.values.dim(1);
+  float* const values = q.values.data + r * columns + a;
   for (int64_t c = 0; c < n; ++c) {
     double x = w[c];
-    for (int64_t k = 0; k < c && inside != BillmInside::Official; ++k)
+    for (int64_t k = 0; k < c && options.inside != BillmInside::Official; ++k)
       x -= static_cast<double>(errors[k]) * u[(a + k) * columns + a + c];
-    q[c] = inside == BillmInside::Sequential ? levels.nearest(x, parts[c]) : levels.as_binarized(w[c], parts[c]);
-    errors[c] = static_cast<float>((x - q[c]) / u[(a + c) * columns + a + c]);
+    const RowLevels::Rounded rounded =
+        options.inside == BillmInside::Sequential ? row.nearest(x, parts[c]) : row.as_binarized(w[c], parts[c]);
+    values[c] = rounded.value;
+    errors[c] = static_cast<float>((x - values[c]) / u[(a + c) * columns + a + c]);
+    if (!q.planes) continue;
+    const size_t word = at(r * q.planes->words() + (a + c) / 32);
+    q.planes->signs[word] |= static_cast<uint32_t>(rounded.sign) << (a + c) % 32;
+    q.planes->parts[word] |= static_cast<uint32_t>(rounded.part) << (a + c) % 32;
+  }
+  if (!q.planes) return;
+  uint16_t* stored = &q.planes->levels[at((r * q.planes->blocks() + a / q.planes->block) * BinaryPlanes::kLevels)];
+  for (const Level& level : row.levels) {
+    *stored++ = to_f16(static_cast<float>(level.mean));
+    *stored++ = to_f16(static_cast<float>(level.scale));
   }
 }
 
@@ -193,11 +237,12 @@ BinarizedWeight billm(const Tensor& w, std::vector<double> hessian, const BillmO
   require(!u.empty(), "%s: its Hessian cannot be factored even with damping %g", name, damp);
 
   const OneBlasThread one;
-  BinarizedWeight q{Tensor::uninitialized(w.shape), {}};
+  BinarizedWeight q{Tensor::uninitialized(w.shape), {}, nullptr};
+  if (options.half) q.planes = std::make_shared<BinaryPlanes>(out, in, std::min(in, options.block));
   q.stored_bits = static_cast<double>(in);
   for (int64_t a = 0; a < in; a += options.block) {
     const int64_t n = std::min(options.block, in - a), after = in - a - n;
-    Tensor block = Tensor::uninitialized({out, n}), salience = Tensor::uninitialized({out, n}), values = block.clone();
+    Tensor block = Tensor::uninitialized({out, n}), salience = Tensor::uninitialized({out, n});
     for (int64_t i = 0; i < block.size(); ++i) {
       const float x = block[i] = rest[i / n * in + a + i % n], pivot = u[at((a + i % n) * (in + 1))];
       salience[i] = options.hessian ? x * x / (pivot * pivot) : x;
@@ -206,10 +251,10 @@ BinarizedWeight billm(const Tensor& w, std::vector<double> hessian, const BillmO
     const std::vector<uint8_t> parts = parts_of(salience, options.most, chosen);
     std::vector<float> errors(at(out * n));
     parallel_for(out, [&](int64_t r) {
-      solve_row(block.data + r * n, &parts[at(r * n)], u.data(), in, a, n, options.inside, values.data + r * n,
-                &errors[at(r * n)]);
-      std::copy_n(values.data + r * n, n, q.values.data + r * in + a);
+      solve_row(block.data + r * n, &parts[at(r * n)], u.data(), r, a, n, options, q, &errors[at(r * n)]);
     });
+    for (int64_t c = 0; c < n && q.planes; ++c)
+      q.planes->salient[at((a + c) / 32)] |= static_cast<uint32_t>(parts[at(c)] == kSalient) << (a + c) % 32;
     if (after > 0)
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(out), static_cast<int>(after),
                   static_cast<int>(n), -1.f, errors.data(), static_cast<int>(n), &u[at(a * in + a + n)],
@@ -234,14 +279,23 @@ Needs Billm::needs() const {
   Needs needs;
   needs.stream = Stream::Quantized;
   needs.moments = true;
+  needs.sequential = options_.sequential;
+  needs.cross = options_.float_target;
   return needs;
 }
 
 void Billm::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
-  const std::vector<double> hessian = seen.moments->second();
-  for (Layer* layer : group) {
-    const BinarizedWeight q = billm(layer->weight.values(), hessian, options_, layer->name, warn_);
-    layer->quantize({layer->left_grid(), Binary(q.stored_bits, q.sign_bits), q.values, nullptr, nullptr});
+  std::vector<Tensor> weights;
+  for (const Layer* layer : group) weights.push_back(layer->weight.values());
+  if (seen.odd) weights = refit(weights, *seen.moments, *seen.odd, options_.centred).weights;
+  const std::vector<double> hessian = seen.moments->second(options_.centred);
+  for (size_t i = 0; i < group.size(); ++i) {
+    Layer* layer = group[i];
+    BinarizedWeight q = billm(weights[i], hessian, options_, layer->name, warn_);
+    if (q.planes)
+      layer->quantize(std::move(q.planes));
+    else
+      layer->quantize({layer->left_grid(), Binary(q.stored_bits, q.sign_bits), q.values, nullptr, nullptr});
   }
 }
 

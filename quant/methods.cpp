@@ -4,7 +4,9 @@
 #include "quant/awq.h"
 #include "quant/billm.h"
 #include "quant/dfq.h"
+#include "quant/erq.h"
 #include "quant/noisyquant.h"
+#include "quant/os_plus.h"
 #include "quant/recipe.h"
 #include "quant/repq.h"
 #include "quant/smoothquant.h"
@@ -39,6 +41,9 @@ std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& 
 }
 std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
+}
+std::unique_ptr<Method> make_erq(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<bcq::Erq>(ErqOptions{r.ptq.wbits, r.ptq.abits, r.coe});
 }
 std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn& warn) {
   JointOptions options{r.ptq.wbits, r.ptq.abits};
@@ -78,6 +83,10 @@ std::unique_ptr<Method> make_awq_rounding(const Recipe& r, const LayerBits& bits
 std::unique_ptr<Method> make_smoothing(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<Smoothing>(r.alpha);
 }
+std::unique_ptr<Method> make_os_plus(const Recipe& r, const LayerBits& bits, const Warn&) {
+  require_usage(r.abits < 32, "os-plus moves outliers of inputs that are rounded: --abits 8 or less");
+  return std::make_unique<OutlierSuppression>(r.weights, static_cast<int>(r.abits), bits);
+}
 std::unique_ptr<Method> make_equalization(const Recipe& r, const LayerBits&, const Warn&) {
   require_usage(!r.gptq_rounding, "--rounding gptq looks at data, dfq does without");
   return std::make_unique<Equalization>();
@@ -89,12 +98,26 @@ std::unique_ptr<Method> make_billm(const Recipe& r, const LayerBits& bits, const
   require_usage(r.abits == 32, "billm leaves activations float: no --abits");
   BillmOptions options{static_cast<BillmInside>(r.billm_inside), r.billm_hessian};
   options.percdamp = r.weights.percdamp;
+  options.sequential = r.sequential;
+  options.centred = r.centred;
+  options.float_target = r.target == Target::Float;
+  options.half = r.weights.half;
   return std::make_unique<bcq::Billm>(options, bits, warn);
 }
 void smooth_defaults(Recipe& r) {
   r.weights.bits = 8;
   r.weights.sym = true;
   r.abits = 8;
+}
+
+void billm_defaults(Recipe& r) {
+  r.weights.bits = 1;
+  r.weights.half = true;
+}
+void os_plus_defaults(Recipe& r) {
+  r.weights.bits = 8;
+  r.abits = 8;
+  r.fixed = true;
 }
 
 using enum MethodName;
@@ -104,6 +127,7 @@ const MethodRow kMethods[] = {
     {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
     {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
     {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
+    {MethodName::Erq, kVision, "erq", "ERQ", true, true, nullptr, make_erq},
     {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
     {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},
@@ -113,9 +137,10 @@ const MethodRow kMethods[] = {
     {MethodName::Joint, kLanguage, "joint", "joint", true, true, joint_defaults, make_gptq},
     {Awq, kLanguage, "awq", "AWQ", true, true, nullptr, make_awq_rounding, make_awq_scales},
     {SmoothQuant, kLanguage, "smoothquant", "SmoothQuant", true, true, smooth_defaults, make_rounding, make_smoothing},
+    {OsPlus, kLanguage, "os-plus", "OS+", true, true, os_plus_defaults, make_rounding, make_os_plus},
     {Dfq, kLanguage, "dfq", "DFQ", false, true, [](Recipe& r) { r.bc = BcForm::DataFree; }, make_rtn,
      make_equalization},
-    {Billm, kLanguage, "billm", "BiLLM", true, true, [](Recipe& r) { r.weights.bits = 1; }, make_billm},
+    {Billm, kLanguage, "billm", "BiLLM", true, true, billm_defaults, make_billm},
     {Stored, kLanguage, "stored", "stored", false, false, nullptr, nullptr},
 };
 

@@ -11,7 +11,6 @@
 namespace bcq {
 namespace {
 
-constexpr double kPercentiles[] = {0.999, 0.9999, 0.99999};
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Quantile p of values, interpolated at rank p (n - 1); they are reordered.
@@ -38,13 +37,13 @@ ScaleZero between(double lo, double hi, int codes) {
 
 }  // namespace
 
-ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits) {
+ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits, std::span<const double> shares) {
   const int codes = 1 << bits;
   std::vector<float> values(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = x[i * stride];
   ScaleZero best{0, 0};
   double least = kInfinity;
-  for (const double p : kPercentiles) {
+  for (const double p : shares) {
     const float hi = quantile(values, p), lo = quantile(values, 1 - p);
     const float scale = (hi - lo) / static_cast<float>(codes - 1);
     if (!(scale >= FLT_MIN)) continue;

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "engine/core/tensor.h"
@@ -17,10 +18,12 @@ struct ScaleZero {
   int32_t zero = 0;
 };
 
-// RepQ-ViT's range of n values `stride` apart: of the quantiles 1 - p to p, p = 0.999, 0.9999 and 0.99999 (interpolated
-// linearly), the one of least squared error. It need not hold 0, and its zero point need not be a code. Of values that
-// are all equal: a scale of 0.
-ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits);
+inline constexpr double kPercentiles[] = {0.999, 0.9999, 0.99999};  // RepQ-ViT's
+// The range of n values `stride` apart: of the quantiles 1 - p to p, p one of `shares` (interpolated linearly), the one
+// of least squared error. It need not hold 0, and its zero point need not be a code. Of values that are all equal: a
+// scale of 0.
+ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits,
+                           std::span<const double> shares = kPercentiles);
 // The largest value δ of a logarithmic grid: of the upper three quantiles, the one for which error(δ) is least.
 float percentile_top(const Tensor& x, const std::function<double(float top)>& error);
 

@@ -20,7 +20,7 @@ const char* name_of(BcForm form) {
 }
 
 bool in_one_walk(const Recipe& r) {
-  if (!solves(r) || !measures_errors(r) || r.bc_stream != Stream::Quantized) return false;
+  if (!carries_errors(r) || !measures_errors(r) || r.bc_stream != Stream::Quantized) return false;
   return r.family == kLanguage || (r.bc == BcForm::Channel && r.bc_sites == kJointSites);
 }
 
@@ -108,11 +108,12 @@ void check(const Recipe& r) {
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
   require_usage(!joins(r) || measures_errors(r),
                 "--method joint leaves constant errors to biases: --bc channel or position, not none");
-  require_usage((r.weights.bits == 1) == is_billm(r), "--wbits %d: 1 is that of --method billm, which has no other",
+  require_usage(r.method == MethodName::Stored || (r.weights.bits == 1) == is_billm(r), "--wbits %d: 1 is that of --method billm, which has no other",
                 r.weights.bits);
+  require_usage(!is_billm(r) || r.target != Target::Gptaq, "--target gptaq carries drifts on as GPTQ goes, not billm");
   const std::vector<std::string> sites = split(r.bc_sites);
   require_usage(
-      !solves(r) || !r.centred ||
+      !carries_errors(r) || !r.centred ||
           (measures_errors(r) && std::find(sites.begin(), sites.end(), "linear") != sites.end()),
       "--hessian centred leaves constant errors to a bias at each layer: give --bc, with linear in --bc-sites");
 }

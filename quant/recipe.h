@@ -29,8 +29,10 @@ enum class MethodName {
   Ptq4Vit,
   Repq,
   NoisyQuant,
+  Erq,
   Awq,
   SmoothQuant,
+  OsPlus,
   Dfq,
   Billm,
   Stored
@@ -55,6 +57,7 @@ struct Recipe {
   double alpha = 0.5;                 // of SmoothQuant
   int64_t billm_inside = 0;           // BillmOptions::inside
   bool billm_hessian = true;          // BillmOptions::hessian
+  double coe = 10000;                 // ErqOptions::coe
   bool qwt = false;                   // vision: quant/qwt.h after all else
   ActGrid act_grid = ActGrid::Table;  // vision, of joint
   int64_t samples = 32, seed = 3;     // images or windows to calibrate on, and the seed of their draw
@@ -100,8 +103,10 @@ inline bool folds(const Recipe& r) { return row_of(r).fold != nullptr; }
 inline bool solves(const Recipe& r) {
   return r.method == MethodName::Gptq || r.method == MethodName::Joint || (folds(r) && r.gptq_rounding);
 }
-inline bool joins(const Recipe& r) { return r.family == Family::Vision && r.method == MethodName::Joint; }
 inline bool is_billm(const Recipe& r) { return r.method == MethodName::Billm; }
+// Whether rounding carries errors on through a Hessian.
+inline bool carries_errors(const Recipe& r) { return solves(r) || is_billm(r); }
+inline bool joins(const Recipe& r) { return r.family == Family::Vision && r.method == MethodName::Joint; }
 // Whether the method compensates, too, layer by layer as it quantizes them: those that look at the quantized stream.
 bool in_one_walk(const Recipe& recipe);
 inline bool compensates(const Recipe& r) { return r.bc != BcForm::None; }

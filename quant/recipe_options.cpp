@@ -117,7 +117,6 @@ bool searches(const Recipe& r) {
 }
 bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in_one_walk(r)); }
 bool aims_as_gptaq(const Recipe& r) { return solves(r) && r.target == Target::Gptaq; }
-bool carries_errors(const Recipe& r) { return solves(r) || is_billm(r); }
 bool is_awq(const Recipe& r) { return r.method == MethodName::Awq; }
 bool clips(const Recipe& r) { return is_awq(r) && !r.gptq_rounding; }
 bool rounds_to_grids(const Recipe& r) { return quantizes(r) && !is_billm(r); }  // of scales and zero points
@@ -269,6 +268,12 @@ std::vector<Option> vision_quantization() {
       number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
       number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
              OF(ptq.rounds), 1, 1 << 16),
+      number(
+          {"coe", "--coe",
+           "erq: ten times the ridge of its regressions, on sums over all calibration tokens; its README has 10000 for "
+           "32 images, its code 20000",
+           [](const Recipe& r) { return r.method == MethodName::Erq; }},
+          OF(coe), 1e-3, 1e12, "X"),
       flag({"qwt", "--qwt",
             "A linear layer beside each block, in closed form, that makes up for what is left of its error: D² "
             "products a "
@@ -314,8 +319,8 @@ std::vector<Option> language_weights() {
           OF(weights.mse), 0, 100, "[NORM]"),
       word({"scales", "--scales",
             "f32, or f16: rounded to what GPTQ checkpoints store before weights are rounded to them (always with "
-            "--format gptq)",
-            rounds_to_grids},
+            "--format gptq); of billm those of levels, which are saved as f16",
+            quantizes},
            {"f32", "f16"}, OF(weights.half)),
       list({"layer_bits", "--layer-bits", "Other bits for layers whose name fits: fc2=8; the last that fits counts",
             quantizes},
@@ -327,7 +332,7 @@ std::vector<Option> language_weights() {
 
 std::vector<Option> language_folding() {
   return {
-      word({"rounding", "--rounding", "awq, smoothquant: how weights are rounded once scales are folded",
+      word({"rounding", "--rounding", "awq, smoothquant, os-plus: how weights are rounded once scales are folded",
             [](const Recipe& r) { return folds(r) && row_of(r).calibrates; }},
            {"rtn", "gptq"}, OF(gptq_rounding)),
       number({"alpha", "--alpha", "smoothquant: scales are max |x|^alpha / max |w|^(1 - alpha)",
@@ -364,14 +369,16 @@ std::vector<Option> language_solver() {
           {"percdamp", "--percdamp", "GPTQ, billm: damping of the Hessian, share of its mean diagonal", carries_errors},
           OF(weights.percdamp), 0, kInfinity, "X"),
       word({"hessian", "--hessian",
-            "Products of inputs GPTQ looks at: raw, or centred for layers whose bias --bc fits afterwards", solves},
+            "Products of inputs GPTQ and billm look at: raw, or centred for layers whose bias --bc fits afterwards",
+            carries_errors},
            {"raw", "centred"}, OF(centred)),
       word({"target", "--target",
-            "What GPTQ rounds: own, the weights; float, weights refitted to give the float network's outputs from "
+            "What GPTQ and billm round: own, the weights; float, weights refitted to give the float network's outputs "
+            "from "
             "the inputs they get (with --true-sequential: else each layer of a block makes up for the same errors "
             "again); or gptaq, the weights, and columns still to come make up for what the inputs have drifted, as in "
             "GPTAQ",
-            solves},
+            carries_errors},
            {"own", "float", "gptaq"}, OF(target)),
       number({"gptaq_alpha", "--gptaq-alpha", "--target gptaq: share of the drift. The paper has 1, its code 0.25",
               aims_as_gptaq},
@@ -388,7 +395,8 @@ std::vector<Option> language_solver() {
               "GPTQ: times scales are fitted to the codes in closed form, and the codes refined again", solves},
              OF(scale_rounds), 0, kMany),
       flag({"true_sequential", "--true-sequential",
-            "GPTQ: round a block's layers one after the other, each on what those before it make", solves},
+            "GPTQ, billm: round a block's layers one after the other, each on what those before it make",
+            carries_errors},
            OF(sequential)),
   };
 }

@@ -4,7 +4,6 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/log_sqrt2.h"
-#include "quant/ranges.h"
 
 namespace bcq {
 namespace {
@@ -14,18 +13,6 @@ constexpr int kPixelBits = 8;
 Asymmetric grid_of(const Tensor& x, int bits) {
   const ScaleZero range = percentile_range(x.data, x.size(), 1, bits);
   return {bits, range.scale > 0 ? range.scale : 1.f, range.zero};
-}
-
-// One scale and zero point for each output.
-Asymmetric grid_of_rows(const Tensor& w, int bits) {
-  std::vector<float> scale;
-  std::vector<int32_t> zero;
-  for (int64_t r = 0; r < w.dim(0); ++r) {
-    const ScaleZero range = percentile_range(w.data + r * w.dim(1), w.dim(1), 1, bits);
-    scale.push_back(range.scale > 0 ? range.scale : 1.f);
-    zero.push_back(range.zero);
-  }
-  return {bits, 0, scale, zero};
 }
 
 // δ of least squared error, values at sqrt 2 apart below it.
@@ -40,6 +27,17 @@ LogSqrt2 grid_of_softmax(const Tensor& a, int bits) {
 }
 
 }  // namespace
+
+Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> shares) {
+  std::vector<float> scale;
+  std::vector<int32_t> zero;
+  for (int64_t r = 0; r < w.dim(0); ++r) {
+    const ScaleZero range = percentile_range(w.data + r * w.dim(1), w.dim(1), 1, bits, shares);
+    scale.push_back(range.scale > 0 ? range.scale : 1.f);
+    zero.push_back(range.zero);
+  }
+  return {bits, 0, scale, zero};
+}
 
 RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
   for (const int bits : {o.wbits, o.abits})
@@ -58,18 +56,24 @@ void RepqVit::begin(Model& model) {
   model_ = &model;
 }
 
-void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
   Operands& x = seen.operands[0];
   Layer& layer = *group[0];
   if (layer.is_linear())
-    fit_linear(group, x.a);
+    fit_linear(group, x, record);
   else if (layer.role == Role::QK)
     layer.quantize({grid_of(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
   else
     layer.quantize({grid_of_softmax(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
 }
 
-void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
+void RepqVit::round_weight(Layer& layer, const Grid& left, const Operands&, PartRecord&) const {
+  const Asymmetric grid = percentile_grid(layer.weight.values(), options_.wbits);
+  layer.quantize({left, grid, fake_quantize(grid, layer.weight.values()), nullptr, nullptr});
+}
+
+void RepqVit::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record) {
+  const Tensor& input = calibrated_on(x);
   const Role role = group[0]->role;
   const LayerGroup& whole = part_.group_of(*group[0]);
   Grid left;
@@ -90,15 +94,13 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Tensor& input) {
       shift.push_back(range.scale > 0 ? common.scale[0] * static_cast<float>(common.zero[0] - range.zero) : 0.f);
     }
     model_->fold(whole, by, shift);
-    fold_channels(input, by, shift);
+    for (Tensor* folded : {&x.a, &x.f})
+      if (!folded->empty()) fold_channels(*folded, by, shift);
     left = common;
   } else {
     left = grid_of(input, role == Role::Patch ? kPixelBits : options_.abits);
   }
-  for (Layer* layer : group) {
-    const Asymmetric grid = grid_of_rows(layer->weight.values(), options_.wbits);
-    layer->quantize({left, grid, fake_quantize(grid, layer->weight.values()), nullptr, nullptr});
-  }
+  for (Layer* layer : group) round_weight(*layer, left, x, record);
 }
 
 }  // namespace bcq

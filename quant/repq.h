@@ -1,13 +1,18 @@
 // RepQ-ViT ("RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers"): asymmetric
 // grids at percentiles; per channel behind a norm, folded into it; logarithmic steps of sqrt 2 behind softmax.
 #pragma once
+#include "engine/grid/asymmetric.h"
 #include "quant/method.h"
+#include "quant/ranges.h"
 
 namespace bcq {
 
 struct RepqOptions {
   int wbits = 8, abits = 8;  // 2 ... 8
 };
+
+// One scale and zero point for each row of w [out, in]: percentile_range().
+Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> shares = kPercentiles);
 
 // Semantics of the published code, with two deviations. The zero point of folded inputs is rounded, so that codes are
 // integers. Layers behind a folded one see it folded, with its weight rounded anew: the code calibrates activations on
@@ -23,9 +28,15 @@ class RepqVit : public Method {
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
- private:
-  void fit_linear(const std::vector<Layer*>& group, Tensor& input);
+ protected:
+  // Of two streams' inputs of a layer, what its grid is found on.
+  virtual Tensor& calibrated_on(Operands& x) const { return x.a; }
+  // The layer's weight, whose input x has the grid `left` and is folded.
+  virtual void round_weight(Layer& layer, const Grid& left, const Operands& x, PartRecord& record) const;
   RepqOptions options_;
+
+ private:
+  void fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record);
   Model* model_ = nullptr;
   Part part_;
 };

@@ -46,6 +46,15 @@ void round_input(Layer& layer, const ActivationGrid& activations, const Moments*
 
 }  // namespace
 
+Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const WeightGrid& grid) {
+  const int64_t in = w.dim(1);
+  Tensor scaled = w.clone();
+  for (int64_t i = 0; i < w.size(); ++i) scaled[i] *= s[static_cast<size_t>(i % in)];
+  Tensor q = round_to_nearest(scaled, grid).values;
+  for (int64_t i = 0; i < w.size(); ++i) q[i] /= s[static_cast<size_t>(i % in)];
+  return q;
+}
+
 RoundToNearest::RoundToNearest(const WeightGrid& grid, LayerBits bits, const ActivationGrid& activations)
     : grid_(grid), bits_(std::move(bits)), activations_(activations) {}
 

@@ -7,6 +7,10 @@
 
 namespace bcq {
 
+// W diag(s) rounded to nearest, times diag(s)⁻¹: what a rounded weight [out, in] is to an input that is not divided by
+// s.
+Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const WeightGrid& grid);
+
 // How the inputs of linear layers are rounded, too.
 struct ActivationGrid {
   int bits = 32;       // 2 ... 8; 32: not at all

@@ -5,7 +5,9 @@
 #include <set>
 
 #include "engine/core/check.h"
+#include "engine/file/json.h"
 #include "engine/grid/binary.h"
+#include "eval/save.h"
 #include "quant/billm.h"
 #include "tests/golden.h"
 #include "tests/gptq_inputs.h"
@@ -112,6 +114,32 @@ TEST_CASE("BiLLM: errors carried column by column cost less, on the same levels;
   CHECK(sequential.stored_bits == official.stored_bits);
 }
 
+TEST_CASE("BiLLM: in sequence, on weights refitted to the float network's outputs, it errs less") {
+  const auto model = load_model("data/mini/opt");
+  Batch batch;
+  batch.windows = 8;
+  batch.length = 64;
+  for (int32_t i = 0; i < 512; ++i) batch.ids.push_back(static_cast<int32_t>(golden(1 + i, {1}, 400, 500)[0]));
+  const Tensor want = model->forward(kFloat, batch);
+  const auto error = [&](const BillmOptions& options) {
+    model->clear();
+    Billm method(options, {}, kNoWarning);
+    calibrate(*model, {batch}, {&method});
+    const Tensor y = model->forward({Precision::Fake}, batch);
+    double sum = 0;
+    for (int64_t i = 0; i < y.size(); ++i) sum += std::pow(static_cast<double>(y[i]) - want[i], 2);
+    return sum;
+  };
+  BillmOptions options;
+  options.inside = BillmInside::Sequential;
+  const double official = error({}), inside = error(options);
+  options.sequential = options.float_target = true;
+  const double refitted = error(options);
+  CAPTURE(official);
+  CHECK(inside < 0.8 * official);
+  CHECK(refitted < 0.8 * official);
+}
+
 TEST_CASE("BiLLM: a network, compensated after it; the same on any number of threads") {
   const auto model = load_model(kOpt);
   const Batch batch = opt_batch();
@@ -133,4 +161,80 @@ TEST_CASE("BiLLM: a network, compensated after it; the same on any number of thr
   CHECK(error(model->forward({Precision::Fake}, batch)) < error(before));
   CHECK_THROWS_AS(Billm({}, {{model->all_layers()[0], 4}}, kNoWarning), UsageError);
   CHECK_THROWS_AS(fake_quantize(Binary(1, 1), want), Error);
+}
+
+TEST_CASE("BiLLM: what is stored is what is computed with, row by row, in bits and float16 levels") {
+  const GoldenLayer layer;
+  for (const BillmInside inside : {BillmInside::Official, BillmInside::Sequential}) {
+    BillmOptions options{inside, true, 16, 10};
+    const BinarizedWeight plain = billm(layer.w, hessian_of(layer.x), options, "w", kNoWarning);
+    options.half = true;
+    const BinarizedWeight q = billm(layer.w, hessian_of(layer.x), options, "w", kNoWarning);
+    const Weight stored(q.planes);
+    CHECK(same_bits(stored.values(), q.values));
+    Tensor scratch;
+    const float* rows = stored.rows(2, 5, scratch);
+    CHECK(std::equal(rows, rows + 3 * 32, q.values.data + 2 * 32));
+    for (int64_t i = 0; i < q.values.size(); ++i)  // levels of 2 in float16: to 2^-11, 4 terms
+      CHECK(std::abs(q.values[i] - plain.values[i]) < 2e-3);
+    const Binary grid(q.planes);
+    CHECK(grid.sign_bits == q.sign_bits);
+    CHECK(grid.stored_bits == q.stored_bits);
+    CHECK(q.planes->salient_columns() == q.blocks[0].salient_columns + q.blocks[1].salient_columns);
+  }
+}
+
+TEST_CASE("BiLLM: a saved model is the same to the last bit, and files that are not one are refused") {
+  const auto model = load_model("data/mini/opt");
+  Batch batch;
+  batch.windows = 2;
+  batch.length = 16;
+  for (int32_t i = 0; i < 32; ++i) batch.ids.push_back(i * 7 + 3);
+  BillmOptions options;
+  options.half = true;
+  Layer* const left_out = model->all_layers()[3];
+  Billm method(options, {{left_out, 0}}, kNoWarning);
+  calibrate(*model, {batch}, {&method});
+  compensate(*model, {batch}, BcOptions{}, kSilent);
+  const Folder folder;
+  const Saved saved = save_model(*model, model->info().weights, {folder.file("saved"), "bcq", false},
+                                 {{"wbits", 1}, {"groupsize", nullptr}, {"method", "billm"}});
+  const auto loaded = load_model(folder.file("saved"));
+  CHECK(loaded->info().packed);
+  CHECK(loaded->info().parameters == model->info().parameters);
+  CHECK(same_bits(model->forward({Precision::Fake}, batch), loaded->forward({Precision::Fake}, batch)));
+  double bits = 0, weights = 0;
+  for (const Layer* layer : model->all_layers()) {
+    CHECK((layer->binarized() != nullptr) == (layer != left_out));
+    if (layer == left_out) continue;
+    bits += layer->quantized->right.as<Binary>()->stored_bits;
+    weights += static_cast<double>(layer->weight.size());
+  }
+  CHECK(saved.bits_per_weight == doctest::Approx(bits / weights).epsilon(1e-9));  // biases are replaced, not added
+
+  const std::string file = folder.file("saved/model.safetensors"), name = "model.decoder.layers.0.fc1.";
+  const SafeTensors kept = SafeTensors::open(file);
+  const auto refusal = [&](const std::string& tensor, const TensorInfo* changed) {
+    auto tensors = kept.tensors();
+    if (changed)
+      tensors[name + tensor] = *changed;
+    else
+      tensors.erase(name + tensor);
+    const Folder other;
+    write_safetensors(other.file("model.safetensors"), tensors);
+    write_text(other.file("config.json"), read_file(folder.file("saved/config.json")));
+    return message_of<InputError>([&] { load_model(other.path); });
+  };
+  for (const char* tensor : {"levels", "parts", "salient"}) CHECK(contains(refusal(tensor, nullptr), tensor));
+  const TensorInfo floats = store(Tensor({512, 4}), DType::F32, "x"),
+                   levels = store(Tensor({512, 2, 8}), DType::F16, "x");
+  CHECK(contains(refusal("signs", &floats), "32 bits"));
+  CHECK(contains(refusal("levels", &floats), "blocks"));
+  CHECK(contains(refusal("levels", &levels), "group_size 128"));
+  TensorInfo broken = store(Tensor({512, 1, 8}), DType::F16, "x");
+  std::vector<std::byte> bytes(broken.bytes, broken.bytes + broken.size());
+  bytes[155] = std::byte{0x7c};  // infinity
+  broken.bytes = bytes.data();
+  const std::string message = refusal("levels", &broken);
+  CHECK_MESSAGE(contains(message, "is infinite"), message);
 }

@@ -11,6 +11,7 @@
 #include "quant/awq.h"
 #include "quant/bias_comp.h"
 #include "quant/dfq.h"
+#include "quant/os_plus.h"
 #include "quant/passes.h"
 #include "quant/smoothquant.h"
 #include "tests/golden.h"
@@ -213,6 +214,46 @@ TEST_CASE("SmoothQuant: scales and errors of the golden layer") {
   // Two layers that read one input count as one of all their rows.
   const Tensor top = w.slice(0, 2), rest = w.slice(2, 6);
   CHECK(smoothing_scales(largest, {top, rest}, .5) == smoothing_scales(largest, {w}, .5));
+}
+
+TEST_CASE("OS+: shifts, thresholds, scales and losses of the golden layer") {
+  Tensor x = golden(1, {12, 8});
+  const Tensor w = golden(2001, {6, 8});
+  const float by[] = {1, 1, 1, 12, 1, 1, .5f, 1}, plus[] = {0, 0, 0, 3, 0, -9, 0, 0};
+  std::vector<float> least(8, 1e9f), largest(8, -1e9f);
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const auto c = static_cast<size_t>(i % 8);
+    x[i] = x[i] * by[c] + plus[c];
+    least[c] = std::min(least[c], x[i]), largest[c] = std::max(largest[c], x[i]);
+  }
+  const Centred channels = centre(least, largest);
+  CHECK(begins_with(Tensor({8}, channels.shift),
+                    {.03667, .305253, -.296333, 3.475718, .010902, -8.974232, -.040139, .104063}));
+  struct Case {
+    int bits, step;
+    double t, loss, scale;
+  };
+  for (const Case& c : {Case{6, 90, 2.000099, .018362, 5.500223}, Case{4, 86, 2.400139, .298759, 4.583481}}) {
+    CAPTURE(c.bits);
+    const Tensor y = linear(nullptr, x, w, {});
+    const Threshold best = search_threshold(channels.half, [&](float t, const std::vector<float>& scales) {
+      const Tensor q = rounded_scaled(w, scales, {c.bits});
+      const Tensor own = linear(nullptr, round_within(x, channels.shift, scales, t, c.bits), q, {});
+      double sum = 0;  // the golden program's outputs have no shift: it cancels
+      Tensor shift({1, 8}, channels.shift);
+      const Tensor moved = linear(nullptr, shift, w, {}), rounded_moved = linear(nullptr, shift, q, {});
+      for (int64_t i = 0; i < y.size(); ++i) {
+        const double e = own[i] - rounded_moved[i % 6] - (y[i] - moved[i % 6]);
+        sum += e * e;
+      }
+      return sum / 12;
+    });
+    CHECK(best.step == c.step);
+    CHECK(best.t == doctest::Approx(c.t).epsilon(1e-6));
+    CHECK(best.loss == doctest::Approx(c.loss).epsilon(2e-5));
+    CHECK(best.scales[3] == doctest::Approx(c.scale).epsilon(1e-6));
+    CHECK(std::count(best.scales.begin(), best.scales.end(), 1.f) == 7);
+  }
 }
 
 TEST_CASE("DFQ: scales, ranges and mean of ReLU of the golden pair") {

@@ -7,6 +7,7 @@
 #include "engine/core/check.h"
 #include "engine/file/config.h"
 #include "engine/file/json.h"
+#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -144,8 +145,9 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
   PackedFormat f;
   f.where = where;
   const json q = find_configuration(config, folder, f.where);
-  const auto packed = std::find_if(file.tensors().begin(), file.tensors().end(),
-                                   [](const auto& entry) { return entry.first.ends_with(".qweight"); });
+  const auto packed = std::find_if(file.tensors().begin(), file.tensors().end(), [](const auto& entry) {
+    return entry.first.ends_with(".qweight") || entry.first.ends_with(".signs");
+  });
   const bool is_packed = packed != file.tensors().end();
   require_input(
       !q.is_null() || !is_packed,
@@ -182,7 +184,7 @@ std::shared_ptr<const PackedFormat> read_packed_format(const json& config, const
     f.symmetry = in.flag("sym", true) ? PackedFormat::Symmetry::Yes : PackedFormat::Symmetry::No;
   f.bits = static_cast<int>(in.integer({"bits"}, {0, 64}));
   f.group = in.integer({"group_size"}, {-1, 1 << 20}, -1);
-  const bool fits = f.kind == Kind::Own ? f.bits >= 2 && f.bits <= 8 : is_gptq_width(f.bits);
+  const bool fits = f.kind == Kind::Own ? f.bits >= 1 && f.bits <= 8 : is_gptq_width(f.bits);
   require_input(fits && (f.group == -1 || f.group >= 1), "%s: bits %d with group_size %d is not a quantization",
                 f.where, f.bits, f.group);
   return std::make_shared<const PackedFormat>(f);
@@ -234,6 +236,37 @@ Tensor get_bc(const Loader& at, int64_t width) {
   return bc;
 }
 
+bool has_binary(const Loader& at) { return has_packed(at) && at.has("signs"); }
+
+std::shared_ptr<const BinaryPlanes> get_binary(const Loader& from, int64_t out, int64_t in) {
+  const Shape& levels = from.shape("levels");
+  require_input(
+      levels.size() == 3 && levels[0] == out && levels[1] >= 1 && levels[1] <= in && levels[2] == BinaryPlanes::kLevels,
+      "%s: has shape %s, but a layer of %d outputs and %d inputs needs [%d, blocks, %d]", from.describe("levels"),
+      to_string(levels), out, in, out, BinaryPlanes::kLevels);
+  const PackedFormat& f = *from.packed();
+  const int64_t block = f.group < 0 ? in : std::min(f.group, in);
+  require_input((in + block - 1) / block == levels[1], "%s: %d blocks for %d inputs, but %s says group_size %d",
+                from.describe("levels"), levels[1], in, f.where, f.group);
+  auto planes = std::make_shared<BinaryPlanes>(out, in, block);
+  const auto read = [&](const char* name, const Shape& shape, std::vector<uint32_t>& into) {
+    const Words words(from, name);
+    require_shape(from, name, words.shape, shape);
+    for (size_t i = 0; i < into.size(); ++i) into[i] = words[static_cast<int64_t>(i)];
+  };
+  read("salient", {planes->words()}, planes->salient);
+  read("signs", {out, planes->words()}, planes->signs);
+  read("parts", {out, planes->words()}, planes->parts);
+  const TensorInfo& stored = from.raw("levels");
+  require_input(stored.dtype == DType::F16, "%s: is %s, but levels are F16", from.describe("levels"),
+                name(stored.dtype));
+  load(stored, from.describe("levels"));  // which refuses what is not finite
+  std::memcpy(planes->levels.data(), stored.bytes, planes->levels.size() * sizeof(uint16_t));
+  from.count(out * in);
+  for (const char* name : {"salient", "signs", "parts", "levels"}) forget(from.raw(name));
+  return planes;
+}
+
 void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::map<std::string, TensorInfo>& tensors) {
   const bool own = kind == Kind::Own;
   const Affine grid = w.grid();
@@ -266,6 +299,16 @@ void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::
   for (int64_t c = 0; !own && grid.column_group.empty() && c < in; ++c)
     g_idx.push_back(static_cast<int32_t>(grid.group_of(c)));
   if (!g_idx.empty()) tensors[name + ".g_idx"] = store({in}, std::move(g_idx));
+}
+
+void put_binary(const std::string& name, const BinaryPlanes& planes, std::map<std::string, TensorInfo>& tensors) {
+  const auto ints = [](const std::vector<uint32_t>& words) { return std::vector<int32_t>(words.begin(), words.end()); };
+  tensors[name + ".salient"] = store({planes.words()}, ints(planes.salient));
+  tensors[name + ".signs"] = store({planes.out, planes.words()}, ints(planes.signs));
+  tensors[name + ".parts"] = store({planes.out, planes.words()}, ints(planes.parts));
+  Tensor levels = Tensor::uninitialized({planes.out, planes.blocks(), BinaryPlanes::kLevels});
+  kernels().from_f16(planes.levels.data(), levels.data, levels.size());
+  tensors[name + ".levels"] = store(levels, DType::F16, name + ".levels");
 }
 
 }  // namespace bcq

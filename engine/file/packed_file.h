@@ -11,6 +11,8 @@
 //   X.g_idx     I32 [K]; may be absent when in order     I32 [K] where columns are not in order
 //   X.bias      F16 [N]                                  F32 [N]
 //   X.bc        -                                        F32 [T, N], a compensation per position, of a block too
+// Binarized ones (engine/grid/binary.h) are in its own format alone, in place of qweight, qzeros and scales:
+//   X.signs     I32 [N, ceil(K/32)], X.parts the same, X.salient I32 [ceil(K/32)], X.levels F16 [N, blocks, 8]
 // The rest of the model is stored as in any checkpoint. Facts from the packing and dequantizing code of
 // GPTQModel and AutoGPTQ (nn_modules/qlinear).
 #pragma once
@@ -21,6 +23,7 @@
 #include "engine/file/json_fwd.h"
 #include "engine/file/safetensors.h"
 #include "engine/gemm/gemm_packed.h"
+#include "engine/grid/binary.h"
 
 namespace bcq {
 
@@ -51,11 +54,16 @@ bool has_packed(const Loader& at);
 // stored, less 1 or not, whatever the name of the format says: the two are told apart by their value.
 PackedWeight get_packed(const Loader& at, int64_t out, int64_t in);
 
+// Whether what is packed at this place is binarized; it [out, in]. InputError as of get_packed().
+bool has_binary(const Loader& at);
+std::shared_ptr<const BinaryPlanes> get_binary(const Loader& at, int64_t out, int64_t in);
+
 // The compensation per position [T, width] of the layer or block at this place; empty when there is none.
 Tensor get_bc(const Loader& at, int64_t width);
 
 // The tensors of layer `name`, as above, into `tensors`. Error when the format cannot hold it.
 void put_packed(const std::string& name, const PackedWeight& weight, PackedFormat::Kind kind,
                 std::map<std::string, TensorInfo>& tensors);
+void put_binary(const std::string& name, const BinaryPlanes& planes, std::map<std::string, TensorInfo>& tensors);
 
 }  // namespace bcq

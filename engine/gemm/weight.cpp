@@ -4,6 +4,7 @@
 
 #include "engine/core/parallel.h"
 #include "engine/gemm/gemm_packed.h"
+#include "engine/grid/binary.h"
 
 namespace bcq {
 
@@ -11,6 +12,10 @@ Weight::Weight(std::shared_ptr<const PackedWeight> packed)
     : shape_(packed->shape()),
       decode_([packed](int64_t begin, int64_t end, float* y) { packed->decode(begin, end, y); }),
       packed_(packed) {}
+
+Weight::Weight(std::shared_ptr<const BinaryPlanes> planes)
+    : shape_({planes->out, planes->in}),
+      decode_([planes](int64_t begin, int64_t end, float* y) { planes->decode(begin, end, y); }) {}
 
 const float* Weight::rows(int64_t begin, int64_t end, Tensor& scratch) const {
   const int64_t columns = size() / dim(0);

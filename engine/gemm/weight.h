@@ -16,6 +16,7 @@
 namespace bcq {
 
 class PackedWeight;
+struct BinaryPlanes;
 
 class Weight {
  public:
@@ -27,6 +28,7 @@ class Weight {
   Weight(Shape shape, Decode decode) : shape_(std::move(shape)), decode_(std::move(decode)) {}
 
   Weight(std::shared_ptr<const PackedWeight> packed);  // NOLINT: as is one that is packed
+  Weight(std::shared_ptr<const BinaryPlanes> planes);  // NOLINT: or binarized (engine/grid/binary.h)
 
   bool empty() const { return floats_.empty() && !decode_; }
   const Shape& shape() const { return shape_; }

@@ -1,6 +1,7 @@
 #include "engine/nn/layer.h"
 
 #include "engine/core/check.h"
+#include "engine/grid/binary.h"
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/int8_layer.h"
@@ -106,6 +107,15 @@ void Layer::fold_gamma() {
 void Layer::quantize(PackedWeight w) {
   const auto packed = std::make_shared<const PackedWeight>(std::move(w));
   quantize({left_grid(), {}, packed, packed, nullptr});
+}
+
+const BinaryPlanes* Layer::binarized() const {
+  const Binary* grid = quantized ? quantized->right.as<Binary>() : nullptr;
+  return grid ? grid->planes.get() : nullptr;
+}
+
+void Layer::quantize(std::shared_ptr<const BinaryPlanes> planes) {
+  quantize({left_grid(), Binary(planes), planes, nullptr, nullptr});
 }
 
 bool Layer::prepare_int8(const Int8Layer* same_weight) {

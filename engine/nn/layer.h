@@ -92,6 +92,7 @@ struct Layer {
   bool is_linear() const { return !weight.empty(); }
   bool is_quantized() const;  // whether anything is rounded
   const PackedWeight* packed() const { return quantized ? quantized->packed.get() : nullptr; }
+  const BinaryPlanes* binarized() const;  // or null
   const Int8Layer* int8() const { return quantized ? quantized->int8.get() : nullptr; }
   const Grid& left_grid() const;  // identity where it is not quantized
   const Weight& weight_in(Precision precision) const;
@@ -106,7 +107,8 @@ struct Layer {
   // Put gamma into the rows of the float weight and the bias: the same network but for rounding. Error when quantized.
   void fold_gamma();
   void quantize(Quantized q) { quantized = std::make_shared<const Quantized>(std::move(q)); }
-  void quantize(PackedWeight w);  // the weight; the grid of the input stays as it is
+  void quantize(PackedWeight w);                              // the weight; the grid of the input stays as it is
+  void quantize(std::shared_ptr<const BinaryPlanes> planes);  // the same
   // Make the form for Precision::Integer. False when this layer has to be simulated. Of one that has the same weight on
   // the same grid, if given, the weight's codes are shared.
   bool prepare_int8(const Int8Layer* same_weight = nullptr);
