@@ -159,14 +159,19 @@ void divide_row(Tensor& w, int64_t row, float by) {
   kernels().scale(w.data + row * w.dim(1), 1 / by, w.data + row * w.dim(1), w.dim(1));
 }
 
+bool shifts(const std::vector<float>& shift) {
+  return std::any_of(shift.begin(), shift.end(), [](float s) { return s != 0; });
+}
+
 // Channels a layer, or rows of it, makes: w_c / scale_c, b_c / scale_c - shift_c. A weight that is rounded stays on its
 // grid, which has a scale a row.
 void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector<float>& scale,
                const std::vector<float>& shift) {
   Tensor w = layer.weight.values().clone();
-  if (layer.bias.loaded.empty()) layer.bias.loaded = Tensor({w.dim(0)});
-  std::vector<Tensor*> biases = {&layer.bias.loaded};
-  if (!layer.bias.compensated.empty()) biases.push_back(&layer.bias.compensated);
+  if (shifts(shift) && layer.bias.loaded.empty()) layer.bias.loaded = Tensor({w.dim(0)});
+  std::vector<Tensor*> biases;
+  for (Tensor* bias : {&layer.bias.loaded, &layer.bias.compensated})
+    if (!bias->empty()) biases.push_back(bias);
   for (Tensor* bias : biases) *bias = bias->clone();
   Quantized q = layer.quantized ? *layer.quantized : Quantized{};
   const Affine* affine = q.right.as<Affine>();
@@ -195,7 +200,6 @@ void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector
 void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::vector<float>& shift) {
   const int64_t out = layer.weight.dim(0), in = layer.weight.dim(1);
   Tensor w = layer.weight.values().clone(), b = layer.bias.loaded.empty() ? Tensor({out}) : layer.bias.loaded.clone();
-  const bool shifts = std::any_of(shift.begin(), shift.end(), [](float s) { return s != 0; });
   for (int64_t r = 0; r < out; ++r) {
     double sum = b[r];
     for (int64_t c = 0; c < in; ++c) {
@@ -205,7 +209,7 @@ void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::ve
     b[r] = static_cast<float>(sum);
   }
   layer.weight = w;
-  if (shifts) layer.bias.loaded = b;
+  if (shifts(shift)) layer.bias.loaded = b;
 }
 
 }  // namespace

@@ -51,6 +51,28 @@ TEST_CASE("language: a perplexity's error is the spread of its units") {
   CHECK_THROWS_AS(paired_ratio(q, exact), Error);
 }
 
+TEST_CASE("language: the embedded models' token ids and losses are those of transformers") {
+  const json record = read_json("tests/fixtures/mini.json");
+  for (const auto& entry : record.items()) {
+    const std::string folder = "data/mini/" + entry.key();
+    const json& want = entry.value();
+    CAPTURE(folder);
+    const auto model = load_model(folder);
+    Recipe recipe = recipe_of(Family::Language);
+    recipe.seqlen = kMiniSeqlen;
+    const std::vector<double> losses = want["losses"];
+    LanguageTask task(*model, {{Definition::Plain, "data/mini/text/test.txt"}}, {}, {"gptq"},
+                      static_cast<int64_t>(losses.size()));
+    const TokenFacts& facts = task.text(recipe, 0).facts;
+    CHECK(facts.tokens == want["tokens"]);
+    CHECK(facts.hash == want["fnv"]);
+    json measured;
+    task.measure(recipe, 0, measured, kQuiet);
+    for (size_t w = 0; w < losses.size(); ++w)
+      CHECK(std::abs(task.results[0][0].nll[w] - losses[w]) < 1e-6 * losses[w]);
+  }
+}
+
 TEST_CASE("language: every definition against the logits, from the same windows") {
   const auto model = load_model("data/mini/opt");
   const Tokenizer tokenizer = Tokenizer::load("data/mini/opt");

@@ -3,12 +3,14 @@
 
 opt    learned positions, ReLU; vocab.json with merges.txt; a text begins with </s>
 bloom  ALiBi, norm after the embedding, tanh GELU; tokenizer.json with BLOOM's split; no beginning token
+llama  rotary positions, RMSNorm, SwiGLU, 2 key-value heads for 4 query heads; tokenizer.json with SmolLM's rules
+       (every digit a token, then GPT-2's split); no beginning token
 
 Data: WORK/train.txt from make_text.py (technical documentation from Debian
 packages); text/test.txt and text/calib.txt are never trained on.
 
 Run:  python3 train_language.py --arch opt --tokenizer   train the tokenizer, encode the texts
-      python3 train_language.py --arch opt               train, write opt/; then bloom
+      python3 train_language.py --arch opt               train, write opt/; then bloom, llama
       python3 train_language.py --arch opt --eval        perplexity, baselines, simulated quantization
 
 Printed for opt: training loss 3.17 at the end; --eval: test perplexity 27.233 (unigram
@@ -21,7 +23,9 @@ import torch.nn.functional as F
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WINDOW, VOCAB, WIDTH, LAYERS, HEADS = 256, 2048, 128, 6, 4
-SPECIAL = {"opt": ["<s>", "<pad>", "</s>", "<unk>"], "bloom": ["<unk>", "<s>", "</s>", "<pad>"]}
+SPECIAL = {"opt": ["<s>", "<pad>", "</s>", "<unk>"], "bloom": ["<unk>", "<s>", "</s>", "<pad>"],
+           "llama": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]}
+END = {"bloom": 2, "llama": 0}      # the token behind a document in training
 BLOOM_SPLIT = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"     # bigscience/bloom's own
 
 
@@ -35,17 +39,20 @@ def make_tokenizer(arch, work):
     docs = read(f"{work}/train.txt").split("\n\x00\n")
     tok = Tokenizer(models.BPE())
     opt, names, out = arch == "opt", SPECIAL[arch], f"{HERE}/{arch}"
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True) if opt else \
-        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(BLOOM_SPLIT), "isolated"),
-                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    first = {"opt": [], "bloom": [pre_tokenizers.Split(Regex(BLOOM_SPLIT), "isolated")],
+             "llama": [pre_tokenizers.Digits(individual_digits=True)]}[arch]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=arch != "bloom")
+    tok.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level]) if first else byte_level
     tok.decoder = decoders.ByteLevel()
     tok.train_from_iterator(docs, trainers.BpeTrainer(
         vocab_size=VOCAB, special_tokens=[AddedToken(s, special=True, normalized=False) for s in names],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
-    tok.post_processor = processors.TemplateProcessing(
-        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", 2)]) if opt else \
-        processors.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=False)
-    assert tok.get_vocab_size() == VOCAB and [tok.token_to_id(s) for s in names] == [0, 1, 2, 3]
+    if opt:
+        tok.post_processor = processors.TemplateProcessing(
+            single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", 2)])
+    elif arch == "bloom":
+        tok.post_processor = processors.ByteLevel(add_prefix_space=True, trim_offsets=False, use_regex=False)
+    assert tok.get_vocab_size() == VOCAB and [tok.token_to_id(s) for s in names] == list(range(len(names)))
     os.makedirs(out, exist_ok=True)
     tok.save(f"{out}/tokenizer.json")
     if opt:
@@ -53,19 +60,22 @@ def make_tokenizer(arch, work):
 
     def special(content):
         return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    roles = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"} if opt else \
-            {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    roles = {"opt": {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"},
+             "bloom": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+             "llama": {f"{role}_token": "<|endoftext|>" for role in ("bos", "eos", "unk")}}[arch]
     write_json(arch, "special_tokens_map.json", {k: special(v) if opt else v for k, v in roles.items()})
     write_json(arch, "tokenizer_config.json", {
+        "add_prefix_space": False, **roles, "padding_side": "left", "tokenizer_class": "BloomTokenizerFast"}
+        if arch == "bloom" else {
         "add_bos_token": opt, "add_prefix_space": False,
         "added_tokens_decoder": {str(i): dict(special(s), special=True) for i, s in enumerate(names)},
         **roles, "clean_up_tokenization_spaces": False, "errors": "replace",
-        "model_max_length": WINDOW, "tokenizer_class": "GPT2Tokenizer"} if opt else {
-        "add_prefix_space": False, **roles, "padding_side": "left", "tokenizer_class": "BloomTokenizerFast"})
+        # transformers' own GPT2Tokenizer would split as GPT-2 does, whatever tokenizer.json says.
+        "model_max_length": WINDOW, "tokenizer_class": "GPT2Tokenizer" if opt else "PreTrainedTokenizerFast"})
     ids = []
-    for i in range(0, len(docs), 256):      # every document starts with </s>, or ends with it
+    for i in range(0, len(docs), 256):      # every document starts with </s>, or ends with the end token
         for e in tok.encode_batch(docs[i:i + 256]):
-            ids.append(np.array(e.ids if opt else e.ids + [2], np.uint16))
+            ids.append(np.array(e.ids if opt else e.ids + [END[arch]], np.uint16))
     ids = np.concatenate(ids)
     np.save(f"{work}/train_{arch}.npy", ids)
     print("training tokens", len(ids), "bytes per token", sum(len(d.encode()) for d in docs) / len(ids))
@@ -86,7 +96,10 @@ def encode(arch, path):
 
 
 def make_model(arch):
-    from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
+    from transformers import (BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig,
+                              OPTForCausalLM)
+    if arch == "llama":
+        return LlamaForCausalLM(LlamaConfig(**CONFIG["llama"]))
     if arch == "bloom":
         return BloomForCausalLM(BloomConfig(
             vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, hidden_dropout=0.0, attention_dropout=0.0,
@@ -114,7 +127,14 @@ CONFIG = {      # what config.json says besides the sizes
         "initializer_range": 0.04, "layer_norm_epsilon": 1e-05, "model_type": "bloom", "n_embed": WIDTH,
         "n_head": HEADS, "n_layer": LAYERS, "pad_token_id": 3, "pretraining_tp": 1, "seq_length": WINDOW,
         "slow_but_exact": False, "tie_word_embeddings": True, "torch_dtype": "float32", "unk_token_id": 0,
-        "use_cache": True, "vocab_size": VOCAB}}
+        "use_cache": True, "vocab_size": VOCAB},
+    "llama": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+        "eos_token_id": 0, "hidden_act": "silu", "hidden_size": WIDTH, "initializer_range": 0.04,
+        "intermediate_size": 3 * WIDTH, "max_position_embeddings": WINDOW, "mlp_bias": False, "model_type": "llama",
+        "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "num_key_value_heads": 2, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "torch_dtype": "float32", "use_cache": True, "vocab_size": VOCAB}}
 
 
 def save(arch, model):
@@ -216,7 +236,8 @@ def evaluate(a):
                        ("training pages of the same sources", f"{a.work}/same.txt")):
         print(f"FP32 perplexity {name}: {perplexity(model, encode(a.arch, path)):.4f}", flush=True)
     baselines(np.load(f"{a.work}/train_{a.arch}.npy"), test)
-    blocks = model.model.decoder.layers if a.arch == "opt" else model.transformer.h
+    blocks = {"opt": lambda m: m.model.decoder.layers, "bloom": lambda m: m.transformer.h,
+              "llama": lambda m: m.model.layers}[a.arch](model)
     layers = [m for m in blocks.modules() if isinstance(m, torch.nn.Linear)]
     kept = [m.weight.clone() for m in layers]
     for bits, group in ((4, None), (3, None), (3, 64), (2, 64), (2, None)):
