@@ -62,7 +62,7 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
   for (const json& row : table["rows"]) measured += row["record"].is_null() ? 0 : 1;
   CHECK(measured == 4);
   CHECK(contains(groups.out,
-                 "| 4g128 | AWQ                      | OPT-125M   | c4        |   25.90 |          paper only |"));
+                 "| 4g128 | AWQ                      | OPT-125M   | c4        |   25.90 |             not run |"));
   CHECK(contains(groups.out,
                  "| 2g64  | GPTQ + BC (position)     | BLOOM-560M | ptb       |  178.73 |             not run |"));
   check_failure("table language --models " + folder / "hub", 2, {"--corpora"});
