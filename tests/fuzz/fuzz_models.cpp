@@ -4,9 +4,11 @@
 #include "engine/file/json.h"
 #include "eval/save.h"
 #include "models/model.h"
+#include "quant/billm.h"
 #include "quant/calibrate.h"
 #include "quant/joint.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/model_fixtures.h"
 #include "tests/quantize.h"
 
 namespace bcq::fuzz {
@@ -126,6 +128,17 @@ const std::vector<Packed>& packed() {
       const std::string folder = path_of(format("own%d", bits));
       save_model(*model, model->info().weights, {folder, "bcq", false},
                  {{"wbits", bits}, {"groupsize", grid.groupsize}});
+      add(folder, "model.safetensors");
+    }
+    {
+      const auto model = load_model(kFixtures + "opt_tiny");
+      BillmOptions options;
+      options.half = true;
+      options.block = 8;
+      Billm method(options, {}, [](const std::string&) {});
+      calibrate(*model, {test::ids_of(kFixtures + "opt_tiny")}, {&method});
+      const std::string folder = path_of("binary");
+      save_model(*model, model->info().weights, {folder, "bcq", false}, {{"wbits", 1}, {"groupsize", nullptr}});
       add(folder, "model.safetensors");
     }
     for (const char* name : {"vit_tiny", "swin_tiny"}) {
