@@ -35,7 +35,7 @@ SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY) $(FUZZ)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
-.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm parity reference-env layers format format-check install deb example tidy clean help setup
+.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm tables parity reference-env layers format format-check install deb example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -138,6 +138,13 @@ demo: all
 table-vision: all
 	$(BUILD)/bin/table $(if $(MODELS),--models $(MODELS) --imagenet $(IMAGENET)) --out $(BUILD)/table-vision \
 	  --json $(BUILD)/table-vision.json $(TABLE_ARGS)
+
+# All four, one after the other; each goes on where it was stopped.
+tables:
+	$(MAKE) table-vision
+	$(MAKE) table-language
+	$(MAKE) table-groups
+	$(MAKE) table-billm
 
 # The language tables: of the checkpoints in MODELS on the texts of CORPORA, or of the embedded models.
 table-language table-groups table-billm: table-%: all
@@ -290,7 +297,7 @@ help:
 	@echo "make                all programs into $(BUILD)/bin: imagenet, perplexity, classify, report, generate, forward, table, demo, bench"
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json, report.html"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
-	@echo "make table-language the language table; table-groups that of group sizes; table-billm; MODELS=DIR CORPORA=DIR"
+	@echo "make table-language the language table; table-groups that of group sizes; table-billm that of BiLLM; tables all; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz           libFuzzer on everything that is read, TIME=60 seconds; needs CLANG=clang++-14"

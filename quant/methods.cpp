@@ -1,6 +1,7 @@
 #include <span>
 
 #include "engine/core/check.h"
+#include "quant/apq_like.h"
 #include "quant/awq.h"
 #include "quant/billm.h"
 #include "quant/dfq.h"
@@ -38,6 +39,11 @@ std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& 
   PtqOptions options = r.ptq;
   options.seed = static_cast<uint32_t>(r.seed);
   return std::make_unique<Ptq>(options, warn);
+}
+std::unique_ptr<Method> make_apq(const Recipe& r, const LayerBits&, const Warn& warn) {
+  PtqOptions options = r.ptq;
+  options.seed = static_cast<uint32_t>(r.seed);
+  return std::make_unique<bcq::ApqLike>(options, r.error_share, warn);
 }
 std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
@@ -126,6 +132,7 @@ const MethodRow kMethods[] = {
     {BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>, make_ptq},
     {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
     {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
+    {MethodName::ApqLike, kVision, "apq-like", "APQ-like", true, true, ptq_defaults<apq_like>, make_apq},
     {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
     {MethodName::Erq, kVision, "erq", "ERQ", true, true, nullptr, make_erq},
     {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},

@@ -150,6 +150,8 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
     const std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
     PartRecord record;
     const bool has_layers = !model.layers(i).empty();
+    method.start(model.part(i));
+    method.see_inputs(i, x);
     const bool stored = has_layers && options.store && options.store->load(options.name, model, i, record);
     OperandCapture capture(data);
     if (!stored || !gradients.empty()) capture = capture_part(model, i, data, x, gradients);

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "engine/core/check.h"
+#include "engine/grid/asymmetric.h"
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
 #include "engine/grid/uniform.h"
@@ -96,10 +97,18 @@ Candidates twin_softmax(int bits, bool official) {
   return {splits, 1, [=](const std::vector<float>& c) { return Grid{TwinSoftmax{bits, c[0], official}}; }};
 }
 
+// The one grid from 0 to the largest value.
+Candidates from_zero(const Tensor& x, int bits) {
+  const float top = std::max(kernels().max_abs(x.data, x.size()), kTiny), step = top / (std::ldexp(1.f, bits) - 1);
+  return {{1.f}, 1, [=](const std::vector<float>&) { return Grid{Asymmetric(bits, step, 0)}; }};
+}
+
 Operand left_operand(const Layer& layer, const Operands& data, const PtqOptions& o) {
   Operand operand{Side::Left, data.a, {}, false, {}, {}};
   if (o.abits == kFloatBits || (layer.role == Role::Patch && !o.quantize_pixels)) return operand;
-  if (layer.role == Role::AV && o.softmax_twin != SoftmaxTwin::None) {
+  if (layer.role == Role::AV && o.softmax_twin == SoftmaxTwin::Unsigned) {
+    operand.candidates = from_zero(data.a, o.abits);
+  } else if (layer.role == Role::AV && o.softmax_twin != SoftmaxTwin::None) {
     operand.candidates = twin_softmax(o.abits, o.softmax_twin == SoftmaxTwin::Official);
     operand.alone = true;
   } else if (layer.role == Role::Fc2 && o.gelu_twin != GeluTwin::None) {
@@ -166,7 +175,7 @@ PtqOptions easy_quant(int wbits, int abits) {
   return options;
 }
 
-void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options) {
+void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options, const Search& by) {
   check(options);
   check(layer, data);
   Operand left = left_operand(layer, data, options), right = right_operand(layer, data, options);
@@ -181,7 +190,8 @@ void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& optio
       if (operand->seen == given) continue;
       operand->seen = given;
       const Grid fixed = operand->alone ? Grid{Identity{}} : other.grid();
-      const std::vector<int> best = search(layer, data, options.metric, operand->side, fixed, operand->candidates);
+      const std::vector<int> best = by ? by(operand->side, fixed, operand->candidates)
+                                       : search(layer, data, options.metric, operand->side, fixed, operand->candidates);
       for (size_t u = 0; u < best.size(); ++u)
         operand->chosen[u] = operand->candidates.multipliers[static_cast<size_t>(best[u])];
     }

@@ -17,8 +17,9 @@ enum class Probe {
   Noise    // dL/dz = p ∘ ξ, ξ uniform in (-1, 1): closest to what the official code does
 };
 
-// The grid of softmax's output: the published code's two overlapping ranges, the paper's disjoint ones, or uniform.
-enum class SoftmaxTwin { Official, Clean, None };
+// The grid of softmax's output: the published code's two overlapping ranges, the paper's disjoint ones, or uniform,
+// with a sign as all others or (APQ-ViT) from 0 to the largest value.
+enum class SoftmaxTwin { Official, Clean, None, Unsigned };
 // The grid of GELU's output, Δ⁻ of which is fixed: Δ⁺ among the candidates of every other step, as in the published
 // code; Δ⁺ = 2^m Δ⁻ with a whole m >= 0, as in the paper; or uniform.
 enum class GeluTwin { Official, Aligned, None };
@@ -52,9 +53,12 @@ PtqOptions ptq4vit(int wbits, int abits);
 // for transformers; grids and candidates are BasePTQ's.
 PtqOptions easy_quant(int wbits, int abits);
 
-// Choose the grids of one layer and round its weight. Deterministic. Throws Error naming the layer when its
-// data is not finite or does not fit, UsageError when the options make no sense.
-void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options);
+// The best candidate of each unit of an operand, while the other is on the grid `other`.
+using Search = std::function<std::vector<int>(Side side, const Grid& other, const Candidates& candidates)>;
+// Choose the grids of one layer by this search, or without one by search() with the options' metric, and round its
+// weight. Deterministic. Throws Error naming the layer when its data is not finite or does not fit, UsageError when the
+// options make no sense.
+void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& options, const Search& by = {});
 
 // What the model held of quantization and compensation before is forgotten.
 class Ptq : public Method {
@@ -69,8 +73,10 @@ class Ptq : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
   std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& logits) override;
 
- private:
+ protected:
   PtqOptions options_;
+
+ private:
   Warn warn_;
 };
 

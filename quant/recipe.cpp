@@ -108,8 +108,8 @@ void check(const Recipe& r) {
   require_usage(quantizes(r) || !compensates(r), "--bc %s needs a --method that quantizes", name_of(r.bc));
   require_usage(!joins(r) || measures_errors(r),
                 "--method joint leaves constant errors to biases: --bc channel or position, not none");
-  require_usage(r.method == MethodName::Stored || (r.weights.bits == 1) == is_billm(r), "--wbits %d: 1 is that of --method billm, which has no other",
-                r.weights.bits);
+  require_usage(r.method == MethodName::Stored || (r.weights.bits == 1) == is_billm(r),
+                "--wbits %d: 1 is that of --method billm, which has no other", r.weights.bits);
   require_usage(!is_billm(r) || r.target != Target::Gptaq, "--target gptaq carries drifts on as GPTQ goes, not billm");
   const std::vector<std::string> sites = split(r.bc_sites);
   require_usage(

@@ -27,6 +27,7 @@ enum class MethodName {
   BasePtq,
   EasyQuant,
   Ptq4Vit,
+  ApqLike,
   Repq,
   NoisyQuant,
   Erq,
@@ -57,6 +58,7 @@ struct Recipe {
   double alpha = 0.5;                 // of SmoothQuant
   int64_t billm_inside = 0;           // BillmOptions::inside
   bool billm_hessian = true;          // BillmOptions::hessian
+  double error_share = 0.5;           // ApqLike::share
   double coe = 10000;                 // ErqOptions::coe
   bool qwt = false;                   // vision: quant/qwt.h after all else
   ActGrid act_grid = ActGrid::Table;  // vision, of joint

@@ -113,8 +113,10 @@ const char* const kBcForms =
 
 bool always(const Recipe&) { return true; }
 bool searches(const Recipe& r) {
-  return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit;
+  return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit ||
+         r.method == MethodName::ApqLike;
 }
+bool has_metric(const Recipe& r) { return searches(r) && r.method != MethodName::ApqLike; }
 bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in_one_walk(r)); }
 bool aims_as_gptaq(const Recipe& r) { return solves(r) && r.target == Target::Gptaq; }
 bool is_awq(const Recipe& r) { return r.method == MethodName::Awq; }
@@ -225,7 +227,7 @@ std::vector<Option> vision_quantization() {
       word({"metric", "--metric",
             "Similarity of outputs. base-ptq: cosine as in its configuration; the published test script overrides it "
             "with hessian",
-            searches},
+            has_metric},
            {"hessian", "cosine", "l2"}, OF(ptq.metric)),
       word({"probe", "--probe",
             "Gradient of the hessian metric: fisher, p - onehot(y) with y drawn from the prediction; noise, of the "
@@ -235,9 +237,9 @@ std::vector<Option> vision_quantization() {
       number({"probe_draws", "--probe-draws", "Gradients drawn per image", searches}, OF(ptq.draws), 1, kMany),
       word({"softmax_twin", "--softmax-twin",
             "Ranges after softmax: official, overlapping as in the code; clean, disjoint as in the paper; none, "
-            "uniform",
+            "uniform; unsigned, uniform from 0 to the largest, as apq-like has it",
             searches},
-           {"official", "clean", "none"}, OF(ptq.softmax_twin)),
+           {"official", "clean", "none", "unsigned"}, OF(ptq.softmax_twin)),
       word({"gelu_twin", "--gelu-twin",
             "Steps after GELU: official, searched freely as in the code; aligned, a power of two apart as in the "
             "paper; none, uniform",
@@ -257,7 +259,7 @@ std::vector<Option> vision_quantization() {
            {"float", "quantized"}, OF(ptq.quantize_pixels)),
       word({"calibration", "--calibration",
             "Inputs while calibrating: of the float network, or of the quantized layers before (easyquant's order)",
-            searches},
+            has_metric},
            {"parallel", "sequential"}, OF(ptq.sequential)),
       number({"eq_alpha", "--eq-alpha",
               "Candidates are alpha to beta times the min-max step. ptq4vit's code has 0.01, its README 0", searches},
@@ -268,6 +270,10 @@ std::vector<Option> vision_quantization() {
       number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
       number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
              OF(ptq.rounds), 1, 1 << 16),
+      number({"error_share", "--error-share",
+              "apq-like: share of a block's output errors, the largest of each image, that count",
+              [](const Recipe& r) { return r.method == MethodName::ApqLike; }},
+             OF(error_share), 1e-6, 1, "X"),
       number(
           {"coe", "--coe",
            "erq: ten times the ridge of its regressions, on sums over all calibration tokens; its README has 10000 for "

@@ -8,7 +8,6 @@
 #include "quant/calibrate.h"
 #include "quant/joint.h"
 #include "tests/fuzz/fuzz.h"
-#include "tests/model_fixtures.h"
 #include "tests/quantize.h"
 
 namespace bcq::fuzz {
@@ -136,7 +135,11 @@ const std::vector<Packed>& packed() {
       options.half = true;
       options.block = 8;
       Billm method(options, {}, [](const std::string&) {});
-      calibrate(*model, {test::ids_of(kFixtures + "opt_tiny")}, {&method});
+      Batch batch;
+      batch.windows = 1;
+      batch.length = 8;
+      for (int32_t id = 0; id < 8; ++id) batch.ids.push_back(id);
+      calibrate(*model, {batch}, {&method});
       const std::string folder = path_of("binary");
       save_model(*model, model->info().weights, {folder, "bcq", false}, {{"wbits", 1}, {"groupsize", nullptr}});
       add(folder, "model.safetensors");

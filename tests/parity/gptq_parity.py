@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
 BIN = Path(os.environ.get("BCQ_BIN", "build/bin"))
-MINI, TEXT = "data/mini/opt", "data/mini/text"
+MINIS, TEXT = ("data/mini/opt", "data/mini/llama"), "data/mini/text"
 LOGITS = 1e-5
 failed = []
 
@@ -66,7 +66,7 @@ def compare(what, folder, model, ids):
         subprocess.run([BIN / "parity/dump_layers", str(folder), f"{work}/in", f"{work}/out"], check=True)
         got = load_file(f"{work}/out")
     assert weights, "no packed layer was found"
-    differ = sum(int((got["weight." + n.removeprefix("model.decoder.").removeprefix("transformer.")] != w).sum())
+    differ = sum(int((got["weight." + n.removeprefix("model.").removeprefix("decoder.").removeprefix("transformer.")] != w).sum())
                  for n, w in weights.items())
     report(what, differ, ((got["logits"] - want).abs().max() / want.abs().max()).item())
 
@@ -76,14 +76,14 @@ def perplexity(*args):
     return json.loads(out.stdout)["perplexity"]
 
 
-def ours_there(work, ids):
+def ours_there(mini, work, ids):
     forms = {"4 bit sym act-order g32": "--wbits 4 --groupsize 32 --sym --act-order",
              "3 bit asym g64": "--wbits 3 --groupsize 64", "2 bit asym act-order g32": "--wbits 2 --groupsize 32 --act-order",
              "3 bit sym": "--wbits 3 --sym", "8 bit sym g128": "--wbits 8 --groupsize 128 --sym"}
     for name, options in forms.items():
         folder = Path(work) / name.replace(" ", "-")
         evaluate = ["--text", f"{TEXT}/test.txt", "--limit", 8]
-        made = perplexity("--model", MINI, *evaluate, "--calib-text", f"{TEXT}/calib.txt", "--nsamples", 8, "--method",
+        made = perplexity("--model", mini, *evaluate, "--calib-text", f"{TEXT}/calib.txt", "--nsamples", 8, "--method",
                           "gptq", *options.split(), "--bc", "channel", "--save", folder, "--format", "gptq")
         again = perplexity("--model", folder, *evaluate)
         print(f"{'ok    ' if made == again else 'FAILED'} {name}: perplexity {made!r}, loaded again {again!r}")
@@ -97,8 +97,8 @@ def ours_there(work, ids):
         compare(f"ours in transformers, {name}", folder, loaded, ids)
 
 
-def theirs_here(work, ids):
-    tokenizer = AutoTokenizer.from_pretrained(MINI)
+def theirs_here(mini, work, ids):
+    tokenizer = AutoTokenizer.from_pretrained(mini)
     text = Path(f"{TEXT}/calib.txt").read_text()
     samples = [dict(tokenizer(text[i:i + 1000])) for i in range(0, 64000, 1000)]
     for name, form in {"4 bit sym desc_act g32, v1": dict(bits=4, group_size=32, sym=True, desc_act=True),
@@ -106,7 +106,7 @@ def theirs_here(work, ids):
                        "3 bit asym g32, v2": dict(bits=3, group_size=32, sym=False, desc_act=False, format="gptq_v2")
                        }.items():
         folder = Path(work) / ("their-" + name.replace(" ", "-"))
-        model = GPTQModel.load(MINI, QuantizeConfig(**form), device="cpu")
+        model = GPTQModel.load(mini, QuantizeConfig(**form), device="cpu")
         model.quantize(samples, batch_size=1, backend=BACKEND.GPTQ_TORCH)
         model.save(str(folder))
         loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
@@ -115,7 +115,9 @@ def theirs_here(work, ids):
 
 if __name__ == "__main__":
     ids = torch.randint(0, 2048, (2, 64), generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as work:
-        ours_there(work, ids)
-        theirs_here(work, ids)
+    for mini in MINIS:
+        print(f"{mini}:")
+        with tempfile.TemporaryDirectory() as work:
+            ours_there(mini, work, ids)
+            theirs_here(mini, work, ids)
     sys.exit(len(failed) > 0)
