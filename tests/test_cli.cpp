@@ -364,7 +364,7 @@ TEST_CASE("cli: the table goes on where it was stopped, and says what was not ru
   CHECK(nothing.code == 4);  // a folder without a checkpoint: the others are still shown
   CHECK(contains(nothing.out, "| 4/4   | PTQ4ViT + BC (position)  | ViT-B*  | 68.29 | not run |"));
   CHECK(contains(nothing.out, "| DeiT-S  | 67.47 |  failed |"));
-  CHECK(contains(nothing.out, "| 8/8   | APQ-ViT                  | DeiT-S  | 79.78 | paper only |"));
+  CHECK(contains(nothing.out, "| 8/8   | APQ-like                 | DeiT-S  | 79.78 |  failed |"));
   const json none = read_json(folder / "none.json");
   CHECK(none["rows"].size() == 290);
   CHECK(none["notes"].dump().find("+36.89") != std::string::npos);

@@ -29,22 +29,18 @@ std::string table_path(const std::string& name) {
 }
 
 Cell cell_of(const json& row, Family family, json given, const std::string& path) {
-  Cell cell{recipe_of(family), row.contains("method"), "", "", "", get_or(row, "paper", json(), path)};
+  Cell cell{recipe_of(family), "", "", "", get_or(row, "paper", json(), path)};
   const int bits = get<int>(row, "bits", path);
   const int64_t group = get_or<int64_t>(row, "group", -1, path);
   const bool vision = family == Family::Vision;
-  json values = json::object();
-  if (cell.measurable) {
-    values["method"] = get<std::string>(row, "method", path);
-    values["bc"] = get_or<std::string>(row, "bc", "none", path);
-  }
-  if (cell.measurable && bits < 32)
-    values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
+  json values = {{"method", get<std::string>(row, "method", path)},
+                 {"bc", get_or<std::string>(row, "bc", "none", path)}};
+  if (bits < 32) values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
   cell.recipe = read_recipe(family, values, path, given);
-  cell.label = cell.measurable ? label_of(cell.recipe) : get<std::string>(row, "label", path);
+  cell.label = label_of(cell.recipe);
   const std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
   cell.width = vision ? width + "/" + width : width;
   cell.key = width + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
@@ -221,7 +217,7 @@ Run::Run(const TableRun& options)
 // Whether all that the cell needs is there.
 bool Run::possible(const Column& column, size_t c, size_t i) const {
   const Cell& cell = table.cells[c];
-  return !column.path.empty() && cell.measurable &&
+  return !column.path.empty() &&
          (vision || (!texts[i].path.empty() && (!calibrates(cell.recipe) || !calib.path.empty())));
 }
 
@@ -351,11 +347,10 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
   json record = column.records[c][i], paper;
   if (column.paper >= 0 && !cell.paper.is_null()) paper = cell.paper.at(static_cast<size_t>(column.paper));
   if (paper.is_array()) paper = json(paper.at(i));
-  const std::string state = !cell.measurable          ? "paper only"
-                            : !possible(column, c, i) ? "not run"
-                            : !record.is_null()       ? "measured"
-                            : column.failure.empty()  ? "not run"
-                                                      : "failed";
+  const std::string state = !possible(column, c, i)  ? "not run"
+                            : !record.is_null()      ? "measured"
+                            : column.failure.empty() ? "not run"
+                                                     : "failed";
   json row = {{"width", cell.width}, {"method", cell.label}, {"model", column.label},
               {"state", state},      {"paper", paper},       {"difference", nullptr}};
   std::string ours = state, difference, se = "?";

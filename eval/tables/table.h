@@ -14,11 +14,10 @@ namespace bcq {
 // A row of a table for one model.
 struct Cell {
   Recipe recipe;
-  bool measurable = true;  // false: the paper's figure alone is shown
-  std::string label;       // "PTQ4ViT + BC (channel)"
-  std::string width;       // "4/4", "2g64"
-  std::string key;         // of files: "4-ptq4vit-channel"
-  json paper;              // figures by column, each a number or one for each text; null: none
+  std::string label;  // "PTQ4ViT + BC (channel)"
+  std::string width;  // "4/4", "2g64"
+  std::string key;    // of files: "4-ptq4vit-channel"
+  json paper;         // figures by column, each a number or one for each text; null: none
 };
 
 // A table's file: "columns" of label and model; "rows" of bits, group, method (or a label alone) and bc, with the
