@@ -25,12 +25,14 @@ constexpr int64_t kVocabulary = 64, kWindow = 2048;
 struct Network {
   const char* name;
   int64_t hidden, layers, heads;
-  bool bloom;
+  enum Kind { Opt, Bloom, Llama } kind;
 };
-constexpr Network kOpt125m = {"OPT-125M", 768, 12, 12, false}, kBloom560m = {"BLOOM-560M", 1024, 24, 16, true};
+constexpr Network kOpt125m = {"OPT-125M", 768, 12, 12, Network::Opt},
+                  kBloom560m = {"BLOOM-560M", 1024, 24, 16, Network::Bloom},
+                  kLlama1b = {"LLaMA-1B/4", 2048, 4, 32, Network::Llama};  // 4 of the 16 blocks of Llama-3.2-1B
 void write_language_model(const Network& net, int bits, int64_t group, const std::filesystem::path& folder);
 
-// A window of 2048 tokens, and single tokens after 128 others, through the blocks of OPT-125M and BLOOM-560M, in
+// A window of 2048 tokens, and single tokens after 128 others, through the blocks of these, in
 // float32 and with packed weights as they are loaded from files, which are made in `folder`. The embedding, whose head
 // is a product like any other, is left out.
 void bench_language(const std::filesystem::path& folder, int repeats, const Wanted& wanted, json& records);

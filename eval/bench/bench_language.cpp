@@ -104,7 +104,7 @@ void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, j
   print("| blocks                | prefill  | over | 16-bit  | token  | over  | weights | of    | file   | memory |\n");
   print("|                       | tokens/s | FP32 | prefill | ms     | FP32  | GB/s    | reads | MB     | / file |\n");
   print("|-----------------------|----------|------|---------|--------|-------|---------|-------|--------|--------|\n");
-  for (const Network& net : {kOpt125m, kBloom560m}) {
+  for (const Network& net : {kOpt125m, kBloom560m, kLlama1b}) {
     Speed base{NAN, NAN, NAN, NAN};  // ratios to what was not run are null
     for (const Weights& weights : all) {
       const std::string work = format("%s blocks, %s", net.name, weights.name);

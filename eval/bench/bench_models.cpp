@@ -36,19 +36,27 @@ constexpr LayerShape kOptBlock[] = {{"self_attn.q_proj", 1, 1},
 constexpr LayerShape kBloomBlock[] = {
     {"input_layernorm", 1, 0},      {"post_attention_layernorm", 1, 0}, {"self_attention.query_key_value", 3, 1},
     {"self_attention.dense", 1, 1}, {"mlp.dense_h_to_4h", 4, 1},        {"mlp.dense_4h_to_h", 1, 4}};
+// In quarters of the width: a key and value head for four heads.
+constexpr LayerShape kLlamaBlock[] = {{"input_layernorm", 4, 0},  {"post_attention_layernorm", 4, 0},
+                                      {"self_attn.q_proj", 4, 4}, {"self_attn.k_proj", 1, 4},
+                                      {"self_attn.v_proj", 1, 4}, {"self_attn.o_proj", 4, 4},
+                                      {"mlp.gate_proj", 16, 4},   {"mlp.up_proj", 16, 4},
+                                      {"mlp.down_proj", 4, 16}};
 
 class Checkpoint {
  public:
   void add(const std::string& name, const Shape& shape) {
     tensors_[name] = store(random_tensor(shape, 0.05f, random_), DType::F32, name);
   }
+  bool biases = true;
+
   void norm(const std::string& name, int64_t n) {
     add(name + ".weight", {n});
-    add(name + ".bias", {n});
+    if (biases) add(name + ".bias", {n});
   }
   // bits 0: float32; group -1: a whole row.
   void linear(const std::string& name, int64_t out, int64_t in, int bits = 0, int64_t group = -1) {
-    add(name + ".bias", {out});
+    if (biases) add(name + ".bias", {out});
     if (bits == 0) return add(name + ".weight", {out, in});
     if (group < 0) group = in;
     const int64_t groups = (in + group - 1) / group;
@@ -117,25 +125,39 @@ std::unique_ptr<Model> random_swin_tiny(const fs::path& folder) {
 }
 
 void write_language_model(const Network& net, int bits, int64_t group, const fs::path& folder) {
+  struct Names {
+    const char *type, *top, *embedding, *norm, *blocks;
+  };
+  constexpr Names kNames[] = {{"opt", "model.decoder.", "embed_tokens", "final_layer_norm", "layers."},
+                              {"bloom", "transformer.", "word_embeddings", "ln_f", "h."},
+                              {"llama", "model.", "embed_tokens", "norm", "layers."}};
+  const Names& names = kNames[net.kind];
   const int64_t D = net.hidden;
   Checkpoint c;
-  const std::string top = net.bloom ? "transformer." : "model.decoder.";
-  c.add(top + (net.bloom ? "word_embeddings.weight" : "embed_tokens.weight"), {kVocabulary, D});
-  if (net.bloom)
-    c.norm(top + "word_embeddings_layernorm", D);
-  else
-    c.add(top + "embed_positions.weight", {kWindow + 2, D});
-  c.norm(top + (net.bloom ? "ln_f" : "final_layer_norm"), D);
+  c.biases = net.kind != Network::Llama;
+  const std::string top = names.top;
+  c.add(top + names.embedding + ".weight", {kVocabulary, D});
+  if (net.kind == Network::Bloom) c.norm(top + "word_embeddings_layernorm", D);
+  if (net.kind == Network::Opt) c.add(top + "embed_positions.weight", {kWindow + 2, D});
+  c.norm(top + names.norm, D);
   for (int64_t i = 0; i < net.layers; ++i) {
-    const std::string name = top + (net.bloom ? "h." : "layers.") + std::to_string(i);
-    if (net.bloom)
+    const std::string name = top + names.blocks + std::to_string(i);
+    if (net.kind == Network::Bloom)
       c.block(name, kBloomBlock, D, bits, group);
-    else
+    else if (net.kind == Network::Opt)
       c.block(name, kOptBlock, D, bits, group);
+    else
+      c.block(name, kLlamaBlock, D / 4, bits, group);
   }
-  json config = {{"model_type", net.bloom ? "bloom" : "opt"}, {"hidden_size", D}, {"num_hidden_layers", net.layers},
-                 {"num_attention_heads", net.heads},          {"ffn_dim", 4 * D}, {"vocab_size", kVocabulary},
-                 {"max_position_embeddings", kWindow}};
+  json config = {{"model_type", names.type},         {"hidden_size", D},          {"num_hidden_layers", net.layers},
+                 {"num_attention_heads", net.heads}, {"vocab_size", kVocabulary}, {"max_position_embeddings", kWindow}};
+  if (net.kind == Network::Llama)
+    config.update({{"intermediate_size", 4 * D},
+                   {"num_key_value_heads", net.heads / 4},
+                   {"tie_word_embeddings", true},
+                   {"rope_theta", 500000.0}});
+  else
+    config["ffn_dim"] = 4 * D;
   if (bits > 0)
     config["quantization_config"] = {
         {"quant_method", "bcq"}, {"bits", bits}, {"group_size", group}, {"format_version", 1}};
