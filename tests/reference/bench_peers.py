@@ -33,10 +33,7 @@ MISMATCH = 1e-4  # float engines differ by less, of the largest logit
 VISION = {"ViT-B/16": "vit_base_patch16_224", "DeiT-S": "deit_small_patch16_224",
           "Swin-T": "swin_tiny_patch4_window7_224"}
 LANGUAGE = {"OPT-125M": ("opt", {}),  # the defaults are those of opt-125m
-            "BLOOM-560M": ("bloom", dict(hidden_size=1024, n_layer=24, n_head=16)),
-            "LLaMA-1B/4": ("llama", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
-                                         num_attention_heads=32, num_key_value_heads=8, rope_theta=500000.0,
-                                         max_position_embeddings=2048, tie_word_embeddings=True))}
+            "BLOOM-560M": ("bloom", dict(hidden_size=1024, n_layer=24, n_head=16))}  # llama.cpp knows only this one
 VOCABULARY = 1024  # of the language models: their blocks are measured, a head of 250880 rows would hide them
 CONTEXT = 128      # tokens in the cache when a single one is timed
 PREFILL = 2048
@@ -164,35 +161,24 @@ def version(package):
 
 
 def gguf_file(folder, model, file_type):
-    """The BLOOM or LLaMA as llama.cpp reads it, without a tokenizer, and quantized by its own quantizer as its users do."""
+    """The BLOOM as llama.cpp reads it, without a tokenizer, and quantized by its own quantizer as its users do."""
     need("gguf", "llama-cpp-python")
     import gguf
     import llama_cpp
     path = folder / "model.F32.gguf"
     if not path.exists():
         c = model.config
-        bloom = c.model_type == "bloom"
-        writer = gguf.GGUFWriter(path, c.model_type)
+        writer = gguf.GGUFWriter(path, "bloom")
         writer.add_context_length(PREFILL)
         writer.add_embedding_length(c.hidden_size)
         writer.add_feed_forward_length(4 * c.hidden_size)
-        writer.add_block_count(c.num_hidden_layers)
-        writer.add_head_count(c.num_attention_heads)
-        if bloom:
-            writer.add_layer_norm_eps(c.layer_norm_epsilon)
-        else:
-            writer.add_head_count_kv(c.num_key_value_heads)
-            writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-            writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
-            writer.add_rope_freq_base(500000.0)
+        writer.add_block_count(c.n_layer)
+        writer.add_head_count(c.n_head)
+        writer.add_layer_norm_eps(c.layer_norm_epsilon)
         writer.add_tokenizer_model("none")
         writer.add_vocab_size(VOCABULARY)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[c.model_type.upper()], c.num_hidden_layers)
-        for name, tensor in (model.transformer if bloom else model.model).state_dict().items():
-            name = name if bloom else "model." + name
-            for heads in (["q_proj", c.num_attention_heads], ["k_proj", getattr(c, "num_key_value_heads", 0)]):
-                if heads[0] in name:  # pairs of a rotation follow each other; here they are halves apart
-                    tensor = tensor.unflatten(0, (heads[1], 2, -1)).transpose(1, 2).flatten(0, 2)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BLOOM, c.n_layer)
+        for name, tensor in model.transformer.state_dict().items():
             if "query_key_value" in name:  # q, k and v of a head follow each other; there, all of q come first
                 parts = tensor.unflatten(0, (c.n_head, 3, -1))
                 tensor = parts.transpose(0, 1).flatten(0, 2)
@@ -276,7 +262,7 @@ def language(ours, folder, name, tokens, bits):
 
     if bits == "FP32":
         engines["PyTorch"] = lambda: pytorch(step)
-    if kind != "opt":  # which llama.cpp does not know
+    if kind == "bloom":
         for file_type in GGUF[bits]:
             engines[f"llama.cpp, {file_type}"] = lambda file_type=file_type: llama_cpp_tokens(
                 gguf_file(folder, model, file_type), ids[0].tolist(), past, ours.threads)
@@ -290,7 +276,7 @@ def what(tokens):
 WORKS = {f"{name}, batch {batch}, {bits}": functools.partial(vision, name=name, batch=batch, bits=bits)
          for name in VISION for batch in (1, 8) for bits in ("FP32", "W8A8")}
 WORKS |= {f"{name}, {what(tokens)}, {bits}": functools.partial(language, name=name, tokens=tokens, bits=bits)
-          for name in LANGUAGE for tokens in (PREFILL, 1) for bits in (["FP32"] if name == "OPT-125M" else GGUF)}
+          for name in LANGUAGE for tokens in (PREFILL, 1) for bits in (GGUF if name == "BLOOM-560M" else ["FP32"])}
 
 
 # --- Run -------------------------------------------------------------------------------------------------------------
