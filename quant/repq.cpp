@@ -41,7 +41,7 @@ Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> sh
 
 RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
   for (const int bits : {o.wbits, o.abits})
-    require_usage(bits >= 2 && bits <= 8, "%d bits: RepQ-ViT takes 2 to 8", bits);
+    require_usage(bits >= 2 && bits <= 8, "%d bits: its grids take 2 to 8", bits);
 }
 
 Needs RepqVit::needs() const {

@@ -47,6 +47,13 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
   const json b = read_json(folder / "b.json")["rows"];
   CHECK(undisturbed(a) == undisturbed(b));  // of cells kept and measured again
 
+  const Result billm =
+      run("table billm --limit 1 --nsamples 2 --seqlen 32 --out " + folder / "billm --json " + folder / "l.json");
+  REQUIRE(billm.code == 0);
+  const json rows_of_billm = read_json(folder / "l.json")["rows"];
+  CHECK(rows_of_billm.size() == 8);  // four of each of two models
+  for (const json& row : rows_of_billm) CHECK(row["state"] == "measured");
+
   // A model and one text, no calibration text: the float model and RTN are measured on it.
   fs::create_directories(folder / "hub/facebook");
   fs::copy(kMini + "/opt", folder / "hub/facebook/opt-125m", fs::copy_options::recursive);

@@ -35,7 +35,9 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
   const bool vision = family == Family::Vision;
   json values = {{"method", get<std::string>(row, "method", path)},
                  {"bc", get_or<std::string>(row, "bc", "none", path)}};
-  if (bits < 32) values.update({{"wbits", bits}, {vision ? "abits" : "groupsize", vision ? json(bits) : json(group)}});
+  if (bits < 32) values["wbits"] = bits;
+  if (bits < 32 && vision) values["abits"] = bits;
+  if (group > 0) values["groupsize"] = group;
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
