@@ -6,7 +6,7 @@
 
 namespace bcq {
 
-// PTQ4ViT's with 20 candidates and softmax from 0 to its largest value.
+// PTQ4ViT's with 20 candidates, from 0.3 times the min-max step on, and softmax from 0 to its largest value.
 PtqOptions apq_like(int wbits, int abits);
 
 // A candidate of an operand, one multiplier for all of its units, is scored at the output Y of its block, all else in

@@ -1,7 +1,5 @@
 #include "quant/erq.h"
 
-#include <cblas.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -26,16 +24,6 @@ Doubles block(const Doubles& m, int64_t n, int64_t begin_row, int64_t rows, int6
   for (int64_t r = begin_row; r < begin_row + rows; ++r)
     part.insert(part.end(), &m[at(r * n + begin)], &m[at(r * n + begin)] + columns);
   return part;
-}
-
-// a [rows, k] x b [k, n]
-Doubles times(const Doubles& a, const Doubles& b, int64_t k, int64_t n) {
-  const int64_t rows = static_cast<int64_t>(a.size()) / k;
-  Doubles c(at(rows * n));
-  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n),
-              static_cast<int>(k), 1, a.data(), static_cast<int>(k), b.data(), static_cast<int>(n), 0, c.data(),
-              static_cast<int>(n));
-  return c;
 }
 
 // rows (h + ridge)⁻¹ for h [n, n].

@@ -1,5 +1,7 @@
 #include "quant/linalg.h"
 
+#include <cblas.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <limits>
@@ -61,6 +63,15 @@ bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
   dpotrf_("U", &order, h.data(), &order, &info, 1);
   if (info == 0) dpotrs_("U", &order, &count, h.data(), &order, rows.data(), &order, &info, 1);
   return info == 0;
+}
+
+std::vector<double> times(const std::vector<double>& a, const std::vector<double>& b, int64_t k, int64_t n) {
+  const int64_t rows = static_cast<int64_t>(a.size()) / k;
+  std::vector<double> c(static_cast<size_t>(rows * n));
+  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(n),
+              static_cast<int>(k), 1, a.data(), static_cast<int>(k), b.data(), static_cast<int>(n), 0, c.data(),
+              static_cast<int>(n));
+  return c;
 }
 
 void fill_lower(std::vector<double>& c, int64_t n) {

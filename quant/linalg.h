@@ -16,6 +16,9 @@ bool factor_inverse(std::vector<double>& h, int64_t n);
 // Returns false when h is not positive definite; rows are as they were then.
 bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows);
 
+// a [rows, k] x b [k, n], row-major.
+std::vector<double> times(const std::vector<double>& a, const std::vector<double>& b, int64_t k, int64_t n);
+
 // c [n, n], row-major: the lower triangle becomes the mirror image of the upper one.
 void fill_lower(std::vector<double>& c, int64_t n);
 

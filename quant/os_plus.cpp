@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "engine/core/check.h"
@@ -46,15 +47,12 @@ Threshold search_threshold(const std::vector<float>& half,
                            const std::function<double(float t, const std::vector<float>& scales)>& loss) {
   const double largest = *std::max_element(half.begin(), half.end());
   const int steps = std::max(100, static_cast<int>(largest / 0.5));
-  Threshold best{static_cast<float>(largest), std::vector<float>(half.size(), 1.f), 0, 0};
-  bool any = false;
-  double t = largest;
-  for (int i = 0; t >= 1; ++i, t -= (largest - 1) / steps) {
-    const std::vector<float> scales = threshold_scales(half, static_cast<float>(t));
-    const double now = loss(static_cast<float>(t), scales);
-    if (!any || now < best.loss) best = {static_cast<float>(t), scales, i, now};
-    any = true;
-    if (largest == 1) break;
+  Threshold best{static_cast<float>(largest), std::vector<float>(half.size(), 1.f), 0,
+                 std::numeric_limits<double>::infinity()};
+  for (int i = 0; i <= steps && largest >= 1; ++i) {
+    const auto t = static_cast<float>(largest - i * (largest - 1) / steps);
+    const std::vector<float> scales = threshold_scales(half, t);
+    if (const double now = loss(t, scales); now < best.loss) best = {t, scales, i, now};
   }
   return best;
 }
@@ -78,22 +76,21 @@ Needs OutlierSuppression::needs() const {
 }
 
 // What the layer is fed where the part is fed x.
-Tensor OutlierSuppression::fed(const Layer& layer, const Tensor& x) const {
-  const Group one{const_cast<Layer*>(&layer)};
+Tensor OutlierSuppression::fed(Layer& layer, const Tensor& x) const {
+  const Group one{&layer};
   Pass pass({&one, 1}, false);
   model_->block({Precision::Float, nullptr, &pass}, index_, x);
   return pass.inputs.at(0);
 }
 
 // Where the part is fed `block` and its layer `first` this, what attention makes of it, or the layer itself.
-Tensor OutlierSuppression::looked_at(Precision precision, const Layer& first, const Tensor& fed,
-                                     const Tensor& block) const {
-  const Layer* watched = &first;
-  for (const Layer* layer : part_.layers())
+Tensor OutlierSuppression::looked_at(Precision precision, Layer& first, const Tensor& fed, const Tensor& block) const {
+  Layer* watched = &first;
+  for (Layer* layer : part_.layers())
     if (first.role != Role::Fc1 && layer->role == Role::Proj) watched = layer;
   Tensor seen;
   Pass pass({}, false);
-  pass.watch({const_cast<Layer*>(watched)},
+  pass.watch({watched},
              [&](const Layer&, const Tensor& a, const Tensor&, const Tensor& y) { seen = watched == &first ? y : a; });
   LatePass late(first, fed, &pass);
   model_->block({precision, nullptr, &late}, index_, block);

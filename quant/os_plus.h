@@ -16,7 +16,8 @@ Centred centre(const std::vector<float>& least, const std::vector<float>& larges
 // s_c = max(1, half_c / t).   (section 4.2)
 std::vector<float> threshold_scales(const std::vector<float>& half, float t);
 
-// From the largest half width T down to 1 in max(100, 2 T) equal steps, the first threshold of least loss(t, s).
+// From the largest half width T down to 1, if that is less, in max(100, 2 T) equal steps, the first threshold of least
+// loss(t, s).
 struct Threshold {
   float t = 0;
   std::vector<float> scales;
@@ -49,8 +50,8 @@ class OutlierSuppression : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
  private:
-  Tensor fed(const Layer& layer, const Tensor& x) const;
-  Tensor looked_at(Precision precision, const Layer& first, const Tensor& fed, const Tensor& block) const;
+  Tensor fed(Layer& layer, const Tensor& x) const;
+  Tensor looked_at(Precision precision, Layer& first, const Tensor& fed, const Tensor& block) const;
   WeightGrid grid_;
   int abits_;
   LayerBits bits_;

@@ -30,15 +30,7 @@ struct Half {
     fill_lower(c, n);
     Matrix drift = moments.cross(centred);
     for (size_t i = 0; i < drift.size(); ++i) drift[i] -= c[i];
-    gain = times(w, drift, n);
-  }
-
-  // [out, n] x [n, n]
-  static Matrix times(const Matrix& x, const Matrix& y, int64_t n) {
-    Matrix z(x.size());
-    const int k = static_cast<int>(n), rows = static_cast<int>(x.size() / at(n));
-    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, k, k, 1, x.data(), k, y.data(), k, 0, z.data(), k);
-    return z;
+    gain = times(w, drift, n, n);
   }
 
   // V - W; empty when C + λ cannot be factored.
@@ -51,7 +43,8 @@ struct Half {
   // What a change d of W adds to E || W x - V x~ ||² here.
   double cost(const Matrix& d, int64_t n) const {
     const int size = static_cast<int>(d.size());
-    return cblas_ddot(size, times(d, c, n).data(), 1, d.data(), 1) - 2 * cblas_ddot(size, gain.data(), 1, d.data(), 1);
+    return cblas_ddot(size, times(d, c, n, n).data(), 1, d.data(), 1) -
+           2 * cblas_ddot(size, gain.data(), 1, d.data(), 1);
   }
 };
 

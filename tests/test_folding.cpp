@@ -256,6 +256,38 @@ TEST_CASE("OS+: shifts, thresholds, scales and losses of the golden layer") {
   }
 }
 
+TEST_CASE("OS+: channels behind norms are centred, those beyond the threshold end at it, and the network stays") {
+  GoldenBlock block;
+  const Tensor before = block.model->forward(kFloat, block.batch);
+  const auto ends = [&](const char* name) {  // least and largest of each channel
+    const Group group = {&block.layer(name)};
+    Pass pass({&group, 1}, false);
+    block.model->block({Precision::Float, nullptr, &pass}, 0, block.x);
+    std::vector<std::pair<float, float>> of(64, {1e9f, -1e9f});
+    for (int64_t i = 0; i < pass.inputs[0].size(); ++i) {
+      auto& [lo, hi] = of[static_cast<size_t>(i % 64)];
+      lo = std::min(lo, pass.inputs[0][i]), hi = std::max(hi, pass.inputs[0][i]);
+    }
+    return of;
+  };
+  const auto fed = ends("self_attn.q_proj");
+  OutlierSuppression method(grid_of(8, -1), 6, {});
+  calibrate(*block.model, {block.batch}, {&method});
+  CHECK(relative_error(block.model->forward(kFloat, block.batch), before) < 1e-5);
+  float widest = 0, limit = 0;
+  for (const auto& [lo, hi] : fed) widest = std::max(widest, (hi - lo) / 2);
+  for (const char* name : {"self_attn.q_proj", "fc1"})
+    for (const auto& [lo, hi] : ends(name)) CHECK(std::abs(lo + hi) < 2e-5 * widest);
+  const auto folded = ends("self_attn.q_proj");
+  for (const auto& [lo, hi] : folded) limit = std::max(limit, hi);
+  CHECK(limit < 0.9f * widest);  // channel 5, six times as wide as others, is scaled
+  for (size_t c = 0; c < 64; ++c) {
+    const float half = (fed[c].second - fed[c].first) / 2;
+    CHECK(folded[c].second == doctest::Approx(std::min(half, limit)).epsilon(1e-4));
+  }
+  for (const Layer* layer : block.model->all_layers()) CHECK_FALSE(layer->is_quantized());
+}
+
 TEST_CASE("DFQ: scales, ranges and mean of ReLU of the golden pair") {
   Tensor w1 = golden(1, {6, 4}), w2 = golden(201, {3, 6});
   const float by[] = {1, 4, .2f, 1, 9, .5f};

@@ -22,7 +22,6 @@ struct BinaryPlanes {
   BinaryPlanes(int64_t rows, int64_t columns, int64_t columns_of_block);  // zeros
   int64_t words() const { return (in + 31) / 32; }
   int64_t blocks() const { return (in + block - 1) / block; }
-  bool is_salient(int64_t column) const { return salient[static_cast<size_t>(column / 32)] >> column % 32 & 1; }
   int64_t salient_columns() const;
   // Rows [begin, end) to y.
   void decode(int64_t begin, int64_t end, float* y) const;
