@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -113,27 +112,13 @@ std::vector<double> AwqScales::errors_at_run(const std::vector<Layer*>& group,
   parallel_for(static_cast<int64_t>(n), [&](int64_t item) {
     const auto j = static_cast<size_t>(item);
     x[j] = (*inputs_)[j];
-    if (is_bloom() && options_.official_bloom) {
-      const Group one = group;
-      Pass pass({&one, 1}, false);
-      model_->block({Precision::Float, nullptr, &pass}, index_, x[j]);
-      x[j] = pass.inputs[0];
-    }
+    if (is_bloom() && options_.official_bloom) x[j] = input_of(*model_, index_, *group[0], x[j]);
     real[j] = inspect(Precision::Float, x[j], watched);
   });
   std::vector<double> sums;
   for (const std::vector<Tensor>& weights : candidates) {
     for (size_t k = 0; k < group.size(); ++k) group[k]->quantize({{}, {}, weights[k], nullptr, nullptr});
-    std::vector<double> of_batch(n);
-    parallel_for(static_cast<int64_t>(n), [&](int64_t item) {
-      const auto j = static_cast<size_t>(item);
-      const Tensor y = inspect(Precision::Fake, x[j], watched);
-      for (int64_t i = 0; i < y.size(); ++i) {
-        const double e = static_cast<double>(y[i]) - real[j][i];
-        of_batch[j] += e * e;
-      }
-    });
-    sums.push_back(std::accumulate(of_batch.begin(), of_batch.end(), 0.0));
+    sums.push_back(squared_errors(real, [&](size_t j) { return inspect(Precision::Fake, x[j], watched); }));
   }
   for (Layer* layer : group) layer->quantized = nullptr;
   return sums;

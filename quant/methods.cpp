@@ -45,6 +45,11 @@ std::unique_ptr<Method> make_apq(const Recipe& r, const LayerBits&, const Warn& 
   options.seed = static_cast<uint32_t>(r.seed);
   return std::make_unique<bcq::ApqLike>(options, r.error_share, warn);
 }
+std::unique_ptr<Method> make_noisy_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
+  PtqOptions options = r.ptq;
+  options.seed = static_cast<uint32_t>(r.seed);
+  return std::make_unique<bcq::NoisyPtq4vit>(options, warn);
+}
 std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
 }
@@ -136,6 +141,8 @@ const MethodRow kMethods[] = {
     {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
     {MethodName::Erq, kVision, "erq", "ERQ", true, true, nullptr, make_erq},
     {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},
+    {MethodName::NoisyPtq4vit, kVision, "noisyquant-ptq4vit", "NoisyQuant-PTQ4ViT", true, true, ptq_defaults<ptq4vit>,
+     make_noisy_ptq},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
     {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},
     {Float, kLanguage, "fp", "FP", false, true, nullptr, nullptr},

@@ -4,7 +4,7 @@
 #include <map>
 
 #include "engine/grid/offset.h"
-#include "quant/method.h"
+#include "quant/ptq4vit.h"
 
 namespace bcq {
 
@@ -13,21 +13,46 @@ struct NoisyQuantOptions {
   uint32_t seed = 3;         // of the noise
 };
 
-// The searches below score what rounding x [tokens, in] does to a layer's output by E e ŴᵀŴ eᵀ, e the error of a token;
-// gram [in, in] is ŴᵀŴ, the upper triangle. First strict best of all candidates.
+// What rounding x [tokens, in] to q does to the output of a layer with weight w [out, in]: |(q - x) wᵀ|², by wᵀw where
+// that is the smaller matrix.
+class ProductError {
+ public:
+  explicit ProductError(const Tensor& w);
+  double operator()(const Tensor& q, const Tensor& x) const;
 
+ private:
+  Tensor factor_;  // w or wᵀw
+  bool by_gram_;
+};
+
+// The searches below take the first of the candidates with the least error.
 // The step of `bits` codes that end at i / 1000 of max |x|, i = 1000 ... 1.
-float clip_step(const Tensor& x, const std::vector<double>& gram, int bits);
-// Offsets of the channels: a constant step i / 200, i = -200 ... 199, and then that plus noise_c step j / 1000,
-// j = 0 ... 1999.
-Offset search_offsets(const Tensor& x, const std::vector<double>& gram, int bits, float step,
+float clip_step(const Tensor& x, const ProductError& error, int bits);
+// The offsets of the channels in front of a grid, of which `step` is the step: a constant step i / 200, i = -200 ...
+// 199, and then that plus noise_c step j / 1000, j = 0 ... 1999.
+Offset search_offsets(const Tensor& x, const ProductError& error, const Grid& grid, float step,
                       const std::vector<float>& noise);
 
-// The linear form, which is the one with published code: all linear layers but the patch embedding and the head, with
-// weights of one symmetric scale a row; attention products stay float, which makes it an easier setting than PTQ4ViT's.
-// Differences to the code: each layer gets its step and its offsets before the next is looked at, where the code makes
-// two passes; searches see at most 512 tokens, evenly spaced; the noise is Gaussian with a seed of its own for each
-// layer, mean -1 and deviation 2 as in the code.
+// All linear layers but the patch embedding and the head.
+inline bool takes_noise(const Layer& layer) {
+  return layer.is_linear() && layer.role != Role::Patch && layer.role != Role::Head;
+}
+
+// Gaussian noise of mean -1 and deviation 2, as in the code, with a seed of its own for each layer.
+class LayerNoise {
+ public:
+  LayerNoise() = default;
+  LayerNoise(Model& model, uint32_t seed);
+  std::vector<float> of(const Layer& layer) const;  // [in]
+
+ private:
+  std::map<const Layer*, uint32_t> seeds_;  // counted from the head back
+};
+
+// The linear form, which is the one with published code: attention products stay float, too, which makes it an easier
+// setting than PTQ4ViT's; weights have one symmetric scale a row. Differences to the code: each layer gets its step and
+// its offsets before the next is looked at, where the code makes two passes; searches see at most 512 tokens, evenly
+// spaced.
 class NoisyQuant : public Method {
  public:
   explicit NoisyQuant(const NoisyQuantOptions& options);  // UsageError for other bits
@@ -35,14 +60,25 @@ class NoisyQuant : public Method {
   void begin(Model& model) override;
   using Method::fit;
   using Method::wants;
-  bool wants(const Layer& layer) const override {
-    return layer.is_linear() && layer.role != Role::Patch && layer.role != Role::Head;
-  }
+  bool wants(const Layer& layer) const override { return takes_noise(layer); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
  private:
   NoisyQuantOptions options_;
-  std::map<const Layer*, uint32_t> seeds_;  // of their noise, counted from the head back
+  LayerNoise noise_;
+};
+
+// The form the paper combines with PTQ4ViT, of which no code is published: PTQ4ViT, and then offsets in front of the
+// grids it chose, twin ones too, searched for on the inputs of the float network.
+class NoisyPtq4vit : public Ptq {
+ public:
+  using Ptq::Ptq;
+  void begin(Model& model) override;
+  using Method::fit;
+  void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
+
+ private:
+  LayerNoise noise_;
 };
 
 }  // namespace bcq

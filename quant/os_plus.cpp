@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -75,14 +74,6 @@ Needs OutlierSuppression::needs() const {
   return needs;
 }
 
-// What the layer is fed where the part is fed x.
-Tensor OutlierSuppression::fed(Layer& layer, const Tensor& x) const {
-  const Group one{&layer};
-  Pass pass({&one, 1}, false);
-  model_->block({Precision::Float, nullptr, &pass}, index_, x);
-  return pass.inputs.at(0);
-}
-
 // Where the part is fed `block` and its layer `first` this, what attention makes of it, or the layer itself.
 Tensor OutlierSuppression::looked_at(Precision precision, Layer& first, const Tensor& fed, const Tensor& block) const {
   Layer* watched = &first;
@@ -106,9 +97,9 @@ void OutlierSuppression::fit(const std::vector<Layer*>& group, Seen& seen, PartR
   const size_t n = std::min(inputs_->size(), kBatches);
   std::vector<Tensor> x(n), real(n);
   const auto batch = [&](size_t j) -> const Tensor& { return (*inputs_)[j * inputs_->size() / n]; };
-  const auto for_batches = [&](auto work) { parallel_for(static_cast<int64_t>(n), [&](int64_t j) { work(at(j)); }); };
-  for_batches([&](size_t j) {
-    x[j] = fed(*group[0], batch(j));
+  parallel_for(static_cast<int64_t>(n), [&](int64_t item) {
+    const size_t j = at(item);
+    x[j] = input_of(*model_, index_, *group[0], batch(j));
     real[j] = looked_at(Precision::Float, *group[0], x[j], batch(j));
   });
   const Threshold best = search_threshold(channels.half, [&](float t, const std::vector<float>& scales) {
@@ -119,16 +110,9 @@ void OutlierSuppression::fit(const std::vector<Layer*>& group, Seen& seen, PartR
       layer->bias.compensated = folded_bias(*layer, q, channels.shift);
       layer->quantize({{}, {}, std::move(q), nullptr, nullptr});
     }
-    std::vector<double> sums(n);
-    for_batches([&](size_t j) {
-      const Tensor rounded = round_within(x[j], channels.shift, scales, t, abits_);
-      const Tensor y = looked_at(Precision::Fake, *group[0], rounded, batch(j));
-      for (int64_t i = 0; i < y.size(); ++i) {
-        const double e = static_cast<double>(y[i]) - real[j][i];
-        sums[j] += e * e;
-      }
+    return squared_errors(real, [&](size_t j) {
+      return looked_at(Precision::Fake, *group[0], round_within(x[j], channels.shift, scales, t, abits_), batch(j));
     });
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
   });
   for (Layer* layer : group) layer->quantized = nullptr, layer->bias.compensated = {};
   std::vector<float> shift;

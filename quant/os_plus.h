@@ -50,7 +50,6 @@ class OutlierSuppression : public Method {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
  private:
-  Tensor fed(Layer& layer, const Tensor& x) const;
   Tensor looked_at(Precision precision, Layer& first, const Tensor& fed, const Tensor& block) const;
   WeightGrid grid_;
   int abits_;

@@ -1,8 +1,10 @@
 #include "quant/passes.h"
 
+#include <numeric>
 #include <utility>
 
 #include "engine/core/check.h"
+#include "engine/core/parallel.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -43,6 +45,26 @@ void FeedPass::input(const Layer& layer, const Tensor& a, const Tensor& b) {
   require_finite(layer, a);
   require_finite(layer, b);
   on_group_(next_++, {a, b});
+}
+
+Tensor input_of(const Model& model, int i, Layer& layer, const Tensor& x) {
+  const Group one{&layer};
+  Pass pass({&one, 1}, false);
+  model.block({Precision::Float, nullptr, &pass}, i, x);
+  return pass.inputs.at(0);
+}
+
+double squared_errors(const Tensors& real, const std::function<Tensor(size_t j)>& make) {
+  std::vector<double> sums(real.size());
+  parallel_for(static_cast<int64_t>(real.size()), [&](int64_t item) {
+    const auto j = static_cast<size_t>(item);
+    const Tensor y = make(j);
+    for (int64_t i = 0; i < y.size(); ++i) {
+      const double e = static_cast<double>(y[i]) - real[j][i];
+      sums[j] += e * e;
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 }  // namespace bcq

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/nn/layer.h"
+#include "models/model.h"
 
 namespace bcq {
 
@@ -92,5 +92,11 @@ class FeedPass : public Observer {
   OnGroup on_group_;
   size_t next_ = 0;
 };
+
+// What the layer is fed where the model's block i, in float, is fed x.
+Tensor input_of(const Model& model, int i, Layer& layer, const Tensor& x);
+
+// Σ_j |make(j) - real[j]|², on all threads.
+double squared_errors(const Tensors& real, const std::function<Tensor(size_t j)>& make);
 
 }  // namespace bcq

@@ -30,6 +30,7 @@ enum class MethodName {
   ApqLike,
   Repq,
   NoisyQuant,
+  NoisyPtq4vit,
   Erq,
   Awq,
   SmoothQuant,

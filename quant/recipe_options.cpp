@@ -114,7 +114,7 @@ const char* const kBcForms =
 bool always(const Recipe&) { return true; }
 bool searches(const Recipe& r) {
   return r.method == MethodName::BasePtq || r.method == MethodName::EasyQuant || r.method == MethodName::Ptq4Vit ||
-         r.method == MethodName::ApqLike;
+         r.method == MethodName::ApqLike || r.method == MethodName::NoisyPtq4vit;
 }
 bool has_metric(const Recipe& r) { return searches(r) && r.method != MethodName::ApqLike; }
 bool fits_apart(const Recipe& r) { return measures_errors(r) && !(joins(r) && in_one_walk(r)); }

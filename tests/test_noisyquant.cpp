@@ -5,30 +5,15 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/offset.h"
+#include "engine/grid/twin_gelu.h"
 #include "engine/grid/uniform.h"
 #include "quant/noisyquant.h"
-#include "quant/refine.h"
 #include "tests/golden.h"
 #include "tests/model_fixtures.h"
 #include "tests/quantize.h"
 
 using namespace bcq;
 using namespace bcq::test;
-
-namespace {
-
-// ŴᵀŴ, the upper triangle.
-std::vector<double> gram_of(const Tensor& w) {
-  const int64_t n = w.dim(1);
-  std::vector<double> gram(static_cast<size_t>(n * n));
-  for (int64_t r = 0; r < w.dim(0); ++r)
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = i; j < n; ++j)
-        gram[static_cast<size_t>(i * n + j)] += static_cast<double>(w[r * n + i]) * w[r * n + j];
-  return gram;
-}
-
-}  // namespace
 
 // Where the published searches are given the same noise, weights and steps agree exactly and outputs to 5e-7.
 TEST_CASE("NoisyQuant: steps, offsets and outputs of the golden layer") {
@@ -62,11 +47,11 @@ TEST_CASE("NoisyQuant: steps, offsets and outputs of the golden layer") {
       steps.push_back(largest / (std::ldexp(1.f, c.bits - 1) - 1));
     }
     const Tensor rounded = fake_quantize(Uniform{c.bits, 0, steps}, w);
-    const std::vector<double> gram = gram_of(rounded);
-    const float step = clip_step(x, gram, c.bits);
+    const ProductError error(rounded);
+    const float step = clip_step(x, error, c.bits);
     CHECK(std::abs(step - c.step) < 1e-6);
-    const Offset grid = search_offsets(x, gram, c.bits, step, noise);
-    const double loss = quadratic_error(fake_quantize(grid, x), x, gram) / (12 * 5);
+    const Offset grid = search_offsets(x, error, Uniform{c.bits, 0, {step}}, step, noise);
+    const double loss = error(fake_quantize(grid, x), x) / (12 * 5);
     CHECK(std::abs(loss - c.loss) < 1e-8);
     // At 6 bits the optimum is flat: the program's index is 146, the published code's in float32 147, as here.
     Tensor offsets({8}, grid.offset_of);
@@ -77,8 +62,23 @@ TEST_CASE("NoisyQuant: steps, offsets and outputs of the golden layer") {
   }
 }
 
+TEST_CASE("NoisyQuant: the error of a product, whichever of w and wᵀw is smaller") {
+  const Tensor x = golden(1, {6, 7}), q = golden(2, {6, 7});
+  for (const int64_t out : {3, 11}) {
+    const Tensor w = golden(3, {out, 7});
+    double sum = 0;
+    for (int64_t t = 0; t < 6; ++t)
+      for (int64_t r = 0; r < out; ++r) {
+        double y = 0;
+        for (int64_t c = 0; c < 7; ++c) y += (static_cast<double>(q[t * 7 + c]) - x[t * 7 + c]) * w[r * 7 + c];
+        sum += y * y;
+      }
+    CHECK(ProductError(w)(q, x) == doctest::Approx(sum).epsilon(1e-6));
+  }
+}
+
 TEST_CASE("grids with offsets: x + o rounded, less o; they come back from their description") {
-  const Grid grid = Offset(3, 0.5f, {0.25f, -0.125f, 0});
+  const Grid grid = Offset(Uniform{3, 0, {0.5f}}, {0.25f, -0.125f, 0});
   const Tensor x({2, 3}, {0.1f, 0.2f, 0.3f, -9, 9, 0.74f});
   const Tensor y = fake_quantize(grid, x);
   CHECK(same_bits(y, Tensor({2, 3}, {0.25f, 0.125f, 0.5f, -2.25f, 1.625f, 0.5f})));
@@ -86,7 +86,7 @@ TEST_CASE("grids with offsets: x + o rounded, less o; they come back from their 
   CHECK(storage_bits(grid, x.shape) == 6 * 3 + 32 * 4);
   CHECK_THROWS_AS(fake_quantize(grid, Tensor({2, 4})), Error);
   Fields wrong = grid.describe();
-  wrong["interval"] = 0.f;
+  wrong["intervals"] = std::vector<float>{0.f};
   CHECK_THROWS_AS(read_grid("uniform+offset", wrong), InputError);
 }
 
@@ -108,4 +108,45 @@ TEST_CASE("NoisyQuant: all linear layers but patches and the head, no products; 
   CHECK_THROWS_AS(NoisyQuant({4, 9}), UsageError);
   NoisyQuant method({4, 4});
   CHECK_THROWS_AS(method.begin(*load_model(kOpt)), UsageError);
+}
+
+TEST_CASE("NoisyQuant in front of PTQ4ViT's grids: those grids with offsets that lower the error of the outputs") {
+  const auto plain = load_model(kVit), model = load_model(kVit);
+  const Batch batch = vit_batch();
+  PtqOptions options = ptq4vit(4, 4);
+  options.eq_n = 10;
+  Ptq without(options, {});
+  calibrate(*plain, vision_batches(*plain, batch.pixels), {&without});
+  const auto run = [&] {
+    NoisyPtq4vit method(options, {});
+    calibrate(*model, vision_batches(*model, batch.pixels), {&method});
+    return model->forward({Precision::Fake}, batch);
+  };
+  CHECK(same_on_two_threads(run));
+  int twins = 0, moved = 0;
+  const std::vector<Layer*> layers = model->all_layers(), others = plain->all_layers();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer &layer = *layers[i], &other = *others[i];
+    CAPTURE(layer.name);
+    const auto* offset = layer.left_grid().as<Offset>();
+    CHECK((offset != nullptr) == takes_noise(layer));
+    const Grid& grid = offset ? offset->moved : layer.left_grid();
+    CHECK(grid.name() == other.left_grid().name());
+    CHECK(grid.describe() == other.left_grid().describe());
+    if (!offset) continue;
+    twins += grid.is<TwinGelu>();
+    for (const float o : offset->offset_of) moved += o != 0;
+    const Tensor x = golden(7, {3, layer.weight.dim(1)});
+    const Grid back = read_grid(layer.left_grid().name(), layer.left_grid().describe());
+    CHECK(same_bits(fake_quantize(back, x), fake_quantize(layer.left_grid(), x)));
+  }
+  CHECK(twins == model->depth());
+  CHECK(moved > 0);
+
+  // Of one layer, on the inputs it was fitted to.
+  const Tensor x = golden(1, {40, 16}), w = golden(2, {8, 16});
+  const ProductError error(w);
+  const Grid twin = TwinGelu{4, 0.05f, 0.02f};
+  const Offset found = search_offsets(x, error, twin, 0.05f, std::vector<float>(16, 1.f));
+  CHECK(error(fake_quantize(Grid(found), x), x) < 0.999 * error(fake_quantize(twin, x), x));
 }

@@ -85,7 +85,9 @@ TEST_CASE("onnx: activations are rounded as the grids round them, to the same va
     same(TwinGelu{bits, 0.2f, 0.01f}, x);
     same(TwinSoftmax{bits, 0.06f, true}, weights);
     same(TwinSoftmax{bits, 0.06f, false}, weights);
-    same(Offset{bits, 0.1f, {0.01f, 0.02f, -0.03f, 0, 0.5f, -0.2f}}, x);
+    const std::vector<float> offsets = {0.01f, 0.02f, -0.03f, 0, 0.5f, -0.2f};
+    same(Offset{Uniform{bits, 0, {0.1f}}, offsets}, x);
+    same(Offset{TwinGelu{bits, 0.2f, 0.01f}, offsets}, x);
     if (bits > 8) continue;
     const Table table(bits, 0.02f, 90, {3, 17, 90, 255}), other(bits, 0.01f, 128, {0, 100, 129});
     same(table, x);

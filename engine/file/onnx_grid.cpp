@@ -154,8 +154,7 @@ std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x)
   const auto* g = grid.as<Offset>();
   require_usage(g != nullptr, "--format onnx: activations on a grid of the kind \"%s\" are not written", grid.name());
   const std::string offsets = graph.floats(g->offset_of, {static_cast<int64_t>(g->offset_of.size())});
-  const std::string rounded = round_steps(graph, steps_of(g->bits, g->step), graph.add("Add", {x, offsets}));
-  return graph.add("Sub", {rounded, offsets});
+  return graph.add("Sub", {onnx_round(graph, g->moved, graph.add("Add", {x, offsets})), offsets});
 }
 
 OnnxRounded onnx_round_heads(OnnxGraph& graph, const Grid& grid, const std::string& x, int64_t heads) {

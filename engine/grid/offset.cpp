@@ -1,30 +1,41 @@
 #include "engine/grid/offset.h"
 
-#include <cmath>
-
 #include "engine/grid/parts.h"
+#include "engine/grid/twin_gelu.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
 
-Grid Offset::read(const Fields& fields) {
-  return Offset(bits_field(fields), scale_field(fields, "interval"), field<std::vector<float>>(fields, "offsets"));
+int Offset::check(const Grid& grid) {
+  require(!grid.is_identity() && grid->units() == 1, "offsets need a grid of one unit");
+  return grid->bits;
+}
+
+Grid Offset::read(const Fields& fields, Grid moved) {
+  require_input(moved->units() == 1, "offsets need a grid of one unit, not %d", moved->units());
+  return Offset(std::move(moved), field<std::vector<float>>(fields, "offsets"));
+}
+
+const char* Offset::name() const { return moved.is<TwinGelu>() ? "twin-gelu+offset" : "uniform+offset"; }
+
+Fields Offset::describe() const {
+  Fields fields = moved.describe();
+  fields["offsets"] = offset_of;
+  return fields;
 }
 
 void Offset::fake_quantize(const Tensor& x, Tensor& y) const {
   const auto n = static_cast<int64_t>(offset_of.size());
   require(x.dim(-1) == n, "offsets of %d channels for values of shape %s", n, to_string(x.shape));
-  const float m = std::ldexp(1.f, bits - 1);
+  parallel_for(x.rows(), [&](int64_t r) { kernels().add(x.data + r * n, offset_of.data(), y.data + r * n, n); });
+  moved->fake_quantize(y, y);
   parallel_for(x.rows(), [&](int64_t r) {
-    float* row = y.data + r * n;
-    kernels().add(x.data + r * n, offset_of.data(), row, n);
-    kernels().fake_uniform(row, row, n, step, -m, m - 1);
-    for (int64_t c = 0; c < n; ++c) row[c] -= offset_of[static_cast<size_t>(c)];
+    for (int64_t c = 0; c < n; ++c) y[r * n + c] -= offset_of[static_cast<size_t>(c)];
   });
 }
 
 double Offset::storage_bits(const Shape& shape) const {
-  return static_cast<double>(numel(shape)) * bits + 32 * (1 + static_cast<double>(offset_of.size()));
+  return moved->storage_bits(shape) + 32 * static_cast<double>(offset_of.size());
 }
 
 }  // namespace bcq

@@ -1,4 +1,4 @@
-// Symmetric uniform grids moved by a constant for each channel: x̂ = Q(x + o) - o.   (NoisyQuant, section 3)
+// Grids moved by a constant for each channel: x̂ = Q(x + o) - o.   (NoisyQuant, section 3)
 #pragma once
 #include <utility>
 
@@ -6,21 +6,24 @@
 
 namespace bcq {
 
-// One step Δ, Q(x) = Δ clamp(round(x / Δ), -m, m - 1), m = 2^(bits-1), and an offset o for each channel, the last
-// dimension. Simulated: a layer's codes are those of x + o, and W o, a constant, would leave its bias.
+// A grid Q of one unit, and an offset o for each channel, the last dimension. Simulated: a layer's codes are those of
+// x + o, and W o, a constant, would leave its bias.
 class Offset final : public GridKind {
  public:
-  Offset(int bits, float delta, std::vector<float> offsets)
-      : GridKind(bits), step(delta), offset_of(std::move(offsets)) {}
-  static Grid read(const Fields& fields);
+  Offset(Grid grid, std::vector<float> offsets)  // Error when the grid is none or has several units
+      : GridKind(check(grid)), moved(std::move(grid)), offset_of(std::move(offsets)) {}
+  static Grid read(const Fields& fields, Grid moved);
 
-  float step;
+  Grid moved;  // Q
   std::vector<float> offset_of;
 
-  const char* name() const override { return "uniform+offset"; }
-  Fields describe() const override { return {{"bits", bits}, {"interval", step}, {"offsets", offset_of}}; }
+  const char* name() const override;
+  Fields describe() const override;                               // that of Q, and the offsets
   void fake_quantize(const Tensor& x, Tensor& y) const override;  // Error when there are other channels
-  double storage_bits(const Shape& shape) const override;         // a 32-bit step, 32-bit offsets
+  double storage_bits(const Shape& shape) const override;         // that of Q, 32-bit offsets
+
+ private:
+  static int check(const Grid& grid);
 };
 
 }  // namespace bcq
