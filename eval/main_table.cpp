@@ -36,7 +36,8 @@ int main(int argc, char** argv) {
                    vision ? "The paper's tables beside what is measured here: the vision table; with `language`, "
                             "`groups` or `billm` as the first word a language one (table language --help)."
                           : language->about,
-                   "Examples:\n  table\n  table --models timm --imagenet ILSVRC --limit 5000 --json table.json\n"
+                   "Examples:\n  table\n  table --only '^4-(ptq4vit|joint)'\n  table --models timm --imagenet ILSVRC "
+                   "--limit 5000 --json table.json\n"
                    "  table language --models hub --corpora corpora\n  table groups");
   line.add({"--models", "DIR",
             vision ? "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; without "
@@ -64,6 +65,9 @@ int main(int argc, char** argv) {
             vision ? "Evaluate N images spread evenly over all; 0: all"
                    : "Evaluate the first N windows of each text only; 0: all"},
            o.limit, 0, 1e15);
+  line.add({"--only", "REGEX",
+            "Rows whose name, as in the files of cells (4-ptq4vit-channel), this is found in, beside the float model"},
+           o.only);
   line.add_output({"--json", "FILE", "Write the table as JSON (-: stdout)"}, o.json_path);
   line.add_recipe(o.base, true);
   return line.run(vision ? argc : argc - 1, vision ? argv : argv + 1, [&] {

@@ -53,7 +53,9 @@ ProductError::ProductError(const Tensor& w) : factor_(w), by_gram_(w.dim(1) < w.
 }
 
 double ProductError::operator()(const Tensor& q, const Tensor& x) const {
-  const Tensor e = add(nullptr, q, scale(nullptr, x, -1)), y = linear(nullptr, e, factor_, {});
+  Tensor e = add(nullptr, q, scale(nullptr, x, -1));
+  e = e.reshaped({1, e.rows(), e.dim(-1)});  // one product: linear() takes samples one by one
+  const Tensor y = linear(nullptr, e, factor_, {});
   const Tensor& other = by_gram_ ? e : y;
   std::vector<double> of_token(static_cast<size_t>(y.rows()));
   const int64_t n = y.dim(-1);

@@ -93,7 +93,17 @@ Tensor usable_weights(const Layout& l, const Tensor& g2) {
 struct Distance {
   Layout layout;
   Metric metric;
-  Tensor y, w;  // arranged as the layout says; w empty: 1s
+  Tensor y, w;                // arranged as the layout says; w empty: 1s
+  std::vector<double> norms;  // of the runs of y, for the cosine
+
+  Distance() = default;
+  Distance(const Layout& l, Metric m, const Tensor& outputs, const Tensor& weights)
+      : layout(l), metric(m), y(outputs), w(weights) {
+    for (int64_t s = 0; s < l.samples && m == Metric::Cosine; ++s)
+      for_runs(l, true,
+               [&](int64_t, int64_t at, int64_t n) { norms.push_back(norm(y.data + s * l.sample_size() + at, n)); });
+  }
+  static double norm(const float* x, int64_t n) { return std::max(std::sqrt(kernels().dot(x, x, n)), kCosineEps); }
 
   // Add the error of out = samples [first, first + out.dim(0)) to errors[unit].
   void add(const Tensor& out, int64_t first, double* errors) const {
@@ -103,11 +113,10 @@ struct Distance {
     for (int64_t s = 0; s < out.dim(0); ++s) {
       const float *f = y.data + (first + s) * size, *q = q_all.data + s * size;
       const float* weights = w.empty() ? nullptr : w.data + (first + s) * size;
+      const double* f_norm = norms.data() + (first + s) * static_cast<int64_t>(norms.size()) / layout.samples;
       for_runs(layout, metric == Metric::Cosine, [&](int64_t unit, int64_t at, int64_t n) {
         if (metric == Metric::Cosine) {
-          const double f_norm = std::sqrt(k.dot(f + at, f + at, n)), q_norm = std::sqrt(k.dot(q + at, q + at, n));
-          const double norms = std::max(f_norm, kCosineEps) * std::max(q_norm, kCosineEps);
-          errors[unit] += std::max(0.0, 1 - k.dot(f + at, q + at, n) / norms);
+          errors[unit] += std::max(0.0, 1 - k.dot(f + at, q + at, n) / (*f_norm++ * norm(q + at, n)));
         } else {
           errors[unit] += k.weighted_squared_error(f + at, q + at, weights ? weights + at : nullptr, n);
         }

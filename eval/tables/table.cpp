@@ -6,6 +6,7 @@
 
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
+#include "engine/core/pattern.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "eval/language.h"
@@ -51,10 +52,9 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
 
 }  // namespace
 
-PaperTable read_table(const std::string& name, Family family, const json& given, bool embedded) {
+PaperTable read_table(const std::string& name, Family family, const json& given, const char* rows) {
   const std::string path = table_path(name);
   PaperTable table{path, read_json(path), {}};
-  const char* rows = embedded && table.file.contains("embedded_rows") ? "embedded_rows" : "rows";
   for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
   for (const Option& option : recipe_options(family))
     require_usage(!given.contains(option.key) || std::any_of(table.cells.begin(), table.cells.end(),
@@ -188,9 +188,12 @@ std::string find_model(const std::string& models, const std::string& name, const
 
 Run::Run(const TableRun& options)
     : o(options),
-      table(read_table(o.name, o.base.family, o.given, o.models.empty())),
+      table(read_table(o.name, o.base.family, o.given)),
       vision(o.base.family == Family::Vision),
       embedded(o.models.empty()) {
+  const Pattern only(o.only);
+  std::erase_if(table.cells, [&](const Cell& cell) { return quantizes(cell.recipe) && !only.found_in(cell.key); });
+  require_usage(table.cells.size() > 1, "--only %s: no row has such a name", o.only);
   if (vision) {
     texts = {{}};
   } else if (embedded) {
@@ -385,7 +388,8 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
   } else {
     size_t base = c;  // the cell a compensated one comes from
     while (base > 0 && compensates(table.cells[base].recipe)) --base;
-    if (table.cells[base].recipe.method != cell.recipe.method) base = c;  // compensated is all there is of it
+    const Cell& other = table.cells[base];
+    if (other.recipe.method != cell.recipe.method || other.width != cell.width) base = c;  // there is none
     const std::string over = put_change(c > 0 ? record : json(), column.records[0][i], "change_percent", row);
     const std::string by = put_change(c != base ? record : json(), column.records[base][i], "bc_change_percent", row);
     const std::string text = name_of(texts[i].definition);

@@ -21,7 +21,7 @@ struct Cell {
 };
 
 // A table's file: "columns" of label and model; "rows" of bits, group, method (or a label alone) and bc, with the
-// figures the paper prints, and "embedded_rows" where they are others for the embedded models; "embedded", their names;
+// figures the paper prints, and "demo_rows", those of the demo; "embedded", the names of the embedded models;
 // "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
 struct PaperTable {
   std::string path;
@@ -30,7 +30,7 @@ struct PaperTable {
 };
 // name: vision, language or groups. `given`: options by key, for all cells. The file is looked for in the working
 // directory, in the source tree around the program and in the share folder beside it; InputError when it is missing.
-PaperTable read_table(const std::string& name, Family family, const json& given, bool embedded);
+PaperTable read_table(const std::string& name, Family family, const json& given, const char* rows = "rows");
 // The embedded models of the table that are in a folder; InputError when there is none.
 std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder);
 
@@ -54,6 +54,7 @@ struct TableRun {
   std::string name;                // as read_table() takes it
   std::string models, data;        // checkpoints, and images or corpora; empty: the embedded ones, of
   std::string mini = "data/mini";  // this folder
+  std::string only;                // rows whose key this pattern is found in; empty: all
   std::string labels, cache;       // as list_images() takes them
   std::string out, json_path;      // folder of finished cells; the table as JSON (see write_record)
   int64_t limit = 0, batch_size = 32;
