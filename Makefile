@@ -152,7 +152,7 @@ table-language table-groups table-billm: table-%: all
 	  --json $(BUILD)/table-$*.json $(TABLE_ARGS)
 
 test: $(BUILD)/bin/tests $(binaries)
-	BCQ_BIN=$(BUILD)/bin $(BUILD)/bin/tests $(TEST_ARGS)
+	BCQ_BIN=$(BUILD)/bin tests/run.sh $(BUILD)/bin/tests $(TEST_ARGS)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise. A folder for each
 # compiler; clang's objects serve the harnesses of tests/fuzz, too.

@@ -10,7 +10,7 @@
 
 namespace {
 
-doctest::TestRunStats total;
+unsigned started = 0, failed = 0;
 bool has_run = false;
 
 struct Counter : doctest::IReporter {
@@ -18,10 +18,10 @@ struct Counter : doctest::IReporter {
   void report_query(const doctest::QueryData&) override {}
   void test_run_start() override {}
   void test_run_end(const doctest::TestRunStats& stats) override {
-    total = stats;
+    failed = stats.numTestCasesFailed;
     has_run = true;
   }
-  void test_case_start(const doctest::TestCaseData&) override {}
+  void test_case_start(const doctest::TestCaseData&) override { ++started; }
   void test_case_reenter(const doctest::TestCaseData&) override {}
   void test_case_end(const doctest::CurrentTestCaseStats&) override {}
   void test_case_exception(const doctest::TestCaseException&) override {}
@@ -40,9 +40,8 @@ int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
   const int code = context.run();
   if (has_run) {
-    const unsigned failed = total.numTestCasesFailed;
     std::fflush(stdout);
-    bcq::print("%d passed, %d failed\n", total.numTestCasesPassingFilters - failed, failed);
+    bcq::print("%d passed, %d failed\n", started - failed, failed);
   }
   return code;
 }
