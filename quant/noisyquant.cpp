@@ -41,15 +41,18 @@ std::vector<float> gaussian_noise(size_t n, uint32_t seed) {
 
 }  // namespace
 
-ProductError::ProductError(const Tensor& w) : factor_(w), by_gram_(w.dim(1) < w.dim(0)) {
-  if (!by_gram_) return;
+Tensor gram_of(const Tensor& w) {
   const int64_t rows = w.dim(0), n = w.dim(1);
   const std::vector<double> b(w.data, w.data + w.size());
   std::vector<double> transposed(b.size());
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < n; ++c) transposed[static_cast<size_t>(c * rows + r)] = w[r * n + c];
   const std::vector<double> gram = times(transposed, b, rows, n);
-  factor_ = Tensor({n, n}, std::vector<float>(gram.begin(), gram.end()));
+  return Tensor({n, n}, std::vector<float>(gram.begin(), gram.end()));
+}
+
+ProductError::ProductError(const Tensor& w) : factor_(w.dim(1) < w.dim(0) ? gram_of(w) : w) {
+  by_gram_ = w.dim(1) < w.dim(0);
 }
 
 double ProductError::operator()(const Tensor& q, const Tensor& x) const {
@@ -79,24 +82,59 @@ float clip_step(const Tensor& x, const ProductError& error, int bits) {
   return best;
 }
 
-Offset search_offsets(const Tensor& x, const ProductError& error, const Grid& grid, float step,
-                      const std::vector<float>& noise) {
-  Offset best(grid, std::vector<float>(noise.size(), 0.f));
+OffsetErrors::OffsetErrors(const Tensor& x, const Tensor& w)
+    : x_(x),
+      gram_(gram_of(w)),
+      rounded_(x.clone()),
+      products_(static_cast<size_t>(x.size())),
+      squares_(static_cast<size_t>(x.rows())) {}
+
+double OffsetErrors::operator()(const Tensor& q, const std::vector<float>& o) {
+  const int64_t n = x_.dim(-1), tokens = x_.rows();
+  std::vector<double> of_token(static_cast<size_t>(tokens)), of_channel(static_cast<size_t>(n));
+  parallel_for(tokens, [&](int64_t t) {
+    double *const product = &products_[static_cast<size_t>(t * n)], &square = squares_[static_cast<size_t>(t)];
+    for (int64_t c = 0; c < n; ++c) {
+      float& value = rounded_[t * n + c];
+      if (q[t * n + c] == value) continue;
+      const double change = static_cast<double>(q[t * n + c]) - value;
+      const float* row = gram_.data + c * n;
+      square += change * (2 * product[c] + change * row[c]);
+      for (int64_t k = 0; k < n; ++k) product[k] += change * row[k];
+      value = q[t * n + c];
+    }
+    double across = 0;
+    for (int64_t c = 0; c < n; ++c) across += product[c] * o[static_cast<size_t>(c)];
+    of_token[static_cast<size_t>(t)] = square - 2 * across;
+  });
+  parallel_for(n, [&](int64_t c) {
+    of_channel[static_cast<size_t>(c)] = o[static_cast<size_t>(c)] * kernels().dot(gram_.data + c * n, o.data(), n);
+  });
+  return std::accumulate(of_token.begin(), of_token.end(), 0.0) +
+         static_cast<double>(tokens) * std::accumulate(of_channel.begin(), of_channel.end(), 0.0);
+}
+
+Offset search_offsets(const Tensor& x, const Tensor& w, const Grid& grid, float step, const std::vector<float>& noise) {
+  OffsetErrors error(x, w);
+  std::vector<float> best(noise.size(), 0.f), offsets = best;
   double least = std::numeric_limits<double>::infinity();
-  const auto take_if_better = [&](const Offset& offset) {
-    const double found = error(fake_quantize(Grid(offset), x), x);
-    if (found < least) least = found, best = offset;
+  Tensor moved = Tensor::uninitialized(x.shape);
+  const int64_t n = x.dim(-1);
+  const auto take_if_better = [&] {
+    parallel_for(x.rows(), [&](int64_t r) { kernels().add(x.data + r * n, offsets.data(), moved.data + r * n, n); });
+    const double found = error(fake_quantize(grid, moved), offsets);
+    if (found < least) least = found, best = offsets;
   };
-  for (int i = -200; i < 200; ++i)
-    take_if_better(Offset(grid, std::vector<float>(noise.size(), step * static_cast<float>(i) / 200)));
-  const float mean = best.offset_of[0];
-  Offset offset = best;
-  for (int j = 1; j < 2000; ++j) {
-    for (size_t c = 0; c < noise.size(); ++c)
-      offset.offset_of[c] = mean + noise[c] * step * static_cast<float>(j) / 1000;
-    take_if_better(offset);
+  for (int i = -200; i < 200; ++i) {
+    std::fill(offsets.begin(), offsets.end(), step * static_cast<float>(i) / 200);
+    take_if_better();
   }
-  return best;
+  const float mean = best[0];
+  for (int j = 1; j < 2000; ++j) {
+    for (size_t c = 0; c < noise.size(); ++c) offsets[c] = mean + noise[c] * step * static_cast<float>(j) / 1000;
+    take_if_better();
+  }
+  return Offset(grid, best);
 }
 
 LayerNoise::LayerNoise(Model& model, uint32_t seed) {
@@ -136,9 +174,8 @@ void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) 
                       (std::ldexp(1.f, options_.wbits - 1) - 1));
     const Uniform grid{options_.wbits, 0, steps};
     const Tensor rounded = fake_quantize(grid, w);
-    const ProductError error(rounded);
-    const float step = clip_step(x, error, options_.abits);
-    const Offset offsets = search_offsets(x, error, Uniform{options_.abits, 0, {step}}, step, noise_.of(*layer));
+    const float step = clip_step(x, ProductError(rounded), options_.abits);
+    const Offset offsets = search_offsets(x, rounded, Uniform{options_.abits, 0, {step}}, step, noise_.of(*layer));
     layer->quantize({offsets, grid, rounded, nullptr, nullptr});
   }
 }
@@ -156,8 +193,8 @@ void NoisyPtq4vit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&
     const Grid grid = layer.left_grid();
     Quantized q = *layer.quantized;
     const Tensor x = thinned(seen.operands[i].a);
-    q.left = search_offsets(x, ProductError(layer.weight_in(Precision::Fake).values()), grid, grid->plane_scale(0, 0),
-                            noise_.of(layer));
+    q.left =
+        search_offsets(x, layer.weight_in(Precision::Fake).values(), grid, grid->plane_scale(0, 0), noise_.of(layer));
     layer.quantize(std::move(q));
   }
 }

@@ -25,13 +25,29 @@ class ProductError {
   bool by_gram_;
 };
 
+// wᵀw [in, in] of w [out, in]
+Tensor gram_of(const Tensor& w);
+
+// What rounding x [tokens, in] to q - o does to the same output, for one candidate after another: |(q - o - x) wᵀ|²
+// with offsets o [in] of the channels. A step of the search changes few values q; of a = q - x it keeps a wᵀw and a wᵀw
+// aᵀ, from which  Σ_tokens a wᵀw aᵀ - 2 a wᵀw oᵀ + o wᵀw oᵀ  follows. In double.
+class OffsetErrors {
+ public:
+  OffsetErrors(const Tensor& x, const Tensor& w);
+  double operator()(const Tensor& q, const std::vector<float>& o);
+
+ private:
+  Tensor x_, gram_, rounded_;     // q as it was
+  std::vector<double> products_;  // [tokens, in] a wᵀw
+  std::vector<double> squares_;   // [tokens] a wᵀw aᵀ
+};
+
 // The searches below take the first of the candidates with the least error.
 // The step of `bits` codes that end at i / 1000 of max |x|, i = 1000 ... 1.
 float clip_step(const Tensor& x, const ProductError& error, int bits);
 // The offsets of the channels in front of a grid, of which `step` is the step: a constant step i / 200, i = -200 ...
 // 199, and then that plus noise_c step j / 1000, j = 0 ... 1999.
-Offset search_offsets(const Tensor& x, const ProductError& error, const Grid& grid, float step,
-                      const std::vector<float>& noise);
+Offset search_offsets(const Tensor& x, const Tensor& w, const Grid& grid, float step, const std::vector<float>& noise);
 
 // All linear layers but the patch embedding and the head.
 inline bool takes_noise(const Layer& layer) {
