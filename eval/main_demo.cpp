@@ -90,7 +90,7 @@ int main(int argc, char** argv) {
   std::string root = "data/mini", json_path;
   bool all = false;
   line.add({"--mini", "DIR", "Folder with the models, images and text"}, root);
-  line.add({"--all", "", "All rows of the paper's tables 1 and 2 (long), in place of about ten a model"}, all);
+  line.add({"--all", "", "All rows of the paper's tables 1 and 2 (long), in place of eight to ten a model"}, all);
   line.add_output({"--json", "FILE", "Write the records of all cells as a JSON array (-: stdout)"}, json_path);
   return line.run(argc, argv, [&] {
     const Timer timer;
