@@ -58,9 +58,6 @@ constexpr int kInt8BestRows = kInt8Block;
 inline __m256i load_register(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline void store_register(__m256i x, void* to) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
 
-// Says that x is needed in a register here, which keeps g++ from moving loads to where they take those of sums.
-inline void keep_in_register(__m256i& x) { __asm__("" : "+x"(x)); }
-
 // c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
 struct Int8Part {
@@ -120,8 +117,7 @@ __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t mos
         const __m256i row = _mm256_set1_epi32(four_codes(a + r * t.a_stride));
 #pragma GCC unroll 2
         for (int j = 0; j < 2; ++j) {
-          sum[r][j] = _mm256_add_epi16(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
-          keep_in_register(sum[r][j]);
+          add_in_place(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
         }
       }
     }

@@ -28,6 +28,22 @@ inline Sums dot(Sums sum, Words codes, Words limbs) {
 #endif
 }
 
+// Without an instruction for four bytes, AVX2 sums the products of eight quads in pairs of 16 bits if codes have at
+// most four: 8 * 2 * 15 * 128 = 30720. add_pairs() adds one, sum_of_pairs() what came together.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int kMostBitsOfPairs = 4;
+inline Sums add_pairs(Sums pairs, Words codes, Words limbs) {
+  __m256i sum = __m256i(pairs);
+  add_in_place(sum, _mm256_maddubs_epi16(__m256i(codes), __m256i(limbs)));
+  return Sums(sum);
+}
+inline Sums sum_of_pairs(Sums pairs) { return Sums(_mm256_madd_epi16(__m256i(pairs), _mm256_set1_epi16(1))); }
+#else
+constexpr int kMostBitsOfPairs = 0;
+inline Sums add_pairs(Sums pairs, Words, Words) { return pairs; }
+inline Sums sum_of_pairs(Sums pairs) { return pairs; }
+#endif
+
 // The codes of quad q, 0..7, of a chunk of 32 columns, a byte each. They are stored in parts of 4, 2 or 1 bits, the
 // largest first: in a part of w bits, words [w, kInt8Panel] hold 8 / w quads each, quad q at bit q w of every byte of
 // word q w / 8, modulo 8. Bits from kTo on are being put together.
@@ -64,8 +80,9 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
     words[k] = r.words + row / kInt8Panel * r.chunks * kBits * kInt8Panel + row % kInt8Panel;
   }
   for (int64_t g = 0, q = 0; g < r.groups; ++g) {
-    Sums sum[kVectors][kTokenLimbs] = {};
-    const auto add = [&](int64_t quad, int64_t of_chunk) {
+    constexpr bool kPairs = kBits <= kMostBitsOfPairs;
+    Sums sum[kVectors][kTokenLimbs] = {}, pairs[kVectors][kTokenLimbs];
+    const auto add = [&](int64_t quad, int64_t of_chunk, auto in_pairs) {
       Words limbs[kTokenLimbs];
       BCQ_UNROLL
       for (int p = 0; p < kTokenLimbs; ++p) limbs[p] = load<uint32_t>(x.limbs + p * x.stride + quad * 4) - Words{};
@@ -73,13 +90,18 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
       for (int k = 0; k < kVectors; ++k) {
         const Words codes = codes_of<kBits>(words[k] + quad / 8 * kBits * kInt8Panel, of_chunk);
         BCQ_UNROLL
-        for (int p = 0; p < kTokenLimbs; ++p) sum[k][p] = dot<kBits>(sum[k][p], codes, limbs[p]);
+        for (int p = 0; p < kTokenLimbs; ++p) {
+          if constexpr (in_pairs)
+            pairs[k][p] = add_pairs(pairs[k][p], codes, limbs[p]);
+          else
+            sum[k][p] = dot<kBits>(sum[k][p], codes, limbs[p]);
+        }
       }
     };
     const int64_t end = r.ends[g];
     while (q < end) {
       if (q % 8 != 0 || q + 8 > end) {
-        add(q, q % 8);
+        add(q, q % 8, std::false_type());
         ++q;
         continue;
       }
@@ -88,8 +110,19 @@ inline void product_of_rows(const PackedRows& r, const PackedToken& x, int64_t f
         for (int b = 0; b < kBits; ++b)
           __builtin_prefetch(reinterpret_cast<const char*>(words[k] + (q / 8 * kBits + b) * kInt8Panel) + kAhead, 0, 2);
       BCQ_UNROLL
-      for (int64_t j = 0; j < 8; ++j) add(q + j, j);
+      for (int k = 0; k < kVectors; ++k) {
+        BCQ_UNROLL
+        for (int p = 0; p < kTokenLimbs; ++p) pairs[k][p] = Sums{};
+      }
+      BCQ_UNROLL
+      for (int64_t j = 0; j < 8; ++j) add(q + j, j, std::bool_constant<kPairs>());
       q += 8;
+      BCQ_UNROLL
+      for (int k = 0; k < kVectors; ++k) {
+        BCQ_UNROLL
+        for (int p = 0; p < kTokenLimbs; ++p)
+          if constexpr (kPairs) sum[k][p] += sum_of_pairs(pairs[k][p]);
+      }
     }
     BCQ_UNROLL
     for (int k = 0; k < kVectors; ++k) {

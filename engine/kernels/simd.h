@@ -143,6 +143,11 @@ inline Floats to_floats(const uint16_t* halves) {
 inline Sums to_sums(const uint8_t* x) { return Sums{x[0], x[1], x[2], x[3]}; }
 #endif
 
+#if defined(__AVX2__)
+// sum += x in 16 bits. Written as the instruction, or g++ would keep sums elsewhere and move them back.
+inline void add_in_place(__m256i& sum, __m256i x) { __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
+#endif
+
 // body(m) for m = min(n, kMost) as a constant, n >= 1.
 template <int kMost, class Body>
 inline void with_constant(int n, const Body& body) {
