@@ -51,9 +51,7 @@ Tensor gram_of(const Tensor& w) {
   return Tensor({n, n}, std::vector<float>(gram.begin(), gram.end()));
 }
 
-ProductError::ProductError(const Tensor& w) : factor_(w.dim(1) < w.dim(0) ? gram_of(w) : w) {
-  by_gram_ = w.dim(1) < w.dim(0);
-}
+ProductError::ProductError(const Tensor& w) : by_gram_(w.dim(1) < w.dim(0)), factor_(by_gram_ ? gram_of(w) : w) {}
 
 double ProductError::operator()(const Tensor& q, const Tensor& x) const {
   Tensor e = add(nullptr, q, scale(nullptr, x, -1));

@@ -21,8 +21,8 @@ class ProductError {
   double operator()(const Tensor& q, const Tensor& x) const;
 
  private:
-  Tensor factor_;  // w or wᵀw
   bool by_gram_;
+  Tensor factor_;  // w or wᵀw
 };
 
 // wᵀw [in, in] of w [out, in]

@@ -6,7 +6,7 @@
 namespace bcq {
 namespace {
 
-TEST_CASE("tokenizer.json: what would change an id and is not implemented is refused by name") {
+TEST_CASE("tokenizer.json: what would change an id and is not known is refused by name") {
   const auto with = [](const char* pointer, const json& value) {
     json tree = plain();
     tree[json::json_pointer(pointer)] = value;

@@ -30,7 +30,7 @@ struct AddedToken {
 class Tokenizer {
  public:
   // From a model directory. InputError, naming file and key, when neither layout is there,
-  // a file is malformed, or asks for something that is not implemented.
+  // a file is malformed, or asks for something that would change ids and is not known here.
   //
   // Beginning-of-text policy. tokenizer.json: what its post-processor inserts;
   // "add_bos_token": true beside one that inserts nothing is a contradiction and refused.
