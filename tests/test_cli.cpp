@@ -314,6 +314,21 @@ TEST_CASE("cli: the search for outputs to compensate ranks 32 choices on images 
   CHECK(run(common + "--bc-sites linear").code == 2);
 }
 
+TEST_CASE("cli: of rows that --only picks, BC is set beside the same method at the same width or beside nothing") {
+  const Folder folder;
+  fs::create_directories(folder / "mini");
+  for (const char* name : {"opt", "text"})
+    fs::copy(kMini + "/" + name, folder / "mini/" + name, fs::copy_options::recursive);
+  const Result r = run("table language --limit 2 --nsamples 2 --only '^4-gptq-(none|channel)|^3-gptq-channel' --mini " +
+                       folder / "mini" + " --out " + folder / "cells" + " --json " + folder / "t.json");
+  REQUIRE(r.code == 0);
+  const json rows = read_json(folder / "t.json")["rows"];
+  REQUIRE(rows.size() == 4);  // the float model, 4 bits without and with, 3 bits with
+  CHECK(rows[2]["bc_change_percent"].is_number());
+  CHECK(rows[3]["change_percent"].is_number());
+  CHECK_FALSE(rows[3]["bc_change_percent"].is_number());
+}
+
 TEST_CASE("cli: the table goes on where it was stopped, and says what was not run") {
   const Folder folder;
   fs::create_directories(folder / "mini");
