@@ -2,6 +2,7 @@
 # make demo       run everything on the embedded models and print the two tables
 # make test       build and run the tests
 # make ONNX=1     the same with `imagenet --save DIR --format onnx`
+# make MPI=1      the same for `mpirun -n K imagenet|perplexity|table ...`
 # make help       the rest
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
@@ -13,18 +14,21 @@ CLANG_FORMAT ?= clang-format
 CLANG    ?= clang++-14
 JPEG     ?= stb
 ONNX     ?= 0
+MPI      ?= 0
 $(if $(filter stb turbo,$(JPEG)),,$(error JPEG=$(JPEG): stb, or turbo for libjpeg-turbo))
 $(if $(filter 0 1,$(ONNX)),,$(error ONNX=$(ONNX): 0, or 1 to write ONNX files))
+$(if $(filter 0 1,$(MPI)),,$(error MPI=$(MPI): 0, or 1 to share out work with mpirun))
 
 # Contraction off: the kernels promise equal bits on every instruction set (engine/kernels/kernels.h).
 FLAGS := -std=c++20 -Wall -Wextra -Werror -pthread -ffp-contract=off -fno-math-errno -fno-trapping-math -I. -MMD -MP
 LIBS  := -lopenblas -lpcre2-8 -lutf8proc -lz
-LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf)
+LIBS += $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf) $(if $(filter 1,$(MPI)),-lmpi)
 
 PROGRAMS := imagenet perplexity classify report generate forward table demo bench
 MAINS    := $(PROGRAMS:%=eval/main_%.cpp)
 OTHERS   := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_*.cpp)) \
-            engine/file/onnx_$(if $(filter 1,$(ONNX)),none,protobuf).cpp  # not of this build
+            engine/file/onnx_$(if $(filter 1,$(ONNX)),none,protobuf).cpp \
+            engine/core/mpi_$(if $(filter 1,$(MPI)),none,real).cpp  # not of this build
 SCHEMA   := -DONNX_ML=1 -DONNX_NAMESPACE=onnx  # that Debian's package has
 COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHERS) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
@@ -46,10 +50,11 @@ all: $(binaries)
 NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp libstb-dev:stb/stb_image.h \
          doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h zlib1g-dev:zlib.h \
          libutf8proc-dev:utf8proc.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h) \
-         $(if $(filter 1,$(ONNX)),libprotobuf-dev:google/protobuf/message.h libonnx-dev:onnx/onnx-ml.pb.h)
+         $(if $(filter 1,$(ONNX)),libprotobuf-dev:google/protobuf/message.h libonnx-dev:onnx/onnx-ml.pb.h) \
+         $(if $(filter 1,$(MPI)),libopenmpi-dev:mpi/mpi.h openmpi-bin:mpi/mpi.h)
 
 setup: $(BUILD)/.setup
-$(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx
+$(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
 	@mkdir -p $(BUILD)
 	@missing=; for need in $(NEEDS); do \
 	  echo "#include <$${need#*:}>" | $(CXX) -std=c++20 -E -x c++ - >/dev/null 2>&1 || missing="$$missing $${need%%:*}"; \
@@ -94,13 +99,14 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 $(BUILD)/version: NOW := $(VERSION)
 $(BUILD)/jpeg:    NOW := $(JPEG)
 $(BUILD)/onnx:    NOW := $(ONNX)
-$(BUILD)/version $(BUILD)/jpeg $(BUILD)/onnx: FORCE
+$(BUILD)/mpi:     NOW := $(MPI)
+$(BUILD)/version $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi: FORCE
 	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(NOW)" ] || echo "$(NOW)" > $@
 $(BUILD)/obj/eval/version.o: $(BUILD)/version
 $(BUILD)/obj/eval/version.o: FLAGS += -DBCQ_VERSION='"$(VERSION)"'
 FORCE:
 
-$(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg $(BUILD)/onnx
+$(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
 	@rm -f $@
 	ar rcs $@ $(filter %.o,$^)
 
@@ -268,7 +274,7 @@ HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engi
 $(BUILD)/bcq.pc: FORCE
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
-	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf)' > $@
+	  'Libs: -L$${prefix}/lib -lbcq -lopenblas -lpcre2-8 -lutf8proc -lz -pthread $(if $(filter turbo,$(JPEG)),-ljpeg) $(if $(filter 1,$(ONNX)),-lonnx_proto -lprotobuf) $(if $(filter 1,$(MPI)),-lmpi)' > $@
 
 # The library in use: eval/examples, built against an installed copy and run on embedded models.
 example: all
@@ -314,4 +320,4 @@ help:
 	@echo "make example        eval/examples against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
-	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx), MPI (0, or 1: mpirun). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."

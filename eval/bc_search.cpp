@@ -4,6 +4,7 @@
 #include <set>
 
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 
 namespace bcq {
@@ -38,11 +39,12 @@ std::vector<BcRanking> search_compensations(VisionTask& task, const Recipe& reci
   const Tensor pixels = load_pixels(task.calib, held_out(task.calib, recipe, images), model.info().image);
   const auto logits = [&](Precision precision) {
     Tensor all = Tensor::uninitialized({pixels.dim(0), model.info().outputs});
-    for (int64_t b = 0; b < pixels.dim(0); b += task.batch_size) {
-      const int64_t end = std::min(pixels.dim(0), b + task.batch_size);
-      const Tensor some = task.logits(precision, pixels.slice(b, end));
-      std::copy(some.data, some.data + some.size(), all.slice(b, end).data);
-    }
+    const auto begin = [&](int64_t batch) { return std::min(pixels.dim(0), batch * task.batch_size); };
+    in_order((pixels.dim(0) + task.batch_size - 1) / task.batch_size,
+             [&](int64_t b) { return task.logits(precision, pixels.slice(begin(b), begin(b + 1))); },
+             [&](int64_t b, const Tensor& some) {
+               std::copy_n(some.data, some.size(), all.slice(begin(b), all.dim(0)).data);
+             });
     return all;
   };
   const Tensor exact = logits(Precision::Float);

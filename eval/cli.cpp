@@ -15,6 +15,7 @@
 #include "data/image/jpeg.h"
 #include "engine/core/parallel.h"
 #include "engine/core/process.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 #include "engine/kernels/kernels.h"
 
@@ -31,15 +32,15 @@ std::string clock_text(double seconds) {
 void hint_at_slow_blas() {
   const std::string blas = openblas_get_corename(), isa = kernels().name;
   const bool old = blas == "Prescott" || blas == "Core2" || blas == "Penryn" || blas == "Nehalem" || blas == "Unknown";
-  if (!old || isa == "plain") return;
+  if (!old || isa == "plain" || rank() > 0) return;
   print(stderr,
         "note: OpenBLAS does not know this processor and runs its slow %s kernels; OPENBLAS_CORETYPE=%s is faster\n",
         blas, isa == "avx512" ? "SkylakeX" : "Haswell");
 }
 
 std::string full_version() {
-  return format("bcq %s\ncompiler %s\nisa %s\nblas %s (%s)\njpeg %s", version(), __VERSION__, kernels().name,
-                openblas_get_config(), openblas_get_corename(), jpeg_decoder());
+  return format("bcq %s\ncompiler %s\nisa %s\nblas %s (%s)\njpeg %s\nmpi %s", version(), __VERSION__, kernels().name,
+                openblas_get_config(), openblas_get_corename(), jpeg_decoder(), mpi_version());
 }
 
 // The number a text is, of the kind JSON has for it; the text itself where it is none.
@@ -70,7 +71,7 @@ struct CommandLine::Parser {
   Recipe* recipe = nullptr;
   json given = json::object();
   std::string file;
-  bool print_recipe = false;
+  bool print_recipe = false, shares_work = false;
   std::vector<Arg> args;  // all that are offered
 
   Parser(const std::string& name, const std::string& description) : app(description, name) {}
@@ -195,27 +196,37 @@ void CommandLine::parse(int argc, char** argv) {
   if (p.print_recipe) throw CLI::CallForVersion(to_json(*p.recipe).dump(2), 0);
   for (const std::string& flag : p.required) require_usage(has(flag), "%s is required", flag);
   for (const std::string* path : p.outputs)
-    if (!path->empty() && *path != "-") probe_output(*path, 0);
+    if (!path->empty() && *path != "-" && rank() == 0) probe_output(*path, 0);
+  if (!has("--threads") && !std::getenv("OMP_NUM_THREADS")) set_threads(threads_of_rank(threads()));
+  agree_on_threads();
 }
+
+void CommandLine::share_work() { parser_->shares_work = true; }
 
 int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
   tune_process(argv);
   const std::string name = parser_->app.get_name();
   const auto failed = [&](int code, const std::string& message) {
-    print(stderr, "%s: %s\n", name, message);
+    const auto say = [&] { print(stderr, "%s: %s%s\n", name, rank() > 0 ? format("rank %d: ", rank()) : "", message); };
+    if (ranks() > 1) abandon_ranks(code, say);
+    say();
     return code;
   };
   try {
+    start_ranks(parser_->shares_work, format("version %s, OpenBLAS %s", version(), openblas_get_corename()));
     try {
       parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-      if (parser_->app.exit(e) != 0) return 2;
-      flush_stdout();
-      return 0;
+      const int code = parser_->app.exit(e) == 0 ? 0 : 2;
+      if (code == 0) flush_stdout();
+      end_ranks();
+      return code;
     }
+    ProgressLine::quiet |= rank() > 0;
     hint_at_slow_blas();
     body();
     flush_stdout();
+    end_ranks();
     return 0;
   } catch (const UsageError& e) {
     return failed(2, std::string(e.what()) + " (see --help)");
@@ -223,8 +234,10 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
     return failed(3, e.what());
   } catch (const json::exception& e) {
     return failed(3, std::string("a JSON file is not what it has to be: ") + e.what());
-  } catch (const Incomplete& e) {
-    return failed(4, e.what());
+  } catch (const Incomplete& e) {  // in all ranks
+    if (rank() == 0) print(stderr, "%s: %s\n", name, e.what());
+    end_ranks();
+    return 4;
   } catch (const std::bad_alloc&) {
     return failed(1, "out of memory");
   } catch (const std::exception& e) {
@@ -280,15 +293,18 @@ void ProgressLine::warning(const std::string& message) {
 json run_facts() {
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  return {{"tool", "bcq"},
-          {"version", version()},
-          {"threads", threads()},
-          {"isa", kernels().name},
-          {"blas", std::string("OpenBLAS ") + openblas_get_corename()},
-          {"peak_rss_mb", static_cast<double>(usage.ru_maxrss) / 1024}};
+  json facts = {{"tool", "bcq"},
+                {"version", version()},
+                {"threads", threads()},
+                {"isa", kernels().name},
+                {"blas", std::string("OpenBLAS ") + openblas_get_corename()},
+                {"peak_rss_mb", static_cast<double>(usage.ru_maxrss) / 1024}};
+  if (ranks() > 1) facts["ranks"] = {{"count", ranks()}, {"received_mb", static_cast<double>(received_bytes()) / 1e6}};
+  return facts;
 }
 
 void write_record(const std::string& path, const json& record) {
+  if (rank() > 0) return;
   if (path == "-")
     std::cout << dump(record, 2) + "\n";
   else if (!path.empty())

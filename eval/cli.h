@@ -39,6 +39,8 @@ class CommandLine {
   // The options of the recipe table, --recipe and --print-recipe. With `of_cells` those alone that hold for all cells
   // of a table. `to` is read when the rest has been.
   void add_recipe(Recipe& to, bool of_cells = false);
+  // With several ranks (engine/core/ranks.h) the work of this program is shared out; others refuse to run so.
+  void share_work();
   const json& given() const;  // options of the recipe on the command line, by key
   // Whether the command line itself has the option ("--bc-sites").
   bool has(const std::string& flag) const;
@@ -81,9 +83,10 @@ class ProgressLine {
   std::vector<std::string> warnings_;
 };
 
-// The members every record has: tool, version, threads, isa, blas, peak_rss_mb.
+// The members every record has: tool, version, threads, isa, blas, peak_rss_mb; with several ranks "ranks", their count
+// and the MB the first one received.
 json run_facts();
-// Write records as JSON to `path` ("-": stdout); nothing when path is empty.
+// Write records as JSON to `path` ("-": stdout); nothing when path is empty, and of ranks but the first.
 void write_record(const std::string& path, const json& record);
 
 // Warns that data to calibrate on are given to a method that needs none; nothing where `path` is empty. Scripts go

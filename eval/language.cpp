@@ -5,6 +5,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 #include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
@@ -53,22 +54,27 @@ std::vector<double> token_nll(const Model& model, const Windows& windows, const 
                               const Progress& progress) {
   const int64_t n = windows.count, predictions = windows.length - 1;
   const int64_t per_batch = std::max<int64_t>(1, kTokensPerBatch / windows.length);
-  std::vector<double> nll(static_cast<size_t>(n * predictions));
-  for (int64_t w = 0; w < n; w += per_batch) {
-    progress("evaluation", static_cast<double>(w), static_cast<double>(n));
+  std::vector<double> all;
+  const auto make = [&](int64_t batch) {
+    const int64_t first = batch * per_batch, count = std::min(n, first + per_batch) - first;
+    progress("evaluation", static_cast<double>(first), static_cast<double>(n));
+    std::vector<double> nll(static_cast<size_t>(count * predictions));
     // Windows are independent, so a core takes one through the whole network.
-    parallel_for(std::min(n, w + per_batch) - w, [&](int64_t i) {
-      const Batch batch = windows.batch(w + i, w + i + 1);
-      Tensor x = model.embed(ctx, batch);
+    parallel_for(count, [&](int64_t i) {
+      const Batch window = windows.batch(first + i, first + i + 1);
+      Tensor x = model.embed(ctx, window);
       for (int block = 0; block < model.depth(); ++block) x = model.block(ctx, block, x);
-      double* of_window = nll.data() + (w + i) * predictions;
-      window_nll(model, x, batch.ids.data(), of_window);
+      double* of_window = nll.data() + i * predictions;
+      window_nll(model, x, window.ids.data(), of_window);
       require(std::all_of(of_window, of_window + predictions, [](double v) { return std::isfinite(v); }),
-              "window %d: the model's output is not finite", w + i);
+              "window %d: the model's output is not finite", first + i);
     });
-  }
+    return nll;
+  };
+  in_order((n + per_batch - 1) / per_batch, make,
+           [&](int64_t, const std::vector<double>& nll) { all.insert(all.end(), nll.begin(), nll.end()); });
   progress("evaluation", static_cast<double>(n), static_cast<double>(n));
-  return nll;
+  return all;
 }
 
 // The units of a definition from every prediction.

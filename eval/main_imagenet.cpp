@@ -4,6 +4,7 @@
 
 #include "data/image/cache.h"
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "engine/file/onnx_file.h"
@@ -181,9 +182,10 @@ void run(const CommandLine& line, Options& o) {
     if (r.bc_sites.empty()) r.bc = BcForm::None;
   }
   compensate(task, r, outcome, progress.callback(), store, !o.report_path.empty());
-  if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
+  if (!o.report_path.empty() && rank() == 0) write_layer_report(o.report_path, outcome);
   std::optional<Saved> saved;
-  if (o.saves()) saved = (o.save.is_onnx() ? save_onnx : save_vision)(*model, o.save, r);
+  wait_for_ranks();
+  if (o.saves() && rank() == 0) saved = (o.save.is_onnx() ? save_onnx : save_vision)(*model, o.save, r);
   if (blocks) blocks->remove();
   const json runtime = prepare_runtime(*model, r);
   json record = model_record(*model, r, outcome.fitted);
@@ -209,7 +211,8 @@ void run(const CommandLine& line, Options& o) {
     if (o.bc_search) print_ranking(ranking);
   }
   write_record(o.json_path, record);
-  for (const std::string& message : accuracy.unreadable) print(stderr, "unreadable: %s\n", message);
+  for (const std::string& message : rank() == 0 ? accuracy.unreadable : std::vector<std::string>{})
+    print(stderr, "unreadable: %s\n", message);
   if (!accuracy.unreadable.empty())
     throw Incomplete(format("%d of %d images could not be read and count nowhere", accuracy.unreadable.size(),
                             accuracy.unreadable.size() + accuracy.hit.size()));
@@ -235,5 +238,6 @@ int main(int argc, char** argv) {
       "  imagenet ... --recipe result.json --bc channel");
   Options options;
   add_options(line, options);
+  line.share_work();
   return line.run(argc, argv, [&] { run(line, options); });
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "engine/grid/binary.h"
@@ -164,10 +165,11 @@ Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::
   const Warn warn = blocks ? blocks->keeping(progress.warn()) : progress.warn();
   Outcome outcome = quantize(task, r, progress.callback(), warn, store);
   compensate(task, r, outcome, progress.callback(), store);
-  if (!o.report_path.empty()) write_layer_report(o.report_path, outcome);
-  if (!o.saves() && r.gptq_format && r.method != MethodName::Stored)
-    round_to_gptq(task.model, task.model.info().weights);
-  if (!o.saves()) return outcome;
+  if (!o.report_path.empty() && rank() == 0) write_layer_report(o.report_path, outcome);
+  wait_for_ranks();
+  const bool writes = o.saves() && rank() == 0;
+  if (!writes && r.gptq_format && r.method != MethodName::Stored) round_to_gptq(task.model, task.model.info().weights);
+  if (!writes) return outcome;
   json facts = flat_recipe(task.model, r);
   facts.update({{"model", task.model.info().name}, {"version", version()}, {"seqlen", seqlen_of(task.model, r)}});
   if (calibrates(r)) facts.update(task.calibration_facts());
@@ -284,5 +286,6 @@ int main(int argc, char** argv) {
       "  perplexity ... --recipe result.json");
   Options options;
   add_options(line, options);
+  line.share_work();
   return line.run(argc, argv, [&] { run(line, options); });
 }

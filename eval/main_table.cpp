@@ -70,6 +70,7 @@ int main(int argc, char** argv) {
            o.only);
   line.add_output({"--json", "FILE", "Write the table as JSON (-: stdout)"}, o.json_path);
   line.add_recipe(o.base, true);
+  line.share_work();
   return line.run(vision ? argc : argc - 1, vision ? argv : argv + 1, [&] {
     require_usage(o.models.empty() == o.data.empty(), "--models and %s belong together", data);
     require_usage(!o.models.empty() || o.labels.empty(), "--labels needs --models");

@@ -13,6 +13,7 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
 #include "eval/save.h"
@@ -95,6 +96,11 @@ int lock(const std::string& folder) {
 }  // namespace
 
 BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume) : folder_(std::move(folder)) {
+  if (rank() == 0) open(fingerprint, resume);
+  wait_for_ranks();
+}
+
+void BlockFiles::open(const json& fingerprint, bool resume) {
   const std::string run = folder_ + "/run.json";
   require_usage(::mkdir(folder_.c_str(), 0777) == 0 || (errno == EEXIST && fs::is_directory(folder_)),
                 "%s: cannot be created: %s", folder_, std::strerror(errno));
@@ -121,7 +127,9 @@ BlockFiles::BlockFiles(std::string folder, const json& fingerprint, bool resume)
   }
 }
 
-BlockFiles::~BlockFiles() { ::close(lock_); }
+BlockFiles::~BlockFiles() {
+  if (lock_ >= 0) ::close(lock_);
+}
 
 std::string BlockFiles::path(const std::string& walk, int i) const {
   std::string name = walk;
@@ -164,6 +172,7 @@ bool BlockFiles::load(const std::string& walk, Model& model, int i, PartRecord& 
 }
 
 void BlockFiles::done(const std::string& walk, Model& model, int i, const PartRecord& record) {
+  if (rank() > 0) return;
   std::map<std::string, TensorInfo> tensors;
   json about = to_json(record);
   about["warnings"] = warnings_;
@@ -193,6 +202,7 @@ Warn BlockFiles::keeping(const Warn& to) {
 }
 
 void BlockFiles::remove() {
+  if (rank() > 0) return;
   std::error_code ignored;  // the blocks first: without them the rest is no obstacle to another run
   for (const auto& entry : fs::directory_iterator(folder_, ignored))
     if (entry.path().extension() == ".safetensors") fs::remove(entry.path(), ignored);

@@ -15,7 +15,8 @@ class BlockFiles : public PartStore {
   // `fingerprint` tells runs apart: an object of all that decides about the result. With `resume`, blocks that are
   // there are used; UsageError, naming what differs, when they are another run's. Without, UsageError when there are
   // any, so that hours of work are not lost by leaving out an option. The folder is locked while this lives:
-  // UsageError, naming the process and its machine, when another run holds it.
+  // UsageError, naming the process and its machine, when another run holds it. Of several ranks the first one writes
+  // and all read: the folder has to be on a file system they share.
   BlockFiles(std::string folder, const json& fingerprint, bool resume);
   BlockFiles(const BlockFiles&) = delete;
   ~BlockFiles();
@@ -29,11 +30,12 @@ class BlockFiles : public PartStore {
   Warn keeping(const Warn& to);
 
  private:
+  void open(const json& fingerprint, bool resume);
   std::string path(const std::string& walk, int i) const;
   std::string folder_;
   Warn warn_;
   std::vector<std::string> warnings_;
-  int lock_;  // descriptor of a file in the folder that says who holds it
+  int lock_ = -1;  // descriptor of a file in the folder that says who holds it
 };
 
 }  // namespace bcq

@@ -6,6 +6,7 @@
 #include "data/image/cache.h"
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 #include "engine/nn/int8_layer.h"
 #include "models/timm.h"
@@ -104,6 +105,27 @@ const Tensor& VisionTask::float_logits(const std::vector<int64_t>& images, const
   return kept;
 }
 
+// Of images of the folder [B]: the logits [B, classes] of those that can be read, and of the others why not.
+struct VisionTask::Outputs {
+  Tensor quantized, real;  // the float network's, where they are compared
+  std::vector<int64_t> images;
+  std::vector<std::string> unreadable;  // "" or a message, per image
+
+  void fields(auto visit) { visit(quantized, real, images, unreadable); }
+};
+
+VisionTask::Outputs VisionTask::outputs(Precision precision, std::vector<int64_t> images) {
+  std::map<int64_t, std::string> unreadable;
+  const Tensor pixels = load_pixels(data, images, model.info().image, &unreadable);
+  Outputs y;
+  y.unreadable.resize(images.size());
+  for (const auto& [i, message] : unreadable) y.unreadable[static_cast<size_t>(i)] = message;
+  if (paired) y.real = float_logits(images, pixels);
+  y.quantized = paired && precision == Precision::Float ? y.real : logits(precision, pixels);
+  y.images = std::move(images);
+  return y;
+}
+
 Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
   const int64_t all = static_cast<int64_t>(data.items.size());
   const int64_t n = limit > 0 ? std::min(limit, all) : all;
@@ -111,32 +133,34 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
   PairedSums sums;
   int64_t top5 = 0;
   uint64_t hash = 0;
-  for (int64_t begin = 0; begin < n; begin += batch_size) {
+  const auto make = [&](int64_t batch) {
+    const int64_t begin = batch * batch_size;
     progress("evaluation", static_cast<double>(begin), static_cast<double>(n));
-    std::vector<int64_t> indices;
-    for (int64_t i = begin; i < std::min(n, begin + batch_size); ++i) indices.push_back(i * all / n);
-    std::map<int64_t, std::string> unreadable;
-    const Tensor pixels = load_pixels(data, indices, model.info().image, &unreadable);
-    for (const auto& entry : unreadable) result.unreadable.push_back(entry.second);
-    const bool is_float = precision == Precision::Float;
-    const Tensor real = paired ? float_logits(indices, pixels) : Tensor{};
-    const Tensor outputs = paired && is_float ? real : logits(precision, pixels);
-    for (size_t i = 0; i < indices.size(); ++i) {
-      if (unreadable.count(static_cast<int64_t>(i))) continue;
-      const auto& item = data.items[static_cast<size_t>(indices[i])];
-      const float* z = outputs.data + static_cast<int64_t>(i) * outputs.dim(1);
-      require(std::all_of(z, z + outputs.dim(1), [](float v) { return std::isfinite(v); }),
+    std::vector<int64_t> images;
+    for (int64_t i = begin; i < std::min(n, begin + batch_size); ++i) images.push_back(i * all / n);
+    return outputs(precision, std::move(images));
+  };
+  in_order((n + batch_size - 1) / batch_size, make, [&](int64_t, const Outputs& y) {
+    const int64_t classes = y.quantized.dim(1);
+    for (size_t i = 0; i < y.images.size(); ++i) {
+      if (!y.unreadable[i].empty()) {
+        result.unreadable.push_back(y.unreadable[i]);
+        continue;
+      }
+      const auto& item = data.items[static_cast<size_t>(y.images[i])];
+      const float* z = y.quantized.data + static_cast<int64_t>(i) * classes;
+      require(std::all_of(z, z + classes, [](float v) { return std::isfinite(v); }),
               "%s: the model's output is not finite", item.path);
-      if (paired) sums.add(real.data + static_cast<int64_t>(i) * outputs.dim(1), z, outputs.dim(1));
-      hash = checksum({reinterpret_cast<const char*>(z), static_cast<size_t>(4 * outputs.dim(1))}, hash);
-      // Rank of the right class; of equal outputs the lower index comes first, as argmax has it.
+      if (paired) sums.add(y.real.data + static_cast<int64_t>(i) * classes, z, classes);
+      hash = checksum({reinterpret_cast<const char*>(z), static_cast<size_t>(4 * classes)}, hash);
+      // Place of the right class; of equal outputs the lower index comes first, as argmax has it.
       const float right = z[item.label];
-      const int64_t rank = std::count_if(z, z + outputs.dim(1), [&](float v) { return v > right; }) +
-                           std::count(z, z + item.label, right);
-      result.hit.push_back(rank == 0);
-      top5 += rank < 5;
+      const int64_t place =
+          std::count_if(z, z + classes, [&](float v) { return v > right; }) + std::count(z, z + item.label, right);
+      result.hit.push_back(place == 0);
+      top5 += place < 5;
     }
-  }
+  });
   progress("evaluation", static_cast<double>(n), static_cast<double>(n));
   if (result.hit.empty())
     throw InputError(format("%s: none of the images can be read; the first: %s", data.root, result.unreadable[0]));

@@ -61,6 +61,8 @@ class VisionTask : public Task {
   Accuracy accuracy;        // as last measured
 
  private:
+  struct Outputs;
+  Outputs outputs(Precision precision, std::vector<int64_t> images);
   Accuracy evaluate(Precision precision, const Progress& progress);
   const Tensor& float_logits(const std::vector<int64_t>& images, const Tensor& pixels);
   std::vector<Batch> compensation_;

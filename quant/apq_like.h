@@ -16,6 +16,11 @@ class ApqLike : public Ptq {
  public:
   // UsageError when the options make no sense.
   ApqLike(const PtqOptions& options, double share, const Warn& warn) : Ptq(options, warn), share_(share) {}
+  Needs needs() const override {
+    Needs needs = Ptq::needs();
+    needs.inputs = true;
+    return needs;
+  }
   void begin(Model& model) override;
   void start(const Part& part) override { part_ = part; }
   void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }

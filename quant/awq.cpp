@@ -49,7 +49,7 @@ std::vector<float> awq_scales(const std::vector<double>& mean_abs, double ratio)
 
 Needs AwqScales::needs() const {
   Needs needs;
-  needs.moments = needs.folds = true;
+  needs.moments = needs.inputs = needs.folds = true;
   return needs;
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/nn/ops.h"
 #include "quant/group_sums.h"
 #include "quant/operands.h"
@@ -16,7 +17,10 @@ class Calibration {
  public:
   Calibration(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods,
               const CalibrationOptions& options)
-      : model_(model), methods_(methods), options_(options), streams_(model, data, options.window_bits) {
+      : model_(model),
+        methods_(methods),
+        options_(options),
+        streams_(model, data, options.window_bits, std::any_of(methods.begin(), methods.end(), sees_whole_inputs)) {
     const std::vector<Layer*> all = model.all_layers();
     // The mean output of a layer follows from its mean input only where that is not rounded, now or by a method that
     // looks at operands.
@@ -37,6 +41,8 @@ class Calibration {
     int next = -1;  // the first part that is not finished
     while (options_.store && next <= last && (model_.layers(next).empty() || options_.store->has(options_.name, next)))
       ++next;
+    if (rank() > 0) next = 0;
+    share(next, 0);  // the first rank may be about to finish one
     last_ = last;
     for (int i = -1; i <= last; ++i) {
       report(i + 1, last + 2);
@@ -61,6 +67,11 @@ class Calibration {
   }
 
  private:
+  static bool sees_whole_inputs(const Method* method) {
+    const Needs needs = method->needs();
+    return needs.operands || needs.inputs || needs.blocks;
+  }
+
   void report(int done, int total) const {
     if (options_.progress) options_.progress(options_.name, done, total);
   }
@@ -75,7 +86,7 @@ class Calibration {
   void fit(int i) {
     for (Method* method : methods_) {
       method->start(part_);
-      method->see_inputs(i, inputs_of(*method));
+      if (method->needs().inputs) method->see_inputs(i, inputs_of(*method));
     }
     real_means_.clear();
     for (size_t first = 0; first < phases_.size();) {

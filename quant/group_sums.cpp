@@ -10,6 +10,8 @@ namespace {
 struct Observed {
   Tensors real, quantized;  // inputs of groups
   Means real_means, quantized_means, errors;
+
+  void fields(auto visit) { visit(real, quantized, real_means, quantized_means, errors); }
 };
 
 // `watched`: layers whose outputs are looked at.
@@ -48,8 +50,13 @@ void add_moments(const Phase& phase, size_t j, const Tensor& own, const Tensor& 
   std::unique_ptr<Moments>& into = is_held_out(static_cast<int64_t>(j), phase.needs.held_out) ? seen.held_out
                                    : phase.needs.cross && j % 2                               ? seen.odd
                                                                                               : seen.moments;
-  if (!into) into = std::make_unique<Moments>(own.dim(-1));
+  if (!into) into = std::make_unique<Moments>(own.dim(-1), rank(), ranks());
   into->add(own, phase.needs.cross ? real : Tensor{});
+}
+
+void gather(Seen& seen) {
+  for (Moments* moments : {seen.moments.get(), seen.odd.get(), seen.held_out.get()})
+    if (moments) moments->gather();
 }
 
 // Whether all that precedes this group in its part stays as it is: later passes may begin with what attention makes,
@@ -87,7 +94,7 @@ std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std:
       },
       [&](size_t j, const Observed& x) {
         const auto first = [](const Tensors& inputs) { return inputs.empty() ? Tensor{} : inputs[0]; };
-        if (late_start) streams.start_late(*groups[0][0], j, first(x.real), first(x.quantized));
+        if (late_start && streams.owns(j)) streams.start_late(*groups[0][0], j, first(x.real), first(x.quantized));
         size_t k = 0;
         for (size_t g = 0; g < sums.size(); ++g) {
           if (phase.needs.moments)
@@ -98,6 +105,7 @@ std::vector<GroupSums> sums_of(Streams& streams, int i, const Phase& phase, std:
           for (HeldOutMean& error : sums[g].errors) error.add(j, x.errors[k++]);
         }
       });
+  for (GroupSums& of_group : sums) gather(of_group.seen);
   return sums;
 }
 
@@ -115,6 +123,7 @@ GroupSums sums_of(Streams& streams, const Phase& phase, const Group& group, cons
     }
   for (size_t j = 0; phase.needs.moments && j < streams.batches(); ++j)
     add_moments(phase, j, streams.samples_of(j, own.a), streams.samples_of(j, real.a), sums.seen);
+  gather(sums.seen);
   for (Layer* layer : group) {
     if (!phase.compensates(*layer)) continue;
     sums.errors.emplace_back(phase.shape(), phase.held_out());

@@ -29,6 +29,7 @@ struct Needs {
   // place, for it is what the network goes on with.
   bool operands = false;
   bool outputs = false;    // and what the layer, itself in float, makes of them
+  bool inputs = false;     // of parts, whole: see_inputs() is called
   bool folds = false;      // Model::fold is called: products cannot be compensated in the same walk
   bool blocks = false;     // inputs of whole blocks and what their outputs lack of the float network's
   bool gradients = false;  // and E[G²] of its outputs; not sequential, Stream::Float
@@ -66,6 +67,10 @@ struct LayerRecord {
   double refined = 0;      // after weighted ranges, coordinate descent and scale refits
   double compensated = 0;  // C centred: what a bias on these inputs cannot take away
   double held_out = NAN;   // on held-out samples (vision: of the finished layer, rounded inputs and all); NaN: none
+
+  void fields(auto visit) {
+    visit(layer, bits, group, damp, ridge, signal, rounded, solved, refined, compensated, held_out);
+  }
 };
 
 // What is kept of a part of the network besides what its layers and points hold.
@@ -73,6 +78,8 @@ struct PartRecord {
   std::vector<LayerRecord> layers;
   int64_t fitted = 0;   // values of compensations
   int64_t dropped = 0;  // outputs whose compensation did harm on held-out samples
+
+  void fields(auto visit) { visit(layers, fitted, dropped); }
 };
 
 class Method {
@@ -83,7 +90,8 @@ class Method {
   virtual void begin(Model&) {}  // before anything else
   // A part of the network is about to be calibrated.
   virtual void start(const Part&) {}
-  // What that part, i, is fed on the stream of Needs, a tensor each batch; they stay until the next part.
+  // For Needs::inputs: what that part, i, is fed on the stream of Needs, a tensor each batch; they stay until the next
+  // part.
   virtual void see_inputs(int /*i*/, const std::vector<Tensor>& /*x*/) {}
   // Layers to be handed to fit(), by the groups that share an input.
   virtual bool wants(const Layer&) const { return false; }

@@ -6,6 +6,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
+#include "engine/core/ranks.h"
 #include "engine/gemm/gemm_float.h"
 #include "engine/kernels/kernels.h"
 
@@ -42,8 +43,10 @@ class Moments::Panels {
   std::vector<FloatPanels> panels_;
 };
 
-Moments::Moments(int64_t columns)
+Moments::Moments(int64_t columns, int rank, int ranks)
     : n_(columns),
+      rank_(rank),
+      ranks_(ranks),
       least_(at(columns), std::numeric_limits<float>::infinity()),
       largest_(at(columns), -std::numeric_limits<float>::infinity()),
       second_(at(columns * columns), 0.0),
@@ -79,6 +82,32 @@ void Moments::add(const Tensor& x, const Tensor& other) {
   add_ranges(x);
 }
 
+void Moments::gather() {
+  if (ranks_ == 1) return;
+  gather(upper_, second_);
+  if (!cross_.empty()) gather(all_, cross_);
+  ranks_ = 1;
+}
+
+// Each rank's tiles in turn, to all.
+void Moments::gather(const std::vector<Tile>& tiles, std::vector<double>& products) const {
+  const auto for_rows_of = [&](int rank, auto row) {  // row(its first value, values)
+    for (size_t i = static_cast<size_t>(rank); i < tiles.size(); i += at(ranks_))
+      for (int64_t r = tiles[i].row; r < std::min(n_, tiles[i].row + kTile); ++r)
+        row(products.begin() + r * n_ + tiles[i].column, std::min(kTile, n_ - tiles[i].column));
+  };
+  for (int rank = 0; rank < ranks_; ++rank) {
+    std::vector<double> sent;
+    if (rank == rank_) for_rows_of(rank, [&](auto from, int64_t n) { sent.insert(sent.end(), from, from + n); });
+    share(sent, rank);
+    auto next = sent.begin();
+    for_rows_of(rank, [&](auto to, int64_t n) {
+      std::copy(next, next + n, to);
+      next += n;
+    });
+  }
+}
+
 void Moments::add(const Moments& more) {
   require(more.n_ == n_ && more.cross_.size() == cross_.size(), "moments of other columns or streams");
   const auto sum = [](std::vector<double>& into, const std::vector<double>& x) {
@@ -102,6 +131,7 @@ void Moments::add_products(const Panels& left, const Panels& right, std::vector<
   const bool symmetric = &left == &right;
   const std::vector<Tile>& tiles = symmetric ? upper_ : all_;
   parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item) {
+    if (!is_own(at(item))) return;
     const Tile t = tiles[at(item)];
     const int64_t height = std::min(kTile, n_ - t.row), width = std::min(kTile, n_ - t.column);
     const bool upper = symmetric && t.row == t.column;

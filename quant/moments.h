@@ -14,12 +14,16 @@ namespace bcq {
 
 class Moments {
  public:
-  explicit Moments(int64_t columns);
+  // With several ranks, rank `rank` sums up its share of the products alone until gather(); all else is summed by all.
+  explicit Moments(int64_t columns, int rank = 0, int ranks = 1);
 
   // x [B, ..., n]: B windows, each one sample as in the official code, whatever its length. `other`, of the same
   // shape, or empty in every add: the same tokens as another stream has them at this site (the float network's,
   // where x is what quantized blocks before this one make of them).
   void add(const Tensor& x, const Tensor& other = {});
+
+  // The products of all ranks in each of them. To be called by all, once, after the last add().
+  void gather();
 
   // What another has summed up, of the same columns and streams.
   void add(const Moments& more);
@@ -47,6 +51,8 @@ class Moments {
     int64_t row, column;  // where it starts
   };
   class Panels;
+  bool is_own(size_t tile) const { return static_cast<int>(tile % static_cast<size_t>(ranks_)) == rank_; }
+  void gather(const std::vector<Tile>& tiles, std::vector<double>& products) const;
   void add_products(const Panels& left, const Panels& right, std::vector<double>& into) const;
   void add_rows(const Tensor& x, std::vector<double>& into) const;
   void add_ranges(const Tensor& x);
@@ -55,6 +61,7 @@ class Moments {
                              bool centred) const;
 
   int64_t n_;
+  int rank_, ranks_;
   std::vector<Tile> upper_, all_;  // of a symmetric and of any product
   int64_t samples_ = 0, tokens_ = 0;
   std::vector<float> least_, largest_;

@@ -6,8 +6,10 @@
 #include <cstring>
 
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/kernels/kernels.h"
+#include "quant/share_layer.h"
 
 namespace bcq {
 
@@ -146,17 +148,22 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
   if (method.needs().gradients) gradients = method.logit_gradients(outputs);
 
   double done = 0;
+  result.parts.resize(static_cast<size_t>(last) + 2);
+  std::vector<int> waiting;  // parts of this round, which begins with the first rank's
   for (int i = last; i >= -1; --i) {
     const std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
-    PartRecord record;
+    PartRecord& record = result.parts[static_cast<size_t>(i + 1)];
     const bool has_layers = !model.layers(i).empty();
-    method.start(model.part(i));
-    method.see_inputs(i, x);
     const bool stored = has_layers && options.store && options.store->load(options.name, model, i, record);
+    const bool fits = has_layers && !stored && static_cast<int>(waiting.size()) == rank();
     OperandCapture capture(data);
-    if (!stored || !gradients.empty()) capture = capture_part(model, i, data, x, gradients);
+    if (fits || !gradients.empty()) capture = capture_part(model, i, data, x, gradients);
+    if (fits) {
+      method.start(model.part(i));
+      if (method.needs().inputs) method.see_inputs(i, x);
+    }
     for (Layer* layer : model.layers(i)) {
-      if (stored || !method.wants(*layer)) continue;
+      if (!fits || !method.wants(*layer)) continue;
       report(options.name, done, survey.total);
       Seen seen;
       seen.operands.push_back(capture.take(layer));
@@ -166,8 +173,18 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
       result.seconds.solve += watch.seconds();
       done += survey.products[layer];
     }
-    if (options.store && has_layers && !stored) options.store->done(options.name, model, i, record);
-    result.parts.insert(result.parts.begin(), record);
+    if (has_layers && !stored) waiting.push_back(i);
+    if (static_cast<int>(waiting.size()) < ranks() && i > -1) continue;
+    for (size_t r = 0; r < waiting.size(); ++r) {
+      for (Layer* layer : model.layers(waiting[r])) {
+        share_layer(*layer, static_cast<int>(r));
+        if (method.wants(*layer)) result.seconds.of_layer.try_emplace(layer, 0.0);  // another rank's time
+      }
+      PartRecord& of_part = result.parts[static_cast<size_t>(waiting[r] + 1)];
+      share(of_part, static_cast<int>(r));
+      if (options.store) options.store->done(options.name, model, waiting[r], of_part);
+    }
+    waiting.clear();
   }
   report(options.name, survey.total, survey.total);
   result.seconds.passes = all.seconds() - result.seconds.solve;

@@ -31,7 +31,8 @@ class OperandCapture {
   std::map<const Layer*, Entry> layers_;
 };
 
-// Calibrate by one method that is shown operands of the float network, all layers in parallel.
+// Calibrate by one method that is shown operands of the float network, all layers in parallel. Each rank fits whole
+// parts: what a method keeps from layer to layer, it keeps within a part.
 CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& data, Method& method,
                                      const CalibrationOptions& options);
 

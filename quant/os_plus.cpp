@@ -70,7 +70,7 @@ Tensor round_within(const Tensor& x, const std::vector<float>& shift, const std:
 
 Needs OutlierSuppression::needs() const {
   Needs needs;
-  needs.moments = needs.folds = true;
+  needs.moments = needs.inputs = needs.folds = true;
   return needs;
 }
 

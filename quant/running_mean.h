@@ -25,6 +25,8 @@ class RunningMean {
   // Position [..., C]; Channel [C], or [H, 1, M] for heads. Empty before any update.
   Tensor mean() const;
 
+  void fields(auto visit) { visit(shape_, mean_shape_, mean_, batches_); }  // for Parcel
+
  private:
   BcShape shape_;
   Shape mean_shape_;

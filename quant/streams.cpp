@@ -43,10 +43,11 @@ Batch join(const std::vector<Batch>& batches) {
 
 }  // namespace
 
-Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits)
+Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole)
     : model_(model),
       data_(data),
       window_bits_(window_bits),
+      whole_(whole),
       real_(data.size()),
       quantized_(data.size()),
       outputs_(data.size()),
@@ -87,7 +88,7 @@ const Tensor& Streams::float_output(int i, size_t j) {
 }
 
 void Streams::keep_float_outputs(int i) {
-  for_batches([&](size_t j) { return float_output(i, j); }, [](size_t, const Tensor&) {});
+  for_own_batches([&](size_t j) { float_output(i, j); });
 }
 
 void Streams::run_together(int i, Precision precision, const std::vector<Group>& groups,
@@ -114,15 +115,19 @@ Tensor Streams::samples_of(size_t j, const Tensor& x) const {
 void Streams::advance(int i, bool needs_real, bool needs_quantized) {
   if (!needs_real && !needs_quantized) return;
   const bool same = model_.layers(i).empty();  // an embedding that is not quantized
-  for_batches(
-      [&](size_t j) {
-        if (needs_real || same) real_[j] = float_output(i, j);
-        if (needs_quantized) quantized_[j] = same ? real_[j] : run(Precision::Fake, i, j, quantized_[j]);
-        if (!needs_real) real_[j] = Tensor{};
-        outputs_[j] = late_real_[j] = late_quantized_[j] = Tensor{};  // as soon as they are used
-        return j;
-      },
-      [](size_t, size_t) {});
+  for_own_batches([&](size_t j) {
+    if (needs_real || same) real_[j] = float_output(i, j);
+    if (needs_quantized) quantized_[j] = same ? real_[j] : run(Precision::Fake, i, j, quantized_[j]);
+    if (!needs_real) real_[j] = Tensor{};
+    outputs_[j] = late_real_[j] = late_quantized_[j] = Tensor{};  // as soon as they are used
+  });
+  for (size_t j = 0; whole_ && ranks() > 1 && j < batches(); ++j) {
+    for (Tensors* stream : {&real_, &quantized_}) {
+      if (!owns(j)) (*stream)[j] = Tensor{};
+      share((*stream)[j], owner(j));
+    }
+    outputs_[j] = Tensor{};
+  }
   forget_late_start();
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/core/parallel.h"
+#include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "models/model.h"
 #include "quant/passes.h"
@@ -13,11 +14,17 @@ namespace bcq {
 
 class Streams {
  public:
-  // Before the embedding. The model and the data have to outlive it.
-  Streams(Model& model, const std::vector<Batch>& data, int window_bits);
+  // Before the embedding. The model and the data have to outlive it. `whole`: every rank has the hidden states of all
+  // batches, else only of its own.
+  Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole);
 
   size_t batches() const { return data_.size(); }
-  // What the present part is fed; empty tensors before the embedding and on a stream that is not kept.
+  static int owner(size_t j) {
+    return static_cast<int>(j % static_cast<size_t>(ranks()));
+  }  // the rank whose batch it is
+  static bool owns(size_t j) { return owner(j) == rank(); }
+  // What the present part is fed; empty tensors before the embedding, on a stream that is not kept, and of other ranks'
+  // batches.
   const Tensors& real() const { return real_; }
   const Tensors& quantized() const { return quantized_; }
 
@@ -43,9 +50,13 @@ class Streams {
   // From the present part i to the next, on the streams that are needed.
   void advance(int i, bool needs_real, bool needs_quantized);
 
-  // make(j) for every batch j, some for each thread at a time; use(j, what was made) in order.
+  // make(j) for every batch j, by the rank whose batch it is, some for each thread at a time; use(j, what was made) in
+  // order, on every rank.
   template <class Make, class Use>
   void for_batches(Make make, Use use);
+  // make(j) for the batches of this rank.
+  template <class Make>
+  void for_own_batches(Make make);
 
   // Wall time: of data through the network, and of what is summed over it.
   struct Seconds {
@@ -55,10 +66,16 @@ class Streams {
 
  private:
   Context context(Precision precision, Observer* observer) const;
+  // made[k] = make(the k-th of a round of batches that is this rank's), `first` the first of all ranks'.
+  template <class Make, class Made>
+  void make_own(size_t first, Make make, std::vector<Made>& made);
+  // Batches of a rank in a round.
+  static size_t of_round() { return 4 * static_cast<size_t>(most_threads()); }
 
   Model& model_;
   const std::vector<Batch>& data_;
   int window_bits_;
+  bool whole_;
   std::vector<int64_t> first_sample_{0};  // of each batch, and their number
   Tensors real_, quantized_;
   Tensors outputs_;  // of the float network in the present part, as far as they are known
@@ -66,21 +83,43 @@ class Streams {
   Tensors late_real_, late_quantized_;
 };
 
+template <class Make, class Made>
+void Streams::make_own(size_t first, Make make, std::vector<Made>& made) {
+  const size_t step = static_cast<size_t>(ranks()), own = first + static_cast<size_t>(rank());
+  made.resize(own < batches() ? std::min(of_round(), (batches() - own + step - 1) / step) : 0);
+  const Stopwatch watch(seconds.passes);
+  const auto one = [&](int64_t k) { made[static_cast<size_t>(k)] = make(own + static_cast<size_t>(k) * step); };
+  if (made.size() >= static_cast<size_t>(threads()))
+    parallel_for(static_cast<int64_t>(made.size()), one);
+  else  // few batches leave the threads to what is inside
+    for (size_t k = 0; k < made.size(); ++k) one(static_cast<int64_t>(k));
+}
+
 template <class Make, class Use>
 void Streams::for_batches(Make make, Use use) {
-  const size_t n = batches(), at_once = static_cast<size_t>(threads()), together = 4 * at_once;
-  for (size_t first = 0; first < n; first += together) {
-    std::vector<decltype(make(first))> made(std::min(together, n - first));
-    {
-      const Stopwatch watch(seconds.passes);
-      const auto one = [&](int64_t k) { made[static_cast<size_t>(k)] = make(first + static_cast<size_t>(k)); };
-      if (made.size() >= at_once)
-        parallel_for(static_cast<int64_t>(made.size()), one);
-      else  // few batches leave the threads to what is inside
-        for (size_t k = 0; k < made.size(); ++k) one(static_cast<int64_t>(k));
-    }
+  using Made = decltype(make(size_t{}));
+  const size_t step = static_cast<size_t>(ranks());
+  for (size_t first = 0; first < batches(); first += of_round() * step) {
+    std::vector<Made> made;
+    make_own(first, make, made);
     const Stopwatch watch(seconds.sums);
-    for (size_t k = 0; k < made.size(); ++k) use(first + k, made[k]);
+    for (size_t j = first; j < std::min(batches(), first + of_round() * step); ++j) {
+      const size_t k = (j - first) / step;
+      Made other{};
+      Made& one = owns(j) ? made[k] : other;
+      share(one, owner(j));
+      use(j, one);
+      one = Made{};
+    }
+  }
+}
+
+template <class Make>
+void Streams::for_own_batches(Make make) {
+  for (size_t first = 0; first < batches(); first += of_round() * static_cast<size_t>(ranks())) {
+    std::vector<char> made;
+    make_own(
+        first, [&](size_t j) { return make(j), char{}; }, made);
   }
 }
 

@@ -362,6 +362,12 @@ Tensor SafeTensors::get(const std::string& name) const {
   return load(info, describe(info, name));
 }
 
+SafeTensors SafeTensors::of(std::map<std::string, TensorInfo> tensors) {
+  SafeTensors file;
+  file.tensors_ = std::move(tensors);
+  return file;
+}
+
 Tensor SafeTensors::get(const std::string& name, const Shape& expected) const {
   const TensorInfo& info = find(*this, name);
   require_input(info.shape == expected, "%s: has shape %s, but the model needs %s", describe(info, name),

@@ -45,6 +45,8 @@ class SafeTensors {
   // the tensor for every case the reference reader refuses, duplicate keys included.
   static SafeTensors open(const std::string& path);
 
+  static SafeTensors of(std::map<std::string, TensorInfo> tensors);  // that are in memory
+
   const std::string& path() const { return path_; }
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

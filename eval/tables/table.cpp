@@ -7,6 +7,7 @@
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
 #include "engine/core/pattern.h"
+#include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "eval/language.h"
@@ -72,6 +73,17 @@ std::vector<std::string> embedded_models(const PaperTable& table, const std::str
   return names;
 }
 
+namespace {
+
+// The recipe less what compensation adds: cells that have the same share one quantization.
+json quantization_of(const Recipe& r) {
+  Recipe part = r;
+  if (!in_one_walk(r)) part.bc = BcForm::None;
+  return to_json(part);
+}
+
+}  // namespace
+
 void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
                    const std::function<bool(size_t, size_t)>& wanted, ProgressLine& progress, const CellDone& done) {
   Outcome outcome;
@@ -90,14 +102,12 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       if (wanted(c, i)) missing.push_back(i);
     if (missing.empty()) continue;
     const Recipe& r = cells[c].recipe;
-    Recipe part = r;
-    if (!in_one_walk(r)) part.bc = BcForm::None;
-    if (quantizes(r) && quantized != to_json(part)) {
+    if (quantizes(r) && quantized != quantization_of(r)) {
       const Timer quantization;
       of_quantization.clear();
       outcome = quantize(task, r, progress.callback(), warn);
       quantization_seconds = quantization.seconds();
-      quantized = to_json(part);
+      quantized = quantization_of(r);
     }
     const Timer rest;
     compensate(task, r, outcome, progress.callback());
@@ -157,6 +167,7 @@ struct Run {
   std::vector<TextSource> texts;  // one for each data set; of images without a path
   TextSource calib;
   std::vector<Column> columns;
+  int quantizations = 0;  // so far, over all columns: each is one rank's
 
   explicit Run(const TableRun& options);
   bool possible(const Column& column, size_t c, size_t i) const;
@@ -164,7 +175,8 @@ struct Run {
   std::string path_of(const Column& column, size_t c, size_t i) const;
   std::unique_ptr<Task> task_of(Model& model, ProgressLine& progress) const;
   json find(const Column& column, size_t c, size_t i, const Warn& warn) const;
-  void measure(Column& column, ProgressLine& progress) const;
+  void measure(Column& column, ProgressLine& progress);
+  void share_cells(const Warn& warn);
   json row_of(const Column& column, size_t c, size_t i, std::vector<std::string>& values) const;
   std::vector<std::string> notes() const;
 };
@@ -294,14 +306,21 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
   return nullptr;
 }
 
-// Fills column.records with the cells measured before, and measures what is missing.
-void Run::measure(Column& column, ProgressLine& progress) const {
+// Fills column.records with the cells measured before, and measures what is missing and this rank's.
+void Run::measure(Column& column, ProgressLine& progress) {
   column.fingerprint = fingerprint(column.path);
+  std::vector<bool> own(table.cells.size());
+  for (size_t c = 0; c < own.size(); ++c) {
+    if (c == 0 || quantization_of(table.cells[c - 1].recipe) != quantization_of(table.cells[c].recipe)) ++quantizations;
+    own[c] = quantizations % ranks() == rank();
+  }
+  const Alone alone;
   size_t missing = 0, finished = 0;
   ProgressLine of_files(column.label + ": ");  // what is said of them belongs to no cell
   for (size_t c = 0; c < table.cells.size(); ++c)
     for (size_t i = 0; i < texts.size(); ++i)
       if (possible(column, c, i)) {
+        if (!own[c]) continue;
         column.records[c][i] = find(column, c, i, of_files.warn());
         missing += column.records[c][i].is_null();
       }
@@ -313,7 +332,7 @@ void Run::measure(Column& column, ProgressLine& progress) const {
   const std::unique_ptr<Task> task = task_of(*model, progress);
   measure_cells(
       *task, table.cells, texts.size(),
-      [&](size_t c, size_t i) { return possible(column, c, i) && column.records[c][i].is_null(); }, progress,
+      [&](size_t c, size_t i) { return own[c] && possible(column, c, i) && column.records[c][i].is_null(); }, progress,
       [&](size_t c, size_t i, json& record, const Measured& measured) {
         require(std::isfinite(measured.figure), "%s %s: the perplexity is too large for a number", table.cells[c].width,
                 table.cells[c].label);
@@ -325,6 +344,24 @@ void Run::measure(Column& column, ProgressLine& progress) const {
         print(stderr, "%s %s %s%s: %.2f (cell %d of %d)\n", column.label, cell.width, cell.label,
               vision ? "" : std::string(", ") + name_of(texts[i].definition), measured.figure, ++finished, missing);
       });
+}
+
+// The cells of all ranks, which are in files, and what failed, in each of them.
+void Run::share_cells(const Warn& warn) {
+  wait_for_ranks();
+  for (Column& column : columns)
+    for (int r = 0; r < ranks(); ++r) {
+      std::pair<std::string, std::string> said{column.checkpoint, column.failure};
+      if (r != rank()) said = {};
+      share(said.first, r);
+      share(said.second, r);
+      if (column.checkpoint.empty()) column.checkpoint = said.first;
+      if (column.failure.empty()) column.failure = said.second;
+    }
+  for (Column& column : columns)
+    for (size_t c = 0; c < table.cells.size(); ++c)
+      for (size_t i = 0; i < texts.size(); ++i)
+        if (possible(column, c, i) && column.records[c][i].is_null()) column.records[c][i] = find(column, c, i, warn);
 }
 
 const std::vector<Heading> kVisionHeadings = {{"W/A", 5, true}, {"method", 24, true}, {"model", 7, true}, {"paper", 5},
@@ -449,6 +486,8 @@ void run_table(const TableRun& options) {
       print(stderr, "%s failed: %s\n", column.label, e.what());
     }
   }
+  ProgressLine of_files;
+  if (ranks() > 1) run.share_cells(of_files.warn());
   const std::vector<Heading>& headings = run.vision ? kVisionHeadings : kLanguageHeadings;
   print_headings(headings);
   json rows = json::array();

@@ -1,0 +1,78 @@
+// Ranks: the processes of one run, on one machine or on many, that share out its work (make MPI=1).
+//
+// Every rank goes through the whole program with the same model and the same options. Work that takes long is cut into
+// pieces by the data alone; a piece is made by one rank, and what was made is given to all of them, which use it in the
+// order of the pieces. So results depend neither on the number of ranks nor on which of them was faster. The first rank
+// alone prints and writes: nobody sees what others print.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "engine/core/parcel.h"
+
+namespace bcq {
+
+int rank();   // of this process, from 0
+int ranks();  // of the run; 1 in a build without MPI, and where it was not started by mpirun or srun
+
+std::string mpi_version();  // "Open MPI v4.1.4", or "none"
+
+// To be called once, at the start of a program. UsageError where the run has several ranks and the build no MPI, or the
+// program does not share out its work. `facts`, all that results depend on besides options and data, has to be the same
+// in all ranks: UsageError naming two that differ.
+void start_ranks(bool shares_work, const std::string& facts);
+// In the end of a program; waits for the others.
+void end_ranks();
+// The end of this rank and of all others, with this exit code. Ranks but the first wait a moment before they say why,
+// for mostly all of them fail by the same.
+[[noreturn]] void abandon_ranks(int code, const std::function<void()>& say);
+
+// Threads of one rank where nothing else is said: `all`, shared with ranks of this machine that may use the same cores.
+int threads_of_rank(int all);
+// The most threads any rank has, as of the last agree_on_threads(): all ranks go in rounds of one size.
+int most_threads();
+void agree_on_threads();
+
+// While one of these lives, this process works for itself: rank 0 of 1.
+struct Alone {
+  Alone();
+  ~Alone();
+  Alone(const Alone&) = delete;
+};
+
+void wait_for_ranks();  // until all are here
+
+// Rank `from` gives n bytes to all others.
+void broadcast(void* bytes, int64_t n, int from);
+int64_t received_bytes();  // by this rank, from others
+
+// x as rank `from` has it, in all of them. In others it is as constructed before.
+template <class T>
+void share(T& x, int from) {
+  if (ranks() == 1) return;
+  const bool is_own = rank() == from;
+  Parcel parcel = is_own ? Parcel::of(x) : Parcel(0);
+  int64_t size = parcel.size();
+  broadcast(&size, sizeof size, from);
+  if (!is_own) parcel = Parcel(size);
+  broadcast(parcel.data(), size, from);
+  if (!is_own) parcel.unpack(x);
+}
+
+// use(i, make(i)) for i in [0, n), in order and on every rank; made by one of them.
+template <class Make, class Use>
+void in_order(int64_t n, Make make, Use use) {
+  for (int64_t first = 0; first < n; first += ranks()) {
+    decltype(make(first)) mine{};
+    if (first + rank() < n) mine = make(first + rank());
+    for (int r = 0; r < ranks() && first + r < n; ++r) {
+      decltype(make(first)) other{};
+      auto& made = r == rank() ? mine : other;
+      share(made, r);
+      use(first + r, made);
+    }
+  }
+}
+
+}  // namespace bcq
