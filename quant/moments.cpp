@@ -84,20 +84,30 @@ void Moments::add(const Tensor& x, const Tensor& other) {
 
 void Moments::gather() {
   if (ranks_ == 1) return;
-  gather(upper_, second_);
-  if (!cross_.empty()) gather(all_, cross_);
+  std::vector<Tile> columns;
+  for (int64_t c = 0; c < n_; c += kTile) columns.push_back({0, c});
+  gather(upper_, kTile, second_);
+  gather(columns, 1, sum_);
+  gather(columns, 1, abs_sum_);
+  gather(columns, 1, least_);
+  gather(columns, 1, largest_);
+  if (!cross_.empty()) {
+    gather(all_, kTile, cross_);
+    gather(columns, 1, other_sum_);
+  }
   ranks_ = 1;
 }
 
-// Each rank's tiles in turn, to all.
-void Moments::gather(const std::vector<Tile>& tiles, std::vector<double>& products) const {
-  const auto for_rows_of = [&](int rank, auto row) {  // row(its first value, values)
+// Each rank's tiles [height, kTile] in turn, to all.
+template <class T>
+void Moments::gather(const std::vector<Tile>& tiles, int64_t height, std::vector<T>& values) const {
+  const auto for_rows_of = [&](int rank, auto row) {  // row(where it begins, number of values)
     for (size_t i = static_cast<size_t>(rank); i < tiles.size(); i += at(ranks_))
-      for (int64_t r = tiles[i].row; r < std::min(n_, tiles[i].row + kTile); ++r)
-        row(products.begin() + r * n_ + tiles[i].column, std::min(kTile, n_ - tiles[i].column));
+      for (int64_t r = tiles[i].row; r < std::min(n_, tiles[i].row + height); ++r)
+        row(values.begin() + r * n_ + tiles[i].column, std::min(kTile, n_ - tiles[i].column));
   };
   for (int rank = 0; rank < ranks_; ++rank) {
-    std::vector<double> sent;
+    std::vector<T> sent;
     if (rank == rank_) for_rows_of(rank, [&](auto from, int64_t n) { sent.insert(sent.end(), from, from + n); });
     share(sent, rank);
     auto next = sent.begin();
@@ -160,6 +170,7 @@ void Moments::add_products(const Panels& left, const Panels& right, std::vector<
 
 void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
   parallel_for(parts_of(n_, kTile), [&](int64_t part) {
+    if (!is_own(at(part))) return;
     const int64_t begin = part * kTile, end = std::min(n_, begin + kTile);
     for (int64_t r = 0; r < x.rows(); ++r)
       kernels().accumulate(x.data + r * n_ + begin, nullptr, &into[at(begin)], end - begin);
@@ -168,6 +179,7 @@ void Moments::add_rows(const Tensor& x, std::vector<double>& into) const {
 
 void Moments::add_ranges(const Tensor& x) {
   parallel_for(parts_of(n_, kTile), [&](int64_t part) {
+    if (!is_own(at(part))) return;
     const int64_t begin = part * kTile, end = std::min(n_, begin + kTile);
     for (int64_t r = 0; r < x.rows(); ++r)
       for (int64_t c = begin; c < end; ++c) {

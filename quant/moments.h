@@ -14,7 +14,7 @@ namespace bcq {
 
 class Moments {
  public:
-  // With several ranks, rank `rank` sums up its share of the products alone until gather(); all else is summed by all.
+  // Of several ranks, each sums up its tiles of products and of columns alone; gather() gives them to all.
   explicit Moments(int64_t columns, int rank = 0, int ranks = 1);
 
   // x [B, ..., n]: B windows, each one sample as in the official code, whatever its length. `other`, of the same
@@ -22,7 +22,7 @@ class Moments {
   // where x is what quantized blocks before this one make of them).
   void add(const Tensor& x, const Tensor& other = {});
 
-  // The products of all ranks in each of them. To be called by all, once, after the last add().
+  // The sums of all ranks in each of them. To be called by all, once, after the last add().
   void gather();
 
   // What another has summed up, of the same columns and streams.
@@ -52,7 +52,8 @@ class Moments {
   };
   class Panels;
   bool is_own(size_t tile) const { return static_cast<int>(tile % static_cast<size_t>(ranks_)) == rank_; }
-  void gather(const std::vector<Tile>& tiles, std::vector<double>& products) const;
+  template <class T>
+  void gather(const std::vector<Tile>& tiles, int64_t height, std::vector<T>& values) const;
   void add_products(const Panels& left, const Panels& right, std::vector<double>& into) const;
   void add_rows(const Tensor& x, std::vector<double>& into) const;
   void add_ranges(const Tensor& x);
