@@ -73,6 +73,7 @@ $(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
 $(BUILD)/obj/engine/file/onnx_protobuf.o: FLAGS += $(SCHEMA)
 $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
+$(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mavx2 -mfma -mf16c -mavxvnni
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 
 # Where files are read, libFuzzer counts what a file reaches.
@@ -320,4 +321,4 @@ help:
 	@echo "make example        eval/examples against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
-	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx), MPI (0, or 1: mpirun). At run time BCQ_ISA=plain|avx2|avx512 forces a kernel set."
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx), MPI (0, or 1: mpirun). At run time BCQ_ISA=plain|avx2|avx-vnni|avx512 forces a kernel set."

@@ -13,6 +13,7 @@ namespace bcq {
 // Defined by kernels_impl.h, once per instruction set.
 extern const Kernels kernels_plain;
 extern const Kernels kernels_avx2;
+extern const Kernels kernels_avxvnni;
 extern const Kernels kernels_avx512;
 
 namespace {
@@ -22,8 +23,13 @@ bool has_f16c() {  // clang 14 has no name for it
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+bool has_avx_vnni() {  // nor for this; its registers are those of AVX2
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
+}
+
 struct Sets {
-  const Kernels* set[3] = {};
+  const Kernels* set[4] = {};
   int count = 0;
 
   Sets() {
@@ -34,6 +40,7 @@ struct Sets {
                         __builtin_cpu_supports("avx512vnni");
     set[count++] = &kernels_plain;
     if (avx2) set[count++] = &kernels_avx2;
+    if (avx2 && has_avx_vnni()) set[count++] = &kernels_avxvnni;
     if (avx512) set[count++] = &kernels_avx512;
   }
 };

@@ -10,42 +10,37 @@
 namespace bcq {
 namespace {
 
-// Four codes of a row as one word.
-[[maybe_unused]] int32_t four_codes(const uint8_t* a) {
-  int32_t word;
-  std::memcpy(&word, a, sizeof word);
-  return word;
-}
+#if defined(BCQ_DPBUSD)
 
-// A tile of kRows rows.
-#if defined(__AVX512VNNI__)
+// Two sums a row, two registers of columns and one row's codes: 31 registers of 32, or 15 of 16.
+constexpr int kMostRows = kWide == 16 ? kInt8Rows : 6;
+constexpr int64_t kAtOnce = 2 * kWide;  // columns of a tile
+constexpr int kInt8BestRows = kWide == 16 ? kInt8Rows : kInt8Block;
 
-constexpr int kMostRows = kInt8Rows;  // 28 sums, two blocks of columns and one row's codes: 31 registers
-constexpr int kInt8BestRows = kInt8Rows;
-
+// A tile of kRows rows and kAtOnce columns.
 template <int kRows>
 void int8_micro_kernel(const Int8Tile& t) {
-  __m512i sum[kRows][2];
+  Sums sum[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = t.start ? _mm512_loadu_si512(t.start) : _mm512_setzero_si512();
-    sum[r][1] = t.start ? _mm512_loadu_si512(t.start + 16) : _mm512_setzero_si512();
+    sum[r][0] = t.start ? load<Sums>(t.start) : Sums{};
+    sum[r][1] = t.start ? load<Sums>(t.start + kWide) : Sums{};
   }
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
   for (int64_t g = 0; g < t.groups; ++g, a += 4, panel += 4 * kInt8Panel) {
-    const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
+    const Words left = load<Words>(panel), right = load<Words>(panel + 4 * kWide);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const __m512i codes = _mm512_set1_epi32(four_codes(a + r * t.a_stride));
-      sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], codes, left);
-      sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], codes, right);
+      const Words codes = load<uint32_t>(a + r * t.a_stride) - Words{};
+      sum[r][0] = add_products(sum[r][0], codes, left);
+      sum[r][1] = add_products(sum[r][1], codes, right);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    _mm512_storeu_si512(t.c + r * t.c_stride, sum[r][0]);
-    _mm512_storeu_si512(t.c + r * t.c_stride + 16, sum[r][1]);
+    store(sum[r][0], t.c + r * t.c_stride);
+    store(sum[r][1], t.c + r * t.c_stride + kWide);
   }
 }
 
@@ -85,7 +80,7 @@ __attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
     const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m256i row = _mm256_set1_epi32(four_codes(a + r * t.a_stride));
+      const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(row, codes[j]));
     }
@@ -114,7 +109,7 @@ __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t mos
       const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m256i row = _mm256_set1_epi32(four_codes(a + r * t.a_stride));
+        const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
 #pragma GCC unroll 2
         for (int j = 0; j < 2; ++j) {
           add_in_place(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
@@ -152,7 +147,7 @@ void row_to_words(const uint8_t* codes, int64_t groups, uint8_t* words) {
   const auto each_register = [&](const auto& to) {
     int64_t g = 0;
     for (; g + 8 <= groups; g += 8) to(g, load_register(codes + 4 * g));
-    for (; g < groups; ++g) to(g, _mm256_castsi128_si256(_mm_cvtsi32_si128(four_codes(codes + 4 * g))));
+    for (; g < groups; ++g) to(g, _mm256_castsi128_si256(_mm_cvtsi32_si128(load<int32_t>(codes + 4 * g))));
   };
   each_register([&](int64_t g, __m256i x) { store_register(_mm256_and_si256(x, low), words + 4 * g); });
   each_register([&](int64_t g, __m256i x) { store_register(_mm256_srli_epi16(x, 8), words + 4 * (groups + g)); });
@@ -202,8 +197,10 @@ void int8_tile(const Int8Tile& t) {
 #else
 
 constexpr int kMostRows = 1;
+constexpr int64_t kAtOnce = kInt8Panel;
 constexpr int kInt8BestRows = kInt8Rows;
 
+// One row of a panel.
 template <int kRows>
 void int8_micro_kernel(const Int8Tile& t) {
   uint32_t sum[kInt8Panel] = {};  // which wraps around on its way, as vectors do
@@ -217,16 +214,18 @@ void int8_micro_kernel(const Int8Tile& t) {
 
 #endif
 
-#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+#if defined(BCQ_DPBUSD) || !defined(__AVX2__)
 void int8_tile(const Int8Tile& t) {
-  for (int r = 0; r < t.rows; r += kMostRows)
-    for (int64_t p = 0; p < t.panels; ++p) {
+  const int parts = (t.rows + kMostRows - 1) / kMostRows;
+  for (int64_t column = 0; column < t.panels * kInt8Panel; column += kAtOnce)
+    for (int i = 0; i < parts; ++i) {
+      const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
       Int8Tile part = t;
       part.a += r * t.a_stride;
-      part.panel += p * t.panel_stride;
-      if (t.start) part.start += p * kInt8Panel;
-      part.c += r * t.c_stride + p * kInt8Panel;
-      with_constant<kMostRows>(t.rows - r, [&](auto rows) { int8_micro_kernel<rows>(part); });
+      if (t.groups > 0) part.panel += column / kInt8Panel * t.panel_stride + 4 * (column % kInt8Panel);
+      if (t.start) part.start += column;
+      part.c += r * t.c_stride + column;
+      with_constant<kMostRows>(rows_of_part, [&](auto rows) { int8_micro_kernel<rows>(part); });
     }
 }
 #endif

@@ -1,9 +1,9 @@
 // The vectorised loops of the engine, chosen once at run time.
 //
 // Each loop is written once, in kernels_impl.h, as plain C++ over fixed lanes, and
-// compiled three times: for the baseline, for AVX2 and for AVX-512. Lanes and the
-// order of sums are part of the definition and FP contraction is off, so the three
-// give the same bits; tests assert it. Only POD types cross this header: code
+// compiled four times: for the baseline, for AVX2, for AVX2 with AVX-VNNI and for
+// AVX-512. Lanes and the order of sums are part of the definition and FP contraction
+// is off, so the four give the same bits; tests assert it. Only POD types cross this header: code
 // compiled with -mavx512f must not share inline functions with the rest.
 #pragma once
 #include <cstdint>
@@ -78,7 +78,7 @@ struct PackedSums {
 };
 
 struct Kernels {
-  const char* name;  // "plain", "avx2", "avx512"
+  const char* name;  // "plain", "avx2", "avx-vnni", "avx512"
 
   // Float rows.
   void (*layer_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
@@ -155,7 +155,7 @@ struct Kernels {
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one
-// the environment variable BCQ_ISA names ("plain", "avx2", "avx512"; UsageError when it cannot run).
+// the environment variable BCQ_ISA names ("plain", "avx2", "avx-vnni", "avx512"; UsageError when it cannot run).
 const Kernels& kernels();
 // Every set this machine can run, "plain" first. For tests.
 const Kernels* const* all_kernels(int* count);

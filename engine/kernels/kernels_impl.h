@@ -1,8 +1,8 @@
 // The definition of every kernel, as plain loops. Included once by each of
-// kernels_plain.cpp, kernels_avx2.cpp and kernels_avx512.cpp, which name the table
-// (BCQ_TABLE, BCQ_ISA_NAME) and differ only in compiler flags.
+// kernels_plain.cpp, kernels_avx2.cpp, kernels_avxvnni.cpp and kernels_avx512.cpp, which
+// name the table (BCQ_TABLE, BCQ_ISA_NAME) and differ only in compiler flags.
 //
-// The bits must not depend on which of the three runs, so: sums go into a fixed number
+// The bits must not depend on which of the four runs, so: sums go into a fixed number
 // of lanes that are added up in a fixed order; nothing calls libm; a product is rounded
 // before it is added (-ffp-contract=off). For the same reason nothing here may have
 // external linkage: the linker could pick the AVX-512 copy for the whole program.

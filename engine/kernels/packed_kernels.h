@@ -9,8 +9,8 @@ namespace {
 // sum + codes · limbs for every four bytes, of codes below 2^kBits.
 template <int kBits>
 inline Sums dot(Sums sum, Words codes, Words limbs) {
-#if defined(__AVX512VNNI__)
-  return Sums(_mm512_dpbusd_epi32(__m512i(sum), __m512i(codes), __m512i(limbs)));
+#if defined(BCQ_DPBUSD)
+  return add_products(sum, codes, limbs);
 #elif defined(__AVX2__)
   // Pairs of products fit 16 bits if codes have 7 bits; the eighth is multiplied by itself.
   const __m256i seven = _mm256_maddubs_epi16(__m256i(kBits == 8 ? codes & 0x7f7f7f7fu : codes), __m256i(limbs));
@@ -30,7 +30,7 @@ inline Sums dot(Sums sum, Words codes, Words limbs) {
 
 // Without an instruction for four bytes, AVX2 sums the products of eight quads in pairs of 16 bits if codes have at
 // most four: 8 * 2 * 15 * 128 = 30720. add_pairs() adds one, sum_of_pairs() what came together.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(BCQ_DPBUSD)
 constexpr int kMostBitsOfPairs = 4;
 inline Sums add_pairs(Sums pairs, Words codes, Words limbs) {
   __m256i sum = __m256i(pairs);

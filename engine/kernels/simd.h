@@ -143,7 +143,20 @@ inline Floats to_floats(const uint16_t* halves) {
 inline Sums to_sums(const uint8_t* x) { return Sums{x[0], x[1], x[2], x[3]}; }
 #endif
 
-#if defined(__AVX2__)
+// The instruction that adds the products of four bytes, unsigned and signed, to a sum of 32 bits, where the processor
+// has one. Sums wrap around. Tests set a reference of the 256-bit one in its place
+// (tests/kernels/avxvnni_reference.cpp).
+#if defined(__AVX512VNNI__)
+#define BCQ_DPBUSD _mm512_dpbusd_epi32
+#elif defined(__AVXVNNI__)
+#define BCQ_DPBUSD _mm256_dpbusd_avx_epi32
+#endif
+#if defined(BCQ_DPBUSD)
+inline Sums add_products(Sums sum, Words x, Words y) {
+  using Register = long long __attribute__((vector_size(4 * kWide)));
+  return Sums(BCQ_DPBUSD(Register(sum), Register(x), Register(y)));
+}
+#elif defined(__AVX2__)
 // sum += x in 16 bits. Written as the instruction, or g++ would keep sums elsewhere and move them back.
 inline void add_in_place(__m256i& sum, __m256i x) { __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
 #endif

@@ -30,6 +30,9 @@ constexpr int kChains = 12;  // independent sums: enough for a latency of six an
 #define BCQ_ONE(i) "vpdpbusd %%zmm0, %%zmm0, %%zmm" i "\n"
 void int8_avx512() { BCQ_LOOP(BCQ_ONE); }
 #undef BCQ_ONE
+#define BCQ_ONE(i) "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm" i "\n"
+void int8_avxvnni() { BCQ_LOOP(BCQ_ONE); }
+#undef BCQ_ONE
 // Products of 16-bit numbers, and the addition of their sums.
 #define BCQ_ONE(i) "vpmaddwd %%ymm0, %%ymm0, %%ymm13\nvpaddd %%ymm13, %%ymm" i ", %%ymm" i "\n"
 void int8_avx2() { BCQ_LOOP(BCQ_ONE); }
@@ -52,8 +55,15 @@ bool runs(const char* isa) { return std::strcmp(kernels().name, isa) == 0; }
 
 }  // namespace
 
-double float_peak() { return runs("avx512") ? rate(float_avx512, 16) : runs("avx2") ? rate(float_avx2, 8) : 0; }
-double int8_peak() { return runs("avx512") ? rate(int8_avx512, 64) : runs("avx2") ? rate(int8_avx2, 16) : 0; }
+double float_peak() {
+  if (runs("avx512")) return rate(float_avx512, 16);
+  return runs("avx2") || runs("avx-vnni") ? rate(float_avx2, 8) : 0;
+}
+double int8_peak() {
+  if (runs("avx512")) return rate(int8_avx512, 64);
+  if (runs("avx-vnni")) return rate(int8_avxvnni, 32);
+  return runs("avx2") ? rate(int8_avx2, 16) : 0;
+}
 
 void reset_peak_memory() {
   malloc_trim(0);
