@@ -33,9 +33,10 @@ SCHEMA   := -DONNX_ML=1 -DONNX_NAMESPACE=onnx  # that Debian's package has
 COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHERS) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
+TESTED   := $(wildcard tests/kernels/*.cpp)  # kernels that only tests run
 PARITY   := $(wildcard tests/parity/*.cpp)
 FUZZ     := $(wildcard tests/fuzz/*.cpp)
-SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(PARITY) $(FUZZ)
+SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(TESTED) $(PARITY) $(FUZZ)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 
@@ -75,6 +76,7 @@ $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mavx2 -mfma -mf16c -mavxvnni
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(call object,$(TESTED)): ISA := -O3 -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
 
 # Where files are read, libFuzzer counts what a file reaches.
 READERS := $(filter engine/file/% models/% data/% quant/recipe% quant/methods.cpp eval/%,$(LIBRARY)) $(FUZZ)
@@ -124,7 +126,7 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
 # The library first, so that of functions in headers its copies are taken, which are optimised.
-$(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS))
+$(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS) $(TESTED))
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ \
 	  $(if $(filter 1,$(ONNX)),-lonnx) $(LIBS)

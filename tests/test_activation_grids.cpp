@@ -17,6 +17,7 @@
 #include "engine/kernels/kernels.h"
 #include "engine/nn/layer.h"
 #include "tests/grid_codes.h"
+#include "tests/kernels/kernel_sets.h"
 
 using namespace bcq;
 using namespace bcq::test;
@@ -422,8 +423,6 @@ TEST_CASE("activation grid: storage counts codes and parameters") {
 }
 
 TEST_CASE("kernels of levels: every set against plain loops, at every length") {
-  int count = 0;
-  const Kernels* const* sets = all_kernels(&count);
   const Tensor x = spread({200}, 31), many = random({255}, 32);
   std::vector<int32_t> edges(255);
   for (int64_t i = 0; i < 255; ++i) {
@@ -433,14 +432,14 @@ TEST_CASE("kernels of levels: every set against plain loops, at every length") {
   std::vector<uint8_t> table(256), codes(200), got(202);
   for (size_t i = 0; i < 256; ++i) table[i] = static_cast<uint8_t>(i * 37 + 11);
   for (size_t i = 0; i < 200; ++i) codes[i] = static_cast<uint8_t>(i * 29);
-  for (int s = 0; s < count; ++s)
+  for (const Kernels* k : kernel_sets())
     for (int64_t n = 0; n <= 200; ++n) {
-      const std::string name = sets[s]->name;
+      const std::string name = k->name;
       CAPTURE(name);
       CAPTURE(n);
       for (const int some : {1, 4, 15, 16, 255}) {
         std::fill(got.begin(), got.end(), 99);
-        sets[s]->count_edges(x.data, n, 0.17f, edges.data(), some, got.data() + 1);
+        k->count_edges(x.data, n, 0.17f, edges.data(), some, got.data() + 1);
         bool same = got[0] == 99 && got[static_cast<size_t>(n) + 1] == 99;
         for (int64_t i = 0; i < n; ++i) {
           const float moved = x[i] + 0.17f;
@@ -454,7 +453,7 @@ TEST_CASE("kernels of levels: every set against plain loops, at every length") {
       for (const int size : {16, 32, 48, 256}) {
         std::copy(codes.begin(), codes.end(), got.begin() + 1);
         got[static_cast<size_t>(n) + 1] = 99;
-        sets[s]->look_up(table.data(), size, got.data() + 1, got.data() + 1, n);
+        k->look_up(table.data(), size, got.data() + 1, got.data() + 1, n);
         bool same = got[static_cast<size_t>(n) + 1] == 99;
         for (int64_t i = 0; i < n; ++i) {
           const uint8_t code = codes[static_cast<size_t>(i)];

@@ -6,6 +6,7 @@
 
 #include "engine/gemm/gemm_int8.h"
 #include "engine/grid/grid.h"
+#include "tests/kernels/kernel_sets.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -25,17 +26,11 @@ std::vector<T> random_codes(int64_t n, uint32_t seed) {
   return codes;
 }
 
-std::vector<const Kernels*> sets() {
-  int count = 0;
-  const Kernels* const* all = all_kernels(&count);
-  return {all, all + count};
-}
-
 }  // namespace
 
 TEST_CASE("int8: a tile of sums is exact on every instruction set") {
   constexpr int kRows = 31;
-  for (const Kernels* k : sets())
+  for (const Kernels* k : kernel_sets())
     for (const int64_t groups : {0, 1, 2, 3, 17, 64})
       for (int rows = 1; rows <= kRows; ++rows)
         for (const int64_t shift : {0, 1, 7, 8}) {
@@ -61,11 +56,51 @@ TEST_CASE("int8: a tile of sums is exact on every instruction set") {
         }
 }
 
+TEST_CASE("int8: products of four bytes of any kind are added exactly, modulo 2^32, on every instruction set") {
+  const std::vector<uint8_t> left = {0, 1, 127, 128, 255};        // all fours of them are rows,
+  const std::vector<int8_t> right = {-128, -127, -1, 0, 1, 127};  // all fours of these are columns
+  constexpr int64_t kRows = 625, kFours = 1296, kPanels = (kFours + 31) / 32, kColumns = kPanels * 32, kAtOnce = 25;
+  std::vector<uint8_t> a;
+  for (size_t r = 0; r < kRows; ++r)
+    for (const size_t k : {1, 5, 25, 125}) a.push_back(left[r / k % 5]);
+  std::vector<int8_t> b;
+  for (size_t c = 0; c < kColumns; ++c)
+    for (const size_t k : {1, 6, 36, 216}) b.push_back(right[c / k % 6]);
+  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min(), kMost = std::numeric_limits<int32_t>::max();
+  std::vector<int32_t> start;
+  for (size_t c = 0; c < kColumns; ++c)
+    start.push_back(std::vector<int32_t>{kMost, kLeast, 0, kMost - 255 * 127, -1}[c % 5]);
+  for (int64_t first = 0; first < kRows; first += kAtOnce) {
+    std::vector<int32_t> want;
+    for (int64_t r = first; r < first + kAtOnce; ++r)
+      for (int64_t c = 0; c < kColumns; ++c) {
+        uint32_t sum = static_cast<uint32_t>(start[static_cast<size_t>(c)]);
+        for (int64_t k = 0; k < 4; ++k)
+          sum += static_cast<uint32_t>(a[static_cast<size_t>(4 * r + k)] * b[static_cast<size_t>(4 * c + k)]);
+        want.push_back(static_cast<int32_t>(sum));
+      }
+    for (const Kernels* k : kernel_sets()) {
+      std::vector<int32_t> c(want.size());
+      k->int8_tile({.rows = kAtOnce,
+                    .a = a.data() + 4 * first,
+                    .a_stride = 4,
+                    .panel = b.data(),
+                    .groups = 1,
+                    .start = start.data(),
+                    .c = c.data(),
+                    .c_stride = kColumns,
+                    .panels = kPanels,
+                    .panel_stride = 128});
+      if (c != want) FAIL_CHECK(k->name << ": rows from " << first);
+    }
+  }
+}
+
 TEST_CASE("int8: the largest sums of the largest depth are exact") {
   const int64_t groups = kInt8MostDepth / 4;
   const std::vector<uint8_t> a(static_cast<size_t>(kInt8MostDepth), 255);
   const std::vector<int8_t> b(static_cast<size_t>(kInt8MostDepth * 32), -128);
-  for (const Kernels* k : sets()) {
+  for (const Kernels* k : kernel_sets()) {
     std::vector<int32_t> c(32);
     k->int8_tile({1, a.data(), 0, b.data(), groups, nullptr, c.data(), 32});
     CHECK(c == std::vector<int32_t>(32, -255 * 128 * 65536));
@@ -95,7 +130,7 @@ TEST_CASE("int8: sums of panels with codes of any range are exact, those of the 
         for (uint8_t& code : a) code = bits() % 16 ? 255 : code;
         std::vector<int32_t> want(static_cast<size_t>(rows * kColumns));
         gemm_int8_reference(a.data(), rows, columns.data(), kColumns, depth, nullptr, want.data());
-        for (const Kernels* k : sets()) {
+        for (const Kernels* k : kernel_sets()) {
           std::vector<int32_t> c(want.size());
           k->int8_tile(
               {rows, a.data(), depth, b.panel(0), groups, nullptr, c.data(), kColumns, most, kPanels, b.panel_bytes()});
@@ -112,7 +147,7 @@ TEST_CASE("int8: codes are those of the grids, on every instruction set") {
   for (int64_t i = 0; i < p.size(); ++i) p[i] = p[i] * p[i] * p[i] * p[i];
   for (const int64_t i : {5, 700}) x[i] = std::numeric_limits<float>::infinity();
   for (const int64_t i : {6, 701}) x[i] = -std::numeric_limits<float>::infinity();
-  for (const Kernels* k : sets())
+  for (const Kernels* k : kernel_sets())
     for (const int bits : {2, 4, 6, 8})
       for (const int64_t shift : {0, 1, 7}) {
         CAPTURE(k->name);
@@ -178,7 +213,7 @@ TEST_CASE("int8: codes are those of rounded quotients, for steps of any size and
       above[k] = static_cast<uint8_t>(code(delta, 0, 127));
       below[k] = static_cast<uint8_t>(-code(other, -128, 0));
     }
-    for (const Kernels* k : sets()) {
+    for (const Kernels* k : kernel_sets()) {
       std::vector<uint8_t> y(x.size()), z = y;
       k->code_uniform(x.data(), y.data(), n, delta, -128, 127, 128);
       wrong += y != want;
@@ -192,7 +227,7 @@ TEST_CASE("int8: codes are those of rounded quotients, for steps of any size and
 
 TEST_CASE("int8: what is not a number becomes the lowest code everywhere") {
   const std::vector<float> x(70, std::nanf(""));
-  for (const Kernels* k : sets()) {
+  for (const Kernels* k : kernel_sets()) {
     std::vector<uint8_t> y(70, 7);
     k->code_uniform(x.data(), y.data(), 70, 0.1f, -8, 7, 128);
     CHECK(y == std::vector<uint8_t>(70, 120));
@@ -208,7 +243,7 @@ TEST_CASE("int8: floats from sums are the same on every instruction set, and tho
       for (auto* sums : {&sum1, &sum2}) sums->push_back(static_cast<int32_t>(bits()) / 4);
       for (auto* floats : {&scale1, &scale2, &bias}) floats->push_back(static_cast<float>(bits()) * 1e-9f);
     }
-    for (const Kernels* k : sets())
+    for (const Kernels* k : kernel_sets())
       for (const bool twin : {false, true}) {
         std::vector<float> y(static_cast<size_t>(n)), want = y;
         k->from_sums(sum1.data(), twin ? sum2.data() : nullptr, scale1.data(), scale2.data(), bias.data(), y.data(), n);

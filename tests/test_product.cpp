@@ -7,20 +7,11 @@
 #include "engine/core/check.h"
 #include "engine/gemm/gemm_float.h"
 #include "engine/nn/mlp.h"
+#include "tests/kernels/kernel_sets.h"
 #include "tests/support.h"
 
 using namespace bcq;
 using namespace bcq::test;
-
-namespace {
-
-std::vector<const Kernels*> sets() {
-  int count = 0;
-  const Kernels* const* all = all_kernels(&count);
-  return {all, all + count};
-}
-
-}  // namespace
 
 TEST_CASE("product: a tile has the promised bits on every instruction set, at odd sizes and misaligned") {
   for (const int64_t depth : {1, 2, 17, 511, 513, 1100})
@@ -46,7 +37,7 @@ TEST_CASE("product: a tile has the promised bits on every instruction set, at od
                                  start_stride < 0 ? nullptr : start.data + shift + r * start_stride,
                                  want.data + shift + r * ldc);
               }
-              for (const Kernels* k : sets()) {
+              for (const Kernels* k : kernel_sets()) {
                 Tensor got({rows * ldc + 40});
                 k->float_tile({.rows = rows,
                                .a = a.data + shift,
@@ -83,7 +74,7 @@ TEST_CASE("product: a sum is rounded once for each of its terms, whatever their 
     a[0] = 1, a[1] = any(spread);
     for (int64_t j = 0; j < n; ++j) panel[j] = any(2 * spread), panel[n + j] = any(spread);
     for (int64_t j = 0; j < n; ++j) want[j] = std::fma(a[1], panel[n + j], panel[j]);
-    for (const Kernels* k : sets()) {
+    for (const Kernels* k : kernel_sets()) {
       Tensor got({n});
       k->float_tile({1, a.data, 2, 1, panel.data, 2, n, nullptr, 0, got.data, n});
       if (!same_bits(got, want)) FAIL_CHECK(k->name << ", try " << i);
