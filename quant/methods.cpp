@@ -6,6 +6,7 @@
 #include "quant/billm.h"
 #include "quant/dfq.h"
 #include "quant/erq.h"
+#include "quant/minmax.h"
 #include "quant/noisyquant.h"
 #include "quant/os_plus.h"
 #include "quant/recipe.h"
@@ -49,6 +50,9 @@ std::unique_ptr<Method> make_noisy_ptq(const Recipe& r, const LayerBits&, const 
   PtqOptions options = r.ptq;
   options.seed = static_cast<uint32_t>(r.seed);
   return std::make_unique<bcq::NoisyPtq4vit>(options, warn);
+}
+std::unique_ptr<Method> make_minmax(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<bcq::MinMax>(r.ptq.wbits, r.ptq.abits);
 }
 std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
@@ -134,6 +138,7 @@ void os_plus_defaults(Recipe& r) {
 using enum MethodName;
 const MethodRow kMethods[] = {
     {Float, kVision, "fp32", "FP32", false, true, nullptr, nullptr},
+    {MethodName::MinMax, kVision, "minmax", "min-max", true, true, nullptr, make_minmax},
     {BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>, make_ptq},
     {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
     {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},

@@ -1,12 +1,13 @@
 #include "quant/minmax.h"
 
 #include <cmath>
-#include <map>
 
+#include "engine/core/check.h"
 #include "engine/grid/twin_gelu.h"
 #include "engine/grid/twin_softmax.h"
 #include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
+#include "quant/calibrate.h"
 
 namespace bcq {
 namespace {
@@ -14,38 +15,46 @@ namespace {
 float step_of(const Tensor& x, int bits) {
   return kernels().max_abs(x.data, x.size()) / (std::ldexp(1.f, bits - 1) - 0.5f);
 }
-
-struct RangeGrids : Observer {
-  int bits;
-  bool twin;
-  std::map<const Layer*, Quantized> made;
-  RangeGrids(int k, bool t) : bits(k), twin(t) {}
-
-  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
-    Quantized& q = made[&layer];
-    const Tensor right = layer.is_linear() ? layer.weight.values() : b;
-    const int axis = layer.is_linear() ? 0 : 1;
-    q.right = Uniform{bits, axis, {step_of(right, bits)}};
-    if (layer.is_linear()) q.weight = fake_quantize(q.right, right);
-    const float step = step_of(a, bits), m = std::ldexp(1.f, bits - 1);
-    if (layer.role == Role::Patch)
-      q.left = Identity{};
-    else if (twin && layer.role == Role::Fc2)
-      q.left = TwinGelu{bits, step, 0.17f / m};
-    else if (twin && layer.role == Role::AV)
-      q.left = TwinSoftmax{bits, 1.f / 16, true};
-    else
-      q.left = Uniform{bits, axis, {step}};
-  }
-};
+Grid grid_of(const Tensor& x, int bits, int axis) { return Uniform{bits, axis, {step_of(x, bits)}}; }
 
 }  // namespace
 
+MinMax::MinMax(int wbits, int abits, bool twin) : wbits_(wbits), abits_(abits), twin_(twin) {
+  for (const int bits : {wbits, abits}) require_usage(bits >= 2 && bits <= 8, "%d bits: min-max takes 2 to 8", bits);
+}
+
+Needs MinMax::needs() const {
+  Needs needs;
+  needs.operands = true;
+  return needs;
+}
+
+void MinMax::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
+  for (size_t i = 0; i < group.size(); ++i) {
+    Layer& layer = *group[i];
+    const Tensor &a = seen.operands[i].a, &b = seen.operands[i].b;
+    const int axis = layer.is_linear() ? 0 : 1;
+    Quantized q;
+    if (layer.is_linear()) {
+      const Tensor weight = layer.weight.values();
+      q.right = grid_of(weight, wbits_, axis);
+      q.weight = fake_quantize(q.right, weight);
+    } else {
+      q.right = grid_of(b, abits_, axis);
+    }
+    if (twin_ && layer.role == Role::Fc2)
+      q.left = TwinGelu{abits_, step_of(a, abits_), 0.17f / std::ldexp(1.f, abits_ - 1)};
+    else if (twin_ && layer.role == Role::AV)
+      q.left = TwinSoftmax{abits_, 1.f / 16, true};
+    else if (layer.role != Role::Patch)
+      q.left = grid_of(a, abits_, axis);
+    layer.quantize(std::move(q));
+  }
+}
+
 void quantize_minmax(Model& model, const Batch& batch, int bits, bool twin) {
-  model.clear();
-  RangeGrids grids(bits, twin);
-  model.forward({Precision::Float, nullptr, &grids}, batch);
-  for (Layer* layer : model.all_layers()) layer->quantize(grids.made.at(layer));
+  MinMax method(bits, bits, twin);
+  calibrate(model, {batch}, {&method});
 }
 
 }  // namespace bcq

@@ -24,6 +24,7 @@ enum class MethodName {
   Rtn,
   Gptq,
   Joint,
+  MinMax,
   BasePtq,
   EasyQuant,
   Ptq4Vit,
