@@ -90,12 +90,7 @@ Tensor Model::forward(const Context& ctx, const Batch& batch) const {
     outputs[static_cast<size_t>(i)] = run(part_of(batch, alone * i / parts, alone * (i + 1) / parts));
   });
   if (alone < n) outputs.push_back(run(part_of(batch, alone, n)));
-  Shape shape = outputs[0].shape;
-  shape[0] = n;
-  Tensor y = Tensor::uninitialized(shape);
-  float* at = y.data;
-  for (const Tensor& part : outputs) at = std::copy_n(part.data, part.size(), at);
-  return y;
+  return concatenate(outputs);
 }
 
 Tensor Model::next_logits(const Context& ctx, const Batch& batch) const {

@@ -5,24 +5,7 @@
 namespace bcq {
 namespace {
 
-// Batches [B, ...] as one tensor.
-Tensor join(const Tensors& parts) {
-  int64_t n = 0;
-  for (const Tensor& part : parts) {
-    n += part.dim(0);
-    require(part.size() / part.dim(0) == parts[0].size() / parts[0].dim(0),
-            "calibration batches need samples of one shape, got %s and %s", to_string(parts[0].shape),
-            to_string(part.shape));
-  }
-  if (parts.size() == 1) return parts[0];
-  Shape shape = parts[0].shape;
-  shape[0] = n;
-  Tensor all = Tensor::uninitialized(shape);
-  float* to = all.data;
-  for (const Tensor& part : parts) to = std::copy_n(part.data, part.size(), to);
-  return all;
-}
-
+// Batches as one.
 Batch join(const std::vector<Batch>& batches) {
   Batch all;
   Tensors pixels;
@@ -37,7 +20,7 @@ Batch join(const std::vector<Batch>& batches) {
     all.windows += batch.windows;
     all.ids.insert(all.ids.end(), batch.ids.begin(), batch.ids.end());
   }
-  if (!pixels.empty()) all.pixels = join(pixels);
+  if (!pixels.empty()) all.pixels = concatenate(pixels);
   return all;
 }
 
@@ -101,7 +84,7 @@ void Streams::run_together(int i, Precision precision, const std::vector<Group>&
     on_group(g, fed);
   });
   const Tensor y = model_.run(context(precision, &pass), i, i < 0 ? join(data_) : Batch{},
-                              i < 0 ? Tensor{} : join(is_float ? real_ : quantized_));
+                              i < 0 ? Tensor{} : concatenate(is_float ? real_ : quantized_));
   for (size_t j = 0; is_float && j < batches(); ++j) outputs_[j] = samples_of(j, y);
   seconds.passes += timer.seconds() - elsewhere;
 }

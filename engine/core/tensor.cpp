@@ -68,4 +68,20 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
   return t;
 }
 
+Tensor concatenate(const std::vector<Tensor>& parts) {
+  if (parts.size() == 1) return parts[0];
+  int64_t n = 0;
+  for (const Tensor& part : parts) {
+    n += part.dim(0);
+    require(part.size() / part.dim(0) == parts[0].size() / parts[0].dim(0), "tensors of shapes %s and %s do not join",
+            to_string(parts[0].shape), to_string(part.shape));
+  }
+  Shape shape = parts.at(0).shape;
+  shape[0] = n;
+  Tensor all = Tensor::uninitialized(shape);
+  float* to = all.data;
+  for (const Tensor& part : parts) to = std::copy_n(part.data, part.size(), to);
+  return all;
+}
+
 }  // namespace bcq

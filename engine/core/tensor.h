@@ -46,6 +46,9 @@ struct Tensor {
   float operator[](int64_t i) const { return data[i]; }
 };
 
+// Tensors [n, ...], whose samples have one shape, one after the other. Error for other shapes.
+Tensor concatenate(const std::vector<Tensor>& parts);
+
 // What a model consumes: either pixels or token ids.
 struct Batch {
   Tensor pixels;             // [B, 3, height, width], normalised
