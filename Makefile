@@ -52,7 +52,7 @@ NEEDS := libopenblas-dev:openblas_config.h nlohmann-json3-dev:nlohmann/json.hpp 
          doctest-dev:doctest/doctest.h libcli11-dev:CLI/CLI.hpp libpcre2-dev:pcre2posix.h zlib1g-dev:zlib.h \
          libutf8proc-dev:utf8proc.h $(if $(filter turbo,$(JPEG)),libjpeg-dev:jpeglib.h) \
          $(if $(filter 1,$(ONNX)),libprotobuf-dev:google/protobuf/message.h libonnx-dev:onnx/onnx-ml.pb.h) \
-         $(if $(filter 1,$(MPI)),libopenmpi-dev:mpi/mpi.h openmpi-bin:mpi/mpi.h)
+         $(if $(filter 1,$(MPI)),libopenmpi-dev:mpi/mpi.h openmpi-bin:mpi/mpi.h openssh-client:mpi/mpi.h)
 
 setup: $(BUILD)/.setup
 $(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi

@@ -32,9 +32,10 @@ struct All {
 bool has_mpi() { return mpi_version() != "none"; }
 
 // Ranks of one thread, as many as asked for; of root Open MPI wants it twice. Containers may forbid that one process
-// reads the memory of another.
+// reads the memory of another, and have no ssh, which it would start ranks on other machines with.
 const std::string kMpi =
-    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl_vader_single_copy_mechanism=none "
+    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm=isolated "
+    "OMPI_MCA_btl_vader_single_copy_mechanism=none "
     "OMP_NUM_THREADS=1 mpirun --oversubscribe ";
 
 cli::Result run_on(int ranks, const std::string& command) {
