@@ -19,9 +19,8 @@ class Streams {
   Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole);
 
   size_t batches() const { return data_.size(); }
-  static int owner(size_t j) {
-    return static_cast<int>(j % static_cast<size_t>(ranks()));
-  }  // the rank whose batch it is
+  // The rank whose batch j is.
+  static int owner(size_t j) { return static_cast<int>(j % static_cast<size_t>(ranks())); }
   static bool owns(size_t j) { return owner(j) == rank(); }
   // What the present part is fed; empty tensors before the embedding, on a stream that is not kept, and of other ranks'
   // batches.
