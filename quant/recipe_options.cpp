@@ -224,6 +224,12 @@ std::vector<Option> vision_quantization() {
       number({"calib_images", "--calib-images,--nsamples", "Images to calibrate on", calibrates}, OF(samples), 1,
              kMany),
       number({"seed", "--seed", "Seed of their draw (NumPy's) and of the probe", calibrates}, OF(seed), 0, kSeeds),
+  };
+}
+
+// Of methods that try grids: PTQ4ViT and its kin.
+std::vector<Option> vision_search() {
+  return {
       word({"metric", "--metric",
             "Similarity of outputs. base-ptq: cosine as in its configuration; the published test script overrides it "
             "with hessian",
@@ -270,6 +276,12 @@ std::vector<Option> vision_quantization() {
       number({"eq_n", "--eq-n", "Number of candidates", searches}, OF(ptq.eq_n), 1, 1 << 16),
       number({"search_rounds", "--search-rounds", "Times both operands of a product are searched in turns", searches},
              OF(ptq.rounds), 1, 1 << 16),
+  };
+}
+
+// Of the others, and how what they made is evaluated.
+std::vector<Option> vision_methods() {
+  return {
       number({"error_share", "--error-share",
               "apq-like: share of a block's output errors, the largest of each image, that count",
               [](const Recipe& r) { return r.method == MethodName::ApqLike; }},
@@ -470,7 +482,8 @@ std::vector<Option> language_options() {
 const std::vector<Option>& recipe_options(Family family) {
   static const std::vector<Option> language = language_options(), vision = [] {
     std::vector<Option> all = vision_quantization();
-    for (Option& option : vision_compensation()) all.push_back(std::move(option));
+    for (const auto& more : {vision_search(), vision_methods(), vision_compensation()})
+      all.insert(all.end(), more.begin(), more.end());
     return all;
   }();
   return family == Family::Vision ? vision : language;
