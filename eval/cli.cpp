@@ -213,7 +213,9 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
     return code;
   };
   try {
-    start_ranks(parser_->shares_work, format("version %s, OpenBLAS %s", version(), openblas_get_corename()));
+    std::string facts = format("version %s, OpenBLAS %s, options", version(), openblas_get_corename());
+    for (int i = 1; i < argc; ++i) facts += std::string(" ") + argv[i];
+    start_ranks(parser_->shares_work, facts);
     try {
       parse(argc, argv);
     } catch (const CLI::ParseError& e) {
