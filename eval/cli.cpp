@@ -213,13 +213,14 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
     return code;
   };
   try {
-    std::string facts = format("version %s, OpenBLAS %s, options", version(), openblas_get_corename());
+    std::string facts =
+        format("version %s, OpenBLAS %s, JPEG %s, options", version(), openblas_get_corename(), jpeg_decoder());
     for (int i = 1; i < argc; ++i) facts += std::string(" ") + argv[i];
     start_ranks(parser_->shares_work, facts);
     try {
       parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-      const int code = parser_->app.exit(e) == 0 ? 0 : 2;
+      const int code = (rank() == 0 ? parser_->app.exit(e) : e.get_exit_code()) == 0 ? 0 : 2;
       if (code == 0) flush_stdout();
       end_ranks();
       return code;
@@ -238,6 +239,7 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
     return failed(3, std::string("a JSON file is not what it has to be: ") + e.what());
   } catch (const Incomplete& e) {  // in all ranks
     if (rank() == 0) print(stderr, "%s: %s\n", name, e.what());
+    std::fflush(stdout);
     end_ranks();
     return 4;
   } catch (const std::bad_alloc&) {

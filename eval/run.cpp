@@ -53,6 +53,7 @@ Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Wa
   if (!quantizes(r) || r.method == MethodName::Stored) return outcome;
   require_usage(!model.info().packed, "%s is quantized already", model.info().name);
   model.clear();
+  task.before_quantization(progress);
   const bool vision = r.family == Family::Vision;
   const LayerBits bits = vision ? LayerBits{} : allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
   const MethodRow& row = row_of(r);

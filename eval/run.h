@@ -26,6 +26,8 @@ class Task {
   // Inputs to quantize on, and to compensate on. A task draws each once: recipes it is given agree in their numbers.
   virtual std::vector<Batch> calibration(const Recipe& recipe) = 0;
   virtual const std::vector<Batch>& compensation(const Recipe& recipe) = 0;
+  // The model is as loaded, and about to be quantized.
+  virtual void before_quantization(const Progress&) {}
   // Measure the model as it stands on data set `i`; adds what there is to say of it to `record`.
   virtual Measured measure(const Recipe& recipe, size_t i, json& record, const Progress& progress) = 0;
   Model& model;

@@ -174,6 +174,10 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
   return result;
 }
 
+void VisionTask::before_quantization(const Progress& progress) {
+  if (paired && float_logits_.empty()) evaluate(Precision::Float, progress);
+}
+
 Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const Progress& progress) {
   accuracy = evaluate(precision_of(recipe), progress);
   record.update({{"top1", accuracy.top1},

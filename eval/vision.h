@@ -49,6 +49,9 @@ class VisionTask : public Task {
   VisionTask(Model& m, ImageFolder d, ImageFolder c);
   std::vector<Batch> calibration(const Recipe& recipe) override;          // one batch of all images
   const std::vector<Batch>& compensation(const Recipe& recipe) override;  // of recipe.bc_batch images each
+  // With `paired`: the float network is run as loaded, for scales folded into it would move its logits in the last
+  // bits.
+  void before_quantization(const Progress& progress) override;
   Measured measure(const Recipe& recipe, size_t i, json& record, const Progress& progress) override;
 
   // Logits [B, classes] of pixels [B, 3, H, W].

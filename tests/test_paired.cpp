@@ -97,3 +97,23 @@ TEST_CASE("cli: --paired adds measures to the record and changes nothing else, w
   CHECK(read_json(folder / "c.json")["paired"] == paired["paired"]);
   cli::check_failure("imagenet --model data/mini/vit --data data/mini/images/val --paired", 2, {"--paired"});
 }
+
+TEST_CASE("paired: the float network is the one that was loaded, whatever ran before and was folded since") {
+  const cli::Folder folder;
+  // The table measures the float network first, imagenet quantizes at once.
+  REQUIRE(cli::run("table --only '^4-repq-vit-none$' --limit 12 --paired --out " + (folder / "cells") + " --json " +
+                   (folder / "table.json"))
+              .code == 0);
+  REQUIRE(cli::run(cli::kVit +
+                   "--calib-data data/mini/images/calib --limit 12 --paired --method repq-vit --wbits 4 --abits 4 "
+                   "--json " +
+                   (folder / "one.json"))
+              .code == 0);
+  json kept;
+  for (const json& row : read_json(folder / "table.json")["rows"])
+    if (row["model"] == "vit" && row["method"] == "RepQ-ViT") kept = row["record"];
+  REQUIRE(kept.is_object());
+  const json one = read_json(folder / "one.json");
+  CHECK(kept["outputs_hash"] == one["outputs_hash"]);
+  CHECK(kept["paired"] == one["paired"]);
+}

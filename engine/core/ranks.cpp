@@ -58,7 +58,8 @@ void end_ranks() {
 }
 
 void abandon_ranks(int code, const std::function<void()>& say) {
-  if (own_rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+  // One after the other, so that the first one to speak ends the rest.
+  if (own_rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(2000 + 200 * std::min(own_rank, 50)));
   say();
   if (started) mpi::abort(code);
   std::exit(code);

@@ -356,7 +356,9 @@ void Run::share_cells(const Warn& warn) {
       share(said.first, r);
       share(said.second, r);
       if (column.checkpoint.empty()) column.checkpoint = said.first;
-      if (column.failure.empty()) column.failure = said.second;
+      if (!column.failure.empty() || said.second.empty()) continue;
+      column.failure = said.second;
+      if (rank() == 0) print(stderr, "%s failed: %s\n", column.label, column.failure);
     }
   for (Column& column : columns)
     for (size_t c = 0; c < table.cells.size(); ++c)
@@ -483,7 +485,7 @@ void run_table(const TableRun& options) {
     } catch (const Error& e) {  // it ends this column alone
       progress.finish();
       column.failure = e.what();
-      print(stderr, "%s failed: %s\n", column.label, e.what());
+      if (rank() == 0) print(stderr, "%s failed: %s\n", column.label, e.what());
     }
   }
   ProgressLine of_files;
