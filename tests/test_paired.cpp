@@ -109,8 +109,9 @@ TEST_CASE("paired: the float network is the one that was loaded, whatever ran be
                    "--json " +
                    (folder / "one.json"))
               .code == 0);
+  const json table = read_json(folder / "table.json");
   json kept;
-  for (const json& row : read_json(folder / "table.json")["rows"])
+  for (const json& row : table["rows"])
     if (row["model"] == "vit" && row["method"] == "RepQ-ViT") kept = row["record"];
   REQUIRE(kept.is_object());
   const json one = read_json(folder / "one.json");
