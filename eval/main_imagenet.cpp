@@ -211,8 +211,8 @@ void run(const CommandLine& line, Options& o) {
     if (o.bc_search) print_ranking(ranking);
   }
   write_record(o.json_path, record);
-  for (const std::string& message : rank() == 0 ? accuracy.unreadable : std::vector<std::string>{})
-    print(stderr, "unreadable: %s\n", message);
+  for (const std::string& message : accuracy.unreadable)
+    if (rank() == 0) print(stderr, "unreadable: %s\n", message);
   if (!accuracy.unreadable.empty())
     throw Incomplete(format("%d of %d images could not be read and count nowhere", accuracy.unreadable.size(),
                             accuracy.unreadable.size() + accuracy.hit.size()));

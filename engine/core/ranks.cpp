@@ -61,8 +61,7 @@ void abandon_ranks(int code, const std::function<void()>& say) {
   // One after the other, so that the first one to speak ends the rest.
   if (own_rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(2000 + 200 * std::min(own_rank, 50)));
   say();
-  if (started) mpi::abort(code);
-  std::exit(code);
+  mpi::abort(code);
 }
 
 int threads_of_rank(int all) { return std::max(1, all / sharing_cores); }

@@ -24,8 +24,8 @@ std::string mpi_version();  // "Open MPI v4.1.4", or "none"
 void start_ranks(bool shares_work, const std::string& facts);
 // In the end of a program; waits for the others.
 void end_ranks();
-// The end of this rank and of all others, with this exit code. Ranks but the first wait a moment before they say why,
-// for mostly all of them fail by the same.
+// Of several ranks: the end of this one and of all others, with this exit code. Ranks but the first wait a moment
+// before they say why, for mostly all of them fail by the same.
 [[noreturn]] void abandon_ranks(int code, const std::function<void()>& say);
 
 // Threads of one rank where nothing else is said: `all`, shared with ranks of this machine that may use the same cores.

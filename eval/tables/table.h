@@ -34,6 +34,8 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
 // The embedded models of the table that are in a folder; InputError when there is none.
 std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder);
 
+// The recipe less what compensation adds: cells that have the same share one quantization.
+json quantization_of(const Recipe& recipe);
 // Measure those cells on those of `data` data sets that are wanted, one quantization for all cells that share it.
 // done() gets the record with everything but what its caller knows alone. The model is left quantized.
 using CellDone = std::function<void(size_t cell, size_t data, json& record, const Measured& measured)>;
