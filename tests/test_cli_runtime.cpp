@@ -116,3 +116,16 @@ TEST_CASE("cli: bench says what is wrong") {
   write_file(folder / "b.json", R"([3])");
   check_failure(a + b, 3, {"b.json", "not the records"});
 }
+
+TEST_CASE("cli: the smallest method, in integers, is saved and read again") {
+  const Folder folder;
+  const std::string common = kVit + "--limit 40 --runtime integer --json ";
+  REQUIRE(run(common + (folder / "a.json") +
+              " --calib-data data/mini/images/calib --calib-images 8 --method minmax --wbits 8 --abits 8 --save " +
+              (folder / "saved"))
+              .code == 0);
+  REQUIRE(run("imagenet --data data/mini/images/val --limit 40 --runtime integer --model " + (folder / "saved") +
+              " --json " + (folder / "b.json"))
+              .code == 0);
+  CHECK(result_of(folder / "a.json")["outputs_hash"] == result_of(folder / "b.json")["outputs_hash"]);
+}

@@ -1,4 +1,4 @@
-// Grids by ranges, against their definition; and what the smallest method there is does in a program.
+// Grids by ranges, against their definition.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -8,7 +8,6 @@
 #include "models/model.h"
 #include "quant/calibrate.h"
 #include "quant/minmax.h"
-#include "tests/cli.h"
 #include "tests/support.h"
 
 using namespace bcq;
@@ -55,17 +54,4 @@ TEST_CASE("min-max: steps are the largest magnitudes over all batches, in the mi
     CHECK(layer->left_grid().as<Uniform>()->delta == std::vector<float>{left / 7.5f});
   }
   CHECK_THROWS_AS(MinMax(1, 4), UsageError);
-}
-
-TEST_CASE("min-max: as a method of imagenet, saved and read again") {
-  const cli::Folder folder;
-  const std::string common = cli::kVit + "--limit 40 --runtime integer --json ";
-  REQUIRE(cli::run(common + (folder / "a.json") +
-                   " --calib-data data/mini/images/calib --calib-images 8 --method minmax --wbits 8 --abits 8 --save " +
-                   (folder / "saved"))
-              .code == 0);
-  REQUIRE(cli::run("imagenet --data data/mini/images/val --limit 40 --runtime integer --model " + (folder / "saved") +
-                   " --json " + (folder / "b.json"))
-              .code == 0);
-  CHECK(cli::result_of(folder / "a.json")["outputs_hash"] == cli::result_of(folder / "b.json")["outputs_hash"]);
 }

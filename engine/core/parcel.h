@@ -58,10 +58,11 @@ class Parcel {
       size_t n = x.size();
       copy(&n, sizeof n);
       x.resize(n);
-      if constexpr (std::is_trivially_copyable_v<typename T::value_type>)
-        copy(x.data(), static_cast<int64_t>(n * sizeof x[0]));
-      else
+      if constexpr (std::is_trivially_copyable_v<typename T::value_type>) {
+        if (n > 0) copy(x.data(), static_cast<int64_t>(n * sizeof x[0]));
+      } else {
         for (auto& item : x) visit(item, copy);
+      }
     }
   }
 
