@@ -1,0 +1,143 @@
+// Programs on several ranks: in a build with MPI the same records and files on any number of them.
+#include "engine/core/ranks.h"
+#include "tests/cli.h"
+
+using namespace bcq;
+using namespace bcq::cli;
+
+namespace {
+
+bool has_mpi() { return mpi_version() != "none"; }
+bool skipped_without_mpi() {
+  if (!has_mpi()) MESSAGE("skipped: a build without MPI");
+  return !has_mpi();
+}
+
+// Ranks of one thread, as many as asked for; of root Open MPI wants it twice. Containers may forbid that one process
+// reads the memory of another, and have no ssh, which it would start ranks on other machines with.
+const std::string kMpi =
+    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm=isolated "
+    "OMPI_MCA_btl_vader_single_copy_mechanism=none "
+    "OMP_NUM_THREADS=1 mpirun --oversubscribe ";
+
+Result run_on(int ranks, const std::string& command) {
+  return run(command, kMpi + "-n " + std::to_string(ranks) + " ");
+}
+
+// A record less what depends on the machine and on where it was written.
+json comparable(const std::string& path) {
+  json record = result_of(json::parse(read_file(path)));
+  record.erase("ranks");
+  record.erase("saved");
+  return record;
+}
+
+// The command gives one record and one saved folder on 1, 2 and 4 ranks.
+void check_same(const std::string& command) {
+  CAPTURE(command);
+  const Folder folder;
+  for (const int n : {1, 2, 4}) {
+    const std::string to = folder / std::to_string(n);
+    const Result r = run_on(n, command + " --json " + to + ".json --save " + to);
+    CAPTURE(r.err);
+    REQUIRE(r.code == 0);
+    CHECK(contains(r.out, "saved to"));
+    CHECK(r.out.find("saved to") == r.out.rfind("saved to"));  // by one of them
+    CHECK(comparable(to + ".json") == comparable(folder / "1.json"));
+    CHECK(read_file(to + "/model.safetensors") == read_file(folder / "1/model.safetensors"));
+    CHECK(json::parse(read_file(to + ".json")).contains("ranks") == (n > 1));
+  }
+}
+
+std::string vision(const std::string& model, const std::string& options) {
+  return "imagenet --model data/mini/" + model +
+         " --data data/mini/images/val --calib-data data/mini/images/calib --limit 70 --paired --calib-images 12 " +
+         options;
+}
+std::string language(const std::string& model, const std::string& options) {
+  return "perplexity --model data/mini/" + model +
+         " --text data/mini/text/test.txt --calib-text data/mini/text/calib.txt --limit 40 --nsamples 9 " + options;
+}
+
+}  // namespace
+
+TEST_CASE("cli: ranks: programs that cannot be shared out, and builds without MPI, say so") {
+  if (has_mpi()) {
+    const Result r = run_on(2, "forward --model data/mini/vit");
+    CHECK(r.code == 2);
+    CHECK(contains(r.err, "does not share out its work over ranks"));
+    return;
+  }
+  const Result r = run("imagenet --model data/mini/vit", "OMPI_COMM_WORLD_SIZE=2 ");
+  CHECK(r.code == 2);
+  CHECK(contains(r.err, "started as 2 ranks, and this build has no MPI: make MPI=1"));
+}
+
+TEST_CASE("cli: ranks: methods that see sums over the data") {
+  if (skipped_without_mpi()) return;
+  check_same(language("opt", "--seqlen 128 --method gptq --wbits 3 --true-sequential --bc channel --paired"));
+  check_same(language("bloom", "--seqlen 128 --method joint --wbits 2 --groupsize 64 --bc position"));
+  check_same(language("llama", "--seqlen 128 --method billm --billm-inside sequential --bc channel"));
+}
+
+TEST_CASE("cli: ranks: methods that see whole inputs") {
+  if (skipped_without_mpi()) return;
+  check_same(language("opt", "--seqlen 128 --method awq --wbits 3 --bc channel"));
+  check_same(vision("vit", "--method joint --wbits 4 --abits 4"));
+  check_same(vision("swin", "--method repq-vit --wbits 4 --abits 4 --bc position --bc-sites linear,block,stage"));
+}
+
+TEST_CASE("cli: ranks: searches, each part of the network by one rank") {
+  if (skipped_without_mpi()) return;
+  check_same(vision("vit", "--method ptq4vit --wbits 4 --abits 4 --eq-n 8 --bc channel"));
+  check_same(vision("swin", "--method apq-like --wbits 6 --abits 6 --eq-n 4 --bc position"));
+  check_same(vision("deit", "--method base-ptq --eq-n 8 --runtime integer"));
+}
+
+TEST_CASE("cli: ranks: an error ends all of them with its message and its code, and leaves nothing") {
+  if (skipped_without_mpi()) return;
+  const Folder folder;
+  const Result r =
+      run_on(2, vision("vit", "--method base-ptq --bc channel --bc-images 100000 --save ") + (folder / "vit"));
+  CHECK(r.code == 2);
+  CHECK(contains(r.err, "100000"));
+  CHECK(std::filesystem::is_empty(folder.path));
+}
+
+TEST_CASE("cli: ranks: a run that lost a rank goes on with another number of them") {
+  if (skipped_without_mpi()) return;
+  const Folder folder;
+  const std::string command = language("opt", "--method gptq --wbits 3 --seqlen 256 --save ");
+  REQUIRE(run_on(1, command + (folder / "whole")).code == 0);
+  // The second of three ranks is killed once a block is finished.
+  const std::string to = folder / "resumed";
+  const std::string killing = "if [ $OMPI_COMM_WORLD_RANK = 1 ]; then (while ! ls " + to +
+                              ".partial/*-0001* >/dev/null 2>&1; do sleep 0.01; done; kill -KILL $$) & fi; exec \"$@\"";
+  CHECK(run(command + to, kMpi + "-n 3 sh -c '" + killing + "' sh ").code != 0);
+  CHECK_FALSE(std::filesystem::exists(to));
+  CHECK(std::filesystem::exists(to + ".partial/run.json"));
+  const Result resumed = run_on(2, command + to + " --resume");
+  CAPTURE(resumed.err);
+  REQUIRE(resumed.code == 0);
+  CHECK(read_file(to + "/model.safetensors") == read_file(folder / "whole/model.safetensors"));
+  CHECK_FALSE(std::filesystem::exists(to + ".partial"));
+}
+
+TEST_CASE("cli: ranks: cells of a table") {
+  if (skipped_without_mpi()) return;
+  const Folder folder;
+  const std::string table = "table groups --limit 4 --nsamples 6 --only '^2g64-(rtn|gptq)' ";
+  for (const int n : {1, 3}) {
+    const std::string to = folder / std::to_string(n);
+    const Result r = run_on(n, table + "--out " + to + " --json " + to + ".json");
+    CAPTURE(r.err);
+    REQUIRE(r.code == 0);
+  }
+  const auto rows = [&](const char* name) {
+    json rows = undisturbed(json::parse(read_file(folder / name))["rows"]);
+    for (json& row : rows)
+      if (row["record"].is_object()) row["record"].erase("ranks");
+    return rows;
+  };
+  CHECK(rows("1.json") == rows("3.json"));
+}
