@@ -7,6 +7,7 @@
 BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
 TESTFLAGS ?= -O0  # of the tests' own files, which are long to optimise and quick to run
+COLDFLAGS ?= -O1  # of files that read, write and print
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
@@ -39,8 +40,9 @@ FUZZ     := $(wildcard tests/fuzz/*.cpp)
 SOURCES  := $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS) $(TESTED) $(PARITY) $(FUZZ)
 object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
+COMMANDS := $(BUILD)/libcommand.a
 
-.PHONY: all demo test asan fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm tables parity reference-env layers format format-check install deb example tidy clean help setup
+.PHONY: all demo test asan asan-library fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm tables parity reference-env layers format format-check install deb example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -78,23 +80,33 @@ $(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mavx2 -mfma -mf16c -m
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
 $(call object,$(TESTED)): ISA := -O3 -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
 
-# Where files are read, libFuzzer counts what a file reaches.
-READERS := $(filter engine/file/% models/% data/% quant/recipe% quant/methods.cpp eval/%,$(LIBRARY)) $(FUZZ)
-$(call object,$(READERS)): COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
+# Files that read, write and print: quick to run and long to optimise.
+COLD := $(filter eval/% models/% engine/file/% quant/recipe% quant/share_layer.cpp %_folder.cpp %_file.cpp %_files.cpp %labels.cpp,$(LIBRARY)) $(COMMAND) $(MAINS) $(PARITY)
 
-# The headers of tests are compiled once; g++ and clang++ take NAME.gch for NAME.
-PRECOMPILED := $(BUILD)/obj/tests/precompiled.h
-$(call object,$(TESTS)): OWN = $(TESTFLAGS) -include $(PRECOMPILED)
-$(call object,$(TESTS)): $(PRECOMPILED).gch
-$(PRECOMPILED).gch: tests/precompiled.h | $(BUILD)/.setup
-	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(TESTFLAGS) -x c++-header $< -o $@
+# Where files are read, libFuzzer counts what a file reaches.
+READERS := $(COLD) $(filter data/%,$(LIBRARY)) $(FUZZ)
+$(call object,$(READERS)) $(BUILD)/cold/engine/precompiled.h.gch: COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
+
+# What these and the tests include of other libraries is compiled once for either; g++ and clang++ take NAME.gch for NAME.
+PRECOMPILED := cold/engine tests/tests
+$(call object,$(COLD)):  FIRST = $(COLDFLAGS) -include $(BUILD)/cold/engine/precompiled.h
+$(call object,$(TESTS)): FIRST = $(TESTFLAGS) -include $(BUILD)/tests/tests/precompiled.h
+$(BUILD)/cold/engine/precompiled.h.gch: FIRST = $(COLDFLAGS)
+$(BUILD)/tests/tests/precompiled.h.gch: FIRST = $(TESTFLAGS)
+$(call object,$(COLD)):  $(BUILD)/cold/engine/precompiled.h.gch
+$(call object,$(TESTS)): $(BUILD)/tests/tests/precompiled.h.gch
+define precompile
+$(BUILD)/$(1)/precompiled.h.gch: $(notdir $(1))/precompiled.h | $(BUILD)/.setup
+	@mkdir -p $$(@D); cp $$< $$(basename $$@)
+	$$(CXX) $$(FLAGS) $$(CXXFLAGS) $$(COVERAGE) $$(FIRST) $$(PCHFLAGS) -x c++-header $$< -o $$@
+endef
+$(foreach kind,$(PRECOMPILED),$(eval $(call precompile,$(kind))))
 $(BUILD)/obj/tests/test_onnx.o: $(BUILD)/onnx
 $(BUILD)/obj/tests/test_onnx.o: private FLAGS += $(if $(filter 1,$(ONNX)),-DBCQ_ONNX $(SCHEMA))
 
 $(BUILD)/obj/%.o: %.cpp | $(BUILD)/.setup
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) $(OWN) -c $< -o $@
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(ISA) $(COVERAGE) $(FIRST) $(PCHFLAGS) -c $< -o $@
 
 # What may differ from the last build in this folder: the version changes with every commit and one file is built
 # again for it; another JPEG decoder takes the place of the other in the library, and so does what writes ONNX.
@@ -126,7 +138,7 @@ $(BUILD)/bin/parity/%: $(BUILD)/obj/tests/parity/%.o $(BUILD)/libbcq.a
 	$(CXX) $(FLAGS) $(CXXFLAGS) $^ -o $@ $(LIBS)
 
 # The library first, so that of functions in headers its copies are taken, which are optimised.
-$(BUILD)/bin/tests: $(BUILD)/libcommand.a $(BUILD)/libbcq.a $(call object,$(TESTS) $(TESTED))
+$(BUILD)/bin/tests: $(COMMANDS) $(BUILD)/libbcq.a $(call object,$(TESTS) $(TESTED))
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) -Wl,--whole-archive $(filter %.a,$^) -Wl,--no-whole-archive $(filter %.o,$^) -o $@ \
 	  $(if $(filter 1,$(ONNX)),-lonnx) $(LIBS)
@@ -135,7 +147,7 @@ $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) -fsanitize=fuzzer $^ -o $@ $(LIBS)
 
--include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES)) $(PRECOMPILED).d
+-include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES)) $(PRECOMPILED:%=$(BUILD)/%/precompiled.h.d)
 
 # --- Run ---------------------------------------------------------------------------------------------
 demo: all
@@ -165,10 +177,14 @@ test: $(BUILD)/bin/tests $(binaries)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise. A folder for each
 # compiler; clang's objects serve the harnesses of tests/fuzz, too.
-sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) TESTFLAGS=-O0 $(if $(findstring clang,$(1)),COUNTED=1) \
+sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) TESTFLAGS=-O0 $(if $(findstring clang,$(1)),COUNTED=1 PCHFLAGS=-fpch-instantiate-templates) \
   CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(1)),-Wno-pass-failed,-Wno-maybe-uninitialized)"
 asan:
-	$(MAKE) $(call sanitized,$(CXX)) test
+	ASAN_OPTIONS=malloc_context_size=5 $(MAKE) $(call sanitized,$(CXX)) test
+
+# The same without tests of programs, which take long for their figures; what they read is in the library, too.
+asan-library:
+	ASAN_OPTIONS=malloc_context_size=5 $(MAKE) $(call sanitized,$(CXX)) binaries= COMMANDS= TESTS="$(filter-out tests/test_cli% tests/test_onnx% tests/test_paired%,$(TESTS))" test
 
 # Every harness on two cores or more, TIME seconds of work in all: what it finds is in build/fuzz.
 TIME ?= 60
@@ -309,6 +325,7 @@ help:
 	@echo "make table-language the language table; table-groups that of group sizes; table-billm that of BiLLM; tables all; MODELS=DIR CORPORA=DIR"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make asan-library   the same without tests of programs, as .ci/run does it"
 	@echo "make fuzz           libFuzzer on everything that is read, TIME=60 seconds; needs CLANG=clang++-14"
 	@echo "make chaos          programs killed and starved, KILLS=200 times"
 	@echo "make tsan           the tests that use threads under ThreadSanitizer; needs CLANG=clang++-14"

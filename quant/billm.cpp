@@ -41,33 +41,58 @@ struct Level {
   }
 };
 
-// of(i) over the n values of a row for which is_in(i) holds.
-template <class Of, class IsIn>
-Level level_of(int64_t n, Of of, IsIn is_in) {
-  double sum = 0, count = 0;
-  for (int64_t i = 0; i < n; ++i)
-    if (is_in(i)) sum += of(i), count += 1;
+// Of n values x(i).
+template <class Values>
+Level level_of(size_t n, Values x) {
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += x(i);
   Level level;
-  if (count == 0) return level;
+  if (n == 0) return level;
+  const auto count = static_cast<double>(n);
   level.mean = sum / count;
-  for (int64_t i = 0; i < n; ++i)
-    if (is_in(i)) level.scale += std::abs(of(i) - level.mean) / count;
+  for (size_t i = 0; i < n; ++i) level.scale += std::abs(x(i) - level.mean) / count;
   return level;
 }
 
-std::vector<uint8_t> equal_to(const std::vector<uint8_t>& parts, uint8_t which) {
-  std::vector<uint8_t> mask(parts.size());
-  for (size_t i = 0; i < parts.size(); ++i) mask[i] = parts[i] == which;
-  return mask;
-}
+// Some values of a row on `order` levels, one after the other; of each the sum of its levels.
+struct Binarized {
+  std::vector<float> x, sum;
 
-// Σ (x - Σ terms)²
-double squared_rest(const Tensor& x, std::initializer_list<const Tensor*> terms) {
+  void take(int order) {
+    sum.assign(x.size(), 0.f);
+    const auto rest = [&](size_t i) { return static_cast<double>(x[i]) - sum[i]; };
+    for (int k = 0; k < order; ++k) {
+      const Level level = level_of(x.size(), rest);
+      for (size_t i = 0; i < x.size(); ++i) sum[i] += static_cast<float>(level.of(rest(i)));
+    }
+  }
+  // Σ (x - its levels)²
+  double squared_rest(int order) {
+    take(order);
+    double squares = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double e = static_cast<double>(x[i]) - sum[i];
+      squares += e * e;
+    }
+    return squares;
+  }
+};
+
+// What is left of x [rows, n] when the values of each row are binarized in two groups, those where in_first(r, c) holds
+// and, where in_second(r, c), others.
+template <class InFirst, class InSecond>
+double squared_rest(const Tensor& x, int order, InFirst in_first, InSecond in_second) {
+  const int64_t n = x.dim(1);
   double sum = 0;
-  for (int64_t i = 0; i < x.size(); ++i) {
-    double e = x[i];
-    for (const Tensor* t : terms) e -= (*t)[i];
-    sum += e * e;
+  Binarized first, second;
+  for (int64_t r = 0; r < x.dim(0); ++r) {
+    first.x.clear(), second.x.clear();
+    for (int64_t c = 0; c < n; ++c)
+      if (in_first(r, c))
+        first.x.push_back(x[r * n + c]);
+      else if (in_second(r, c))
+        second.x.push_back(x[r * n + c]);
+    sum += first.squared_rest(order) + second.squared_rest(order);
   }
   return sum;
 }
@@ -83,29 +108,21 @@ int64_t best_of(int64_t candidates, Error error) {
 // Which part each value of a block belongs to, by its salience s [out, n]. As in the published code, splits are chosen
 // by how well the salience itself is binarized, and quantiles are of all values, with 0 for salient ones.
 std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
-  const int64_t rows = s.dim(0), n = s.dim(1);
+  const int64_t n = s.dim(1);
   std::vector<double> of_column(at(n));
   for (int64_t i = 0; i < s.size(); ++i) of_column[at(i % n)] += std::abs(s[i]);
-  std::vector<int64_t> order(at(n));
+  std::vector<int64_t> order(at(n)), place(at(n));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return of_column[at(a)] > of_column[at(b)]; });
-  const auto salient_parts = [&](int64_t columns) {
-    std::vector<uint8_t> parts(at(rows * n), kSmall);
-    for (int64_t k = 0; k < columns; ++k)
-      for (int64_t r = 0; r < rows; ++r) parts[at(r * n + order[at(k)])] = kSalient;
-    return parts;
-  };
+  for (int64_t k = 0; k < n; ++k) place[at(order[at(k)])] = k;
   chosen.salient_columns = 1 + best_of(std::min<int64_t>(most, n) - 1, [&](int64_t k) {
-                             const std::vector<uint8_t> parts = salient_parts(k + 1);
-                             const Tensor salient = binarize(s, equal_to(parts, kSalient), 2),
-                                          rest = binarize(s, equal_to(parts, kSmall), 2);
-                             return squared_rest(s, {&salient, &rest});
+                             const auto is_salient = [&](int64_t, int64_t c) { return place[at(c)] <= k; };
+                             return squared_rest(s, 2, is_salient, [](int64_t, int64_t) { return true; });
                            });
-  const std::vector<uint8_t> parts = salient_parts(chosen.salient_columns);
-  std::vector<float> sizes(at(rows * n));
-  for (size_t i = 0; i < sizes.size(); ++i)
-    sizes[i] = parts[i] == kSalient ? 0.f : std::abs(s[static_cast<int64_t>(i)]);
+  const auto is_salient = [&](int64_t c) { return place[at(c)] < chosen.salient_columns; };
+  std::vector<float> sizes(at(s.size()));
+  for (int64_t i = 0; i < s.size(); ++i) sizes[at(i)] = is_salient(i % n) ? 0.f : std::abs(s[i]);
   std::vector<float> sorted = sizes;
   std::sort(sorted.begin(), sorted.end());
   const auto quantile = [&](int64_t k) {
@@ -114,20 +131,16 @@ std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
     const double high = sorted[std::min(below + 1, sorted.size() - 1)];
     return static_cast<float>(sorted[below] + (high - sorted[below]) * (rank - static_cast<double>(below)));
   };
-  const auto split_at = [&](float t) {
-    std::vector<uint8_t> split = parts;
-    for (size_t i = 0; i < split.size(); ++i)
-      if (split[i] != kSalient && sizes[i] >= t) split[i] = kLarge;
-    return split;
-  };
-  const Tensor salient = binarize(s, equal_to(parts, kSalient), 2);
-  const float split = quantile(best_of(kSplits, [&](int64_t k) {
-    const std::vector<uint8_t> tried = split_at(quantile(k));
-    const Tensor small = binarize(s, equal_to(tried, kSmall), 1), large = binarize(s, equal_to(tried, kLarge), 1);
-    return squared_rest(s, {&salient, &small, &large});
+  chosen.split = quantile(best_of(kSplits, [&](int64_t k) {
+    const float t = quantile(k);
+    return squared_rest(
+        s, 1, [&](int64_t r, int64_t c) { return !is_salient(c) && sizes[at(r * n + c)] >= t; },
+        [&](int64_t, int64_t c) { return !is_salient(c); });
   }));
-  chosen.split = split;
-  return split_at(split);
+  std::vector<uint8_t> parts(sizes.size());
+  for (int64_t i = 0; i < s.size(); ++i)
+    parts[at(i)] = is_salient(i % n) ? kSalient : sizes[at(i)] >= chosen.split ? kLarge : kSmall;
+  return parts;
 }
 
 // The levels of a row of a block, and its values on them.
@@ -136,14 +149,16 @@ struct RowLevels {
   static constexpr int kRest = 3;
 
   RowLevels(const float* w, const uint8_t* parts, int64_t n, bool half) {
+    std::vector<float> of_part;
     for (const Part part : {kSmall, kLarge, kSalient}) {
-      levels[part] = level_of(
-          n, [&](int64_t i) { return static_cast<double>(w[i]); }, [&](int64_t i) { return parts[i] == part; });
+      of_part.clear();
+      for (int64_t i = 0; i < n; ++i)
+        if (parts[i] == part) of_part.push_back(w[i]);
+      levels[part] = level_of(of_part.size(), [&](size_t i) { return static_cast<double>(of_part[i]); });
       if (half) levels[part].round_to_half();
     }
-    levels[kRest] = level_of(
-        n, [&](int64_t i) { return w[i] - levels[kSalient].of(w[i]); },
-        [&](int64_t i) { return parts[i] == kSalient; });
+    levels[kRest] =  // of the salient ones, the last of these parts
+        level_of(of_part.size(), [&](size_t i) { return of_part[i] - levels[kSalient].of(of_part[i]); });
     if (half) levels[kRest].round_to_half();
   }
 
@@ -205,18 +220,16 @@ void solve_row(const float* w, const uint8_t* parts, const float* u, int64_t r, 
 }  // namespace
 
 Tensor binarize(const Tensor& x, const std::vector<uint8_t>& mask, int order) {
-  const int64_t n = x.dim(1);
   Tensor total(x.shape);
+  const int64_t n = x.dim(1);
+  Binarized masked;
   for (int64_t r = 0; r < x.dim(0); ++r) {
-    const float* row = x.data + r * n;
-    float* sum = total.data + r * n;
-    const auto is_in = [&](int64_t i) { return mask[at(r * n + i)] != 0; };
-    for (int k = 0; k < order; ++k) {
-      const Level level = level_of(
-          n, [&](int64_t i) { return static_cast<double>(row[i]) - sum[i]; }, is_in);
-      for (int64_t i = 0; i < n; ++i)
-        if (is_in(i)) sum[i] += static_cast<float>(level.of(static_cast<double>(row[i]) - sum[i]));
-    }
+    masked.x.clear();
+    for (int64_t c = 0; c < n; ++c)
+      if (mask[at(r * n + c)]) masked.x.push_back(x[r * n + c]);
+    masked.take(order);
+    for (int64_t c = 0, i = 0; c < n; ++c)
+      if (mask[at(r * n + c)]) total[r * n + c] = masked.sum[at(i++)];
   }
   return total;
 }

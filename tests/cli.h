@@ -15,17 +15,6 @@ namespace fs = std::filesystem;
 
 inline const std::string kMini = "data/mini";
 
-// The tests, and so the programs, are built with a sanitizer that maps terabytes of addresses.
-inline bool sanitized() {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return true;
-#elif defined(__has_feature)
-  return __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-  return false;
-#endif
-}
-
 struct Result {
   int code;
   std::string out, err;

@@ -5,7 +5,7 @@
 set -uo pipefail
 program=$1
 shift
-pieces=12
+pieces=48
 count=$("$program" --count "$@" | sed -n 's/.*filters: \([0-9]*\)$/\1/p')
 [ "${count:-0}" -gt 0 ] || { echo "$program has no test for these arguments: $*"; exit 1; }
 folder=$(mktemp -d)

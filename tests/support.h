@@ -23,6 +23,17 @@
 
 namespace bcq::test {
 
+// The tests, and so the programs, are built with a sanitizer that maps terabytes of addresses.
+inline bool sanitized() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return true;
+#elif defined(__has_feature)
+  return __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#else
+  return false;
+#endif
+}
+
 // Uniform in [-size, size).
 inline Tensor random(Shape shape, uint32_t seed, double size = 1) {
   std::mt19937 bits(seed);

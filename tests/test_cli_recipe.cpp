@@ -1,5 +1,6 @@
 // The recipe of the programs, and what is refused before any work: counts, outputs, files that are no recipes.
 #include "tests/cli.h"
+#include "tests/support.h"
 
 using namespace bcq;
 using namespace bcq::cli;
@@ -186,7 +187,7 @@ TEST_CASE("cli: a stdout that is closed is no success, and no file takes its pla
 }
 
 TEST_CASE("cli: where memory is short a program ends and says so") {
-  if (sanitized()) {
+  if (test::sanitized()) {
     MESSAGE("skipped: sanitizers need all addresses");
     return;
   }
