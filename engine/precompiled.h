@@ -1,5 +1,5 @@
-// What most files include of other libraries, compiled once; the Makefile puts it before each of them. Files include
-// what they use as well: without it they compile the same.
+// What files that read and write include of other libraries, compiled once; the Makefile puts it before each of them.
+// They include what they use as well: without it they compile the same.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>

@@ -303,7 +303,11 @@ json run_facts() {
                 {"isa", kernels().name},
                 {"blas", std::string("OpenBLAS ") + openblas_get_corename()},
                 {"peak_rss_mb", static_cast<double>(usage.ru_maxrss) / 1024}};
-  if (ranks() > 1) facts["ranks"] = {{"count", ranks()}, {"received_mb", static_cast<double>(received_bytes()) / 1e6}};
+  if (ranks() > 1) {
+    json received = json::object();
+    for (const auto& [phase, bytes] : received_bytes()) received[phase] = static_cast<double>(bytes) / 1e6;
+    facts["ranks"] = {{"count", ranks()}, {"received_mb", received}};
+  }
   return facts;
 }
 

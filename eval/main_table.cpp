@@ -1,5 +1,5 @@
 // table: the paper's tables, every cell measured on the checkpoints and data that are there.
-#include <algorithm>
+#include <filesystem>
 
 #include "engine/core/check.h"
 #include "engine/core/process.h"
@@ -9,36 +9,21 @@
 
 using namespace bcq;
 
-namespace {
-
-struct LanguageTable {
-  const char *name, *about;
-};
-constexpr LanguageTable kLanguageTables[] = {
-    {"language", "The paper's table 2: methods on OPT and BLOOM"},
-    {"groups", "The paper's table 3: group sizes, beside AWQ"},
-    {"billm", "The paper's table 4: BiLLM on OPT and LLaMA"},
-};
-
-}  // namespace
-
 int main(int argc, char** argv) {
   tune_process(argv);  // begins anew with the whole command line, the first word of which is not the parser's
   TableRun o;
-  const std::string first = argc > 1 ? argv[1] : "";
-  const auto* language = std::find_if(std::begin(kLanguageTables), std::end(kLanguageTables),
-                                      [&](const LanguageTable& t) { return first == t.name; });
-  const bool vision = language == std::end(kLanguageTables);
-  o.name = vision ? "vision" : first;
-  o.out = "build/table-" + o.name;
-  o.base = recipe_of(vision ? Family::Vision : Family::Language);
-  CommandLine line(vision ? "table" : "table " + first,
-                   vision ? "The paper's tables beside what is measured here: the vision table; with `language`, "
-                            "`groups` or `billm` as the first word a language one (table language --help)."
-                          : language->about,
+  // The first word is a table or its file; without it, the vision table.
+  const bool named = argc > 1 && argv[1][0] != '-';
+  if (named) o.name = argv[1];
+  const AboutTable about = about_table(o.name);
+  const bool vision = about.family == Family::Vision;
+  o.out = "build/table-" + std::filesystem::path(o.name).stem().string();
+  o.base = recipe_of(about.family);
+  CommandLine line(named ? "table " + o.name : "table", about.text + ".",
                    "Examples:\n  table\n  table --only '^4-(ptq4vit|joint)'\n  table --models timm --imagenet ILSVRC "
                    "--limit 5000 --json table.json\n"
-                   "  table language --models hub --corpora corpora\n  table groups");
+                   "  table language --models hub --corpora corpora\n  table groups\n  table compensation --paired "
+                   "--limit 500");
   line.add({"--models", "DIR",
             vision ? "Folder of timm checkpoints, one folder each, called by architecture or architecture.tag; without "
                      "it the embedded models are measured"
@@ -71,7 +56,7 @@ int main(int argc, char** argv) {
   line.add_output({"--json", "FILE", "Write the table as JSON (-: stdout)"}, o.json_path);
   line.add_recipe(o.base, true);
   line.share_work();
-  return line.run(vision ? argc : argc - 1, vision ? argv : argv + 1, [&] {
+  return line.run(named ? argc - 1 : argc, named ? argv + 1 : argv, [&] {
     require_usage(o.models.empty() == o.data.empty(), "--models and %s belong together", data);
     require_usage(!o.models.empty() || o.labels.empty(), "--labels needs --models");
     o.given = line.given();

@@ -128,7 +128,13 @@ void BlockFiles::open(const json& fingerprint, bool resume) {
 }
 
 BlockFiles::~BlockFiles() {
-  if (lock_ >= 0) ::close(lock_);
+  if (lock_ < 0) return;
+  bool has_blocks = false;
+  std::error_code failed;
+  for (fs::directory_iterator file(folder_, failed), end; !failed && file != end; file.increment(failed))
+    has_blocks |= file->path().extension() == ".safetensors";
+  if (!has_blocks) remove();  // a run that failed before its first block has nothing to go on from
+  ::close(lock_);
 }
 
 std::string BlockFiles::path(const std::string& walk, int i) const {

@@ -311,6 +311,7 @@ void check(Model& model, const std::vector<Batch>& data, const std::vector<Metho
 CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods,
                             const CalibrationOptions& options) {
   check(model, data, methods, options.name);
+  const ReceivedFor phase(options.name);
   const Timer all;
   for (Method* method : methods) method->begin(model);
   const bool on_float = methods.size() == 1 && methods[0]->needs().operands && !methods[0]->needs().sequential;

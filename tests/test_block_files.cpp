@@ -87,6 +87,16 @@ TEST_CASE("blocks: a folder of a run that was killed before it began is no obsta
   CHECK(contains(message_of<UsageError>([&] { BlockFiles(work, fingerprint, true); }), "cannot be created"));
 }
 
+TEST_CASE("blocks: a run that ends before its first block leaves no folder") {
+  const Folder folder;
+  const std::string work = folder.file("work");
+  {
+    const BlockFiles files(work, {{"seed", 1}}, false);
+    CHECK(fs::exists(work + "/run.json"));
+  }
+  CHECK_FALSE(fs::exists(work));
+}
+
 TEST_CASE("blocks: a folder in use is refused, with the name of its holder, until that ends") {
   const Folder folder;
   const json fingerprint = {{"seed", 1}};
@@ -98,6 +108,7 @@ TEST_CASE("blocks: a folder in use is refused, with the name of its holder, unti
     const BlockFiles files(work, fingerprint, false);
     for (const bool resume : {false, true})
       CHECK(contains(refusal(resume), format("in use by process %d on ", ::getpid())));
+    write_text(work + "/GPTQ-0000.safetensors", "");  // a block, without which the folder would go
   }
   CHECK(contains(refusal(false), "--resume"));  // its end, not a removal, frees it
   CHECK(refusal(true) == "");

@@ -45,7 +45,12 @@ void check_same(const std::string& command) {
     CHECK(r.out.find("saved to") == r.out.rfind("saved to"));  // by one of them
     CHECK(comparable(to + ".json") == comparable(folder / "1.json"));
     CHECK(read_file(to + "/model.safetensors") == read_file(folder / "1/model.safetensors"));
-    CHECK(json::parse(read_file(to + ".json")).contains("ranks") == (n > 1));
+    const json record = json::parse(read_file(to + ".json"));
+    CHECK(record.contains("ranks") == (n > 1));
+    if (n == 1) continue;
+    CHECK(record["ranks"]["count"] == n);
+    CHECK(record["ranks"]["received_mb"]["evaluation"] > 0);
+    CHECK(record["ranks"]["received_mb"].size() >= 2);  // and what calibrates
   }
 }
 

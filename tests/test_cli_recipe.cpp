@@ -259,3 +259,26 @@ TEST_CASE("cli: tables read their figures from files, and say which is missing")
   CHECK(code(" --mini none") == 3);
   CHECK(contains(read_file(folder / "err"), "magic"));
 }
+
+TEST_CASE("cli: a table of one's own is a file") {
+  const Folder folder;
+  const std::string own = folder / "own.json";
+  const auto table = [&](const std::string& text, const std::string& options) {
+    write_file(own, text);
+    return run("table " + own + " --out " + folder / "cells" + options);
+  };
+  const std::string rows =
+      R"("embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 6, "abits": 8, "method": "smoothquant"}]})";
+  const Result made = table(R"({"family": "language", "about": "Six bits", )" + rows,
+                            " --limit 1 --seqlen 32 --nsamples 2 --json " + folder / "own-table.json");
+  CAPTURE(made.err);
+  REQUIRE(made.code == 0);
+  const json row = read_json(folder / "own-table.json")["rows"][1];
+  CHECK(row["state"] == "measured");
+  CHECK(row["record"]["wbits"] == 6);
+  CHECK(row["record"]["abits"] == 8);
+  CHECK(contains(table(R"({"family": "language", "about": "Six bits", )" + rows, " --help").out, "Six bits"));
+  check_failure("table " + own + " --imagenet x", 2, {"--imagenet"});
+  CHECK(contains(table(R"({"family": "music", )" + rows, "").err, "neither vision nor language"));
+  check_failure("table nothing", 3, {"eval/tables/nothing.json: not found"});
+}

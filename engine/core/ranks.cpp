@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "engine/core/check.h"
 #include "engine/core/mpi.h"
@@ -15,7 +16,8 @@ namespace {
 
 int own_rank = 0, rank_count = 1, alone = 0, threads_at_most = 0, sharing_cores = 1;
 bool started = false;
-int64_t received = 0;
+std::string phase = "evaluation";
+std::map<std::string, int64_t> received;
 
 // How many ranks those that start them say there are: Open MPI's mpirun, PMI and Slurm with PMIx.
 int announced_ranks() {
@@ -78,9 +80,11 @@ void wait_for_ranks() {
 void broadcast(void* bytes, int64_t n, int from) {
   if (ranks() == 1 || n == 0) return;
   mpi::broadcast(bytes, n, from);
-  if (from != own_rank) received += n;
+  if (from != own_rank) received[phase] += n;
 }
 
-int64_t received_bytes() { return received; }
+ReceivedFor::ReceivedFor(std::string name) : before_(std::exchange(phase, std::move(name))) {}
+ReceivedFor::~ReceivedFor() { phase = before_; }
+const std::map<std::string, int64_t>& received_bytes() { return received; }
 
 }  // namespace bcq

@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "engine/core/parcel.h"
@@ -45,7 +46,17 @@ void wait_for_ranks();  // until all are here
 
 // Rank `from` gives n bytes to all others.
 void broadcast(void* bytes, int64_t n, int from);
-int64_t received_bytes();  // by this rank, from others
+
+// While one of these lives, bytes that this rank receives are counted under its name; others under "evaluation".
+struct ReceivedFor {
+  explicit ReceivedFor(std::string name);
+  ~ReceivedFor();
+  ReceivedFor(const ReceivedFor&) = delete;
+
+ private:
+  std::string before_;
+};
+const std::map<std::string, int64_t>& received_bytes();
 
 // x as rank `from` has it, in all of them. In others it is as constructed before.
 template <class T>

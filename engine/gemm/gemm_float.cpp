@@ -1,6 +1,9 @@
 #include "engine/gemm/gemm_float.h"
 
+#include <unistd.h>
 #include <xmmintrin.h>
+
+#include <algorithm>
 
 #include "engine/core/parallel.h"
 
@@ -38,6 +41,12 @@ void pack_panel(const Matrix& b, int64_t depth, int64_t columns, float* panel) {
   }
 }
 
+// Of this depth, as many panels as fill three quarters of a core's second cache (512 KB where the system does not say).
+int64_t panels_in_cache(int64_t depth) {
+  static const int64_t found = sysconf(_SC_LEVEL2_CACHE_SIZE), bytes = found > 0 ? found : 512 << 10;
+  return std::max<int64_t>(1, bytes / 4 * 3 / (depth * kFloatPanel * static_cast<int64_t>(sizeof(float))));
+}
+
 }  // namespace
 
 FloatPanels::FloatPanels(const Matrix& b, int64_t depth, int64_t columns)
@@ -63,13 +72,15 @@ void gemm_float(const FloatGemm& p) {
   });
 }
 
-// Cut into items by its shape alone: blocks of columns and depths whose panels stay in cache, and of rows so that the
-// number of items is even and at least eight, as far as there are rows.
+// Cut into items: blocks of columns and depths whose panels stay in cache, and of rows so that the number of items is
+// even and at least eight, as far as there are rows. Sums go on from one block of depths to the next, whose size is
+// fixed: a value has the same bits however columns and rows are cut.
 void linear_rows(const LinearRows& p) {
   constexpr int64_t kDepth = 2 * kFloatRun;  // at a time
   const int64_t depth = p.w.dim(p.transposed ? 1 : 0), columns = p.w.dim(p.transposed ? 0 : 1);
   const int64_t panels = (columns + kFloatPanel - 1) / kFloatPanel, tiles = (p.rows + kFloatRows - 1) / kFloatRows;
-  const int64_t width = depth <= kDepth ? 3 : 2, across = (panels + width - 1) / width;
+  const int64_t width = std::min<int64_t>(depth <= kDepth ? 3 : 2, panels_in_cache(std::min(depth, kDepth)));
+  const int64_t across = (panels + width - 1) / width;
   const int64_t down =
       std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));
   parallel_for(across * down, [&](int64_t item) {

@@ -14,6 +14,7 @@ namespace fs = std::filesystem;
 namespace {
 
 std::string table_path(const std::string& name) {
+  if (name.ends_with(".json")) return name;
   std::error_code ignored;
   const std::string file = name + ".json";
   const fs::path program = fs::read_symlink("/proc/self/exe", ignored).parent_path();
@@ -33,6 +34,7 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
                  {"bc", get_or<std::string>(row, "bc", "none", path)}};
   if (bits < 32) values["wbits"] = bits;
   if (bits < 32 && vision) values["abits"] = bits;
+  if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
   if (group > 0) values["groupsize"] = group;
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
@@ -45,11 +47,29 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
   return cell;
 }
 
+Family family_of(const json& file, const std::string& path) {
+  const auto family = get_or<std::string>(file, "family", "vision", path);
+  require_input(family == "vision" || family == "language", "%s: family \"%s\" is neither vision nor language", path,
+                family);
+  return family == "vision" ? Family::Vision : Family::Language;
+}
+
 }  // namespace
+
+AboutTable about_table(const std::string& name) {
+  try {
+    const std::string path = table_path(name);
+    const json file = read_json(path);
+    return {family_of(file, path), get_or<std::string>(file, "about", path, path)};
+  } catch (const InputError&) {
+    return {};
+  }
+}
 
 PaperTable read_table(const std::string& name, Family family, const json& given, const char* rows) {
   const std::string path = table_path(name);
   PaperTable table{path, read_json(path), {}};
+  require_input(family_of(table.file, path) == family, "%s: a table of the other family of models", path);
   for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
   for (const Option& option : recipe_options(family))
     require_usage(!given.contains(option.key) || std::any_of(table.cells.begin(), table.cells.end(),

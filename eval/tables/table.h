@@ -20,17 +20,24 @@ struct Cell {
   json paper;         // figures by column, each a number or one for each text; null: none
 };
 
-// A table's file: "columns" of label and model; "rows" of bits, group, method (or a label alone) and bc, with the
-// figures the paper prints, and "demo_rows", those of the demo; "embedded", the names of the embedded models;
-// "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
+// A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" of
+// bits, group, method (or a label alone) and bc, with the figures the paper prints, and "demo_rows", those of the demo;
+// "embedded", the names of the embedded models; "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
 struct PaperTable {
   std::string path;
   json file;
   std::vector<Cell> cells;
 };
-// name: vision, language or groups. `given`: options by key, for all cells. The file is looked for in the working
-// directory, in the source tree around the program and in the share folder beside it; InputError when it is missing.
+// name: a file, NAME.json, or the name of one in eval/tables of the working directory, in those of the source tree
+// around the program, or in the share folder beside it; InputError when it is missing. `given`: options by key, for all
+// cells.
 PaperTable read_table(const std::string& name, Family family, const json& given, const char* rows = "rows");
+// What a table says of itself; of one that cannot be read, something for the command line that will say so.
+struct AboutTable {
+  Family family = Family::Vision;
+  std::string text = "A table that is not there";
+};
+AboutTable about_table(const std::string& name);
 // The embedded models of the table that are in a folder; InputError when there is none.
 std::vector<std::string> embedded_models(const PaperTable& table, const std::string& folder);
 
@@ -53,7 +60,7 @@ void print_headings(const std::vector<Heading>& headings);
 void print_line(const std::vector<Heading>& headings, const std::vector<std::string>& values);
 
 struct TableRun {
-  std::string name;                // as read_table() takes it
+  std::string name = "vision";     // as read_table() takes it
   std::string models, data;        // checkpoints, and images or corpora; empty: the embedded ones, of
   std::string mini = "data/mini";  // this folder
   std::string only;                // rows whose key this pattern is found in; empty: all
