@@ -280,5 +280,7 @@ TEST_CASE("cli: a table of one's own is a file") {
   CHECK(contains(table(R"({"family": "language", "about": "Six bits", )" + rows, " --help").out, "Six bits"));
   check_failure("table " + own + " --imagenet x", 2, {"--imagenet"});
   CHECK(contains(table(R"({"family": "music", )" + rows, "").err, "neither vision nor language"));
+  CHECK(contains(table(R"({"embedded": ["vit"], "rows": [{"bits": 4, "method": "repq-vit"}]})", "").err,
+                 "the first row"));
   check_failure("table nothing", 3, {"eval/tables/nothing.json: not found"});
 }

@@ -71,6 +71,8 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
   PaperTable table{path, read_json(path), {}};
   require_input(family_of(table.file, path) == family, "%s: a table of the other family of models", path);
   for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
+  require_input(table.cells.size() > 1 && !quantizes(table.cells[0].recipe),
+                "%s: the first row has to be that of the float network, and others have to follow", path);
   for (const Option& option : recipe_options(family))
     require_usage(!given.contains(option.key) || std::any_of(table.cells.begin(), table.cells.end(),
                                                              [&](const Cell& c) { return option.applies(c.recipe); }),

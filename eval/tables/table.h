@@ -21,8 +21,9 @@ struct Cell {
 };
 
 // A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" of
-// bits, group, method (or a label alone) and bc, with the figures the paper prints, and "demo_rows", those of the demo;
-// "embedded", the names of the embedded models; "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
+// bits (and abits of language models), group, method and bc, with the figures the paper prints, of which the first is
+// the float network's, and "demo_rows", those of the demo; "embedded", the names of the embedded models; "texts",
+// "owners" of checkpoints on the hub, "source" and "footnotes".
 struct PaperTable {
   std::string path;
   json file;
