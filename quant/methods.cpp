@@ -82,6 +82,15 @@ std::unique_ptr<Method> make_gptq(const Recipe& r, const LayerBits& bits, const 
   if (measures_errors(r)) options.held_out = r.bc_held_out;
   return std::make_unique<bcq::Gptq>(options, warn);
 }
+// Weights alone: grids of activations come with the methods that look for them.
+void vision_gptq_defaults(Recipe& r) { r.ptq.abits = 32; }
+std::unique_ptr<Method> make_vision_gptq(const Recipe& r, const LayerBits&, const Warn& warn) {
+  require_usage(r.ptq.abits == 32, "gptq quantizes the weights of a vision model alone: --abits 32");
+  GptqMethodOptions options{r.weights};
+  options.gptq.bits = r.ptq.wbits;
+  options.packed = false;  // as vision models are saved
+  return std::make_unique<bcq::Gptq>(options, warn);
+}
 AwqOptions awq_options(const Recipe& r, const LayerBits& bits) {
   return {r.weights, bits, static_cast<int>(r.fold_steps), !r.corrected_bloom};
 }
@@ -148,6 +157,7 @@ const MethodRow kMethods[] = {
     {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},
     {MethodName::NoisyPtq4vit, kVision, "noisyquant-ptq4vit", "NoisyQuant-PTQ4ViT", true, true, ptq_defaults<ptq4vit>,
      make_noisy_ptq},
+    {MethodName::Gptq, kVision, "gptq", "GPTQ", true, true, vision_gptq_defaults, make_vision_gptq},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
     {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},
     {Float, kLanguage, "fp", "FP", false, true, nullptr, nullptr},

@@ -21,7 +21,7 @@ const char* name_of(BcForm form) {
 
 bool in_one_walk(const Recipe& r) {
   if (!carries_errors(r) || !measures_errors(r) || r.bc_stream != Stream::Quantized) return false;
-  return r.family == kLanguage || (r.bc == BcForm::Channel && r.bc_sites == kJointSites);
+  return r.family == kLanguage || (joins(r) && r.bc == BcForm::Channel && r.bc_sites == kJointSites);
 }
 
 std::string label_of(const Recipe& recipe) {

@@ -81,7 +81,7 @@ TEST_CASE("cli: files that are no recipes are refused with their keys") {
     check_failure(program + " --recipe " + file, 3, parts);
   };
   refused("imagenet", R"({"method": "ptq4vit", "wbit": 4})", {"r.json", "wbit"});
-  refused("imagenet", R"({"method": "gptq"})", {"r.json", "method", "gptq", "base-ptq"});
+  refused("imagenet", R"({"method": "awq"})", {"r.json", "method", "awq", "base-ptq"});
   refused("imagenet", R"({"recipe": {"method": "ptq4vit", "abits": "4"}})", {"r.json", "abits", "\"4\""});
   refused("perplexity", R"({"bc_images": 3})", {"r.json", "bc_images", "language"});
   refused("perplexity", R"([1, 2])", {"r.json", "JSON object"});

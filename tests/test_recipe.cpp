@@ -61,7 +61,7 @@ TEST_CASE("recipe: unknown keys and values are refused, with the file and the ke
   };
   file(Family::Vision, {{"wbit", 4}}, {"wbit", "no such option"});
   file(Family::Vision, {{"groupsize", 64}}, {"groupsize", "vision"});  // of the other family
-  file(Family::Vision, {{"method", "gptq"}}, {"method", "{fp32,minmax,base-ptq"});
+  file(Family::Vision, {{"method", "awq"}}, {"method", "{fp32,minmax,base-ptq"});
   file(Family::Vision, {{"method", "ptq4vit"}, {"abits", 1}}, {"abits", "2 to 32"});
   file(Family::Language, {{"method", "gptq"}, {"wbits", "4"}}, {"wbits", "\"4\"", "whole number"});
   file(Family::Language, {{"method", "gptq"}, {"wbits", 2.5}}, {"wbits", "2.5"});

@@ -214,6 +214,7 @@ TEST_CASE("saved vision models: floats, linear layers beside blocks, uniform gri
   const json qwt = {{"qwt", true}};
   const std::tuple<std::string, int, int, json> cases[] = {{"joint", 32, 4, {}},
                                                            {"joint", 4, 32, {}},
+                                                           {"gptq", 3, 32, {{"bc", "channel"}}},
                                                            {"joint", 2, 3, {{"act_grid", "uniform"}}},
                                                            {"ptq4vit", 32, 6, {}},
                                                            {"ptq4vit", 6, 32, {{"bc", "channel"}}},
