@@ -128,3 +128,12 @@ TEST_CASE("recipe: methods that fold first, and what they refuse") {
   CHECK_FALSE(calibrates(dfq));
   CHECK(label_of(dfq) == "DFQ + BC (data-free)");
 }
+
+TEST_CASE("recipe: of vision methods joint alone compensates as it quantizes") {
+  const json bc = {{"bc", "channel"}, {"bc_stream", "quantized"}, {"bc_sites", kJointSites}};
+  for (const char* method : {"joint", "gptq", "repq-vit"}) {
+    json options = bc;
+    options["method"] = method;
+    CHECK(in_one_walk(from(Family::Vision, options)) == (options["method"] == "joint"));
+  }
+}
