@@ -78,24 +78,68 @@ struct Binarized {
   }
 };
 
-// What is left of x [rows, n] when the values of each row are binarized in two groups, those where in_first(r, c) holds
-// and, where in_second(r, c), others.
-template <class InFirst, class InSecond>
-double squared_rest(const Tensor& x, int order, InFirst in_first, InSecond in_second) {
+// What is left of x [rows, n] when the values of each row are binarized twice over in two groups, those of columns for
+// which in_first(c) holds and the others.
+template <class InFirst>
+double squared_rest(const Tensor& x, InFirst in_first) {
   const int64_t n = x.dim(1);
   double sum = 0;
   Binarized first, second;
   for (int64_t r = 0; r < x.dim(0); ++r) {
     first.x.clear(), second.x.clear();
-    for (int64_t c = 0; c < n; ++c)
-      if (in_first(r, c))
-        first.x.push_back(x[r * n + c]);
-      else if (in_second(r, c))
-        second.x.push_back(x[r * n + c]);
-    sum += first.squared_rest(order) + second.squared_rest(order);
+    for (int64_t c = 0; c < n; ++c) (in_first(c) ? first : second).x.push_back(x[r * n + c]);
+    sum += first.squared_rest(2) + second.squared_rest(2);
   }
   return sum;
 }
+
+// Some values of a row in ascending order, with sums of the first i of them and of their squares: what is left of them
+// when they are binarized in two groups, those of size t or more and the others, follows for any t from a few of these.
+class SortedRow {
+ public:
+  explicit SortedRow(std::vector<float> values) : x_(std::move(values)), sums_{0}, squares_{0} {
+    std::sort(x_.begin(), x_.end());
+    for (const double v : x_) {
+      sums_.push_back(sums_.back() + v);
+      squares_.push_back(squares_.back() + v * v);
+    }
+  }
+  double squared_rest(float t) const {
+    const size_t n = x_.size(), low = after(-t), high = std::max(low, before(t));
+    return squared_rest(0, low, high, n) + squared_rest(low, high, n, n);
+  }
+
+ private:
+  size_t before(double v) const { return at(std::lower_bound(x_.begin(), x_.end(), v) - x_.begin()); }
+  size_t after(double v) const { return at(std::upper_bound(x_.begin(), x_.end(), v) - x_.begin()); }
+
+  // Of the group that is the values a to b and c to d.
+  double squared_rest(size_t a, size_t b, size_t c, size_t d) const {
+    struct Some {
+      double n, sum, squares;
+      double rest(float level) const { return squares - 2. * level * sum + n * level * level; }
+    };
+    const auto some = [&](size_t from, size_t to) {  // of the group, what lies there
+      Some s{};
+      for (const auto& [begin, end] : {std::pair{a, b}, {c, d}}) {
+        const size_t first = std::clamp(begin, from, to), last = std::clamp(end, from, to);
+        s.n += static_cast<double>(last - first);
+        s.sum += sums_[last] - sums_[first];
+        s.squares += squares_[last] - squares_[first];
+      }
+      return s;
+    };
+    const Some all = some(0, x_.size());
+    if (all.n == 0) return 0;
+    const double mean = all.sum / all.n;
+    const Some less = some(0, before(mean)), more = some(after(mean), x_.size());
+    const double scale = (more.sum - more.n * mean + less.n * mean - less.sum) / all.n;
+    return less.rest(static_cast<float>(mean - scale)) + more.rest(static_cast<float>(mean + scale));
+  }
+
+  std::vector<float> x_;
+  std::vector<double> sums_, squares_;
+};
 
 // Calls error(k) for all k in parallel; the first of the least.
 template <class Error>
@@ -117,8 +161,7 @@ std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
                    [&](int64_t a, int64_t b) { return of_column[at(a)] > of_column[at(b)]; });
   for (int64_t k = 0; k < n; ++k) place[at(order[at(k)])] = k;
   chosen.salient_columns = 1 + best_of(std::min<int64_t>(most, n) - 1, [&](int64_t k) {
-                             const auto is_salient = [&](int64_t, int64_t c) { return place[at(c)] <= k; };
-                             return squared_rest(s, 2, is_salient, [](int64_t, int64_t) { return true; });
+                             return squared_rest(s, [&](int64_t c) { return place[at(c)] <= k; });
                            });
   const auto is_salient = [&](int64_t c) { return place[at(c)] < chosen.salient_columns; };
   std::vector<float> sizes(at(s.size()));
@@ -131,11 +174,17 @@ std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
     const double high = sorted[std::min(below + 1, sorted.size() - 1)];
     return static_cast<float>(sorted[below] + (high - sorted[below]) * (rank - static_cast<double>(below)));
   };
+  std::vector<SortedRow> rows;
+  for (int64_t r = 0; r < s.dim(0); ++r) {
+    std::vector<float> others;
+    for (int64_t c = 0; c < n; ++c)
+      if (!is_salient(c)) others.push_back(s[r * n + c]);
+    rows.emplace_back(std::move(others));
+  }
   chosen.split = quantile(best_of(kSplits, [&](int64_t k) {
-    const float t = quantile(k);
-    return squared_rest(
-        s, 1, [&](int64_t r, int64_t c) { return !is_salient(c) && sizes[at(r * n + c)] >= t; },
-        [&](int64_t, int64_t c) { return !is_salient(c); });
+    double sum = 0;
+    for (const SortedRow& row : rows) sum += row.squared_rest(quantile(k));
+    return sum;
   }));
   std::vector<uint8_t> parts(sizes.size());
   for (int64_t i = 0; i < s.size(); ++i)

@@ -150,7 +150,7 @@ TEST_CASE("BiLLM: errors carried on inside a block, layers in sequence, weights 
     return same_bits(a.weights[layer], b.weights[layer]);
   };
   BillmOptions options;
-  options.most = 10;  // fewer columns to choose from are quicker
+  options.most = 3;  // fewer columns to choose from are quicker
   const Made official = make(options);
   options.inside = BillmInside::Sequential;
   const Made inside = make(options);

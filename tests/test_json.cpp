@@ -58,6 +58,16 @@ TEST_CASE("json: nesting is limited to 128") {
   CHECK(contains(refusal(objects), "deeper than 128"));
 }
 
+TEST_CASE("json: many objects in an array or an object are read in linear time") {
+  std::string list = "[{}", map = "{\"0\":{}";
+  for (int i = 1; i < 300000; ++i) {
+    list += ",{}";
+    map += ",\"" + std::to_string(i) + "\":{}";
+  }
+  CHECK(parse_json(list + "]", "f.json").size() == 300000);  // minutes, were all looked at after each
+  CHECK(parse_json(map + "}", "f.json").size() == 300000);
+}
+
 TEST_CASE("json: every kind of invalid UTF-8 is found") {
   for (const char* bytes : {"\x80", "\xc0\xaf", "\xc3", "\xe0\x80\x80", "\xed\xa0\x80", "\xf0\x80\x80\x80",
                             "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "\xe2\x82", "\xe2\x28\xa1"}) {

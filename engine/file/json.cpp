@@ -2,7 +2,6 @@
 // what is wrong before it would, in words that name the file (invalid UTF-8).
 #include "engine/file/json.h"
 
-#include <unordered_set>
 #include <vector>
 
 namespace bcq {
@@ -33,26 +32,6 @@ size_t find_invalid_utf8(const std::string& text) {
   return std::string::npos;
 }
 
-// Called by the parser at every key, opening and closing bracket.
-struct Strictness {
-  const std::string& where;
-  std::vector<std::unordered_set<std::string>> keys = {};  // of the objects that are open now
-
-  bool operator()(int depth, json::parse_event_t event, const json& parsed) {
-    using Event = json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start)
-      require_input(depth < kMaxDepth, "%s: JSON is nested deeper than %d", where, kMaxDepth);
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      require_input(keys.back().insert(key).second, "%s: key %s appears twice in the same JSON object", where,
-                    quoted(key));
-    }
-    return true;
-  }
-};
-
 // The parser's own message without its exception number, and without the token it had read
 // so far, which can be as long as the file.
 std::string plain_message(const json::exception& error) {
@@ -63,6 +42,51 @@ std::string plain_message(const json::exception& error) {
   if (what.size() > kLongest) what = what.substr(0, kLongest) + "...";
   return what;
 }
+
+// Told by the parser what it meets, in order; `root` is what comes of it. (The parser's own way to look at what it
+// meets, a callback, goes through all that an array or object holds at the end of every object in it.)
+struct Builder : json::json_sax_t {
+  explicit Builder(const std::string& file) : where(file) {}
+  const std::string& where;
+  json root;
+  std::vector<json*> open;  // arrays and objects, the outermost first
+  json* value = &root;      // where the next one goes, unless into an array
+
+  json* add(json v) {
+    if (!open.empty() && open.back()->is_array()) return &open.back()->emplace_back(std::move(v));
+    *value = std::move(v);
+    return value;
+  }
+  bool start(json v) {
+    require_input(open.size() < kMaxDepth, "%s: JSON is nested deeper than %d", where, kMaxDepth);
+    open.push_back(add(std::move(v)));
+    return true;
+  }
+  bool end() {
+    open.pop_back();
+    return true;
+  }
+  bool null() override { return add(nullptr); }
+  bool boolean(bool v) override { return add(v); }
+  bool number_integer(int64_t v) override { return add(v); }
+  bool number_unsigned(uint64_t v) override { return add(v); }
+  bool number_float(double v, const std::string&) override { return add(v); }
+  bool string(std::string& v) override { return add(std::move(v)); }
+  bool binary(json::binary_t&) override { return false; }  // not in JSON's text
+  bool start_array(size_t) override { return start(json::array()); }
+  bool start_object(size_t) override { return start(json::object()); }
+  bool end_array() override { return end(); }
+  bool end_object() override { return end(); }
+  bool key(std::string& name) override {
+    const auto [at, fresh] = open.back()->get_ref<json::object_t&>().try_emplace(name);
+    require_input(fresh, "%s: key %s appears twice in the same JSON object", where, bcq::quoted(name));
+    value = &at->second;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const json::exception& error) override {
+    throw InputError(format("%s: not valid JSON: %s", where, plain_message(error)));
+  }
+};
 
 }  // namespace
 
@@ -93,11 +117,9 @@ json parse_json(const std::string& text, const std::string& where) {
   require_input(invalid == std::string::npos, "%s: byte %d is not valid UTF-8", where, invalid);
   const size_t nul = text.find('\0');  // the parser would take it for the end of the text
   require_input(nul == std::string::npos, "%s: not valid JSON: byte %d is zero", where, nul);
-  try {
-    return json::parse(text, Strictness{where});
-  } catch (const json::exception& error) {
-    throw InputError(format("%s: not valid JSON: %s", where, plain_message(error)));
-  }
+  Builder builder(where);
+  json::sax_parse(text, &builder);
+  return std::move(builder.root);
 }
 
 json read_json(const std::string& path) { return parse_json(read_file(path), path); }
