@@ -26,6 +26,7 @@ struct Pixels : Task {
 
 inline Recipe recipe_of(const std::string& method, int wbits, int abits, const json& options = json::object()) {
   json all = {{"method", method}, {"wbits", wbits}, {"abits", abits}};
+  if (method == "base-ptq" || method == "easyquant" || method == "ptq4vit") all["eq_n"] = 10;  // candidates enough here
   if (options.is_object()) all.update(options);
   return read_recipe(Family::Vision, all, "test", json::object());
 }

@@ -119,16 +119,16 @@ TEST_CASE("BiLLM: errors carried on inside a block, layers in sequence, weights 
   const auto model = load_model("data/mini/opt");
   Batch batch;
   batch.windows = 16;
-  batch.length = 128;
-  batch.ids = Tokenizer::load("data/mini/opt").encode(read_text("data/mini/text/calib.txt").substr(0, 20000));
-  REQUIRE(batch.ids.size() > 2048);
-  batch.ids.resize(2048);
+  batch.length = 64;
+  batch.ids = Tokenizer::load("data/mini/opt").encode(read_text("data/mini/text/calib.txt").substr(0, 10000));
+  REQUIRE(batch.ids.size() > 1024);
+  batch.ids.resize(1024);
   std::vector<Batch> windows(16);  // of which the even and the odd ones choose the ridge of a refit
   for (size_t w = 0; w < windows.size(); ++w) {
     windows[w].windows = 1;
-    windows[w].length = 128;
-    windows[w].ids.assign(batch.ids.begin() + static_cast<std::ptrdiff_t>(128 * w),
-                          batch.ids.begin() + static_cast<std::ptrdiff_t>(128 * (w + 1)));
+    windows[w].length = 64;
+    windows[w].ids.assign(batch.ids.begin() + static_cast<std::ptrdiff_t>(64 * w),
+                          batch.ids.begin() + static_cast<std::ptrdiff_t>(64 * (w + 1)));
   }
   const Tensor want = model->forward(kFloat, batch);
   struct Made {

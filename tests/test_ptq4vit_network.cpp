@@ -88,7 +88,8 @@ TEST_CASE("easyquant: a layer is calibrated on what the quantized layers before 
     CAPTURE(fixture);
     const auto model = load_model(std::string("tests/fixtures/") + fixture);
     const Tensor images = tiny_images(11);
-    const PtqOptions options = easy_quant(4, 4);
+    PtqOptions options = easy_quant(4, 4);
+    options.eq_n = 20;
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     const std::vector<Layer*> layers = model->all_layers();
     for (Layer* layer : layers) {

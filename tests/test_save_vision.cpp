@@ -150,6 +150,7 @@ TEST_CASE("saved vision models: a run that is interrupted after any part and goe
   for (const std::string& source : {kVit, kSwin})
     for (const auto& entry : methods) {
       const std::string& method = entry.first;
+      if (source == kSwin && entry.second != position) continue;  // a Swin's points are what differs
       CAPTURE(source);
       CAPTURE(method);
       const Recipe recipe = recipe_of(method, 4, 4, entry.second);
@@ -195,9 +196,7 @@ TEST_CASE("saved vision models: the embedded models, their size and their parame
         CAPTURE(method);
         CAPTURE(bits);
         const Folder folder;
-        json options = {{"bc", "channel"}};
-        if (method == "ptq4vit") options["eq_n"] = 10;
-        const Recipe recipe = recipe_of(method, bits, bits, options);
+        const Recipe recipe = recipe_of(method, bits, bits, {{"bc", "channel"}});
         const auto model = quantized(source, recipe, 2);
         const Saved saved = check_saved(*model, recipe, folder);
         CHECK(load_model(folder.file("saved"))->info().parameters == model->info().parameters);
