@@ -31,7 +31,7 @@ OTHERS   := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_
             engine/file/onnx_$(if $(filter 1,$(ONNX)),none,protobuf).cpp \
             engine/core/mpi_$(if $(filter 1,$(MPI)),none,real).cpp  # not of this build
 SCHEMA   := -DONNX_ML=1 -DONNX_NAMESPACE=onnx  # that Debian's package has
-COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+COMMAND  := eval/cli.cpp eval/manual.cpp eval/html.cpp eval/chart.cpp eval/results.cpp eval/markdown.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHERS) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 TESTED   := $(wildcard tests/kernels/*.cpp)  # kernels that only tests run
@@ -42,7 +42,7 @@ object    = $(1:%.cpp=$(BUILD)/obj/%.o)
 binaries := $(PROGRAMS:%=$(BUILD)/bin/%)
 COMMANDS := $(BUILD)/libcommand.a
 
-.PHONY: all demo test asan asan-library fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm tables parity reference-env layers format format-check install deb example tidy clean help setup
+.PHONY: all demo test asan asan-library fuzz chaos tsan bench bench-peers table-vision table-language table-groups table-billm tables readme-tables parity reference-env layers format format-check install deb example tidy clean help setup
 .DELETE_ON_ERROR:
 .PRECIOUS: $(BUILD)/obj/%.o
 
@@ -171,6 +171,12 @@ tables:
 table-language table-groups table-billm: table-%: all
 	$(BUILD)/bin/table $* $(if $(MODELS),--models $(MODELS) --corpora $(CORPORA)) --out $(BUILD)/table-$* \
 	  --json $(BUILD)/table-$*.json $(TABLE_ARGS)
+
+# The tables of READMEs that are made of the records in eval/results, anew.
+readme-tables: $(BUILD)/bin/report
+	@for record in eval/results/*.json; do \
+	  for file in $$(grep -lF "<!-- $$(basename $$record) -->" README.md */README.md); do $< $$record --into $$file || exit 1; done; \
+	done
 
 test: $(BUILD)/bin/tests $(binaries)
 	BCQ_BIN=$(BUILD)/bin tests/run.sh $(BUILD)/bin/tests $(TEST_ARGS)
@@ -323,6 +329,7 @@ help:
 	@echo "make demo           quantize, compensate and measure the embedded models; $(BUILD)/demo.json, report.html"
 	@echo "make table-vision   the paper's vision table; MODELS=DIR IMAGENET=DIR, or the embedded models"
 	@echo "make table-language the language table; table-groups that of group sizes; table-billm that of BiLLM; tables all; MODELS=DIR CORPORA=DIR"
+	@echo "make readme-tables  the tables of READMEs made anew from the records in eval/results"
 	@echo "make test           the tests"
 	@echo "make asan           the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make asan-library   the same without tests of programs, as .ci/run does it"

@@ -2,9 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <iomanip>
 #include <optional>
-#include <sstream>
 
 #include "engine/core/check.h"
 #include "engine/file/file.h"
@@ -12,6 +10,8 @@
 #include "eval/chart.h"
 #include "eval/cli.h"
 #include "eval/html.h"
+#include "eval/markdown.h"
+#include "eval/results.h"
 
 namespace {
 
@@ -19,10 +19,6 @@ using namespace bcq;
 
 using Cells = std::vector<std::string>;
 
-double number_in(const json& record, const char* key) {
-  const auto found = record.find(key);
-  return found != record.end() && found->is_number() ? found->get<double>() : NAN;
-}
 // At most 1000 of them; empty where they are no numbers.
 std::vector<double> numbers_in(const json& record, const char* key) {
   const auto found = record.find(key);
@@ -34,20 +30,6 @@ std::vector<double> numbers_in(const json& record, const char* key) {
   }
   return numbers;
 }
-std::string text_in(const json& record, const char* key) {
-  const auto found = record.find(key);
-  return found == record.end() || found->is_null() ? ""
-         : found->is_string()                      ? found->get<std::string>()
-                                                   : found->dump();
-}
-
-// A number with so many decimals, empty where there is none.
-std::string number_text(double x, int decimals) {
-  std::ostringstream text;
-  if (std::isfinite(x)) text << std::fixed << std::setprecision(decimals) << x;
-  return text.str();
-}
-
 // Columns from `numbers` on are numbers; those without a value are left out.
 std::string html_table(const Cells& headings, const std::vector<Cells>& rows, size_t numbers) {
   const auto is_empty = [&](size_t i) {
@@ -70,23 +52,6 @@ std::string html_table(const Cells& headings, const std::vector<Cells>& rows, si
 std::string chart_html(const std::string& chart) { return "<div class=\"scroll\">" + chart + "</div>\n"; }
 
 // ---- Result records -------------------------------------------------------------------------------------------------
-
-bool is_vision(const json& record) { return record.contains("top1"); }
-bool is_result(const json& record) {
-  return record.is_object() && (is_vision(record) || record.contains("perplexity")) && record.contains("model");
-}
-
-std::string label_of(const json& record) {
-  std::string label = text_in(record, "method");
-  const double bits = number_in(record, "wbits"), group = number_in(record, "groupsize");
-  if (bits < 32) {
-    label += is_vision(record) ? format(" W%.0fA%.0f", bits, number_in(record, "abits")) : format(" %.0f bit", bits);
-    if (group > 0) label += format(" g%.0f", group);
-  }
-  const std::string bc = text_in(record, "bc");
-  label = bc.empty() || bc == "none" || text_in(record, "method") == "joint" ? label : label + " + BC (" + bc + ")";
-  return record.value("qwt", json()) == true ? label + " + QwT" : label;
-}
 
 const std::vector<std::string> kLegend = {"float", "quantized", "with bias compensation"};
 size_t series_of(const json& record) {
@@ -276,8 +241,7 @@ struct Report {
   std::vector<json> results;   // of all files, to be shown side by side
   std::string sections, runs;  // what else the files hold; facts about the runs
 
-  void add(const std::string& path) {
-    const json file = read_json(path);
+  void add(const std::string& path, const json& file) {
     const std::string name = std::filesystem::path(path).filename().string(),
                       heading = "<h2>" + html_text(name) + "</h2>\n";
     if (is_layers(file)) {
@@ -317,23 +281,39 @@ struct Report {
 
 int main(int argc, char** argv) {
   CommandLine line("report",
-                   "The JSON records of other programs as one page: charts, tables, the worst layers, recipes.",
+                   "The JSON records of other programs as one page: charts, tables, the worst layers, recipes; or as "
+                   "tables of a Markdown file.",
                    "Examples:\n  report build/demo.json -o report.html\n"
-                   "  report w4a4.json w4a4-bc.json layers.json --title 'ViT-B at 4 bits' -o report.html");
+                   "  report w4a4.json w4a4-bc.json layers.json --title 'ViT-B at 4 bits' -o report.html\n"
+                   "  report eval/results/compensation.json --into quant/README.md");
   std::vector<std::string> paths;
-  std::string html, svg, title = "Quantization report";
+  std::string html, svg, into, title = "Quantization report";
   line.add(
       {"records", "FILE", "Records of imagenet, perplexity, table, demo, bench and others, and layer reports (JSON)"},
       paths);
-  line.add_output({"--output,-o", "FILE", "The page", "Options", true}, html);
+  line.add_output({"--output,-o", "FILE", "The page"}, html);
   line.add_output({"--svg", "FILE", "The divergences from the float network alone, as a picture"}, svg);
+  line.add_output({"--into", "FILE",
+                   "A Markdown file: of each record NAME.json the table between its lines <!-- NAME.json --> and "
+                   "<!-- end --> is made anew"},
+                  into);
   line.add({"--title", "TEXT", "Its heading"}, title);
   return line.run(argc, argv, [&] {
     require_usage(!paths.empty(), "no records: give JSON files");
+    require_usage(!html.empty() || !into.empty(), "--output is required, or --into");
     Report report;
-    for (const std::string& path : paths) report.add(path);
+    std::string markdown = into.empty() ? "" : read_file(into);
+    for (const std::string& path : paths) {
+      const json file = read_json(path);
+      report.add(path, file);
+      if (into.empty()) continue;
+      const json rows = file.is_object() ? file.value("rows", json::array({file})) : file;
+      markdown =
+          with_table(markdown, std::filesystem::path(path).filename().string(), markdown_table(rows, path), into);
+    }
     const std::string picture = svg.empty() ? "" : report.picture();
-    write_file(html, report.page(title));
+    if (!html.empty()) write_file(html, report.page(title));
     if (!svg.empty()) write_file(svg, picture);
+    if (!into.empty()) write_file(into, markdown);
   });
 }

@@ -43,11 +43,15 @@ NewFolder::~NewFolder() {
 
 void NewFolder::commit() {
   sync(path_);  // its files are there
-  const bool replaces = fs::exists(final_);
-  int error =
-      ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_.c_str(), replaces ? RENAME_EXCHANGE : 0) ? errno : 0;
-  if (error == EBUSY || error == EXDEV) return fill();
-  if (error == ENOSYS || error == EINVAL) error = rename_twice(replaces);
+  int error = ENOENT;
+  // Another process may put a folder there, or take it away, between the look and the renaming.
+  for (int tries = 0; tries < 100 && (error == ENOENT || error == EEXIST || error == ENOTEMPTY); ++tries) {
+    const bool replaces = fs::exists(final_);
+    const unsigned flag = replaces ? RENAME_EXCHANGE : 0;
+    error = ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_.c_str(), flag) == 0 ? 0 : errno;
+    if (error == EBUSY || error == EXDEV) return fill();
+    if (error == ENOSYS || error == EINVAL) error = rename_twice(replaces);
+  }
   require(error == 0, "%s: cannot be written: %s", final_, std::strerror(error));
   sync(final_.parent_path());
 }
@@ -56,7 +60,10 @@ int NewFolder::rename_twice(bool replaces) {
   const std::string old = temporary_name(final_.string());
   if (replaces && ::rename(final_.c_str(), old.c_str()) != 0) return errno;
   const int error = ::rename(path_.c_str(), final_.c_str()) == 0 ? 0 : errno;
-  if (replaces && error != 0) (void)!::rename(old.c_str(), final_.c_str());
+  if (replaces && error != 0 && ::rename(old.c_str(), final_.c_str()) != 0) {
+    std::error_code ignored;
+    fs::remove_all(old, ignored);  // another process's folder has taken its place
+  }
   if (replaces && error == 0) path_ = old;  // vanishes
   return error;
 }

@@ -282,5 +282,18 @@ TEST_CASE("cli: a table of one's own is a file") {
   CHECK(contains(table(R"({"family": "music", )" + rows, "").err, "neither vision nor language"));
   CHECK(contains(table(R"({"embedded": ["vit"], "rows": [{"bits": 4, "method": "repq-vit"}]})", "").err,
                  "the first row"));
+  const std::string widths = R"({"embedded": ["vit"], "rows": [{"bits": 32, "method": "fp32"},
+      {"bits": 4, "method": "repq-vit"}, {"bits": 4, "abits": 8, "method": "repq-vit"}%s]})";
+  REQUIRE(table(std::string(widths).erase(widths.find("%s"), 2),
+                " --limit 2 --calib-images 2 --json " + folder / "widths.json")
+              .code == 0);
+  const json two = read_json(folder / "widths.json")["rows"];
+  CHECK(two[1]["width"] == "4/4");
+  CHECK(two[2]["width"] == "4/8");
+  CHECK(two[2]["record"]["abits"] == 8);
+  CHECK(fs::exists(folder / "cells/vit-4a8-repq-vit-none.json"));
+  CHECK(contains(
+      table(std::string(widths).replace(widths.find("%s"), 2, R"(, {"bits": 4, "method": "repq-vit"})"), "").err,
+      "two rows are 4/4 RepQ-ViT"));
   check_failure("table nothing", 3, {"eval/tables/nothing.json: not found"});
 }

@@ -83,6 +83,73 @@ TEST_CASE("report: results of several files beside each other, tables, layers an
   CHECK(contains(read_file(picture), "vit ptq4vit W4A4 + BC (channel): 0.25"));
 }
 
+TEST_CASE("report: the tables of a Markdown file are made anew from records") {
+  const Folder folder;
+  const auto row = [](const char* width, const char* method, const char* model, json ours, json kl) {
+    return json{{"width", width}, {"method", method},      {"model", model},
+                {"ours", ours},   {"standard_error", 1.5}, {"paired", {{"kl", kl}}}};
+  };
+  json rows = {row("32/32", "FP32", "vit", 91.8, 0), row("32/32", "FP32", "swin", 87.44, 0)};
+  rows.push_back(row("4/4", "BasePTQ", "vit", 88.0, .1361));
+  rows.push_back(row("4/4", "BasePTQ", "swin", 52.6, 1.581));
+  rows.push_back(row("4/4", "BasePTQ + BC (channel)", "vit", 87.0, .0354));
+  rows.push_back(row("4/4", "BasePTQ + BC (channel)", "swin", nullptr, nullptr));
+  rows.push_back(row("4/8", "joint", "vit", 91.0, .0012));
+  write_file(folder / "cells.json", json{{"rows", rows}}.dump());
+  const json text = {{"model", "opt"},   {"method", "gptq"},     {"bc", "none"},        {"wbits", 3},
+                     {"groupsize", 128}, {"perplexity", 27.254}, {"perplexity_se", .2}, {"text", "wikitext2"}};
+  write_file(folder / "one.json", text.dump());
+  const std::string readme = folder / "README.md",
+                    command = "report " + folder / "cells.json" + " " + folder / "one.json" + " --into " + readme;
+  write_file(readme, R"(# Title
+
+<!-- cells.json -->
+old
+<!-- end -->
+between
+<!-- one.json --><!-- end -->
+<!-- one.json -->
+<!-- end -->
+)");
+  REQUIRE(run(command).code == 0);
+  CHECK(read_file(readme) == R"(# Title
+
+<!-- cells.json -->
+
+| | vit | swin |
+|---|---|---|
+| FP32 | 91.8 | 87.4 |
+| BasePTQ W4A4 | 88.0, .136 → 87.0, .035 | 52.6, 1.58 |
+| joint W4A8 | 91.0, .0012 | |
+
+<!-- end -->
+between
+<!-- one.json --><!-- end -->
+<!-- one.json -->
+
+| | opt on wikitext2 |
+|---|---|
+| gptq 3 bit g128 | 27.25 |
+
+<!-- end -->
+)");
+  const std::string made = read_file(readme);
+  REQUIRE(run(command).code == 0);
+  CHECK(read_file(readme) == made);
+  // Two forms of compensation stand in rows of their own.
+  rows[5]["method"] = "BasePTQ + BC (position)";
+  write_file(folder / "cells.json", json{{"rows", rows}}.dump());
+  REQUIRE(run(command).code == 0);
+  CHECK(contains(read_file(readme), "| BasePTQ W4A4 + BC (channel) | 87.0, .035 | |\n"));
+  rows.push_back(rows[0]);
+  write_file(folder / "cells.json", json{{"rows", rows}}.dump());
+  check_failure(command, 3, {"cells.json", "two results of FP32 on vit"});
+  write_file(folder / "one.json", R"([{"a": 1}])");
+  check_failure("report " + folder / "one.json" + " --into " + readme, 3, {"one.json", "neither a table nor results"});
+  write_file(folder / "other.json", text.dump());
+  check_failure("report " + folder / "other.json" + " --into " + readme, 3, {"README.md", "<!-- other.json -->"});
+}
+
 TEST_CASE("report: what is no record is refused by name, and nothing is written") {
   const Folder folder;
   const std::string page = " -o " + folder / "r.html";

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "engine/core/check.h"
 #include "engine/core/timer.h"
@@ -33,16 +34,17 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
   json values = {{"method", get<std::string>(row, "method", path)},
                  {"bc", get_or<std::string>(row, "bc", "none", path)}};
   if (bits < 32) values["wbits"] = bits;
-  if (bits < 32 && vision) values["abits"] = bits;
-  if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
+  const int abits = get_or<int>(row, "abits", bits, path);
+  if (row.contains("abits") || (bits < 32 && vision)) values["abits"] = abits;
   if (group > 0) values["groupsize"] = group;
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
   cell.recipe = read_recipe(family, values, path, given);
   cell.label = label_of(cell.recipe);
-  const std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
-  cell.width = vision ? width + "/" + width : width;
+  std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
+  cell.width = vision ? format("%d/%d", bits, abits) : width;
+  if (abits != bits) width += format("a%d", abits);
   cell.key = width + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
   return cell;
 }
@@ -70,7 +72,11 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
   const std::string path = table_path(name);
   PaperTable table{path, read_json(path), {}};
   require_input(family_of(table.file, path) == family, "%s: a table of the other family of models", path);
-  for (const json& row : get<json>(table.file, rows, path)) table.cells.push_back(cell_of(row, family, given, path));
+  std::set<std::string> keys;  // which files of cells are named by
+  for (const json& row : get<json>(table.file, rows, path)) {
+    const Cell& cell = table.cells.emplace_back(cell_of(row, family, given, path));
+    require_input(keys.insert(cell.key).second, "%s: two rows are %s %s", path, cell.width, cell.label);
+  }
   require_input(table.cells.size() > 1 && !quantizes(table.cells[0].recipe),
                 "%s: the first row has to be that of the float network, and others have to follow", path);
   for (const Option& option : recipe_options(family))

@@ -1,0 +1,46 @@
+#include "eval/results.h"
+
+#include <cmath>
+#include <iomanip>
+#include <sstream>
+
+#include "engine/core/format.h"
+#include "engine/file/json.h"
+
+namespace bcq {
+
+double number_in(const json& record, const char* key) {
+  const auto found = record.find(key);
+  return found != record.end() && found->is_number() ? found->get<double>() : NAN;
+}
+std::string text_in(const json& record, const char* key) {
+  const auto found = record.find(key);
+  return found == record.end() || found->is_null() ? ""
+         : found->is_string()                      ? found->get<std::string>()
+                                                   : found->dump();
+}
+
+std::string number_text(double x, int decimals) {
+  std::ostringstream text;
+  if (std::isfinite(x)) text << std::fixed << std::setprecision(decimals) << x;
+  return text.str();
+}
+
+bool is_vision(const json& record) { return record.contains("top1"); }
+bool is_result(const json& record) {
+  return record.is_object() && (is_vision(record) || record.contains("perplexity")) && record.contains("model");
+}
+
+std::string label_of(const json& record) {
+  std::string label = text_in(record, "method");
+  const double bits = number_in(record, "wbits"), group = number_in(record, "groupsize");
+  if (bits < 32) {
+    label += is_vision(record) ? format(" W%.0fA%.0f", bits, number_in(record, "abits")) : format(" %.0f bit", bits);
+    if (group > 0) label += format(" g%.0f", group);
+  }
+  const std::string bc = text_in(record, "bc");
+  label = bc.empty() || bc == "none" || text_in(record, "method") == "joint" ? label : label + " + BC (" + bc + ")";
+  return record.value("qwt", json()) == true ? label + " + QwT" : label;
+}
+
+}  // namespace bcq
