@@ -85,22 +85,23 @@ COLD := $(filter eval/% models/% engine/file/% quant/recipe% quant/share_layer.c
 
 # Where files are read, libFuzzer counts what a file reaches.
 READERS := $(COLD) $(filter data/%,$(LIBRARY)) $(FUZZ)
-$(call object,$(READERS)) $(BUILD)/cold/engine/precompiled.h.gch: COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
+$(call object,$(READERS)) $(BUILD)/cold/precompiled.h.gch: COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
 
-# What these and the tests include of other libraries is compiled once for either; g++ and clang++ take NAME.gch for NAME.
-PRECOMPILED := cold/engine tests/tests
-$(call object,$(COLD)):  FIRST = $(COLDFLAGS) -include $(BUILD)/cold/engine/precompiled.h
-$(call object,$(TESTS)): FIRST = $(TESTFLAGS) -include $(BUILD)/tests/tests/precompiled.h
-$(BUILD)/cold/engine/precompiled.h.gch: FIRST = $(COLDFLAGS)
-$(BUILD)/tests/tests/precompiled.h.gch: FIRST = $(TESTFLAGS)
-$(call object,$(COLD)):  $(BUILD)/cold/engine/precompiled.h.gch
-$(call object,$(TESTS)): $(BUILD)/tests/tests/precompiled.h.gch
+# What files include of other libraries is compiled once for these, for the tests and for those that compute (kernels have
+# flags of their own); g++ and clang++ take NAME.gch for NAME.
+HOT := $(filter-out $(COLD) engine/kernels/%,$(filter engine/% quant/%,$(LIBRARY)))
+# $(1): its name, $(2): the folder of its header, $(3): its flags, $(4): the files
 define precompile
-$(BUILD)/$(1)/precompiled.h.gch: $(notdir $(1))/precompiled.h | $(BUILD)/.setup
+$(call object,$(4)): FIRST = $(3) -include $(BUILD)/$(1)/precompiled.h
+$(call object,$(4)): $(BUILD)/$(1)/precompiled.h.gch
+$(BUILD)/$(1)/precompiled.h.gch: FIRST = $(3)
+$(BUILD)/$(1)/precompiled.h.gch: $(2)/precompiled.h | $(BUILD)/.setup
 	@mkdir -p $$(@D); cp $$< $$(basename $$@)
 	$$(CXX) $$(FLAGS) $$(CXXFLAGS) $$(COVERAGE) $$(FIRST) $$(PCHFLAGS) -x c++-header $$< -o $$@
 endef
-$(foreach kind,$(PRECOMPILED),$(eval $(call precompile,$(kind))))
+$(eval $(call precompile,hot,engine/core,,$(HOT)))
+$(eval $(call precompile,cold,engine,$(COLDFLAGS),$(COLD)))
+$(eval $(call precompile,tests,tests,$(TESTFLAGS),$(TESTS)))
 $(BUILD)/obj/tests/test_onnx.o: $(BUILD)/onnx
 $(BUILD)/obj/tests/test_onnx.o: private FLAGS += $(if $(filter 1,$(ONNX)),-DBCQ_ONNX $(SCHEMA))
 
@@ -147,7 +148,7 @@ $(BUILD)/bin/fuzz: $(call object,$(FUZZ)) $(BUILD)/libbcq.a
 	@mkdir -p $(@D)
 	$(CXX) $(FLAGS) $(CXXFLAGS) -fsanitize=fuzzer $^ -o $@ $(LIBS)
 
--include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES)) $(PRECOMPILED:%=$(BUILD)/%/precompiled.h.d)
+-include $(patsubst %.cpp,$(BUILD)/obj/%.d,$(SOURCES)) $(patsubst %,$(BUILD)/%/precompiled.h.d,hot cold tests)
 
 # --- Run ---------------------------------------------------------------------------------------------
 demo: all
@@ -295,7 +296,7 @@ deb: all
 	dpkg-deb --root-owner-group --build $(BUILD)/deb $(BUILD)/bcq.deb
 
 # The library for other programs: without command lines. Its headers are included by the names they have here.
-HEADERS = $(filter-out eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
+HEADERS = $(filter-out engine/core/precompiled.h eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
 $(BUILD)/bcq.pc: FORCE
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \
