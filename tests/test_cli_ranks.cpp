@@ -80,7 +80,8 @@ TEST_CASE("cli: ranks: programs that cannot be shared out, and builds without MP
 
 TEST_CASE("cli: ranks: methods that see sums over the data") {
   if (skipped_without_mpi()) return;
-  check_same(language("opt", "--seqlen 128 --method gptq --wbits 3 --true-sequential --bc channel --paired"), {1, 2, 4});
+  check_same(language("opt", "--seqlen 128 --method gptq --wbits 3 --true-sequential --bc channel --paired"),
+             {1, 2, 4});
   check_same(language("bloom", "--seqlen 128 --method joint --wbits 2 --groupsize 64 --bc position"));
   check_same(language("llama", "--seqlen 128 --method billm --billm-inside sequential --bc channel"));
 }

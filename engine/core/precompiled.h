@@ -1,5 +1,5 @@
-// What most files include of the standard library, compiled once; the Makefile puts it before each of those that compute.
-// They include what they use as well: without it they compile the same.
+// What most files include of the standard library, compiled once; the Makefile puts it before each of those that
+// compute. They include what they use as well: without it they compile the same.
 #include <algorithm>
 #include <cmath>
 #include <functional>
