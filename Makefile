@@ -175,8 +175,8 @@ table-language table-groups table-billm: table-%: all
 
 # The tables of READMEs that are made of the records in eval/results, anew.
 readme-tables: $(BUILD)/bin/report
-	@for record in eval/results/*.json; do \
-	  for file in $$(grep -lF "<!-- $$(basename $$record) -->" README.md */README.md); do $< $$record --into $$file || exit 1; done; \
+	@for file in $$(grep -lE '^<!-- .*\.json -->$$' README.md */README.md); do \
+	  $< $$(sed -n 's/^<!-- \(.*\.json\) -->$$/\1/p' $$file | tr ' ' '\n' | sort -u | sed 's|^|eval/results/|') --into $$file || exit 1; \
 	done
 
 test: $(BUILD)/bin/tests $(binaries)

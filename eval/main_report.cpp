@@ -293,24 +293,25 @@ int main(int argc, char** argv) {
       paths);
   line.add_output({"--output,-o", "FILE", "The page"}, html);
   line.add_output({"--svg", "FILE", "The divergences from the float network alone, as a picture"}, svg);
-  line.add_output({"--into", "FILE",
-                   "A Markdown file: of each record NAME.json the table between its lines <!-- NAME.json --> and "
-                   "<!-- end --> is made anew"},
-                  into);
+  line.add_output(
+      {"--into", "FILE",
+       "A Markdown file: the table between its lines <!-- NAME.json ... --> and <!-- end --> is made anew of "
+       "the records of these names"},
+      into);
   line.add({"--title", "TEXT", "Its heading"}, title);
   return line.run(argc, argv, [&] {
     require_usage(!paths.empty(), "no records: give JSON files");
     require_usage(!html.empty() || !into.empty(), "--output is required, or --into");
     Report report;
-    std::string markdown = into.empty() ? "" : read_file(into);
+    std::map<std::string, json> tables;  // rows, by the name of their file
     for (const std::string& path : paths) {
       const json file = read_json(path);
       report.add(path, file);
       if (into.empty()) continue;
-      const json rows = file.is_object() ? file.value("rows", json::array({file})) : file;
-      markdown =
-          with_table(markdown, std::filesystem::path(path).filename().string(), markdown_table(rows, path), into);
+      tables[std::filesystem::path(path).filename().string()] =
+          file.is_object() ? file.value("rows", json::array({file})) : file;
     }
+    const std::string markdown = into.empty() ? "" : with_tables(read_file(into), tables, into);
     const std::string picture = svg.empty() ? "" : report.picture();
     if (!html.empty()) write_file(html, report.page(title));
     if (!svg.empty()) write_file(svg, picture);

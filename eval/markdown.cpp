@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <map>
+#include <iterator>
 #include <set>
+#include <sstream>
+#include <vector>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
@@ -62,6 +64,15 @@ Entry entry_of(const json& row) {
   return entry;
 }
 
+const std::string kEnd = "<!-- end -->";
+
+// NAME.json ... of a line "<!-- NAME.json ... -->"; none of another line.
+std::vector<std::string> names_in(const std::string& line) {
+  if (!line.starts_with("<!-- ") || !line.ends_with(".json -->")) return {};
+  std::istringstream words(line.substr(5, line.size() - 9));
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
 // In the order they come.
 void add_once(std::vector<std::string>& names, const std::string& name) {
   if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
@@ -108,13 +119,32 @@ std::string markdown_table(const json& rows, const std::string& where) {
   return table;
 }
 
-std::string with_table(const std::string& markdown, const std::string& name, const std::string& table,
-                       const std::string& path) {
-  const std::string begin = "<!-- " + name + " -->\n", end = "<!-- end -->";
-  const size_t from = markdown.find(begin), to = from == std::string::npos ? from : markdown.find(end, from);
-  require_input(to != std::string::npos,
-                "%s: there are no lines \"<!-- %s -->\" and, after it, \"%s\" to put a table between", path, name, end);
-  return markdown.substr(0, from + begin.size()) + "\n" + table + "\n" + markdown.substr(to);
+std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path) {
+  std::istringstream lines(markdown);
+  std::string made;
+  std::set<std::string> used;
+  for (std::string line; std::getline(lines, line);) {
+    made += line + "\n";
+    const std::vector<std::string> names = names_in(line);
+    if (names.empty() || !std::all_of(names.begin(), names.end(), [&](const auto& n) { return rows.contains(n); }))
+      continue;
+    json all = json::array();
+    std::string where;
+    for (const std::string& name : names) {
+      used.insert(name);
+      where += (where.empty() ? "" : ", ") + name;
+      for (const json& row : rows.at(name)) all.push_back(row);
+    }
+    made += "\n" + markdown_table(all, where) + "\n" + kEnd + "\n";
+    while (line != kEnd)
+      require_input(!!std::getline(lines, line), "%s: no line \"%s\" follows <!-- %s -->", path, kEnd, where);
+  }
+  for (const auto& [name, of_name] : rows)
+    require_input(used.contains(name),
+                  "%s: no table is made of %s and of records that are given: put the lines \"<!-- %s -->\" and \"%s\" "
+                  "where it shall stand",
+                  path, name, name, kEnd);
+  return made;
 }
 
 }  // namespace bcq

@@ -1,7 +1,7 @@
 // Tables of results in Markdown files, made anew from records.
 #pragma once
+#include <map>
 #include <string>
-#include <vector>
 
 #include "engine/file/json_fwd.h"
 
@@ -12,9 +12,9 @@ namespace bcq {
 // compensation. `rows` are those of a table or result records; `where` is their file, for messages.
 std::string markdown_table(const json& rows, const std::string& where);
 
-// The text of a Markdown file with another table between the lines "<!-- NAME -->" and "<!-- end -->". InputError
-// naming `path`, the file, when it has no such lines.
-std::string with_table(const std::string& markdown, const std::string& name, const std::string& table,
-                       const std::string& path);
+// The text of a Markdown file in which, between every line "<!-- NAME ... -->" all names of which are in `rows` and the
+// line "<!-- end -->" after it, a table of these rows stands. InputError naming `path`, the file, when a name is in no
+// such line.
+std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path);
 
 }  // namespace bcq

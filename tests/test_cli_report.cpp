@@ -148,6 +148,19 @@ between
   check_failure("report " + folder / "one.json" + " --into " + readme, 3, {"one.json", "neither a table nor results"});
   write_file(folder / "other.json", text.dump());
   check_failure("report " + folder / "other.json" + " --into " + readme, 3, {"README.md", "<!-- other.json -->"});
+  // One table of several records.
+  write_file(folder / "one.json", text.dump());
+  json further = text;
+  further["model"] = "bloom";
+  write_file(folder / "other.json", further.dump());
+  write_file(readme, "<!-- other.json one.json -->\n<!-- end -->\n");
+  REQUIRE(run("report " + folder / "one.json" + " " + folder / "other.json" + " --into " + readme).code == 0);
+  CHECK(contains(read_file(readme), "| | bloom on wikitext2 | opt on wikitext2 |\n"));
+  check_failure("report " + folder / "one.json" + " --into " + readme, 3,
+                {"README.md", "no table is made of one.json"});
+  write_file(readme, "<!-- one.json -->\n");
+  check_failure("report " + folder / "one.json" + " --into " + readme, 3,
+                {"README.md", "no line \"<!-- end -->\" follows"});
 }
 
 TEST_CASE("report: what is no record is refused by name, and nothing is written") {
