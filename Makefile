@@ -73,7 +73,7 @@ $(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
 	@touch $@
 
 # --- Build -------------------------------------------------------------------------------------------
-$(BUILD)/obj/engine/file/onnx_protobuf.o: FLAGS += $(SCHEMA)
+$(BUILD)/obj/engine/file/onnx_protobuf.o: private FLAGS += $(SCHEMA)
 $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mavx2 -mfma -mf16c -mavxvnni
@@ -87,8 +87,8 @@ COLD := $(filter eval/% models/% engine/file/% quant/recipe% quant/share_layer.c
 READERS := $(COLD) $(filter data/%,$(LIBRARY)) $(FUZZ)
 $(call object,$(READERS)) $(BUILD)/cold/precompiled.h.gch: COVERAGE = $(if $(COUNTED),-fsanitize=fuzzer-no-link)
 
-# What files include of other libraries is compiled once for these, for the tests and for those that compute (kernels have
-# flags of their own); g++ and clang++ take NAME.gch for NAME.
+# Headers of other libraries are compiled once for cold files, once for tests and once for hot files, those that compute
+# (kernels have flags of their own); g++ and clang++ take NAME.gch for NAME.
 HOT := $(filter-out $(COLD) engine/kernels/%,$(filter engine/% quant/%,$(LIBRARY)))
 # $(1): its name, $(2): the folder of its header, $(3): its flags, $(4): the files
 define precompile
@@ -119,7 +119,7 @@ $(BUILD)/mpi:     NOW := $(MPI)
 $(BUILD)/version $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi: FORCE
 	@mkdir -p $(BUILD); [ "$$(cat $@ 2>/dev/null)" = "$(NOW)" ] || echo "$(NOW)" > $@
 $(BUILD)/obj/eval/version.o: $(BUILD)/version
-$(BUILD)/obj/eval/version.o: FLAGS += -DBCQ_VERSION='"$(VERSION)"'
+$(BUILD)/obj/eval/version.o: private FLAGS += -DBCQ_VERSION='"$(VERSION)"'
 FORCE:
 
 $(BUILD)/libbcq.a: $(call object,$(LIBRARY)) $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
@@ -173,7 +173,7 @@ table-language table-groups table-billm: table-%: all
 	$(BUILD)/bin/table $* $(if $(MODELS),--models $(MODELS) --corpora $(CORPORA)) --out $(BUILD)/table-$* \
 	  --json $(BUILD)/table-$*.json $(TABLE_ARGS)
 
-# The tables of READMEs that are made of the records in eval/results, anew.
+# Writes the tables of READMEs again, from the records in eval/results.
 readme-tables: $(BUILD)/bin/report
 	@for file in $$(grep -lE '^<!-- .*\.json -->$$' README.md */README.md); do \
 	  $< $$(sed -n 's/^<!-- \(.*\.json\) -->$$/\1/p' $$file | tr ' ' '\n' | sort -u | sed 's|^|eval/results/|') --into $$file || exit 1; \
@@ -296,7 +296,7 @@ deb: all
 	dpkg-deb --root-owner-group --build $(BUILD)/deb $(BUILD)/bcq.deb
 
 # The library for other programs: without command lines. Its headers are included by the names they have here.
-HEADERS = $(filter-out engine/core/precompiled.h eval/cli.h eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
+HEADERS = $(filter-out engine/core/precompiled.h $(COMMAND:.cpp=.h) eval/tables/%.h eval/bench/%.h,$(wildcard engine/*/*.h models/*.h quant/*.h data/*.h data/*/*.h eval/*.h))
 $(BUILD)/bcq.pc: FORCE
 	@printf '%s\n' 'prefix=$(PREFIX)' 'Name: bcq' 'Description: transformers quantized, compensated and evaluated on a CPU' \
 	  'Version: 0.1.0' 'Cflags: -std=c++20 -pthread -I$${prefix}/include/bcq' \

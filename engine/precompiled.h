@@ -1,4 +1,4 @@
-// The same of files that read and write.
+// Headers that files that read and write include, compiled once (engine/core/precompiled.h).
 #include <filesystem>
 #include <nlohmann/json.hpp>
 

@@ -302,14 +302,18 @@ int main(int argc, char** argv) {
   return line.run(argc, argv, [&] {
     require_usage(!paths.empty(), "no records: give JSON files");
     require_usage(!html.empty() || !into.empty(), "--output is required, or --into");
+    for (const auto& [a, b] : {std::pair{html, svg}, {html, into}, {svg, into}})
+      require_usage(a.empty() || std::filesystem::weakly_canonical(a) != std::filesystem::weakly_canonical(b),
+                    "two outputs are the file %s", a);
     Report report;
     std::map<std::string, json> tables;  // rows, by the name of their file
     for (const std::string& path : paths) {
       const json file = read_json(path);
       report.add(path, file);
       if (into.empty()) continue;
-      tables[std::filesystem::path(path).filename().string()] =
-          file.is_object() ? file.value("rows", json::array({file})) : file;
+      const std::string name = std::filesystem::path(path).filename().string();
+      const json rows = file.is_object() ? file.value("rows", json::array({file})) : file;
+      require_usage(tables.emplace(name, rows).second, "--into goes by names of files, and two are called %s", name);
     }
     const std::string markdown = into.empty() ? "" : with_tables(read_file(into), tables, into);
     const std::string picture = svg.empty() ? "" : report.picture();

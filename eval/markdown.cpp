@@ -17,7 +17,7 @@ namespace {
 
 // What stands at one place of a table.
 struct Entry {
-  std::string row, column, form, figure;  // form: of bias compensation, "" without
+  std::string row, column, text, form, figure;  // form: of bias compensation, "" without
 };
 
 // As many digits as say something: ".0072", ".136", "1.58".
@@ -26,11 +26,12 @@ std::string kl_text(double kl) {
   return text.starts_with("0.") ? text.substr(1) : text;
 }
 
+// Top-1 in as many digits as its error leaves, with KL; perplexity in two decimals, since what is compared is paired.
 std::string figure_of(const json& row) {
   const double figure = number_in(row, "ours"), error = number_in(row, "standard_error");
   const json paired = row.value("paired", json());
   const double kl = paired.is_object() ? number_in(paired, "kl") : NAN;
-  const std::string text = number_text(figure, error >= .5 || figure >= 1000 ? 1 : 2);
+  const std::string text = number_text(figure, row.contains("paired") && error >= 1 ? 1 : 2);
   return std::isfinite(kl) && kl > 0 ? text + ", " + kl_text(kl) : text;
 }
 
@@ -48,19 +49,18 @@ json as_row(const json& record) {
   const bool vision = is_vision(record);
   row["ours"] = number_in(record, vision ? "top1" : "perplexity");
   row["standard_error"] = number_in(record, vision ? "top1_se" : "perplexity_se");
-  row["paired"] = record.value("paired", json());
+  if (vision) row["paired"] = record.value("paired", json());
   return row;
 }
 
 Entry entry_of(const json& row) {
-  Entry entry{text_in(row, "method"), text_in(row, "model"), "", figure_of(row)};
-  if (const std::string text = text_in(row, "text"); !text.empty()) entry.column += " on " + text;
+  Entry entry{text_in(row, "method"), text_in(row, "model"), text_in(row, "text"), "", figure_of(row)};
   if (const size_t bc = entry.row.find(" + BC ("); bc != std::string::npos) {
     entry.form = entry.row.substr(bc, entry.row.find(')', bc) + 1 - bc);
     entry.row.erase(bc, entry.form.size());
   }
   const std::string width = text_in(row, "width");
-  if (!width.empty() && !width.starts_with("32")) entry.row += " " + width_text(width);
+  if (!width.empty() && width != "32" && width != "32/32") entry.row += " " + width_text(width);
   return entry;
 }
 
@@ -80,7 +80,11 @@ void add_once(std::vector<std::string>& names, const std::string& name) {
 
 std::string line_of(const std::vector<std::string>& cells) {
   std::string line = "|";
-  for (const std::string& cell : cells) line += " " + cell + (cell.empty() ? "|" : " |");
+  for (const std::string& cell : cells) {
+    line += ' ';
+    for (const char c : cell) line += c == '|' ? "\\|" : c == '\n' ? " " : std::string(1, c);
+    line += cell.empty() ? "|" : " |";
+  }
   return line + "\n";
 }
 
@@ -88,21 +92,26 @@ std::string line_of(const std::vector<std::string>& cells) {
 
 std::string markdown_table(const json& rows, const std::string& where) {
   std::vector<Entry> entries;
-  std::set<std::string> forms;
+  std::set<std::string> forms, texts;
+  require_input(rows.is_array() && !rows.empty(), "%s: there are no results in it", where);
   for (const json& row : rows) {
     require_input(row.is_object() && (row.contains("ours") || is_result(row)), "%s: neither a table nor results",
                   where);
     entries.push_back(entry_of(row.contains("ours") ? row : as_row(row)));
     if (!entries.back().form.empty()) forms.insert(entries.back().form);
+    texts.insert(entries.back().text);
   }
   std::vector<std::string> names, columns;
   std::map<std::pair<std::string, std::string>, std::array<std::string, 2>> figures;  // without, with compensation
   for (Entry& entry : entries) {
-    if (forms.size() > 1) entry.row += entry.form;
+    const bool apart = forms.size() > 1;  // compensated ones have rows of their own
+    if (apart) entry.row += entry.form;
+    if (texts.size() > 1 && !entry.text.empty()) entry.column += " on " + entry.text;
     add_once(names, entry.row);
     add_once(columns, entry.column);
-    std::string& figure = figures[{entry.row, entry.column}][forms.size() == 1 && !entry.form.empty()];
-    require_input(figure.empty(), "%s: two results of %s%s on %s", where, entry.row, entry.form, entry.column);
+    std::string& figure = figures[{entry.row, entry.column}][!apart && !entry.form.empty()];
+    require_input(figure.empty(), "%s: two results of %s%s on %s: keep one of them", where, entry.row,
+                  apart ? "" : entry.form, entry.column);
     figure = entry.figure;
   }
   std::string table = "| " + line_of(columns) + "|---|";
@@ -112,7 +121,7 @@ std::string markdown_table(const json& rows, const std::string& where) {
     std::vector<std::string> cells = {name};
     for (const std::string& column : columns) {
       const auto& [without, with] = figures[{name, column}];
-      cells.push_back(without + (without.empty() || with.empty() ? "" : " → ") + with);
+      cells.push_back(with.empty() ? without : without + (without.empty() ? "→ " : " → ") + with);
     }
     table += line_of(cells);
   }
@@ -120,30 +129,35 @@ std::string markdown_table(const json& rows, const std::string& where) {
 }
 
 std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path) {
+  require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
   std::istringstream lines(markdown);
   std::string made;
   std::set<std::string> used;
+  bool code = false;  // between lines of ```, where nothing is a marker
   for (std::string line; std::getline(lines, line);) {
-    made += line + "\n";
-    const std::vector<std::string> names = names_in(line);
-    if (names.empty() || !std::all_of(names.begin(), names.end(), [&](const auto& n) { return rows.contains(n); }))
-      continue;
+    made += line + (lines.eof() ? "" : "\n");
+    if (line.starts_with("```")) code = !code;
+    const std::vector<std::string> names = code ? std::vector<std::string>() : names_in(line);
+    const auto given = [&](const std::string& name) { return rows.contains(name); };
+    if (std::none_of(names.begin(), names.end(), given)) continue;
     json all = json::array();
-    std::string where;
     for (const std::string& name : names) {
+      require_input(given(name), "%s: %s needs %s, too: give both", path, line, name);
       used.insert(name);
-      where += (where.empty() ? "" : ", ") + name;
+      require_input(rows.at(name).is_array(), "%s: there are no results in it", name);
       for (const json& row : rows.at(name)) all.push_back(row);
     }
-    made += "\n" + markdown_table(all, where) + "\n" + kEnd + "\n";
-    while (line != kEnd)
-      require_input(!!std::getline(lines, line), "%s: no line \"%s\" follows <!-- %s -->", path, kEnd, where);
+    made += "\n" + markdown_table(all, line) + "\n" + kEnd + "\n";
+    const std::string begin = line;
+    while (line != kEnd) {
+      const bool more = !!std::getline(lines, line);
+      require_input(more && names_in(line).empty(), "%s: no line \"%s\" follows \"%s\"", path, kEnd, begin);
+    }
   }
   for (const auto& [name, of_name] : rows)
     require_input(used.contains(name),
-                  "%s: no table is made of %s and of records that are given: put the lines \"<!-- %s -->\" and \"%s\" "
-                  "where it shall stand",
-                  path, name, name, kEnd);
+                  "%s: no line \"<!-- %s -->\" is in it; write it where the table belongs, and \"%s\" below", path,
+                  name, kEnd);
   return made;
 }
 

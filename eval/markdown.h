@@ -12,9 +12,9 @@ namespace bcq {
 // compensation. `rows` are those of a table or result records; `where` is their file, for messages.
 std::string markdown_table(const json& rows, const std::string& where);
 
-// The text of a Markdown file in which, between every line "<!-- NAME ... -->" all names of which are in `rows` and the
-// line "<!-- end -->" after it, a table of these rows stands. InputError naming `path`, the file, when a name is in no
-// such line.
+// The text of a Markdown file with new tables: what stands between a line "<!-- NAME ... -->" and the next line
+// "<!-- end -->" becomes the table of rows.at(NAME). Lines whose names are not in `rows` are left. InputError naming
+// `path`, the file, when only some names of a line are in `rows`, a line has no end, or a name in `rows` has no line.
 std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path);
 
 }  // namespace bcq

@@ -60,7 +60,7 @@ int NewFolder::rename_twice(bool replaces) {
   const std::string old = temporary_name(final_.string());
   if (replaces && ::rename(final_.c_str(), old.c_str()) != 0) return errno;
   const int error = ::rename(path_.c_str(), final_.c_str()) == 0 ? 0 : errno;
-  if (replaces && error != 0 && ::rename(old.c_str(), final_.c_str()) != 0) {
+  if (replaces && error != 0 && ::rename(old.c_str(), final_.c_str()) != 0 && (errno == ENOTEMPTY || errno == EEXIST)) {
     std::error_code ignored;
     fs::remove_all(old, ignored);  // another process's folder has taken its place
   }

@@ -35,11 +35,14 @@ std::string label_of(const json& record) {
   std::string label = text_in(record, "method");
   const double bits = number_in(record, "wbits"), group = number_in(record, "groupsize");
   if (bits < 32) {
-    label += is_vision(record) ? format(" W%.0fA%.0f", bits, number_in(record, "abits")) : format(" %.0f bit", bits);
+    const double abits = number_in(record, "abits");
+    label += is_vision(record) || abits < 32 ? format(" W%.0f", bits) + (abits > 0 ? format("A%.0f", abits) : "")
+                                             : format(" %.0f bit", bits);
     if (group > 0) label += format(" g%.0f", group);
   }
   const std::string bc = text_in(record, "bc");
-  label = bc.empty() || bc == "none" || text_in(record, "method") == "joint" ? label : label + " + BC (" + bc + ")";
+  const bool part = text_in(record, "method") == "joint" && bc == "channel";  // of the method
+  if (!bc.empty() && bc != "none" && !part) label += " + BC (" + bc + ")";
   return record.value("qwt", json()) == true ? label + " + QwT" : label;
 }
 

@@ -93,8 +93,9 @@ double squared_rest(const Tensor& x, InFirst in_first) {
   return sum;
 }
 
-// Some values of a row in ascending order, with sums of the first i of them and of their squares: what is left of them
-// when they are binarized in two groups, those of size t or more and the others, follows for any t from a few of these.
+// Some values of a row in ascending order, with the sums of the first i of them and of their squares. What is left of
+// the values when they are binarized in two groups, those of size t or more and the others, is computed from a few of
+// these sums, whatever t is.
 class SortedRow {
  public:
   explicit SortedRow(std::vector<float> values) : x_(std::move(values)), sums_{0}, squares_{0} {

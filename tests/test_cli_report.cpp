@@ -1,4 +1,7 @@
 // report: charts and pages of records.
+#include <set>
+#include <sstream>
+
 #include "eval/chart.h"
 #include "tests/cli.h"
 
@@ -127,7 +130,7 @@ between
 <!-- one.json --><!-- end -->
 <!-- one.json -->
 
-| | opt on wikitext2 |
+| | opt |
 |---|---|
 | gptq 3 bit g128 | 27.25 |
 
@@ -151,16 +154,64 @@ between
   // One table of several records.
   write_file(folder / "one.json", text.dump());
   json further = text;
-  further["model"] = "bloom";
+  further["text"] = "ptb";
   write_file(folder / "other.json", further.dump());
   write_file(readme, "<!-- other.json one.json -->\n<!-- end -->\n");
   REQUIRE(run("report " + folder / "one.json" + " " + folder / "other.json" + " --into " + readme).code == 0);
-  CHECK(contains(read_file(readme), "| | bloom on wikitext2 | opt on wikitext2 |\n"));
-  check_failure("report " + folder / "one.json" + " --into " + readme, 3,
-                {"README.md", "no table is made of one.json"});
+  CHECK(contains(read_file(readme), "| | opt on ptb | opt on wikitext2 |\n"));
+  check_failure("report " + folder / "one.json" + " --into " + readme, 3, {"README.md", "needs other.json, too"});
+  // What would be lost or misread is refused, and the file stays as it was.
+  const auto refused = [&](const std::string& content, std::initializer_list<const char*> parts) {
+    write_file(readme, content);
+    check_failure("report " + folder / "one.json" + " --into " + readme, 3, parts);
+    CHECK(read_file(readme) == content);
+  };
+  refused("<!-- one.json -->\ntext\n<!-- two.json -->\n<!-- end -->\n", {"no line \"<!-- end -->\" follows"});
+  refused("<!-- one.json -->\r\n<!-- end -->\r\n", {"CR LF"});
+  refused("```\n<!-- one.json -->\n<!-- end -->\n```\n", {"no line \"<!-- one.json -->\""});
+  refused("<!-- one.json three.json -->\n<!-- end -->\n", {"needs three.json, too"});
+  fs::create_directories(folder / "again");
+  write_file(folder / "again/one.json", text.dump());
+  check_failure("report " + folder / "one.json" + " " + folder / "again/one.json" + " --into " + readme, 2,
+                {"two are called one.json"});
+  check_failure("report " + folder / "one.json" + " -o " + readme + " --into " + readme, 2, {"two outputs"});
+  write_file(folder / "cells.json", R"({"rows": []})");
+  check_failure("report " + folder / "cells.json" + " --into " + readme, 3, {"cells.json"});
+  // A compensated figure alone is not taken for one without compensation; names cannot break a table.
+  json only = text;
+  only["bc"] = "channel";
+  only["model"] = "a|b";
+  write_file(folder / "one.json", only.dump());
+  write_file(readme, "<!-- one.json -->\n<!-- end -->\nno newline");
+  REQUIRE(run("report " + folder / "one.json" + " --into " + readme).code == 0);
+  CHECK(contains(read_file(readme), "| | a\\|b |\n|---|---|\n| gptq 3 bit g128 | → 27.25 |\n"));
+  CHECK(read_file(readme).ends_with("<!-- end -->\nno newline"));
   write_file(readme, "<!-- one.json -->\n");
   check_failure("report " + folder / "one.json" + " --into " + readme, 3,
                 {"README.md", "no line \"<!-- end -->\" follows"});
+}
+
+TEST_CASE("report: the tables of this repository's READMEs are those of its records") {
+  for (const std::string readme : {"README.md", "quant/README.md"}) {
+    CAPTURE(readme);
+    const std::string text = read_file(readme);
+    std::set<std::string> records;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      if (!line.starts_with("<!-- ") || !line.ends_with(".json -->")) continue;
+      std::istringstream names(line.substr(5, line.size() - 9));
+      for (std::string name; names >> name;) records.insert("eval/results/" + name);
+    }
+    REQUIRE(!records.empty());
+    std::string command = "report";
+    for (const std::string& record : records) command += " " + record;
+    const Folder folder;
+    write_file(folder / "README.md", text);
+    const Result result = run(command + " --into " + folder / "README.md");
+    CAPTURE(result.err);
+    REQUIRE(result.code == 0);
+    CHECK(read_file(folder / "README.md") == text);
+  }
 }
 
 TEST_CASE("report: what is no record is refused by name, and nothing is written") {

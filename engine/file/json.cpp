@@ -43,8 +43,8 @@ std::string plain_message(const json::exception& error) {
   return what;
 }
 
-// Told by the parser what it meets, in order; `root` is what comes of it. (The parser's own way to look at what it
-// meets, a callback, goes through all that an array or object holds at the end of every object in it.)
+// The parser calls it for every value, key and bracket, in order; `root` is the result. (nlohmann's parse() with a
+// callback scans a whole array or object each time an object inside it ends, which is quadratic.)
 struct Builder : json::json_sax_t {
   explicit Builder(const std::string& file) : where(file) {}
   const std::string& where;

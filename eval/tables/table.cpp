@@ -34,18 +34,19 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
   json values = {{"method", get<std::string>(row, "method", path)},
                  {"bc", get_or<std::string>(row, "bc", "none", path)}};
   if (bits < 32) values["wbits"] = bits;
-  const int abits = get_or<int>(row, "abits", bits, path);
-  if (row.contains("abits") || (bits < 32 && vision)) values["abits"] = abits;
+  if (bits < 32 && vision) values["abits"] = bits;
+  if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
   if (group > 0) values["groupsize"] = group;
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
   cell.recipe = read_recipe(family, values, path, given);
   cell.label = label_of(cell.recipe);
-  std::string width = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
-  cell.width = vision ? format("%d/%d", bits, abits) : width;
-  if (abits != bits) width += format("a%d", abits);
-  cell.key = width + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
+  const std::string weights = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
+  const int abits = to_json(cell.recipe).value("abits", 32);
+  cell.width = vision || abits < 32 ? format("%s/%d", weights, abits) : weights;
+  const bool named = vision ? abits != bits : abits < 32;
+  cell.key = weights + (named ? format("a%d", abits) : "") + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
   return cell;
 }
 
