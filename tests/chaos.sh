@@ -99,10 +99,14 @@ starve() {
   command=$(command_of "$1" "$out")
   (eval "$2"; exec $command) > "$work/out" 2> "$work/err" &
   local pid=$!
-  (sleep 300; kill -9 $pid) 2> /dev/null &
+  sleep 300 > /dev/null 2>&1 &
   local clock=$!
-  wait $pid
+  wait -n $pid $clock
   code=$?
+  if kill -9 $pid 2> /dev/null; then  # the clock was first
+    wait $pid
+    code=$?
+  fi
   kill $clock 2> /dev/null
   [[ " $3 " == *" $code "* ]] || { fault "$1 with $4 ends with $code"; tail -n 3 "$work/err"; }
   [ $code = 0 ] || [ -s "$work/err" ] || fault "$1 with $4 says nothing"
