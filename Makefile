@@ -190,7 +190,7 @@ asan:
 	ASAN_OPTIONS=malloc_context_size=5 $(MAKE) $(call sanitized,$(CXX)) test
 
 # The same without tests of programs, which take long for their figures; what they read is in the library, too. Freed memory
-# is watched for 16 MB of further frees, not 256, which is a sixth quicker.
+# is watched for 16 MB of further frees, not 256.
 asan-library:
 	ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 $(MAKE) $(call sanitized,$(CXX)) binaries= COMMANDS= TESTS="$(filter-out tests/test_cli% tests/test_onnx% tests/test_paired%,$(TESTS))" test
 

@@ -183,8 +183,9 @@ std::vector<uint8_t> parts_of(const Tensor& s, int most, BillmBlock& chosen) {
     rows.emplace_back(std::move(others));
   }
   chosen.split = quantile(best_of(kSplits, [&](int64_t k) {
+    const float t = quantile(k);
     double sum = 0;
-    for (const SortedRow& row : rows) sum += row.squared_rest(quantile(k));
+    for (const SortedRow& row : rows) sum += row.squared_rest(t);
     return sum;
   }));
   std::vector<uint8_t> parts(sizes.size());
