@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -117,6 +118,24 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
                      {"gflops_peak", peak / 1e9}});
 }
 
+// Codes of normal weights, the largest of a column 127.
+Int8Panels random_panels(int64_t columns, int64_t depth) {
+  std::mt19937 random{5};
+  const Tensor weights = random_tensor({columns, depth}, 1.f, random);
+  Int8Panels panels(columns, depth);
+  std::vector<int8_t> codes(static_cast<size_t>(depth));
+  for (int64_t c = 0; c < columns; ++c) {
+    const float* row = weights.data + c * depth;
+    const float step = kernels().max_abs(row, depth) / 127;
+    for (int64_t k = 0; k < depth; ++k)
+      codes[static_cast<size_t>(k)] = static_cast<int8_t>(std::nearbyint(row[k] / step));
+    panels.set_column(c, codes.data());
+  }
+  panels.find_range();
+  if (kernels().cuts_outliers) panels.cut_outliers();
+  return panels;
+}
+
 // The linear layers of ViT-B: codes in, sums in cache out; in turns with the peak, which moves with the clock.
 void Bench::int8_products() {
   print("\n| int8 product of ViT-B   | GOP/s     | peak, GOP/s | share |\n");
@@ -127,7 +146,7 @@ void Bench::int8_products() {
       const std::string name =
           format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
       if (!wanted.found_in("int8 product " + name)) continue;
-      const Int8Panels b(columns, depth);
+      const Int8Panels b = random_panels(columns, depth);
       const CodedRows a(Uniform{8, 0, {1.f}}, rows, depth);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
       const double work = 2.0 * static_cast<double>(rows * depth * columns);

@@ -45,14 +45,21 @@ class Int8Panels {
   std::vector<int32_t> sums(int32_t factor) const;
   // When all codes are set: products are faster where these are small, on machines without VNNI.
   void find_range();
-  int8_t code(int64_t c, int64_t k) const { return codes_.data()[at(c, k)]; }
+  // After that, for operands that are used often, where kernels().cuts_outliers says that it pays: codes are cut so
+  // that products of any bytes with four of a column add up in 16 bits, and what is cut off is kept beside them. Does
+  // nothing where all codes are small or more than an eighth would be cut. Products, sums() and column() stay the same.
+  void cut_outliers();
+  void column(int64_t c, int8_t* codes) const;  // [depth]: what set_column was given
 
   int64_t columns() const { return columns_; }
   int64_t depth() const { return depth_; }
   int64_t groups() const { return (depth_ + 3) / 4; }  // of four depths, padded with zeros
   int64_t panels() const { return (columns_ + kInt8Panel - 1) / kInt8Panel; }
   int64_t bytes() const { return panels() * panel_bytes(); }
+  int64_t outliers() const { return static_cast<int64_t>(outliers_.size()); }
   const int8_t* panel(int64_t p) const { return codes_.data() + p * panel_bytes(); }
+  // The right operand of a tile of panels [p0, p1), to which the left one and the sums are to be added.
+  Int8Tile tile(int64_t p0, int64_t p1) const;
   int64_t panel_bytes() const { return groups() * 4 * kInt8Panel; }
   int most() const { return most_; }  // a bound of the codes' magnitudes
 
@@ -63,6 +70,8 @@ class Int8Panels {
   int64_t columns_ = 0, depth_ = 0;
   Buffer<int8_t> codes_;
   int most_ = 128;
+  std::vector<int32_t> outlier_starts_;  // as Int8Tile has them; empty: no code was cut
+  std::vector<Int8Outlier> outliers_;
 };
 
 // The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart. Both planes of a row meet the
@@ -84,17 +93,12 @@ void gemm_int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* star
   const int most = kernels().int8_rows;
   const Buffer<int32_t> sums(most * width);
   for_parts(r1 - r0, most / a.planes, [&](int64_t begin, int64_t end) {
-    kernels().int8_tile({.rows = static_cast<int>(end - begin) * a.planes,
-                         .a = a.row(r0 + begin),
-                         .a_stride = a.stride,
-                         .panel = b.panel(p0),
-                         .groups = b.groups(),
-                         .start = start ? start + p0 * kInt8Panel : nullptr,
-                         .c = sums.data(),
-                         .c_stride = width,
-                         .most = b.most(),
-                         .panels = p1 - p0,
-                         .panel_stride = b.panel_bytes()});
+    Int8Tile tile = b.tile(p0, p1);
+    tile.rows = static_cast<int>(end - begin) * a.planes;
+    tile.a = a.row(r0 + begin), tile.a_stride = a.stride;
+    tile.start = start ? start + p0 * kInt8Panel : nullptr;
+    tile.c = sums.data(), tile.c_stride = width;
+    kernels().int8_tile(tile);
     for (int64_t r = begin; r < end; ++r) {
       const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;
       finish(r0 + r, of_row, a.planes == 2 ? of_row + width : nullptr);

@@ -4,6 +4,7 @@
 // instructions; integers need no care for the order of sums. 255 * 128 * 4 fits easily what one step adds, and
 // gemm_int8.h bounds the depth so that the sum of all steps fits too.
 #pragma once
+#include "engine/kernels/int8_outliers.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/simd.h"
 
@@ -16,6 +17,7 @@ namespace {
 constexpr int kMostRows = kWide == 16 ? kInt8Rows : 6;
 constexpr int64_t kAtOnce = 2 * kWide;  // columns of a tile
 constexpr int kInt8BestRows = kWide == 16 ? kInt8Rows : kInt8Block;
+constexpr bool kCutsOutliers = false;
 
 // A tile of kRows rows and kAtOnce columns.
 template <int kRows>
@@ -50,8 +52,7 @@ constexpr int kMostRows = 6;                 // 12 sums of 8 columns, two regist
 constexpr int64_t kAtOnce = kInt8Panel / 2;  // columns of a tile
 constexpr int kInt8BestRows = kInt8Block;
 
-inline __m256i load_register(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-inline void store_register(__m256i x, void* to) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
+constexpr bool kCutsOutliers = true;
 
 // c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
@@ -84,6 +85,44 @@ __attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(row, codes[j]));
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) store_register(sum[r][j], t.c + r * t.c_stride + 8 * j);
+}
+
+// Of a panel in which the positive codes at places i, i + 1, i + 4 and i + 5 of a column, i in {0, 2}, of two steps add
+// up to 128 at most, and the negative ones to -128: two vpmaddubsw and their sum fit 16 bits.
+template <int kRows>
+__attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
+  const __m256i one = _mm256_set1_epi16(1);
+  __m256i sum[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) sum[r][j] = load_register(t.from + r * t.from_stride + 8 * j);
+  const uint8_t* a = t.a;
+  const int8_t* panel = t.panel;
+  const int64_t panel_stride = t.panel_stride;
+  const auto products = [&](int r, int64_t step, int j) {
+    const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride + 4 * step));
+    return _mm256_maddubs_epi16(row, load_register(panel + step * panel_stride + 32 * j));
+  };
+  int64_t n = t.steps;
+  for (; n > 1; n -= 2, a += 8, panel += 2 * panel_stride) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j)
+        sum[r][j] =
+            _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(_mm256_add_epi16(products(r, 0, j), products(r, 1, j)), one));
+  }
+  if (n > 0) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(products(r, 0, j), one));
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -153,9 +192,9 @@ void row_to_words(const uint8_t* codes, int64_t groups, uint8_t* words) {
   each_register([&](int64_t g, __m256i x) { store_register(_mm256_srli_epi16(x, 8), words + 4 * (groups + g)); });
 }
 
-// Depths that are multiplied at a time: half a panel of them stays in the nearest cache while the rows pass, of which
+// Groups that are multiplied at a time: half a panel of them stays in the nearest cache while the rows pass, of which
 // there are at most kInt8Block.
-constexpr int64_t kGroups = 128;
+constexpr int64_t kGroups = kInt8Run / 4;
 
 void int8_tile(const Int8Tile& t) {
   static constexpr int32_t kZeros[kInt8Panel] = {};
@@ -163,34 +202,38 @@ void int8_tile(const Int8Tile& t) {
   alignas(64) uint8_t row_words[kInt8Block * kStride];
   alignas(64) int8_t panel_words[2 * kGroups * 64];
   const int64_t most = 32767 / (2 * 255 * t.most);  // steps of vpmaddubsw; fewer than four do not pay
-  const bool small = most >= 4 && t.groups > 0;
+  const bool small = most >= 4 && t.groups > 0, fours = !small && (t.outlier_starts || t.most <= 32);
+  const bool words = !small && !fours;
   int64_t g = 0;
   do {
     const int64_t groups = t.groups - g < kGroups ? t.groups - g : kGroups;
-    for (int r = 0; r < t.rows && !small; ++r)
+    for (int r = 0; r < t.rows && words; ++r)
       row_to_words(t.a + r * t.a_stride + 4 * g, groups, row_words + r * kStride);
     for (int64_t half = 0; half < 2 * t.panels; ++half) {
       const int64_t column = half * kAtOnce;
       const int8_t* panel = t.panel;  // null where there is no group
       if (t.groups > 0) panel += half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
-      if (!small) panel_to_words(panel, groups, panel_words);
+      if (words) panel_to_words(panel, groups, panel_words);
       const int parts = (t.rows + kMostRows - 1) / kMostRows;
       for (int i = 0; i < parts; ++i) {
         const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
         int32_t* const c = t.c + r * t.c_stride + column;
         const int32_t* const from = g > 0 ? c : t.start ? t.start + column : kZeros;
         const int64_t from_stride = g > 0 ? t.c_stride : 0;
+        const Int8Part part = {
+            t.a + r * t.a_stride + 4 * g, t.a_stride, panel, 4 * kInt8Panel, groups, from, from_stride, c, t.c_stride};
         with_constant<kMostRows>(rows_of_part, [&](auto rows) {
-          if (!small)
+          if (words)
             words_micro_kernel<rows>(
                 {row_words + r * kStride, kStride, panel_words, 64, 2 * groups, from, from_stride, c, t.c_stride});
+          else if (fours)
+            fours_micro_kernel<rows>(part);
           else
-            bytes_micro_kernel<rows>({t.a + r * t.a_stride + 4 * g, t.a_stride, panel, 4 * kInt8Panel, groups, from,
-                                      from_stride, c, t.c_stride},
-                                     most);
+            bytes_micro_kernel<rows>(part, most);
         });
       }
     }
+    if (t.outlier_starts && t.groups > 0) add_outliers(t, g / kGroups);
   } while ((g += kGroups) < t.groups);
 }
 
@@ -199,6 +242,7 @@ void int8_tile(const Int8Tile& t) {
 constexpr int kMostRows = 1;
 constexpr int64_t kAtOnce = kInt8Panel;
 constexpr int kInt8BestRows = kInt8Rows;
+constexpr bool kCutsOutliers = false;
 
 // One row of a panel.
 template <int kRows>
@@ -227,6 +271,7 @@ void int8_tile(const Int8Tile& t) {
       part.c += r * t.c_stride + column;
       with_constant<kMostRows>(rows_of_part, [&](auto rows) { int8_micro_kernel<rows>(part); });
     }
+  for (int64_t run = 0; t.outlier_starts && run < int8_runs(t.groups); ++run) add_outliers(t, run);
 }
 #endif
 

@@ -15,6 +15,15 @@ namespace bcq {
 constexpr int kInt8Rows = 14, kInt8Block = 4 * kInt8Rows;
 constexpr int64_t kInt8Panel = 32;
 
+// Depths that are multiplied at a time; codes that are cut for sums in 16 bits (Int8Panels::cut_outliers) are listed
+// run by run: what was cut off the code at this depth of a run.
+constexpr int64_t kInt8Run = 512;
+static constexpr int64_t int8_runs(int64_t groups) { return (4 * groups + kInt8Run - 1) / kInt8Run; }
+struct Int8Outlier {
+  uint16_t depth;
+  int16_t excess;
+};
+
 // The same of float products (engine/gemm/gemm_float.h), and the depths after which a sum begins again from 0.
 constexpr int kFloatRows = 14;
 constexpr int64_t kFloatPanel = 32, kFloatRun = 512;
@@ -34,7 +43,8 @@ struct FloatTile {
 };
 
 // c[r, j] = start[j] + sum over k of a[r, k] panel[k / 4, j, k % 4] for `rows` rows, j in [0, kInt8Panel) and k in
-// [0, 4 groups), and so on for further panels: exact.
+// [0, 4 groups), and so on for further panels: exact. With outliers, panel[k / 4, j, k % 4] is short of a code by what
+// they say of (k, j).
 struct Int8Tile {
   int rows;  // at most kInt8Block
   const uint8_t* a;
@@ -46,6 +56,10 @@ struct Int8Tile {
   int64_t c_stride;
   int most = 128;                        // no code of the panels is larger in magnitude
   int64_t panels = 1, panel_stride = 0;  // bytes from one to the next
+  // Of column j in run i of panel p: outliers[starts[n]] to outliers[starts[n + 1]], an even number, with n = (p runs +
+  // i) kInt8Panel + j. Null: no code was cut.
+  const int32_t* outlier_starts = nullptr;
+  const Int8Outlier* outliers = nullptr;
 };
 
 // Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: engine/gemm/gemm_packed.h.
@@ -150,8 +164,9 @@ struct Kernels {
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
 
-  // As many rows as int8_tile and float_tile compute best in a call.
+  // As many rows as int8_tile and float_tile compute best in a call; whether int8_tile is faster when outliers are cut.
   int int8_rows, float_rows;
+  bool cuts_outliers;
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one

@@ -36,6 +36,7 @@ std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Grid& 
     }
   });
   panels->find_range();
+  if (kernels().cuts_outliers) panels->cut_outliers();
   return panels;
 }
 
@@ -59,10 +60,11 @@ std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* 
 }
 
 void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y) {
-  const int64_t depth = layer.weight->depth();
+  std::vector<int8_t> codes(static_cast<size_t>(layer.weight->depth()));
   for (int64_t c = begin; c < end; ++c) {
+    layer.weight->column(c, codes.data());
     const float step = layer.right->plane_scale(0, c * layer.right->units() / layer.weight->columns());
-    for (int64_t k = 0; k < depth; ++k) *y++ = step * static_cast<float>(layer.weight->code(c, k));
+    for (const int8_t code : codes) *y++ = step * static_cast<float>(code);
   }
 }
 

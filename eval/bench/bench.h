@@ -14,8 +14,8 @@ namespace bcq {
 // Which works to run: those in whose name an expression is found. UsageError for one that is none.
 using Wanted = Pattern;
 
-// Uniform in [-scale, scale).
-Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random);
+// Normal, as weights are, whose largest code is a few times the usual one: draws from a table of 65536.
+Tensor random_tensor(const Shape& shape, float deviation, std::mt19937& random);
 
 // Written to `folder` and loaded from there.
 std::unique_ptr<Model> random_vit(const std::filesystem::path& folder, const char* architecture, int64_t dim);

@@ -10,9 +10,16 @@
 namespace bcq {
 namespace fs = std::filesystem;
 
-Tensor random_tensor(const Shape& shape, float scale, std::mt19937& random) {
+Tensor random_tensor(const Shape& shape, float deviation, std::mt19937& random) {
+  static const std::vector<float> kDraws = [] {
+    std::mt19937 bits;
+    std::normal_distribution<float> normal;
+    std::vector<float> draws(1 << 16);
+    for (float& x : draws) x = normal(bits);
+    return draws;
+  }();
   Tensor t = Tensor::uninitialized(shape);
-  for (int64_t i = 0; i < t.size(); ++i) t[i] = scale * (static_cast<float>(random()) / 2147483648.f - 1.f);
+  for (int64_t i = 0; i < t.size(); ++i) t[i] = deviation * kDraws[random() >> 16];
   return t;
 }
 
@@ -46,7 +53,7 @@ constexpr LayerShape kLlamaBlock[] = {{"input_layernorm", 4, 0},  {"post_attenti
 class Checkpoint {
  public:
   void add(const std::string& name, const Shape& shape) {
-    tensors_[name] = store(random_tensor(shape, 0.05f, random_), DType::F32, name);
+    tensors_[name] = store(random_tensor(shape, 0.03f, random_), DType::F32, name);
   }
   bool biases = true;
 
@@ -60,7 +67,7 @@ class Checkpoint {
     if (bits == 0) return add(name + ".weight", {out, in});
     if (group < 0) group = in;
     const int64_t groups = (in + group - 1) / group;
-    Affine grid{bits, group, random_tensor({out, groups}, 0.05f, random_), Tensor({out, groups})};
+    Affine grid{bits, group, random_tensor({out, groups}, 0.03f, random_), Tensor({out, groups})};
     std::fill_n(grid.zero.data, grid.zero.size(), static_cast<float>(1 << (bits - 1)));
     std::vector<uint8_t> codes(static_cast<size_t>(out * in));
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random_() >> (32 - bits));
