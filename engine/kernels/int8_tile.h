@@ -142,17 +142,21 @@ __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t mos
   const int64_t c_stride = t.c_stride, panel_stride = t.panel_stride;
   for (int64_t left = t.steps; left > 0; left -= most) {
     __m256i sum[kRows][2];
+    const __m256i first[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int64_t n = left < most ? left : most; n > 0; --n, a += 4, panel += panel_stride) {
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_maddubs_epi16(row, first[j]);
+    }
+    a += 4, panel += panel_stride;
+    for (int64_t n = (left < most ? left : most) - 1; n > 0; --n, a += 4, panel += panel_stride) {
       const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
 #pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-          add_in_place(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
-        }
+        for (int j = 0; j < 2; ++j) add_in_place(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
       }
     }
 #pragma GCC unroll 8
@@ -214,7 +218,8 @@ void int8_tile(const Int8Tile& t) {
       const int8_t* panel = t.panel;  // null where there is no group
       if (t.groups > 0) panel += half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
       if (words) panel_to_words(panel, groups, panel_words);
-      const int parts = (t.rows + kMostRows - 1) / kMostRows;
+      const int most_rows = small ? kMostRows - 1 : kMostRows;  // it keeps more in registers
+      const int parts = (t.rows + most_rows - 1) / most_rows;
       for (int i = 0; i < parts; ++i) {
         const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
         int32_t* const c = t.c + r * t.c_stride + column;
