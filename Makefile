@@ -175,9 +175,7 @@ table-language table-groups table-billm: table-%: all
 
 # Writes the tables of READMEs again, from the records in eval/results.
 readme-tables: $(BUILD)/bin/report
-	@for file in $$(grep -lE '^<!-- .*\.json -->$$' README.md */README.md); do \
-	  $< $$(sed -n 's/^<!-- \(.*\.json\) -->$$/\1/p' $$file | tr ' ' '\n' | sort -u | sed 's|^|eval/results/|') --into $$file || exit 1; \
-	done
+	@for file in README.md quant/README.md eval/bench/README.md; do $< eval/results --into $$file || exit 1; done
 
 test: $(BUILD)/bin/tests $(binaries)
 	BCQ_BIN=$(BUILD)/bin tests/run.sh $(BUILD)/bin/tests $(TEST_ARGS)

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "engine/core/check.h"
 #include "engine/file/file.h"
@@ -285,12 +286,13 @@ int main(int argc, char** argv) {
                    "tables of a Markdown file.",
                    "Examples:\n  report build/demo.json -o report.html\n"
                    "  report w4a4.json w4a4-bc.json layers.json --title 'ViT-B at 4 bits' -o report.html\n"
-                   "  report eval/results/compensation.json --into quant/README.md");
+                   "  report eval/results --into quant/README.md");
   std::vector<std::string> paths;
   std::string html, svg, into, title = "Quantization report";
-  line.add(
-      {"records", "FILE", "Records of imagenet, perplexity, table, demo, bench and others, and layer reports (JSON)"},
-      paths);
+  line.add({"records", "FILE",
+            "Records of imagenet, perplexity, table, demo, bench and others, and layer reports (JSON); with --into "
+            "alone, a folder: those the file names"},
+           paths);
   line.add_output({"--output,-o", "FILE", "The page"}, html);
   line.add_output({"--svg", "FILE", "The divergences from the float network alone, as a picture"}, svg);
   line.add_output(
@@ -307,6 +309,13 @@ int main(int argc, char** argv) {
                     "two outputs are the file %s", a);
     Report report;
     std::map<std::string, json> tables;  // rows, by the name of their file
+    const std::string old = into.empty() ? "" : read_file(into);
+    if (paths.size() == 1 && html.empty() && std::filesystem::is_directory(paths[0])) {
+      const std::string folder = std::exchange(paths, {})[0];
+      for (const std::string& name : tables_in(old)) paths.push_back(folder + "/" + name);
+      require_input(!paths.empty(), "%s: no line \"<!-- NAME.json -->\" is in it; write it where a table belongs",
+                    into);
+    }
     for (const std::string& path : paths) {
       const json file = read_json(path);
       report.add(path, file);
@@ -315,7 +324,7 @@ int main(int argc, char** argv) {
       const json rows = file.is_object() ? file.value("rows", json::array({file})) : file;
       require_usage(tables.emplace(name, rows).second, "--into goes by names of files, and two are called %s", name);
     }
-    const std::string markdown = into.empty() ? "" : with_tables(read_file(into), tables, into);
+    const std::string markdown = into.empty() ? "" : with_tables(old, tables, into);
     const std::string picture = svg.empty() ? "" : report.picture();
     if (!html.empty()) write_file(html, report.page(title));
     if (!svg.empty()) write_file(svg, picture);

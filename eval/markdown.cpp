@@ -64,6 +64,20 @@ Entry entry_of(const json& row) {
   return entry;
 }
 
+// A record of bench, whose works are called "ViT-B/16, batch 1, W8A8", or of tests/reference/bench_peers.py, which
+// names the engine beside the work: milliseconds, and in brackets FP32's time over this one, or this engine's over the
+// other's.
+Entry timing_of(const json& row) {
+  const std::string work = text_in(row, "work"), engine = text_in(row, "engine");
+  const size_t last = engine.empty() ? work.rfind(", ") : std::string::npos;
+  Entry entry{work.substr(0, last), engine.substr(0, engine.find(',')), "", "", ""};
+  if (engine.empty()) entry.column = last == std::string::npos ? "ms" : work.substr(last + 2);
+  const double ms = number_in(row, "ms"), ratio = number_in(row, engine.empty() ? "fp32_over_this" : "ours_over_this");
+  entry.figure = number_text(ms, ms < 10 ? 1 : 0);
+  if (std::isfinite(ratio) && ratio != 1) entry.figure += " (" + number_text(ratio, 2) + ")";
+  return entry;
+}
+
 const std::string kEnd = "<!-- end -->";
 
 // NAME.json ... of a line "<!-- NAME.json ... -->"; none of another line.
@@ -95,9 +109,10 @@ std::string markdown_table(const json& rows, const std::string& where) {
   std::set<std::string> forms, texts;
   require_input(rows.is_array() && !rows.empty(), "%s: there are no results in it", where);
   for (const json& row : rows) {
-    require_input(row.is_object() && (row.contains("ours") || is_result(row)), "%s: neither a table nor results",
-                  where);
-    entries.push_back(entry_of(row.contains("ours") ? row : as_row(row)));
+    const bool timing = row.is_object() && row.contains("work");
+    require_input(row.is_object() && (timing || row.contains("ours") || is_result(row)),
+                  "%s: neither a table nor results nor times", where);
+    entries.push_back(timing ? timing_of(row) : entry_of(row.contains("ours") ? row : as_row(row)));
     if (!entries.back().form.empty()) forms.insert(entries.back().form);
     texts.insert(entries.back().text);
   }
@@ -126,6 +141,17 @@ std::string markdown_table(const json& rows, const std::string& where) {
     table += line_of(cells);
   }
   return table;
+}
+
+std::vector<std::string> tables_in(const std::string& markdown) {
+  std::vector<std::string> tables;
+  std::istringstream lines(markdown);
+  bool code = false;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("```")) code = !code;
+    for (const std::string& name : code ? std::vector<std::string>() : names_in(line)) add_once(tables, name);
+  }
+  return tables;
 }
 
 std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path) {

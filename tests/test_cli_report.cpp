@@ -192,48 +192,44 @@ between
 }
 
 TEST_CASE("report: the tables of this repository's READMEs are those of its records") {
-  for (const std::string readme : {"README.md", "quant/README.md"}) {
+  for (const std::string readme : {"README.md", "quant/README.md", "eval/bench/README.md"}) {
     CAPTURE(readme);
     const std::string text = read_file(readme);
-    std::set<std::string> records;
-    std::istringstream lines(text);
-    for (std::string line; std::getline(lines, line);) {
-      if (!line.starts_with("<!-- ") || !line.ends_with(".json -->")) continue;
-      std::istringstream names(line.substr(5, line.size() - 9));
-      for (std::string name; names >> name;) records.insert("eval/results/" + name);
-    }
-    REQUIRE(!records.empty());
-    std::string command = "report";
-    for (const std::string& record : records) command += " " + record;
     const Folder folder;
     write_file(folder / "README.md", text);
-    const Result result = run(command + " --into " + folder / "README.md");
+    const Result result = run("report eval/results --into " + folder / "README.md");
     CAPTURE(result.err);
     REQUIRE(result.code == 0);
     CHECK(read_file(folder / "README.md") == text);
   }
 }
 
-TEST_CASE("report: what is no record is refused by name, and nothing is written") {
+TEST_CASE("report: times of bench and of bench_peers.py as tables") {
   const Folder folder;
-  const std::string page = " -o " + folder / "r.html";
-  for (const char* text : {"[]", "[1, 2]", "3", "[[]]"}) {
-    write_file(folder / "x.json", text);
-    check_failure("report " + folder / "x.json" + page, 3, {"x.json", "neither a record"});
-  }
-  write_file(folder / "x.json", "{");
-  check_failure("report " + folder / "x.json" + page, 3, {"x.json"});
-  check_failure("report" + page, 2, {"no records"});
-  write_file(folder / "x.json", R"({"model": "opt", "perplexity": 3})");
-  check_failure("report " + folder / "x.json", 2, {"--output is required"});
-  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"--paired"});
-  CHECK(!fs::exists(folder / "r.html"));
-  CHECK(run("report " + folder / "x.json" + page).code == 0);
-  json infinite = record("ptq4vit", "none", 61.25, 0.5);
-  infinite["paired"]["kl"] = nullptr;
-  infinite["seconds"] = nullptr;
-  write_file(folder / "x.json", infinite.dump());
-  CHECK(run("report " + folder / "x.json" + page).code == 0);
-  CHECK(!contains(read_file(folder / "r.html"), "nan"));
-  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"no record has any"});
+  const std::string readme = folder / "README.md";
+  fs::create_directories(folder / "results");
+  write_file(folder / "results/bench.json", R"([{"work": "ViT, batch 1, FP32", "ms": 213.4, "fp32_over_this": 1.0},
+    {"work": "ViT, batch 1, W8A8", "ms": 118.37, "fp32_over_this": 1.803},
+    {"work": "Swin, batch 1, FP32", "ms": 7.26, "fp32_over_this": 1.0}])");
+  write_file(folder / "results/peers.json", R"([{"work": "ViT, W8A8", "engine": "ours", "ms": 118.4},
+    {"work": "ViT, W8A8", "engine": "PyTorch, dynamic", "ms": 148, "ours_over_this": 0.8},
+    {"work": "ViT, W8A8", "engine": "OpenVINO", "output": "openvino is not installed"}])");
+  write_file(readme,
+             "<!-- bench.json -->\n<!-- end -->\n```\n<!-- none.json -->\n```\n<!-- peers.json -->\n<!-- end -->\n");
+  REQUIRE(run("report " + folder / "results" + " --into " + readme).code == 0);
+  CHECK(contains(read_file(readme), R"(
+| | FP32 | W8A8 |
+|---|---|---|
+| ViT, batch 1 | 213 | 118 (1.80) |
+| Swin, batch 1 | 7.3 | |
+)"));
+  CHECK(contains(read_file(readme), R"(
+| | ours | PyTorch | OpenVINO |
+|---|---|---|---|
+| ViT, W8A8 | 118 | 148 (0.80) | |
+)"));
+  write_file(readme, "no table\n");
+  check_failure("report " + folder / "results" + " --into " + readme, 3, {"README.md", "NAME.json"});
+  write_file(readme, "<!-- gone.json -->\n<!-- end -->\n");
+  check_failure("report " + folder / "results" + " --into " + readme, 3, {"gone.json"});
 }

@@ -13,10 +13,10 @@ namespace {
 inline __m256i load_register(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline void store_register(__m256i x, void* to) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
 
-constexpr int kTurned = (kInt8Block + 15) / 16 * 16;  // rows of a tile, in sixteens
+constexpr int kTransposedRows = (kInt8Block + 15) / 16 * 16;  // rows of a tile, in sixteens
 
-// y [depths, kTurned]: codes [rows, depths] transposed, blocks of 16 x 16 bytes in four steps, each of which puts row i
-// beside row i + 8. Rows and depths are filled up to sixteens.
+// y [depths, kTransposedRows]: codes [rows, depths] transposed, blocks of 16 x 16 bytes in four steps, each of which
+// puts row i beside row i + 8. Rows and depths are filled up to sixteens.
 void transpose_codes(const uint8_t* a, int64_t stride, int rows, int64_t depths, uint8_t* y) {
   for (int r = 0; r < rows; r += 16)
     for (int64_t k = 0; k < depths; k += 16) {
@@ -37,20 +37,23 @@ void transpose_codes(const uint8_t* a, int64_t stride, int rows, int64_t depths,
         }
         for (int i = 0; i < 16; ++i) x[i] = next[i];
       }
-      for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(y + (k + i) * kTurned + r), x[i]);
+      for (int i = 0; i < 16; ++i)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(y + (k + i) * kTransposedRows + r), x[i]);
     }
 }
 
-// y [kTurned]: the sums of one column's outliers, of which there is an even number: two are one vpmaddwd.
-void sum_outliers(const uint8_t* turned, const Int8Outlier* first, const Int8Outlier* last, int32_t* y) {
-  __m256i sum[kTurned / 8];
+// y [16 kBlocks]: the sums of one column's outliers, of which there is an even number: two are one vpmaddwd.
+template <int kBlocks>
+void sum_outliers(const uint8_t* transposed, const Int8Outlier* first, const Int8Outlier* last, int32_t* y) {
+  __m256i sum[2 * kBlocks];
   for (__m256i& s : sum) s = _mm256_setzero_si256();
   for (; first < last; first += 2) {
-    const uint8_t *a = turned + first[0].depth * kTurned, *b = turned + first[1].depth * kTurned;
+    const uint8_t* a = transposed + first[0].depth * kTransposedRows;
+    const uint8_t* b = transposed + first[1].depth * kTransposedRows;
     const __m256i excess = _mm256_set1_epi32(
         static_cast<int32_t>(static_cast<uint32_t>(first[1].excess) << 16 | static_cast<uint16_t>(first[0].excess)));
     BCQ_UNROLL
-    for (int i = 0; i < kTurned / 16; ++i) {
+    for (int i = 0; i < kBlocks; ++i) {
       const __m128i left = _mm_load_si128(reinterpret_cast<const __m128i*>(a + 16 * i));
       const __m128i right = _mm_load_si128(reinterpret_cast<const __m128i*>(b + 16 * i));
       const __m256i low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(left, right));
@@ -59,13 +62,13 @@ void sum_outliers(const uint8_t* turned, const Int8Outlier* first, const Int8Out
       sum[2 * i + 1] = _mm256_add_epi32(sum[2 * i + 1], _mm256_madd_epi16(high, excess));
     }
   }
-  for (int i = 0; i < kTurned / 8; ++i) store_register(sum[i], y + 8 * i);
+  for (int i = 0; i < 2 * kBlocks; ++i) store_register(sum[i], y + 8 * i);
 }
 
-// c [rows, 8] += the transpose of sums [8, kTurned], rows <= 8.
+// c [rows, 8] += the transpose of sums [8, kTransposedRows], rows <= 8.
 void add_transposed(const int32_t* sums, int rows, int32_t* c, int64_t c_stride) {
   __m256i x[8], y[8];
-  for (int i = 0; i < 8; ++i) x[i] = load_register(sums + i * kTurned);
+  for (int i = 0; i < 8; ++i) x[i] = load_register(sums + i * kTransposedRows);
   for (int i = 0; i < 4; ++i) {
     y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
     y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
@@ -86,20 +89,23 @@ void add_transposed(const int32_t* sums, int rows, int32_t* c, int64_t c_stride)
 
 // Those of one run of depths.
 void add_outliers(const Int8Tile& t, int64_t run) {
-  alignas(64) uint8_t turned[kInt8Run * kTurned];
-  alignas(64) int32_t sums[kInt8Panel * kTurned];
+  alignas(64) uint8_t transposed[kInt8Run * kTransposedRows];
+  alignas(64) int32_t sums[kInt8Panel * kTransposedRows];
   const int64_t runs = int8_runs(t.groups), begin = run * kInt8Run, rest = 4 * t.groups - begin;
-  bool is_turned = false;
+  bool is_transposed = false;
   for (int64_t p = 0; p < t.panels; ++p) {
     const int32_t* starts = t.outlier_starts + (p * runs + run) * kInt8Panel;
     if (starts[0] == starts[kInt8Panel]) continue;
-    if (!is_turned) transpose_codes(t.a + begin, t.a_stride, t.rows, rest < kInt8Run ? rest : kInt8Run, turned);
-    is_turned = true;
-    for (int64_t j = 0; j < kInt8Panel; ++j)
-      sum_outliers(turned, t.outliers + starts[j], t.outliers + starts[j + 1], sums + j * kTurned);
+    if (!is_transposed) transpose_codes(t.a + begin, t.a_stride, t.rows, rest < kInt8Run ? rest : kInt8Run, transposed);
+    is_transposed = true;
+    with_constant<kTransposedRows / 16>((t.rows + 15) / 16, [&](auto blocks) {
+      for (int64_t j = 0; j < kInt8Panel; ++j)
+        sum_outliers<blocks>(transposed, t.outliers + starts[j], t.outliers + starts[j + 1],
+                             sums + j * kTransposedRows);
+    });
     for (int r = 0; r < t.rows; r += 8)
       for (int64_t j = 0; j < kInt8Panel; j += 8)
-        add_transposed(sums + j * kTurned + r, t.rows - r < 8 ? t.rows - r : 8,
+        add_transposed(sums + j * kTransposedRows + r, t.rows - r < 8 ? t.rows - r : 8,
                        t.c + r * t.c_stride + p * kInt8Panel + j, t.c_stride);
   }
 }
