@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "engine/core/check.h"
@@ -310,9 +311,10 @@ int main(int argc, char** argv) {
     Report report;
     std::map<std::string, json> tables;  // rows, by the name of their file
     const std::string old = into.empty() ? "" : read_file(into);
-    if (paths.size() == 1 && html.empty() && std::filesystem::is_directory(paths[0])) {
+    std::error_code unknown;
+    if (paths.size() == 1 && html.empty() && std::filesystem::is_directory(paths[0], unknown)) {
       const std::string folder = std::exchange(paths, {})[0];
-      for (const std::string& name : tables_in(old)) paths.push_back(folder + "/" + name);
+      for (const std::string& name : tables_in(old, into)) paths.push_back(folder + "/" + name);
       require_input(!paths.empty(), "%s: no line \"<!-- NAME.json -->\" is in it; write it where a table belongs",
                     into);
     }

@@ -84,7 +84,11 @@ const std::string kEnd = "<!-- end -->";
 std::vector<std::string> names_in(const std::string& line) {
   if (!line.starts_with("<!-- ") || !line.ends_with(".json -->")) return {};
   std::istringstream words(line.substr(5, line.size() - 9));
-  return {std::istream_iterator<std::string>(words), {}};
+  const std::vector<std::string> names(std::istream_iterator<std::string>(words), {});
+  const auto is_name = [](const std::string& word) {
+    return word.ends_with(".json") && word.find('/') == std::string::npos;
+  };
+  return std::all_of(names.begin(), names.end(), is_name) ? names : std::vector<std::string>();
 }
 
 // In the order they come.
@@ -109,7 +113,7 @@ std::string markdown_table(const json& rows, const std::string& where) {
   std::set<std::string> forms, texts;
   require_input(rows.is_array() && !rows.empty(), "%s: there are no results in it", where);
   for (const json& row : rows) {
-    const bool timing = row.is_object() && row.contains("work");
+    const bool timing = row.is_object() && row.contains("work") && (row.contains("ms") || row.contains("engine"));
     require_input(row.is_object() && (timing || row.contains("ours") || is_result(row)),
                   "%s: neither a table nor results nor times", where);
     entries.push_back(timing ? timing_of(row) : entry_of(row.contains("ours") ? row : as_row(row)));
@@ -143,7 +147,14 @@ std::string markdown_table(const json& rows, const std::string& where) {
   return table;
 }
 
-std::vector<std::string> tables_in(const std::string& markdown) {
+namespace {
+void require_lf(const std::string& markdown, const std::string& path) {
+  require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
+}
+}  // namespace
+
+std::vector<std::string> tables_in(const std::string& markdown, const std::string& path) {
+  require_lf(markdown, path);
   std::vector<std::string> tables;
   std::istringstream lines(markdown);
   bool code = false;
@@ -155,7 +166,7 @@ std::vector<std::string> tables_in(const std::string& markdown) {
 }
 
 std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path) {
-  require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
+  require_lf(markdown, path);
   std::istringstream lines(markdown);
   std::string made;
   std::set<std::string> used;

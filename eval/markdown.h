@@ -14,8 +14,9 @@ namespace bcq {
 // with milliseconds and a ratio. `rows` are those of a table or records; `where` is their file, for messages.
 std::string markdown_table(const json& rows, const std::string& where);
 
-// The names in lines "<!-- NAME.json ... -->" of a Markdown file, each once.
-std::vector<std::string> tables_in(const std::string& markdown);
+// The names in lines "<!-- NAME.json ... -->" of a Markdown file, each once. InputError naming `path`, the file, when
+// its lines end in CR LF.
+std::vector<std::string> tables_in(const std::string& markdown, const std::string& path);
 
 // The text of a Markdown file with new tables: what stands between a line "<!-- NAME ... -->" and the next line
 // "<!-- end -->" becomes the table of rows.at(NAME). Lines whose names are not in `rows` are left. InputError naming

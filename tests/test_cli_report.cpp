@@ -204,6 +204,30 @@ TEST_CASE("report: the tables of this repository's READMEs are those of its reco
   }
 }
 
+TEST_CASE("report: what is no record is refused by name, and nothing is written") {
+  const Folder folder;
+  const std::string page = " -o " + folder / "r.html";
+  for (const char* text : {"[]", "[1, 2]", "3", "[[]]"}) {
+    write_file(folder / "x.json", text);
+    check_failure("report " + folder / "x.json" + page, 3, {"x.json", "neither a record"});
+  }
+  write_file(folder / "x.json", "{");
+  check_failure("report " + folder / "x.json" + page, 3, {"x.json"});
+  check_failure("report" + page, 2, {"no records"});
+  write_file(folder / "x.json", R"({"model": "opt", "perplexity": 3})");
+  check_failure("report " + folder / "x.json", 2, {"--output is required"});
+  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"--paired"});
+  CHECK(!fs::exists(folder / "r.html"));
+  CHECK(run("report " + folder / "x.json" + page).code == 0);
+  json infinite = record("ptq4vit", "none", 61.25, 0.5);
+  infinite["paired"]["kl"] = nullptr;
+  infinite["seconds"] = nullptr;
+  write_file(folder / "x.json", infinite.dump());
+  CHECK(run("report " + folder / "x.json" + page).code == 0);
+  CHECK(!contains(read_file(folder / "r.html"), "nan"));
+  check_failure("report " + folder / "x.json" + page + " --svg " + folder / "r.svg", 3, {"no record has any"});
+}
+
 TEST_CASE("report: times of bench and of bench_peers.py as tables") {
   const Folder folder;
   const std::string readme = folder / "README.md";
@@ -230,6 +254,11 @@ TEST_CASE("report: times of bench and of bench_peers.py as tables") {
 )"));
   write_file(readme, "no table\n");
   check_failure("report " + folder / "results" + " --into " + readme, 3, {"README.md", "NAME.json"});
+  write_file(readme, "<!-- bench.json -->\r\n<!-- end -->\r\n");
+  check_failure("report " + folder / "results" + " --into " + readme, 3, {"README.md", "CR LF"});
+  write_file(readme, "<!-- see a.json -->\n<!-- ../bench.json -->\n");
+  check_failure("report " + folder / "results" + " --into " + readme, 3, {"README.md", "NAME.json"});
+  check_failure("report " + std::string(300, 'a') + " --into " + readme, 3, {"aaa"});
   write_file(readme, "<!-- gone.json -->\n<!-- end -->\n");
   check_failure("report " + folder / "results" + " --into " + readme, 3, {"gone.json"});
 }

@@ -63,7 +63,7 @@ void cut_to_fit(int8_t* const* at, int n, Cut cut) {
 }  // namespace
 
 void Int8Panels::cut_outliers() {
-  if (most_ <= 32) return;
+  if (most_ <= 32 || !outlier_starts_.empty()) return;
   constexpr int64_t kGroups = kInt8Run / 4;
   const int64_t runs = int8_runs(groups());
   Buffer<int8_t> codes(bytes());
@@ -99,6 +99,7 @@ void Int8Panels::cut_outliers() {
   codes_ = std::move(codes);
   outlier_starts_ = std::move(starts);
   outliers_ = std::move(all);
+  outliers_.shrink_to_fit();
 }
 
 void Int8Panels::column(int64_t c, int8_t* codes) const {

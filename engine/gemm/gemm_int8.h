@@ -47,7 +47,8 @@ class Int8Panels {
   void find_range();
   // After that, for operands that are used often, where kernels().cuts_outliers says that it pays: codes are cut so
   // that products of any bytes with four of a column add up in 16 bits, and what is cut off is kept beside them. Does
-  // nothing where all codes are small or more than an eighth would be cut. Products, sums() and column() stay the same.
+  // nothing where all codes are small or more than an eighth would be cut. Products, sums() and column() stay the same;
+  // no code is set afterwards.
   void cut_outliers();
   void column(int64_t c, int8_t* codes) const;  // [depth]: what set_column was given
 
@@ -70,7 +71,7 @@ class Int8Panels {
   int64_t columns_ = 0, depth_ = 0;
   Buffer<int8_t> codes_;
   int most_ = 128;
-  std::vector<int32_t> outlier_starts_;  // as Int8Tile has them; empty: no code was cut
+  std::vector<int32_t> outlier_starts_;  // as Int8Tile has them; empty before cut_outliers()
   std::vector<Int8Outlier> outliers_;
 };
 

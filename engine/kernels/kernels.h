@@ -15,7 +15,7 @@ namespace bcq {
 constexpr int kInt8Rows = 14, kInt8Block = 4 * kInt8Rows;
 constexpr int64_t kInt8Panel = 32;
 
-// Depths that are multiplied at a time; codes that are cut for sums in 16 bits (Int8Panels::cut_outliers) are listed
+// Depths that are multiplied at a time. Codes that are cut for sums in 16 bits (Int8Panels::cut_outliers) are listed
 // run by run: what was cut off the code at this depth of a run.
 constexpr int64_t kInt8Run = 512;
 static constexpr int64_t int8_runs(int64_t groups) { return (4 * groups + kInt8Run - 1) / kInt8Run; }
@@ -57,7 +57,8 @@ struct Int8Tile {
   int most = 128;                        // no code of the panels is larger in magnitude
   int64_t panels = 1, panel_stride = 0;  // bytes from one to the next
   // Of column j in run i of panel p: outliers[starts[n]] to outliers[starts[n + 1]], an even number, with n = (p runs +
-  // i) kInt8Panel + j. Null: no code was cut.
+  // i) kInt8Panel + j. Not null: four codes of a column at depths 8 m + {0, 1, 4, 5} or 8 m + {2, 3, 6, 7} add up to
+  // 128 at most over those above 0, and to -128 at least over those below. Null: they need not.
   const int32_t* outlier_starts = nullptr;
   const Int8Outlier* outliers = nullptr;
 };
