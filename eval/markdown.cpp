@@ -91,6 +91,10 @@ std::vector<std::string> names_in(const std::string& line) {
   return std::all_of(names.begin(), names.end(), is_name) ? names : std::vector<std::string>();
 }
 
+void require_lf(const std::string& markdown, const std::string& path) {
+  require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
+}
+
 // In the order they come.
 void add_once(std::vector<std::string>& names, const std::string& name) {
   if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
@@ -146,12 +150,6 @@ std::string markdown_table(const json& rows, const std::string& where) {
   }
   return table;
 }
-
-namespace {
-void require_lf(const std::string& markdown, const std::string& path) {
-  require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
-}
-}  // namespace
 
 std::vector<std::string> tables_in(const std::string& markdown, const std::string& path) {
   require_lf(markdown, path);

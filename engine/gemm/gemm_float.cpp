@@ -79,9 +79,10 @@ void linear_rows(const LinearRows& p) {
   constexpr int64_t kDepth = 2 * kFloatRun;  // at a time
   const int64_t depth = p.w.dim(p.transposed ? 1 : 0), columns = p.w.dim(p.transposed ? 0 : 1);
   const int64_t panels = (columns + kFloatPanel - 1) / kFloatPanel, tiles = (p.rows + kFloatRows - 1) / kFloatRows;
-  // Cutting rows packs the same panels once more, of few rows a tenth of the time: then columns are cut finer.
-  const int64_t most = p.rows <= 256 ? std::max<int64_t>(1, panels / 8) : depth <= kDepth ? 3 : 2;
-  const int64_t width = std::min({most, depth <= kDepth ? int64_t{3} : 2, panels_in_cache(std::min(depth, kDepth))});
+  // Where rows are cut each part packs the same panels, and of 197 rows 8 % of the time is packing: columns are cut
+  // finer.
+  const int64_t most = depth <= kDepth ? 3 : 2, finer = p.rows <= 256 ? std::max<int64_t>(1, panels / 8) : most;
+  const int64_t width = std::min({most, finer, panels_in_cache(std::min(depth, kDepth))});
   const int64_t across = (panels + width - 1) / width;
   const int64_t down =
       std::max<int64_t>(1, std::min(across >= 8 ? 1 + across % 2 : (7 / across + 2) / 2 * 2, tiles / 2));

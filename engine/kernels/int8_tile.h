@@ -67,14 +67,26 @@ struct Int8Part {
   int64_t c_stride;
 };
 
-// Of codes that were made 16-bit numbers, which vpmaddwd multiplies in pairs: vpmaddubsw would saturate.
 template <int kRows>
-__attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
-  __m256i sum[kRows][2];
+__attribute__((always_inline)) inline void load_sums(const Int8Part& t, __m256i (&sum)[kRows][2]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) sum[r][j] = load_register(t.from + r * t.from_stride + 8 * j);
+}
+template <int kRows>
+__attribute__((always_inline)) inline void store_sums(const __m256i (&sum)[kRows][2], const Int8Part& t) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) store_register(sum[r][j], t.c + r * t.c_stride + 8 * j);
+}
+
+// Of codes that were made 16-bit numbers, which vpmaddwd multiplies in pairs: vpmaddubsw would saturate.
+template <int kRows>
+__attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
+  __m256i sum[kRows][2];
+  load_sums(t, sum);
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
   for (int64_t n = t.steps; n > 0; --n, a += 4, panel += t.panel_stride) {
@@ -86,10 +98,7 @@ __attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
       for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(row, codes[j]));
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) store_register(sum[r][j], t.c + r * t.c_stride + 8 * j);
+  store_sums(sum, t);
 }
 
 // Of a panel in which the positive codes at places i, i + 1, i + 4 and i + 5 of a column, i in {0, 2}, of two steps add
@@ -98,10 +107,7 @@ template <int kRows>
 __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
   const __m256i one = _mm256_set1_epi16(1);
   __m256i sum[kRows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) sum[r][j] = load_register(t.from + r * t.from_stride + 8 * j);
+  load_sums(t, sum);
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
   const int64_t panel_stride = t.panel_stride;
@@ -124,10 +130,7 @@ __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(products(r, 0, j), one));
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) store_register(sum[r][j], t.c + r * t.c_stride + 8 * j);
+  store_sums(sum, t);
 }
 
 // Of a panel with small codes: vpmaddubsw adds two products in 16 bits, where there is room for those of `most` steps.
@@ -208,6 +211,8 @@ void int8_tile(const Int8Tile& t) {
   const int64_t most = 32767 / (2 * 255 * t.most);  // steps of vpmaddubsw; fewer than four do not pay
   const bool small = most >= 4 && t.groups > 0, fours = !small && (t.outlier_starts || t.most <= 32);
   const bool words = !small && !fours;
+  const int most_rows = small ? kMostRows - 1 : kMostRows;  // six rows and the first products do not fit 16 registers
+  const int parts = (t.rows + most_rows - 1) / most_rows;
   int64_t g = 0;
   do {
     const int64_t groups = t.groups - g < kGroups ? t.groups - g : kGroups;
@@ -218,8 +223,6 @@ void int8_tile(const Int8Tile& t) {
       const int8_t* panel = t.panel;  // null where there is no group
       if (t.groups > 0) panel += half / 2 * t.panel_stride + g * 4 * kInt8Panel + half % 2 * 64;
       if (words) panel_to_words(panel, groups, panel_words);
-      const int most_rows = small ? kMostRows - 1 : kMostRows;  // it keeps more in registers
-      const int parts = (t.rows + most_rows - 1) / most_rows;
       for (int i = 0; i < parts; ++i) {
         const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
         int32_t* const c = t.c + r * t.c_stride + column;
