@@ -75,10 +75,10 @@ $(BUILD)/.setup: Makefile $(BUILD)/jpeg $(BUILD)/onnx $(BUILD)/mpi
 # --- Build -------------------------------------------------------------------------------------------
 $(BUILD)/obj/engine/file/onnx_protobuf.o: private FLAGS += $(SCHEMA)
 $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA := -O3
-$(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mavx2 -mfma -mf16c
-$(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mavx2 -mfma -mf16c -mavxvnni
+$(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA := -O3 -mprfchw -mavx2 -mfma -mf16c
+$(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA := -O3 -mprfchw -mavx2 -mfma -mf16c -mavxvnni
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
-$(call object,$(TESTED)): ISA := -O3 -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
+$(call object,$(TESTED)): ISA := -O3 -mprfchw -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
 
 # Files that read, write and print: quick to run and long to optimise.
 COLD := $(filter eval/% models/% engine/file/% quant/recipe% quant/share_layer.cpp %_folder.cpp %_file.cpp %_files.cpp %labels.cpp,$(LIBRARY)) $(COMMAND) $(MAINS) $(PARITY)

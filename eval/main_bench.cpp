@@ -45,7 +45,7 @@ struct Bench {
 
   void float_forward(const char* name, const Model& model, const Batch& batch, double items);
   void int8_products();
-  void vision(const char* name, Model& model, std::mt19937& random);
+  void vision(const char* name, const std::function<std::unique_ptr<Model>()>& load, std::mt19937& random);
 };
 
 // Keeps the operands of every product, to run the products again without what lies between.
@@ -193,12 +193,14 @@ void use_tables(Model& model, const Batch& batch, int bits) {
     if (grids.made.count(layer)) layer->quantize(grids.made.at(layer));
 }
 
-void Bench::vision(const char* name, Model& model, std::mt19937& random) {
+void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>()>& load, std::mt19937& random) {
   for (const int64_t images : {1, 8}) {
     const std::string work = format("%s, batch %d, ", name, static_cast<int>(images));
     if (!wanted.found_in(work + "FP32") && !wanted.found_in(work + "W8A8") &&
         !wanted.found_in(work + "W4A4 twin-uniform") && !wanted.found_in(work + "W4A4 joint"))
       continue;
+    const auto owned = load();
+    Model& model = *owned;
     Batch batch;
     batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
     const double items = static_cast<double>(images);
@@ -232,6 +234,7 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
       model.prepare_int8();
       for (const Layer* layer : layers) form.layers.push_back(layer->quantized);
     }
+    model.pack_weights();
     for (int turn = 0; turn < repeats; ++turn)  // the machine's speed moves
       for (Form& form : forms) {
         for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized = form.layers[i];
@@ -249,7 +252,6 @@ void Bench::vision(const char* name, Model& model, std::mt19937& random) {
     }
     print(" %4.0f / %4.0f |\n", forms[0].peak_mb, forms[3].peak_mb);
     std::fflush(stdout);
-    model.clear();
   }
 }
 
@@ -312,15 +314,19 @@ int main(int argc, char** argv) {
     print(
         "\n| images of  | batch | FP32 ms | W8A8 ms | ratio | W4A4 ms | ratio | joint   | ratio | MB, FP32/4-bit |\n");
     print("|------------|-------|---------|---------|-------|---------|-------|---------|-------|----------------|\n");
-    const auto vit = random_vit(folder.path / "vit", "vit_base_patch16_224", 768);
-    bench.vision("ViT-B/16", *vit, random);
-    bench.vision("DeiT-S", *random_vit(folder.path / "deit", "deit_small_patch16_224", 384), random);
-    bench.vision("Swin-T", *random_swin_tiny(folder.path / "swin"), random);
+    const auto vit_base = [&] { return random_vit(folder.path / "vit", "vit_base_patch16_224", 768); };
+    bench.vision("ViT-B/16", vit_base, random);
+    bench.vision(
+        "DeiT-S", [&] { return random_vit(folder.path / "deit", "deit_small_patch16_224", 384); }, random);
+    bench.vision(
+        "Swin-T", [&] { return random_swin_tiny(folder.path / "swin"); }, random);
 
     print("\n| float forward                | ms        | products  | the same  | products | peak,     |\n");
     print("|                              |           | alone, ms | OpenBLAS  | GFLOP/s  | GFLOP/s   |\n");
     print("|------------------------------|-----------|-----------|-----------|----------|-----------|\n");
     for (const int64_t b : {1, 8}) {
+      const auto vit = vit_base();
+      vit->pack_weights();
       Batch batch;
       batch.pixels = random_tensor({b, 3, 224, 224}, 1.f, random);
       bench.float_forward(format("ViT-B/16, batch %d, per image", static_cast<int>(b)).c_str(), *vit, batch,
@@ -333,7 +339,7 @@ int main(int argc, char** argv) {
     write_language_model(kOpt125m, 0, -1, folder.path / "opt");
     bench.float_forward("OPT-125M, 2048 tokens", *load_model((folder.path / "opt").string()), window, 1);
     bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
-    bench_calibration(folder.path, *vit, bench.wanted, bench.records);
+    bench_calibration(folder.path, *vit_base(), bench.wanted, bench.records);
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);
   });

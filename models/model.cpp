@@ -7,6 +7,7 @@
 #include "engine/core/parallel.h"
 #include "engine/file/json.h"
 #include "engine/file/packed_file.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
@@ -146,6 +147,13 @@ std::vector<std::string> Model::prepare_int8() {
   for (Layer* layer : all_layers())
     if (!layer->prepare_int8()) simulated.push_back(layer->name);
   return simulated;
+}
+
+void Model::pack_weights() {
+  require(info_.family == Family::Vision, "the weights of %s are read a token at a time: in rows", info_.name);
+  for (Layer* layer : all_layers())
+    if (layer->is_linear() && !layer->weight.panels() && layer->role != Role::Head)  // which has one row an image
+      layer->weight = Weight(layer->weight.shape(), std::make_shared<const FloatPanels>(layer->weight));
 }
 
 namespace {

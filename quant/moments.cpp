@@ -36,7 +36,7 @@ class Moments::Panels {
   int64_t runs() const { return parts_of(tokens_, kFloatRun); }
   int64_t depth(int64_t run) const { return std::min(kFloatRun, tokens_ - run * kFloatRun); }
   int64_t width(int64_t panel) const { return std::min(kFloatPanel, columns_ - panel * kFloatPanel); }
-  const FloatPanels& at_run(int64_t run, int64_t panel) const { return panels_[at(run * across_ + panel)]; }
+  FloatPanelsView at_run(int64_t run, int64_t panel) const { return panels_[at(run * across_ + panel)].view(); }
 
  private:
   int64_t tokens_, columns_, across_;
@@ -151,7 +151,7 @@ void Moments::add_products(const Panels& left, const Panels& right, std::vector<
         for (int64_t j = upper ? i : 0; j < width; j += kFloatPanel) {
           const int64_t p = (t.row + i) / kFloatPanel, q = (t.column + j) / kFloatPanel;
           float* c = tile.data() + i * width + j;
-          gemm_float({.a = {left.at_run(run, p).panel(0), 1, kFloatPanel},
+          gemm_float({.a = {left.at_run(run, p).data, 1, kFloatPanel},
                       .rows = left.width(p),
                       .b = right.at_run(run, q),
                       .depth = right.depth(run),

@@ -26,6 +26,10 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
     CHECK(same_on_two_threads([&] { return model->forward(kFloat, many); }));
     const Tensor all = model->forward(kFloat, many);
     for (int64_t b = 0; b < 7; ++b) CHECK(same_bits(sample(all, b), sample(logits, b % 2)));
+    for (int again = 0; again < 2; ++again) {
+      model->pack_weights();
+      CHECK(same_bits(model->forward(kFloat, images), logits));
+    }
   }
   for (const std::string& fixture : {kOpt, kBloom, kLlama}) {
     const auto model = load_model(fixture);
@@ -39,6 +43,7 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
       CHECK(same_bits(sample(logits, b), model->forward(kFloat, window)));
     }
     CHECK(same_on_two_threads([&] { return model->forward(kFloat, text); }));
+    CHECK_THROWS_AS(model->pack_weights(), Error);
   }
 }
 

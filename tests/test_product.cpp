@@ -96,8 +96,8 @@ TEST_CASE("product: all strides of both operands, within the rounding errors of 
         for (const Matrix& left : {row_major(a.data, depth), row_major(at.data, rows).transposed()})
           for (const Matrix& right : {row_major(b.data, columns), row_major(bt.data, depth).transposed()}) {
             Tensor y = start.clone();
-            gemm_float(
-                {left, rows, FloatPanels(right, depth, columns), depth, columns, y.data, columns, y.data, columns});
+            const FloatPanels panels(right, depth, columns);
+            gemm_float({left, rows, panels.view(), depth, columns, y.data, columns, y.data, columns});
             if (first.empty()) first = y;
             CHECK(same_bits(y, first));
           }
@@ -130,10 +130,15 @@ TEST_CASE("product: linear has the bits of the plain loop, however it is cut, on
       linear_reference(x.data, x.rows(), w.data, c.out, c.in, bias.data, want.data);
       CHECK(same_bits(linear(nullptr, x, w, bias), want));
       CHECK(same_on_two_threads([&] { return linear(nullptr, x, w, bias); }));
+      const Weight packed({c.out, c.in}, std::make_shared<const FloatPanels>(Weight(w)));
+      CHECK(same_bits(packed.values(), w));
+      CHECK(same_bits(linear(nullptr, x, packed, bias), want));
+      CHECK(same_on_two_threads([&] { return linear(nullptr, x, packed, bias); }));
       const Tensor few = random({c.samples, kFewRows, c.in}, 17);
       Tensor want_few({c.samples, kFewRows, c.out});
       linear_few_reference(few.data, few.rows(), w.data, c.out, c.in, bias.data, want_few.data);
       CHECK(same_bits(linear(nullptr, few, w, bias), want_few));
+      CHECK(same_bits(linear(nullptr, few, packed, bias), want_few));
     }
 }
 

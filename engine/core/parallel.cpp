@@ -18,6 +18,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "engine/core/check.h"
 
@@ -60,28 +61,48 @@ T wait_for_change(const std::atomic<T>& value, T old) {
 
 // One parallel_for. Threads may look at it when it is over, but then there is no item left to take.
 struct Work {
-  Work(const std::function<void(int64_t)>& b, int64_t items, int threads) : body(b), n(items), team(threads) {}
+  // Consecutive items. A thread takes those of its own share, the same in every loop over as many items, and then what
+  // others have left.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+
+  Work(const std::function<void(int64_t)>& b, int64_t items, int threads)
+      : body(b), n(items), team(threads), shares(static_cast<size_t>(threads)) {
+    for (int i = 0; i < team; ++i) {
+      Share& share = shares[static_cast<size_t>(i)];
+      share.next.store(n * i / team, std::memory_order_relaxed);
+      share.end = n * (i + 1) / team;
+    }
+  }
   const std::function<void(int64_t)>& body;
   const int64_t n;
   const int team;  // threads that may join, the caller among them
+  std::vector<Share> shares;
   std::atomic<int> joined = 1;
-  std::atomic<int64_t> next = 0, done = 0;
+  std::atomic<int64_t> done = 0;
   std::atomic<uint32_t> finished = 0;
   std::mutex failing;
   std::exception_ptr failure;
 
-  void run() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) {
-      try {
-        body(i);
-      } catch (...) {
-        const std::lock_guard lock(failing);
-        if (!failure) failure = std::current_exception();
-      }
-      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) continue;
-      finished.store(1);  // sequentially consistent: whether somebody sleeps is looked at afterwards
-      finished.notify_all();
+  void run(int thread) {
+    for (int i = 0; i < team; ++i) {
+      Share& share = shares[static_cast<size_t>((thread + i) % team)];
+      for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) run_item(item);
     }
+  }
+
+  void run_item(int64_t i) {
+    try {
+      body(i);
+    } catch (...) {
+      const std::lock_guard lock(failing);
+      if (!failure) failure = std::current_exception();
+    }
+    if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) return;
+    finished.store(1);  // sequentially consistent: whether somebody sleeps is looked at afterwards
+    finished.notify_all();
   }
 };
 
@@ -107,7 +128,7 @@ class Pool {
     const auto work = std::make_shared<Work>(body, n, team);
     publish(work);
     in_parallel = true;
-    work->run();
+    work->run(0);
     in_parallel = false;
     if (work->finished.load(std::memory_order_acquire) == 0) wait_for_change(work->finished, 0U);
     publish(nullptr);
@@ -129,12 +150,12 @@ class Pool {
 
   void grow(int size) {
     try {
-      for (; size_ < size; ++size_) std::thread([this] { serve(); }).detach();
+      for (; size_ < size; ++size_) std::thread([this, thread = size_ + 1] { serve(thread); }).detach();
     } catch (const std::system_error&) {  // the machine gives no more: those there are do the work
     }
   }
 
-  void serve() {
+  void serve(int thread) {
     in_parallel = true;
     for (uint32_t seen = 0;;) {
       seen = wait_for_change(epoch_, seen);
@@ -143,7 +164,7 @@ class Pool {
         const std::lock_guard lock(current_mutex_);
         work = current_;
       }
-      if (work && work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) work->run();
+      if (work && work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) work->run(thread % work->team);
     }
   }
 

@@ -55,6 +55,23 @@ FloatPanels::FloatPanels(const Matrix& b, int64_t depth, int64_t columns)
     pack_panel(b.at(0, c), depth, std::min(kFloatPanel, columns - c), values_.data() + c * depth);
 }
 
+FloatPanels::FloatPanels(const Weight& w)
+    : depth_(w.dim(1)), values_((w.dim(0) + kFloatPanel - 1) / kFloatPanel * depth_ * kFloatPanel) {
+  parallel_for((w.dim(0) + kFloatPanel - 1) / kFloatPanel, [&](int64_t p) {
+    const int64_t begin = p * kFloatPanel, end = std::min(w.dim(0), begin + kFloatPanel);
+    Tensor scratch;
+    pack_panel(row_major(w.rows(begin, end, scratch), depth_).transposed(), depth_, end - begin,
+               values_.data() + begin * depth_);
+  });
+}
+
+void FloatPanels::columns(int64_t begin, int64_t end, float* y) const {
+  for (int64_t c = begin; c < end; ++c, y += depth_) {
+    const float* from = view().panel(c / kFloatPanel) + c % kFloatPanel;
+    for (int64_t k = 0; k < depth_; ++k) y[k] = from[k * kFloatPanel];
+  }
+}
+
 void gemm_float(const FloatGemm& p) {
   for_parts(p.rows, kernels().float_rows, [&](int64_t r0, int64_t r1) {
     for (int64_t j = 0; j < p.columns; j += kFloatPanel)
@@ -78,6 +95,7 @@ void gemm_float(const FloatGemm& p) {
 void linear_rows(const LinearRows& p) {
   constexpr int64_t kDepth = 2 * kFloatRun;  // at a time
   const int64_t depth = p.w.dim(p.transposed ? 1 : 0), columns = p.w.dim(p.transposed ? 0 : 1);
+  const FloatPanels* ready = p.transposed ? p.w.panels() : nullptr;
   const int64_t panels = (columns + kFloatPanel - 1) / kFloatPanel, tiles = (p.rows + kFloatRows - 1) / kFloatRows;
   // Where rows are cut each part packs the same panels, and of 197 rows 8 % of the time is packing: columns are cut
   // finer.
@@ -91,12 +109,15 @@ void linear_rows(const LinearRows& p) {
     const int64_t c0 = panels * j / across * kFloatPanel;
     const int64_t n = std::min(columns, panels * (j + 1) / across * kFloatPanel) - c0;
     Tensor scratch;
-    const Matrix right = p.transposed ? row_major(p.w.rows(c0, c0 + n, scratch), depth).transposed()
-                                      : row_major(p.w.rows(0, depth, scratch), columns).at(0, c0);
+    Matrix right{};
+    if (!ready)
+      right = p.transposed ? row_major(p.w.rows(c0, c0 + n, scratch), depth).transposed()
+                           : row_major(p.w.rows(0, depth, scratch), columns).at(0, c0);
     const int64_t first = p.rows * i / down, last = p.rows * (i + 1) / down;
     for (int64_t k = 0; k < depth; k += kDepth) {
       const int64_t some = std::min(kDepth, depth - k);
-      const FloatPanels block(right.at(k, 0), some, n);
+      const FloatPanels packed = ready ? FloatPanels() : FloatPanels(right.at(k, 0), some, n);
+      const FloatPanelsView block = ready ? ready->view().at(k, c0 / kFloatPanel) : packed.view();
       for_parts(last - first, kernels().float_rows, [&](int64_t begin, int64_t end) {
         float* y = p.y + (first + begin) * p.y_stride + c0;
         gemm_float({.a = p.x.at(first + begin, k),

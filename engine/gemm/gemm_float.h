@@ -78,13 +78,24 @@ inline int64_t row_stride(int64_t depth) { return depth % 1024 == 0 ? depth + 16
 // The rows of x so far apart: where they are, or copied.
 Matrix with_row_stride(const Tensor& x, Buffer<float>& copy);
 
+// Panels of 32 columns where they lie, the rows of a panel one after the other.
+struct FloatPanelsView {
+  const float* data;
+  int64_t stride;  // from one panel to the next
+
+  const float* panel(int64_t p) const { return data + p * stride; }
+  FloatPanelsView at(int64_t k, int64_t p) const { return {panel(p) + k * kFloatPanel, stride}; }
+};
+
 // A right operand [depth, columns], rows or columns of which are contiguous, packed: [panels, depth, 32], zeros beyond
 // the last column. Its panels stay in cache while the rows of the left operand, read where they lie, pass.
 class FloatPanels {
  public:
   FloatPanels() = default;
   FloatPanels(const Matrix& b, int64_t depth, int64_t columns);
-  const float* panel(int64_t p) const { return values_.data() + p * depth_ * kFloatPanel; }
+  explicit FloatPanels(const Weight& w);  // of Wᵀ, w [out, in]; on all threads
+  FloatPanelsView view() const { return {values_.data(), depth_ * kFloatPanel}; }
+  void columns(int64_t begin, int64_t end, float* y) const;  // of these, one after the other: rows of W
 
  private:
   int64_t depth_ = 0;
@@ -95,7 +106,7 @@ class FloatPanels {
 struct FloatGemm {
   Matrix a;
   int64_t rows;
-  const FloatPanels& b;
+  FloatPanelsView b;
   int64_t depth, columns;
   float* c;
   int64_t c_stride;

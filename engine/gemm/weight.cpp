@@ -3,10 +3,16 @@
 #include <algorithm>
 
 #include "engine/core/parallel.h"
+#include "engine/gemm/gemm_float.h"
 #include "engine/gemm/gemm_packed.h"
 #include "engine/grid/binary.h"
 
 namespace bcq {
+
+Weight::Weight(Shape shape, std::shared_ptr<const FloatPanels> panels)
+    : shape_(std::move(shape)),
+      decode_([panels](int64_t begin, int64_t end, float* y) { panels->columns(begin, end, y); }),
+      panels_(panels) {}
 
 Weight::Weight(std::shared_ptr<const PackedWeight> packed)
     : shape_(packed->shape()),

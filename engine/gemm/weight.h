@@ -15,6 +15,7 @@
 
 namespace bcq {
 
+class FloatPanels;
 class PackedWeight;
 struct BinaryPlanes;
 
@@ -27,6 +28,7 @@ class Weight {
   Weight(Tensor floats) : shape_(floats.shape), floats_(std::move(floats)) {}  // NOLINT: a Tensor is a Weight
   Weight(Shape shape, Decode decode) : shape_(std::move(shape)), decode_(std::move(decode)) {}
 
+  Weight(Shape shape, std::shared_ptr<const FloatPanels> panels);
   Weight(std::shared_ptr<const PackedWeight> packed);  // NOLINT: as is one that is packed
   Weight(std::shared_ptr<const BinaryPlanes> planes);  // NOLINT: or binarized (engine/grid/binary.h)
 
@@ -38,6 +40,7 @@ class Weight {
   // Rows [begin, end): in place where they are floats, else decoded into scratch, which is given room for them.
   const float* rows(int64_t begin, int64_t end, Tensor& scratch) const;
   const PackedWeight* packed() const { return packed_.get(); }  // null unless it is
+  const FloatPanels* panels() const { return panels_.get(); }   // the same
   // All of it: the floats themselves, shared and not to be written to, else decoded into memory of its own.
   Tensor values() const;
 
@@ -46,6 +49,7 @@ class Weight {
   Tensor floats_;
   Decode decode_;
   std::shared_ptr<const PackedWeight> packed_;
+  std::shared_ptr<const FloatPanels> panels_;
 };
 
 }  // namespace bcq

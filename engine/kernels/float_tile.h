@@ -71,6 +71,11 @@ void float_micro_kernel(const FloatTile& t) {
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
       for (int j = 0; j < kBeside; ++j) sum[r][j] = Floats{};
+    // Where sums go, another core may have written last: its lines are taken over while sums are made.
+    for (int r = 0; r < kRows && kAhead > 0; ++r) {
+      __builtin_prefetch(t.c + r * t.c_stride, 1);
+      __builtin_prefetch(t.c + r * t.c_stride + kAcross - 1, 1);
+    }
     const float *low = t.a + k * t.a_step, *high = low + kLow * t.a_stride, *b = t.panel + k * kFloatPanel;
     for (int64_t n = t.depth - k < kFloatRun ? t.depth - k : kFloatRun; n > 0; --n) {
       Floats block[kBeside];

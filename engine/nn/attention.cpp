@@ -97,7 +97,8 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
       for (int64_t r = 0; r < n; ++r) kernels().scale(q.at(r, 0).data, form.scale, scaled.data() + r * d, d);
       q = row_major(scaled.data(), d);
     }
-    gemm_float({.a = q, .rows = n, .b = kv.keys, .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
+    gemm_float(
+        {.a = q, .rows = n, .b = kv.keys.view(), .depth = d, .columns = keys, .c = scores.data(), .c_stride = padded});
     for (int64_t r = begin; r < end; ++r) {
       float* row = scores.data() + (r - begin) * padded;
       const int64_t seen = form.causal ? r + 1 : T;
@@ -108,7 +109,7 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
           form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
-    gemm_float({row_major(scores.data(), padded), n, kv.values, keys, d, y.data + x.out(i, begin), x.heads * d});
+    gemm_float({row_major(scores.data(), padded), n, kv.values.view(), keys, d, y.data + x.out(i, begin), x.heads * d});
   };
   if (!form.causal) {
     parallel_for(x.count(), [&](int64_t i) {

@@ -54,7 +54,7 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
   parallel_for(heads, [&](int64_t h) {
     const float* right = b.data + h * M * K;
     const FloatPanels panels(transpose_b ? row_major(right, K).transposed() : row_major(right, M), K, M);
-    gemm_float({row_major(a.data + h * N * K, K), N, panels, K, M, y.data + h * N * M, M});
+    gemm_float({row_major(a.data + h * N * K, K), N, panels.view(), K, M, y.data + h * N * M, M});
   });
   if (tape && (a.slot >= 0 || b.slot >= 0))
     tape->record(y, [=](const Tensor& dy) {
@@ -65,7 +65,7 @@ Tensor matmul(Tape* tape, const Tensor& a, const Tensor& b, bool transpose_b) {
         const Matrix right = row_major(b.data + h * M * K, transpose_b ? K : M);
         // y = a bᵀ: da = dy b, db = dyᵀ a.   y = a b: da = dy bᵀ, db = aᵀ dy.
         const auto add_to = [](float* to, const Matrix& x, int64_t rows, const Matrix& z, int64_t depth, int64_t n) {
-          gemm_float({x, rows, FloatPanels(z, depth, n), depth, n, to, n, to, n});
+          gemm_float({x, rows, FloatPanels(z, depth, n).view(), depth, n, to, n, to, n});
         };
         if (da) add_to(da + h * N * K, g, N, transpose_b ? right : right.transposed(), M, K);
         if (db && transpose_b) add_to(db + h * M * K, g.transposed(), M, left, N, K);
