@@ -265,15 +265,13 @@ std::string cost_text(const CalibrationSeconds& cost) {
 
 json to_json(const CalibrationSeconds& cost) {
   json ops = json::object();
-  double searched = 0;
   for (const auto& [layer, seconds] : cost.of_layer) {
     json& op = ops[op_name(layer->role)];
     if (op.is_null()) op = {{"sites", 0}, {"seconds", 0.0}};
     op["sites"] = op["sites"].get<int>() + 1;
     op["seconds"] = op["seconds"].get<double>() + seconds;
-    searched += seconds;
   }
-  return {{"seconds", cost.total}, {"network_seconds", cost.total - searched}, {"ops", ops}};
+  return {{"seconds", cost.total}, {"network_seconds", cost.total - cost.solve}, {"ops", ops}};
 }
 
 }  // namespace bcq

@@ -32,7 +32,8 @@ struct CalibrationSeconds {
   double passes = 0;                        // data through parts of the network, and gradients
   double sums = 0;                          // second moments and means
   double solve = 0;                         // in methods
-  std::map<const Layer*, double> of_layer;  // of that, by the first layer of each group
+  // The same by the first layer of each group; of layers that are shared out, in the rank that had them.
+  std::map<const Layer*, double> of_layer;
 };
 
 struct CalibrationResult {

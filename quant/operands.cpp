@@ -178,7 +178,7 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
     for (size_t r = 0; r < waiting.size(); ++r) {
       for (Layer* layer : model.layers(waiting[r])) {
         share_layer(*layer, static_cast<int>(r));
-        if (method.wants(*layer)) result.seconds.of_layer.try_emplace(layer, 0.0);  // another rank's time
+        if (method.wants(*layer)) share(result.seconds.of_layer[layer], static_cast<int>(r));
       }
       PartRecord& of_part = result.parts[static_cast<size_t>(waiting[r] + 1)];
       share(of_part, static_cast<int>(r));

@@ -77,6 +77,24 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
                  "| 2g64  | GPTQ + BC (position)     | BLOOM-560M | ptb       |  178.73 |             not run |"));
   check_failure("table language --models " + folder / "hub", 2, {"--corpora"});
 
+  // A cell that fails, here because its file cannot be written, fails by itself.
+  std::vector<fs::path> cells;
+  for (const auto& entry : fs::directory_iterator(folder / "groups"))
+    if (entry.path().extension() == ".json") cells.push_back(entry.path());
+  REQUIRE(cells.size() == 4);
+  std::sort(cells.begin(), cells.end());
+  for (const fs::path& cell : cells) fs::remove(cell);
+  fs::create_directories(cells[0] / "taken");
+  const Result taken = run(command);
+  CHECK(taken.code == 4);
+  CHECK(contains(taken.err, "OPT-125M could not be measured: " + cells[0].string()));
+  std::map<std::string, int> one_failed;
+  const json with_failure = read_json(folder / "g.json")["rows"];
+  for (const json& row : with_failure) ++one_failed[row["state"].get<std::string>()];
+  CHECK(one_failed["measured"] == 3);
+  CHECK(one_failed["failed"] == 1);
+  fs::remove_all(cells[0]);
+
   // A broken checkpoint fails by itself: the others are shown.
   fs::copy(kMini + "/bloom", folder / "hub/bloom-560m", fs::copy_options::recursive);
   fs::resize_file(folder / "hub/bloom-560m/model.safetensors", 1000000);

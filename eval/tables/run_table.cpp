@@ -25,6 +25,7 @@ struct Column {
   std::string fingerprint;
   std::string checkpoint;                  // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
   std::string failure;                     // why it could not be measured
+  std::vector<std::string> failures;       // why a cell could not be, for each; empty where nothing failed
   std::vector<std::vector<json>> records;  // by cell and data set, null where there is none
 };
 
@@ -85,7 +86,8 @@ Run::Run(const TableRun& options)
     calib = {Definition::C4, find_corpus(Definition::C4, o.data, Split::Calibration)};
   }
   const auto add = [&](const std::string& label, const std::string& path, int paper) {
-    columns.push_back({label, path, paper, "", "", "", {}});
+    columns.push_back({label, path, paper, "", "", "", {}, {}});
+    columns.back().failures.resize(table.cells.size());
     columns.back().records.assign(table.cells.size(), std::vector<json>(texts.size()));
   };
   if (embedded) {
@@ -174,7 +176,8 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
   return nullptr;
 }
 
-// Fills column.records with the cells measured before, and measures what is missing and this rank's.
+// Fills column.records with the cells measured before, and measures what is missing and this rank's; what fails is in
+// column.failures.
 void Run::measure(Column& column, ProgressLine& progress) {
   column.fingerprint = fingerprint(column.path);
   std::vector<bool> own(table.cells.size());
@@ -211,22 +214,29 @@ void Run::measure(Column& column, ProgressLine& progress) {
         const Cell& cell = table.cells[c];
         print(stderr, "%s %s %s%s: %.2f (cell %d of %d)\n", column.label, cell.width, cell.label,
               vision ? "" : std::string(", ") + name_of(texts[i].definition), measured.figure, ++finished, missing);
+      },
+      [&](size_t c, const Error& e) {
+        progress.finish();
+        column.failures[c] = e.what();
+        print(stderr, "%s %s %s failed: %s\n", column.label, table.cells[c].width, table.cells[c].label, e.what());
       });
 }
 
-// The cells of all ranks, which are in files, and what failed, in each of them.
+// The cells of all ranks, which are in files, and what failed.
 void Run::share_cells(const Warn& warn) {
   wait_for_ranks();
   for (Column& column : columns)
     for (int r = 0; r < ranks(); ++r) {
-      std::pair<std::string, std::string> said{column.checkpoint, column.failure};
+      std::vector<std::string> said = column.failures;
+      said.push_back(column.checkpoint);
+      said.push_back(column.failure);
       if (r != rank()) said = {};
-      share(said.first, r);
-      share(said.second, r);
-      if (column.checkpoint.empty()) column.checkpoint = said.first;
-      if (!column.failure.empty() || said.second.empty()) continue;
-      column.failure = said.second;
-      if (rank() == 0) print(stderr, "%s failed: %s\n", column.label, column.failure);
+      share(said, r);
+      if (column.failure.empty()) column.failure = said.back();
+      said.pop_back();
+      if (column.checkpoint.empty()) column.checkpoint = said.back();
+      for (size_t c = 0; c < table.cells.size(); ++c)
+        if (column.failures[c].empty()) column.failures[c] = said[c];
     }
   for (Column& column : columns)
     for (size_t c = 0; c < table.cells.size(); ++c)
@@ -358,6 +368,9 @@ void run_table(const TableRun& options) {
   }
   ProgressLine of_files;
   if (ranks() > 1) run.share_cells(of_files.warn());
+  for (Column& column : run.columns)
+    for (const std::string& failure : column.failures)
+      if (column.failure.empty()) column.failure = failure;
   const std::vector<Heading>& headings = run.vision ? kVisionHeadings : kLanguageHeadings;
   print_headings(headings);
   json rows = json::array();

@@ -103,7 +103,8 @@ json quantization_of(const Recipe& r) {
 }
 
 void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
-                   const std::function<bool(size_t, size_t)>& wanted, ProgressLine& progress, const CellDone& done) {
+                   const std::function<bool(size_t, size_t)>& wanted, ProgressLine& progress, const CellDone& done,
+                   const CellFailed& failed) {
   Outcome outcome;
   double quantization_seconds = 0;
   const std::vector<std::string> of_all = progress.warnings();
@@ -114,11 +115,7 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       of_quantization.push_back(message);
   };
   json quantized;  // the recipe the model stands in, less what compensation adds
-  for (size_t c = 0; c < cells.size(); ++c) {
-    std::vector<size_t> missing;
-    for (size_t i = 0; i < data; ++i)
-      if (wanted(c, i)) missing.push_back(i);
-    if (missing.empty()) continue;
+  const auto measure = [&](size_t c, const std::vector<size_t>& missing) {
     const Recipe& r = cells[c].recipe;
     if (quantizes(r) && quantized != quantization_of(r)) {
       const Timer quantization;
@@ -139,6 +136,21 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       record["warnings"] = warnings;
       record["seconds"] = rest.seconds() + (quantizes(r) ? quantization_seconds : 0);
       done(c, i, record, measured);
+    }
+  };
+  for (size_t c = 0; c < cells.size(); ++c) {
+    std::vector<size_t> missing;
+    for (size_t i = 0; i < data; ++i)
+      if (wanted(c, i)) missing.push_back(i);
+    if (missing.empty()) continue;
+    try {
+      measure(c, missing);
+    } catch (const UsageError&) {
+      throw;
+    } catch (const Error& e) {
+      if (!failed) throw;
+      quantized = nullptr;
+      failed(c, e);
     }
   }
 }

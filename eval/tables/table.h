@@ -45,11 +45,13 @@ std::vector<std::string> embedded_models(const PaperTable& table, const std::str
 // The recipe less what compensation adds: cells that have the same share one quantization.
 json quantization_of(const Recipe& recipe);
 // Measure those cells on those of `data` data sets that are wanted, one quantization for all cells that share it.
-// done() gets the record with everything but what its caller knows alone. The model is left quantized.
+// done() gets the record with everything but what its caller knows alone. Where a cell fails, failed() is told why and
+// the others go on; UsageError ends all of them, and so does any error without failed(). The model is left quantized.
 using CellDone = std::function<void(size_t cell, size_t data, json& record, const Measured& measured)>;
+using CellFailed = std::function<void(size_t cell, const Error& why)>;
 void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
                    const std::function<bool(size_t cell, size_t data)>& wanted, ProgressLine& progress,
-                   const CellDone& done);
+                   const CellDone& done, const CellFailed& failed = {});
 
 // A table as Markdown on stdout.
 struct Heading {
