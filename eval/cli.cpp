@@ -216,7 +216,8 @@ int CommandLine::run(int argc, char** argv, const std::function<void()>& body) {
     std::string facts =
         format("version %s, OpenBLAS %s, JPEG %s, options", version(), openblas_get_corename(), jpeg_decoder());
     for (int i = 1; i < argc; ++i) facts += std::string(" ") + argv[i];
-    start_ranks(parser_->shares_work, facts);
+    start_ranks(parser_->shares_work);
+    require_same_in_ranks(facts);
     try {
       parse(argc, argv);
     } catch (const CLI::ParseError& e) {

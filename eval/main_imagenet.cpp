@@ -146,6 +146,13 @@ json settings_of(VisionTask& task, const Options& o) {
   return settings;
 }
 
+// Of the images' names and labels.
+std::string hash_of(const ImageFolder& folder) {
+  uint64_t hash = 0;
+  for (const ImageFolder::Item& item : folder.items) hash = checksum(format("%s %d", item.path, item.label), hash);
+  return format("%016x", hash);
+}
+
 void run(const CommandLine& line, Options& o) {
   check_options(line, o);
   Recipe& r = o.recipe;
@@ -169,6 +176,7 @@ void run(const CommandLine& line, Options& o) {
   task.limit = o.limit;
   task.batch_size = o.batch_size;
   task.paired = o.paired;
+  require_same_files(model->info().weights, hash_of(task.data) + " " + hash_of(task.calib));
 
   std::optional<BlockFiles> blocks;
   if (o.saves() && calibrates(r)) blocks.emplace(partial_folder(o.save), settings_of(task, o), o.resume);

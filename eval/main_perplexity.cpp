@@ -238,7 +238,10 @@ void run(const CommandLine& line, Options& o) {
   task.warn = progress.warn();
   for (const std::string& note : model->info().notes) task.warn(note);
   task.keeps_floats = o.paired;
-  for (size_t i = 0; i < sources.size(); ++i) task.text(r, i);
+  std::string hashes;
+  for (size_t i = 0; i < sources.size(); ++i) hashes += task.text(r, i).facts.hash + " ";
+  if (calibrates(r)) task.compensation(r);
+  require_same_files(model->info().weights, hashes + task.calib_facts.hash);
   Recipe fp = r;
   fp.method = MethodName::Float;
   json ignored;

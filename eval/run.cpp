@@ -6,6 +6,7 @@
 
 #include "data/image/cache.h"
 #include "engine/core/check.h"
+#include "engine/core/ranks.h"
 #include "engine/file/json.h"
 #include "quant/allocation.h"
 #include "quant/calibrate.h"
@@ -153,6 +154,11 @@ std::string fingerprint(const std::string& model) {
     require_input(in.eof(), "%s: cannot be read", file);
   }
   return format("%016x", hash);
+}
+
+void require_same_files(const std::string& model, const std::string& data_hash) {
+  if (ranks() > 1)
+    require_same_in_ranks(format("%s with hash %s and data with hash %s", model, fingerprint(model), data_hash));
 }
 
 json flat_recipe(Model& model, const Recipe& r) {

@@ -59,6 +59,8 @@ const char* op_name(Role role);  // "qkv", "matmul1", "fc2": as the published co
 
 // Of the contents of a model's files: *.safetensors and *.json in its folder, or beside it. 16 hex digits.
 std::string fingerprint(const std::string& model);
+// Of several ranks, whose disks may differ: UsageError unless all have the same model, and the same data by this hash.
+void require_same_files(const std::string& model, const std::string& data_hash);
 
 // A recipe as records have it: every option of the family, null where it does not apply, and `recipe` itself.
 json flat_recipe(Model& model, const Recipe& recipe);

@@ -128,6 +128,34 @@ TEST_CASE("cli: ranks: a run that lost a rank goes on with another number of the
   CHECK_FALSE(std::filesystem::exists(to + ".partial"));
 }
 
+TEST_CASE("cli: ranks: a model or a text that is another one where another rank runs is refused") {
+  if (skipped_without_mpi()) return;
+  namespace fs = std::filesystem;
+  const Folder folder;
+  for (const std::string rank : {"0", "1"}) {
+    fs::create_directories(folder / rank);
+    fs::copy(kMini + "/opt", folder / rank + "/model");
+    fs::copy(kMini + "/text/test.txt", folder / rank + "/text");
+  }
+  const auto run_in_folders = [&] {
+    return run("perplexity --model model --text text --limit 2 --seqlen 32",
+               kMpi + "-n 2 sh -c 'program=$(realpath \"$0\"); cd " + folder.path.string() +
+                   "/$OMPI_COMM_WORLD_RANK; exec \"$program\" \"$@\"' ");
+  };
+  const auto append = [&](const std::string& name) { std::ofstream(folder / "1/" + name, std::ios::app) << "\n"; };
+  const Result same = run_in_folders();
+  CAPTURE(same.err);
+  CHECK(same.code == 0);
+  for (const std::string name : {"text", "model/config.json"}) {
+    const std::string before = read_file(folder / "1/" + name);
+    append(name);
+    const Result r = run_in_folders();
+    CHECK(r.code == 2);
+    CHECK(contains(r.err, "results would depend on the rank"));
+    write_file(folder / "1/" + name, before);
+  }
+}
+
 TEST_CASE("cli: ranks: cells of a table") {
   if (skipped_without_mpi()) return;
   const Folder folder;

@@ -34,7 +34,7 @@ std::string mpi_version() { return mpi::version().empty() ? "none" : mpi::versio
 int rank() { return alone > 0 ? 0 : own_rank; }
 int ranks() { return alone > 0 ? 1 : rank_count; }
 
-void start_ranks(bool shares_work, const std::string& facts) {
+void start_ranks(bool shares_work) {
   const int announced = announced_ranks();
   if (announced <= 1) return;
   require_usage(mpi_version() != "none", "it was started as %d ranks, and this build has no MPI: make MPI=1",
@@ -47,10 +47,13 @@ void start_ranks(bool shares_work, const std::string& facts) {
                 "it does not share out its work over ranks: start it once, without mpirun");
   sharing_cores = mpi::machine_rank_count();
   if (own_rank > 0) require(std::freopen("/dev/null", "w", stdout) != nullptr, "/dev/null cannot be opened");
-  for (int r = 0; r < rank_count; ++r) {
-    std::string others = r == own_rank ? facts : "";
+}
+
+void require_same_in_ranks(const std::string& facts) {
+  for (int r = 0; r < ranks(); ++r) {
+    std::string others = r == rank() ? facts : "";
     share(others, r);
-    require_usage(others == facts, "results would depend on the rank: rank %d has %s, rank %d %s", r, others, own_rank,
+    require_usage(others == facts, "results would depend on the rank: rank %d has %s, rank %d %s", r, others, rank(),
                   facts);
   }
 }

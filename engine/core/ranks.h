@@ -20,9 +20,10 @@ int ranks();  // of the run; 1 in a build without MPI, and where it was not star
 std::string mpi_version();  // "Open MPI v4.1.4", or "none"
 
 // To be called once, at the start of a program. UsageError where the run has several ranks and the build no MPI, or the
-// program does not share out its work. `facts`, all that results depend on besides options and data, has to be the same
-// in all ranks: UsageError naming two that differ.
-void start_ranks(bool shares_work, const std::string& facts);
+// program does not share out its work.
+void start_ranks(bool shares_work);
+// What results depend on has to be the same in all ranks: UsageError naming two that differ.
+void require_same_in_ranks(const std::string& facts);
 // In the end of a program; waits for the others.
 void end_ranks();
 // Of several ranks: the end of this one and of all others, with this exit code. Ranks but the first wait a moment

@@ -180,6 +180,7 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
 // column.failures.
 void Run::measure(Column& column, ProgressLine& progress) {
   column.fingerprint = fingerprint(column.path);
+  require_same_in_ranks(format("%s with hash %s", column.path, column.fingerprint));
   std::vector<bool> own(table.cells.size());
   for (size_t c = 0; c < own.size(); ++c) {
     if (c == 0 || quantization_of(table.cells[c - 1].recipe) != quantization_of(table.cells[c].recipe)) ++quantizations;
