@@ -91,6 +91,18 @@ std::vector<std::string> names_in(const std::string& line) {
   return std::all_of(names.begin(), names.end(), is_name) ? names : std::vector<std::string>();
 }
 
+// The same of one line after the other; between lines of ``` nothing is a marker.
+class Markers {
+ public:
+  std::vector<std::string> next(const std::string& line) {
+    if (line.starts_with("```")) code_ = !code_;
+    return code_ ? std::vector<std::string>() : names_in(line);
+  }
+
+ private:
+  bool code_ = false;
+};
+
 void require_lf(const std::string& markdown, const std::string& path) {
   require_input(markdown.find('\r') == std::string::npos, "%s: its lines end in CR LF: convert it to LF first", path);
 }
@@ -155,11 +167,9 @@ std::vector<std::string> tables_in(const std::string& markdown, const std::strin
   require_lf(markdown, path);
   std::vector<std::string> tables;
   std::istringstream lines(markdown);
-  bool code = false;
-  for (std::string line; std::getline(lines, line);) {
-    if (line.starts_with("```")) code = !code;
-    for (const std::string& name : code ? std::vector<std::string>() : names_in(line)) add_once(tables, name);
-  }
+  Markers markers;
+  for (std::string line; std::getline(lines, line);)
+    for (const std::string& name : markers.next(line)) add_once(tables, name);
   return tables;
 }
 
@@ -168,11 +178,10 @@ std::string with_tables(const std::string& markdown, const std::map<std::string,
   std::istringstream lines(markdown);
   std::string made;
   std::set<std::string> used;
-  bool code = false;  // between lines of ```, where nothing is a marker
+  Markers markers;
   for (std::string line; std::getline(lines, line);) {
     made += line + (lines.eof() ? "" : "\n");
-    if (line.starts_with("```")) code = !code;
-    const std::vector<std::string> names = code ? std::vector<std::string>() : names_in(line);
+    const std::vector<std::string> names = markers.next(line);
     const auto given = [&](const std::string& name) { return rows.contains(name); };
     if (std::none_of(names.begin(), names.end(), given)) continue;
     json all = json::array();

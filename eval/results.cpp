@@ -40,6 +40,8 @@ std::string label_of(const json& record) {
                                              : format(" %.0f bit", bits);
     if (group > 0) label += format(" g%.0f", group);
   }
+  if (const std::string inside = text_in(record, "billm_inside"); !inside.empty() && inside != "official")
+    label += " " + inside;
   const std::string bc = text_in(record, "bc");
   const bool part = text_in(record, "method") == "joint" && bc == "channel";  // of the method
   if (!bc.empty() && bc != "none" && !part) label += " + BC (" + bc + ")";

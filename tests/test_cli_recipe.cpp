@@ -191,7 +191,7 @@ TEST_CASE("cli: where memory is short a program ends and says so") {
     MESSAGE("skipped: sanitizers need all addresses");
     return;
   }
-  for (const int mb : {100, 150, 200, 300, 450}) {
+  for (const int mb : {100, 150, 200, 300, 350, 400, 450}) {
     const Result r =
         run("perplexity --model data/mini/opt --text data/mini/text/test.txt --limit 1 --seqlen 32 --nsamples 2 "
             "--calib-text data/mini/text/calib.txt --method gptq --threads 2",

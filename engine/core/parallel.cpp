@@ -22,6 +22,11 @@
 
 #include "engine/core/check.h"
 
+extern "C" {
+void* blas_memory_alloc(int);  // of OpenBLAS, which has no header for them
+void blas_memory_free(void*);
+}
+
 namespace bcq {
 namespace {
 
@@ -177,12 +182,19 @@ class Pool {
 std::mutex blas_mutex;
 int blas_users = 0, blas_threads = 1, blas_buffers = 0;
 
-// OpenBLAS takes a buffer of 128 MB for every thread that calls it, and tries for ever where there is no room for one.
-void require_room_for_buffers(int n) {
-  const size_t size = static_cast<size_t>(n) * ((128 << 20) + (1 << 16));
+// OpenBLAS takes a buffer of 128 MB for every thread that calls it, keeps it, and tries for ever where there is no room
+// for one. So there are as many as `threads` from here on, or there is an exception. Its table of buffers has an end;
+// Debian's holds more than these.
+constexpr int kMostBlasBuffers = 128;
+void make_blas_buffers(int threads) {
+  const size_t size = static_cast<size_t>(threads - blas_buffers) * ((128 << 20) + (1 << 16));
   void* const room = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) throw std::bad_alloc();
   ::munmap(room, size);
+  std::vector<void*> buffers(static_cast<size_t>(threads));
+  for (void*& buffer : buffers) buffer = blas_memory_alloc(0);
+  for (void* const buffer : buffers) blas_memory_free(buffer);
+  blas_buffers = threads;
 }
 
 }  // namespace
@@ -229,10 +241,7 @@ int threads() { return thread_count(); }
 
 OneBlasThread::OneBlasThread() {
   const std::lock_guard lock(blas_mutex);
-  if (blas_buffers < threads()) {
-    require_room_for_buffers(threads() - blas_buffers);
-    blas_buffers = threads();
-  }
+  if (const int n = std::min(threads(), kMostBlasBuffers); blas_buffers < n) make_blas_buffers(n);
   if (blas_users++ > 0) return;
   blas_threads = openblas_get_num_threads();
   if (blas_threads != 1) openblas_set_num_threads(1);
