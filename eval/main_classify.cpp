@@ -39,7 +39,7 @@ struct Classifier {
     recipe.integer = integer && info.packed;
     set_stored_vision(*model, recipe);
     if (recipe.integer) prepare_runtime(*model, recipe);
-    if (!info.packed) model->pack_weights();
+    if (!info.packed) model->make_panels();
     title = info.name + (info.packed ? format(" W%dA%d", recipe.ptq.wbits, recipe.ptq.abits) : " float");
   }
 

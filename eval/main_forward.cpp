@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
         ctx.precision = Precision::Integer;
       }
     }
-    if (ctx.precision == Precision::Float && model->info().family == Family::Vision) model->pack_weights();
+    if (ctx.precision == Precision::Float && model->info().family == Family::Vision) model->make_panels();
     Tensor logits;
     const auto pass = [&] { logits = model->forward(ctx, batch); };
     double ms = 0;

@@ -146,13 +146,6 @@ json settings_of(VisionTask& task, const Options& o) {
   return settings;
 }
 
-// Of the images' names and labels.
-std::string hash_of(const ImageFolder& folder) {
-  uint64_t hash = 0;
-  for (const ImageFolder::Item& item : folder.items) hash = checksum(format("%s %d", item.path, item.label), hash);
-  return format("%016x", hash);
-}
-
 void run(const CommandLine& line, Options& o) {
   check_options(line, o);
   Recipe& r = o.recipe;

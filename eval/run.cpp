@@ -137,6 +137,21 @@ const char* op_name(Role role) {
   return "";
 }
 
+namespace {
+
+uint64_t add_file(const fs::path& file, uint64_t hash) {
+  std::vector<char> piece(1 << 20);
+  std::ifstream in(file, std::ios::binary);
+  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0)
+    hash = checksum({piece.data(), static_cast<size_t>(in.gcount())}, hash);
+  require_input(in.eof(), "%s: cannot be read", file);
+  return hash;
+}
+
+}  // namespace
+
+std::string file_hash(const std::string& path) { return format("%016x", add_file(path, 0)); }
+
 std::string fingerprint(const std::string& model) {
   const fs::path folder = fs::is_directory(model) ? fs::path(model) : fs::path(model).parent_path();
   std::vector<fs::path> files;
@@ -145,14 +160,7 @@ std::string fingerprint(const std::string& model) {
       files.push_back(entry.path());
   std::sort(files.begin(), files.end());
   uint64_t hash = 0;
-  std::vector<char> piece(1 << 20);
-  for (const fs::path& file : files) {
-    hash = checksum(file.filename().string(), hash);
-    std::ifstream in(file, std::ios::binary);
-    while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0)
-      hash = checksum({piece.data(), static_cast<size_t>(in.gcount())}, hash);
-    require_input(in.eof(), "%s: cannot be read", file);
-  }
+  for (const fs::path& file : files) hash = add_file(file, checksum(file.filename().string(), hash));
   return format("%016x", hash);
 }
 

@@ -59,6 +59,7 @@ const char* op_name(Role role);  // "qkv", "matmul1", "fc2": as the published co
 
 // Of the contents of a model's files: *.safetensors and *.json in its folder, or beside it. 16 hex digits.
 std::string fingerprint(const std::string& model);
+std::string file_hash(const std::string& path);
 // Of several ranks, whose disks may differ: UsageError unless all have the same model, and the same data by this hash.
 void require_same_files(const std::string& model, const std::string& data_hash);
 

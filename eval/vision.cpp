@@ -256,6 +256,12 @@ void check_saving_vision(const Recipe& r) {
                 "--save holds weights of 2 to 8 bits, or of %d, which are floats; not of %d", kFloatBits, r.ptq.wbits);
 }
 
+std::string hash_of(const ImageFolder& folder) {
+  uint64_t hash = 0;
+  for (const ImageFolder::Item& item : folder.items) hash = checksum(format("%s %d", item.path, item.label), hash);
+  return format("%016x", hash);
+}
+
 std::string cost_text(const CalibrationSeconds& cost) {
   const json all = to_json(cost);
   std::string text = format("%.1f s: network and gradients %.1f s", cost.total, all["network_seconds"].get<double>());

@@ -92,5 +92,6 @@ void check_saving_vision(const Recipe& recipe);
 // "12 s: network 2 s, qkv 3 s, ...": what was calibrated, by kind of product; as JSON with the number of products.
 std::string cost_text(const CalibrationSeconds& cost);
 json to_json(const CalibrationSeconds& cost);
+std::string hash_of(const ImageFolder& folder);  // of the images' names and labels
 
 }  // namespace bcq

@@ -82,7 +82,7 @@ Tensor Model::forward(const Context& ctx, const Batch& batch) const {
   };
   // Each thread takes samples of its own from end to end, as far as they go round: what one op writes the next finds
   // in its cache, and no op waits for another thread. (ViT-B, batch 8: a tenth less time than op by op.) Images go by
-  // twos, which pack weights once (3 to 7 % less).
+  // twos, which make panels of weights once, where they are not held as such (3 to 7 % less).
   const int64_t n = batch.size(), alone = ctx.tape || ctx.observer || ctx.cache ? 0 : n - n % threads();
   if (alone < 2) return run(batch);
   const int64_t most = batch.pixels.empty() ? 1 : 2, parts = (alone / threads() + most - 1) / most * threads();
@@ -149,7 +149,7 @@ std::vector<std::string> Model::prepare_int8() {
   return simulated;
 }
 
-void Model::pack_weights() {
+void Model::make_panels() {
   require(info_.family == Family::Vision, "the weights of %s are read a token at a time: in rows", info_.name);
   for (Layer* layer : all_layers())
     if (layer->is_linear() && !layer->weight.panels() && layer->role != Role::Head)  // which has one row an image

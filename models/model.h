@@ -114,9 +114,9 @@ class Model {
   // Make Precision::Integer ready, once grids stand. Returns the names of layers it will simulate.
   std::vector<std::string> prepare_int8();
 
-  // Vision, of a network that is only run, in float: hold its weights in the order in which products read them, in
-  // place of rows, so that no pass orders them again. The same outputs, to the last bit; quantizing it is slower.
-  void pack_weights();
+  // Vision, of a network that is only run, in float: hold its weights as the panels that products read (Weight), in
+  // memory of their own, so that no pass makes them again. The same outputs, to the last bit; quantizing it is slower.
+  void make_panels();
 
   // Put every LayerScale into the layer before it (Layer::fold_gamma), before anything is quantized; clear() undoes it.
   void fold_layer_scale();

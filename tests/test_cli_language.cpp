@@ -87,7 +87,8 @@ TEST_CASE("cli: the language tables go on where they were stopped, and say what 
   fs::create_directories(cells[0] / "taken");
   const Result taken = run(command);
   CHECK(taken.code == 4);
-  CHECK(contains(taken.err, "OPT-125M could not be measured: " + cells[0].string()));
+  CHECK(contains(taken.err, " could not be measured: " + cells[0].string()));
+  CHECK(contains(taken.err, "OPT-125M 2g64 RTN, wikitext2 could not be measured"));
   std::map<std::string, int> one_failed;
   const json with_failure = read_json(folder / "g.json")["rows"];
   for (const json& row : with_failure) ++one_failed[row["state"].get<std::string>()];

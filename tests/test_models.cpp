@@ -27,7 +27,7 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
     const Tensor all = model->forward(kFloat, many);
     for (int64_t b = 0; b < 7; ++b) CHECK(same_bits(sample(all, b), sample(logits, b % 2)));
     for (int again = 0; again < 2; ++again) {
-      model->pack_weights();
+      model->make_panels();
       CHECK(same_bits(model->forward(kFloat, images), logits));
     }
   }
@@ -43,7 +43,7 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
       CHECK(same_bits(sample(logits, b), model->forward(kFloat, window)));
     }
     CHECK(same_on_two_threads([&] { return model->forward(kFloat, text); }));
-    CHECK_THROWS_AS(model->pack_weights(), Error);
+    CHECK_THROWS_AS(model->make_panels(), Error);
   }
 }
 

@@ -118,7 +118,7 @@ TEST_CASE("threads: every item runs once, whatever their number; inside and besi
 TEST_CASE("threads: what is left of a share is taken by whoever comes") {
   const int before = threads();
   set_threads(2);
-  for (const int64_t held : {0, 3}) {  // an item that ends last, of either share
+  for (const int64_t held : {0, 3, 4, 7}) {  // an item that ends last, of either share
     std::atomic<int> done = 0;
     parallel_for(8, [&](int64_t i) {
       while (i == held && done < 7) std::this_thread::yield();

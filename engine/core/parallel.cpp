@@ -66,8 +66,8 @@ T wait_for_change(const std::atomic<T>& value, T old) {
 
 // One parallel_for. Threads may look at it when it is over, but then there is no item left to take.
 struct Work {
-  // Consecutive items. A thread takes those of its own share, the same in every loop over as many items, and then what
-  // others have left.
+  // Consecutive items. A thread takes those of its own share, the same in every loop over as many items where all
+  // threads join, and then what others have left.
   struct alignas(64) Share {
     std::atomic<int64_t> next;
     int64_t end;

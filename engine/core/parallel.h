@@ -33,8 +33,9 @@ struct OneBlasThread {
 
 // Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
 // Inside another parallel_for it runs serially, and so it does while another thread of the program is in one.
-// Threads take items as they come to run, and the caller waits for items, not for threads: one that has no core when
-// there is work leaves it to the others. That is what a team of OpenMP's cannot do: its barrier waits for every thread,
+// A thread has a share of consecutive items, the same each time, so that what it wrote last is in its cache, and when
+// it is done takes what others have left. The caller waits for items, not for threads: one that has no core when there
+// is work leaves it to the others. That is what a team of OpenMP's cannot do: its barrier waits for every thread,
 // and on a machine with other work that is most of the time.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 

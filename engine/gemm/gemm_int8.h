@@ -45,7 +45,7 @@ class Int8Panels {
   std::vector<int32_t> sums(int32_t factor) const;
   // When all codes are set: products are faster where these are small, on machines without VNNI.
   void find_range();
-  // After that, for operands that are used often, where kernels().cuts_outliers says that it pays: codes are cut so
+  // After that, for operands that are used often, where kernels().sums_in_16_bits says that it pays: codes are cut so
   // that products of any bytes with four of a column add up in 16 bits, and what is cut off is kept beside them. Does
   // nothing where all codes are small or more than an eighth would be cut. Products, sums() and column() stay the same;
   // no code is set afterwards.

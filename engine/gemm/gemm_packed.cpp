@@ -69,14 +69,14 @@ void PackedWeight::multiply_each(const Tokens& tokens, int64_t begin, int64_t en
 }
 
 // The codes of a block, as a panel of signed bytes: less their zero points, which saves a term of every sum, or less
-// 128 where they have eight bits.
+// half of their range, which keeps them small.
 void PackedWeight::signed_panel(int64_t block, uint8_t* codes) const {
   const PackedRows packed = rows(block);
   kernels().packed_codes(packed, codes);
   for (int64_t g = 0, q = 0; g < groups(); ++g) {
     uint8_t from[4 * kRows];
     for (int64_t i = 0; i < 4 * kRows; ++i)
-      from[i] = less_zeros_ ? packed.zero[g * kRows + i / 4] : bits_ == 8 ? 128 : 0;
+      from[i] = less_zeros_ ? packed.zero[g * kRows + i / 4] : static_cast<uint8_t>(1 << (bits_ - 1));
     for (; q < ends_[at(g)]; ++q, codes += 4 * kRows)
       for (int64_t i = 0; i < 4 * kRows; ++i) codes[i] = static_cast<uint8_t>(codes[i] - from[i]);
   }

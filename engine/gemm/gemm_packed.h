@@ -119,7 +119,7 @@ class PackedWeight {
   int64_t group_;
   Shape shape_;
   bool scattered_;              // the groups' columns do not follow each other
-  bool less_zeros_;             // differences of codes and zero points fit a signed byte
+  bool less_zeros_;             // whether signed_panel() takes zero points off
   int most_;                    // a bound of the magnitudes of signed_panel()'s codes
   std::vector<int32_t> ends_;   // [groups] the quad at which each ends
   std::vector<int32_t> order_;  // [slots] the column there, -1 for padding; empty where slot i is column i

@@ -108,8 +108,9 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
     }
   });
   const auto [least, largest] = std::minmax_element(zero_.begin(), zero_.end());
-  less_zeros_ = bits_ < 8 && *largest <= 128;
-  most_ = bits_ == 8 ? 128 : less_zeros_ ? std::max<int>(*largest, (1 << bits_) - 1 - *least) : 1 << bits_;
+  const int half_range = 1 << (bits_ - 1), most = std::max<int>(*largest, (1 << bits_) - 1 - *least);
+  less_zeros_ = bits_ < 8 && most <= (kernels().sums_in_16_bits ? half_range : 128);
+  most_ = less_zeros_ ? most : half_range;
 }
 
 PackedRows PackedWeight::rows(int64_t block) const {

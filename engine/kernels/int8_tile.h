@@ -17,7 +17,7 @@ namespace {
 constexpr int kMostRows = kWide == 16 ? kInt8Rows : 6;
 constexpr int64_t kAtOnce = 2 * kWide;  // columns of a tile
 constexpr int kInt8BestRows = kWide == 16 ? kInt8Rows : kInt8Block;
-constexpr bool kCutsOutliers = false;
+constexpr bool kSumsIn16Bits = false;
 
 // A tile of kRows rows and kAtOnce columns.
 template <int kRows>
@@ -52,7 +52,7 @@ constexpr int kMostRows = 6;                 // 12 sums of 8 columns, two regist
 constexpr int64_t kAtOnce = kInt8Panel / 2;  // columns of a tile
 constexpr int kInt8BestRows = kInt8Block;
 
-constexpr bool kCutsOutliers = true;
+constexpr bool kSumsIn16Bits = true;
 
 // c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
@@ -134,15 +134,15 @@ __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
 }
 
 // Of a panel with small codes: vpmaddubsw adds two products in 16 bits, where there is room for those of `most` steps.
+// Sums of 32 bits wait on the stack, where no register holds their addresses.
 template <int kRows>
 __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t most) {
   const __m256i one = _mm256_set1_epi16(1);
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
-  const int32_t* from = t.from;
-  int32_t* const c = t.c;
-  int64_t from_stride = t.from_stride;
-  const int64_t c_stride = t.c_stride, panel_stride = t.panel_stride;
+  const int64_t panel_stride = t.panel_stride;
+  __m256i total[kRows][2];
+  load_sums(t, total);
   for (int64_t left = t.steps; left > 0; left -= most) {
     __m256i sum[kRows][2];
     const __m256i first[2] = {load_register(panel), load_register(panel + 32)};
@@ -165,12 +165,9 @@ __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t mos
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j)
-        store_register(
-            _mm256_add_epi32(load_register(from + r * from_stride + 8 * j), _mm256_madd_epi16(sum[r][j], one)),
-            c + r * c_stride + 8 * j);
-    from = c, from_stride = c_stride;
+      for (int j = 0; j < 2; ++j) total[r][j] = _mm256_add_epi32(total[r][j], _mm256_madd_epi16(sum[r][j], one));
   }
+  store_sums(total, t);
 }
 
 // Bytes 0 and 2 of every word of four as 16-bit numbers, and bytes 1 and 3.
@@ -250,7 +247,7 @@ void int8_tile(const Int8Tile& t) {
 constexpr int kMostRows = 1;
 constexpr int64_t kAtOnce = kInt8Panel;
 constexpr int kInt8BestRows = kInt8Rows;
-constexpr bool kCutsOutliers = false;
+constexpr bool kSumsIn16Bits = false;
 
 // One row of a panel.
 template <int kRows>

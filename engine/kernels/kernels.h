@@ -86,7 +86,7 @@ struct PackedToken {
 struct PackedSums {
   int64_t blocks, group, tokens;
   int limbs;                 // 2 or 3
-  const int32_t* sums;       // [tokens, limbs, rows] over codes, less 128 if they have 8 bits, and limbs
+  const int32_t* sums;       // [tokens, limbs, rows] over codes, less half of their range, and limbs
   const int32_t* limb_sums;  // [tokens, groups, limbs]; null if the sums are over codes less their zero points
   float* y;                  // [tokens, rows]
   int64_t stride;            // from row to row of sums and of y
@@ -165,9 +165,10 @@ struct Kernels {
   void (*from_f16)(const uint16_t* x, float* y, int64_t n);
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
 
-  // As many rows as int8_tile and float_tile compute best in a call; whether int8_tile is faster when outliers are cut.
+  // As many rows as int8_tile and float_tile compute best in a call.
   int int8_rows, float_rows;
-  bool cuts_outliers;
+  // Whether int8_tile first sums in 16 bits, the longer the smaller the codes are: it pays to cut outliers.
+  bool sums_in_16_bits;
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one

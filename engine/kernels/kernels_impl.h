@@ -356,7 +356,7 @@ constinit const Kernels BCQ_TABLE = {
     .from_bf16 = from_bf16,
     .int8_rows = kInt8BestRows,
     .float_rows = kTall > 1 ? kTall : kFloatRows,
-    .cuts_outliers = kCutsOutliers,
+    .sums_in_16_bits = kSumsIn16Bits,
 };
 
 }  // namespace bcq

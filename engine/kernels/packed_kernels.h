@@ -158,7 +158,7 @@ void packed_codes(const PackedRows& r, uint8_t* y) {
 
 template <int kLimbs, bool kLessZero>
 inline void scaled_sums(const PackedRows& r, const PackedSums& part) {
-  const int32_t middle = r.bits == 8 ? 128 : 0;
+  const int32_t middle = 1 << (r.bits - 1);
   const int64_t next = r.groups * kLimbs, stride = part.stride;
   for (int64_t row = 0; row < part.blocks * kInt8Panel; row += kWide) {
     const Scales scales(r, row, part.group);

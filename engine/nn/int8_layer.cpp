@@ -36,7 +36,7 @@ std::shared_ptr<const Int8Panels> code_weight(const Weight& weight, const Grid& 
     }
   });
   panels->find_range();
-  if (kernels().cuts_outliers) panels->cut_outliers();
+  if (kernels().sums_in_16_bits) panels->cut_outliers();
   return panels;
 }
 

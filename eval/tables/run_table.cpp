@@ -23,10 +23,10 @@ struct Column {
   std::string label, path;  // no path: it is not there
   int paper = -1;           // index into the paper's columns
   std::string fingerprint;
-  std::string checkpoint;                  // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
-  std::string failure;                     // why it could not be measured
-  std::vector<std::string> failures;       // why a cell could not be, for each; empty where nothing failed
-  std::vector<std::vector<json>> records;  // by cell and data set, null where there is none
+  std::string checkpoint;                          // "vit_base_patch16_224.augreg_in21k_ft_in1k", once loaded
+  std::string failure;                             // why it could not be measured
+  std::vector<std::vector<std::string>> failures;  // why a cell could not be, as in records; empty where nothing failed
+  std::vector<std::vector<json>> records;          // by cell and data set, null where there is none
 };
 
 struct Run {
@@ -42,11 +42,15 @@ struct Run {
   bool possible(const Column& column, size_t c, size_t i) const;
   json settings_of(const Column& column, size_t c, size_t i) const;
   std::string path_of(const Column& column, size_t c, size_t i) const;
+  std::string images_of(const std::string& split) const;
+  void require_same_files() const;
   std::unique_ptr<Task> task_of(Model& model, ProgressLine& progress) const;
   json find(const Column& column, size_t c, size_t i, const Warn& warn) const;
   void measure(Column& column, ProgressLine& progress);
   void share_cells(const Warn& warn);
   json row_of(const Column& column, size_t c, size_t i, std::vector<std::string>& values) const;
+  std::string cell_name(const Column& column, size_t c, size_t i) const;
+  std::vector<std::pair<std::string, std::string>> failures() const;  // of columns and cells: what, and why
   std::vector<std::string> notes() const;
 };
 
@@ -87,7 +91,7 @@ Run::Run(const TableRun& options)
   }
   const auto add = [&](const std::string& label, const std::string& path, int paper) {
     columns.push_back({label, path, paper, "", "", "", {}, {}});
-    columns.back().failures.resize(table.cells.size());
+    columns.back().failures.assign(table.cells.size(), std::vector<std::string>(texts.size()));
     columns.back().records.assign(table.cells.size(), std::vector<json>(texts.size()));
   };
   if (embedded) {
@@ -132,21 +136,22 @@ std::string Run::path_of(const Column& column, size_t c, size_t i) const {
          (vision ? "" : std::string("-") + name_of(texts[i].definition)) + ".json";
 }
 
+// The folder of a split, or the archive it is published as.
+std::string Run::images_of(const std::string& split) const {
+  if (embedded) return o.mini + "/images/" + (split == "train" ? "calib" : split);
+  const std::string folder = o.data + "/" + split, tar = o.data + "/ILSVRC2012_img_" + split + ".tar";
+  return !fs::exists(folder) && fs::exists(tar) ? tar : folder;
+}
+
 std::unique_ptr<Task> Run::task_of(Model& model, ProgressLine& progress) const {
   if (!vision) {
     auto task = std::make_unique<LanguageTask>(model, texts, calib, std::vector<std::string>{"gptq"}, o.limit);
     task->warn = progress.warn();
     return task;
   }
-  // The folder of a split, or the archive it is published as.
-  const auto split = [&](const std::string& name, const std::string& mini) {
-    if (embedded) return o.mini + "/images/" + mini;
-    const std::string folder = o.data + "/" + name, tar = o.data + "/ILSVRC2012_img_" + name + ".tar";
-    return !fs::exists(folder) && fs::exists(tar) ? tar : folder;
-  };
   auto task = std::make_unique<VisionTask>(
-      model, list_images(split("val", "val"), classes_of(model.info()), o.labels, o.cache, progress.callback()),
-      list_images(split("train", "calib"), 0, "", o.cache, progress.callback()));
+      model, list_images(images_of("val"), classes_of(model.info()), o.labels, o.cache, progress.callback()),
+      list_images(images_of("train"), 0, "", o.cache, progress.callback()));
   task->limit = o.limit;
   task->batch_size = o.batch_size;
   task->paired = o.paired;
@@ -176,11 +181,46 @@ json Run::find(const Column& column, size_t c, size_t i, const Warn& warn) const
   return nullptr;
 }
 
+std::string Run::cell_name(const Column& column, size_t c, size_t i) const {
+  return column.label + " " + table.cells[c].width + " " + table.cells[c].label +
+         (vision ? "" : std::string(", ") + name_of(texts[i].definition));
+}
+
+std::vector<std::pair<std::string, std::string>> Run::failures() const {
+  std::vector<std::pair<std::string, std::string>> failures;
+  for (const Column& column : columns) {
+    if (!column.failure.empty()) failures.push_back({column.label, column.failure});
+    for (size_t c = 0; c < table.cells.size(); ++c)
+      for (size_t i = 0; i < texts.size(); ++i)
+        if (!column.failures[c][i].empty()) failures.push_back({cell_name(column, c, i), column.failures[c][i]});
+  }
+  return failures;
+}
+
+// Of several ranks, whose disks may differ: UsageError unless all have the same models and data.
+void Run::require_same_files() const {
+  if (ranks() == 1) return;
+  std::string facts;
+  const auto add = [&](const std::string& path, const std::function<std::string(const std::string&)>& hash) {
+    if (path.empty()) return;
+    try {
+      facts += path + " with hash " + hash(path) + ", ";
+    } catch (const Error& e) {  // of which the column, or the run, dies later
+      facts += e.what() + std::string(", ");
+    }
+  };
+  for (const Column& column : columns) add(column.path, fingerprint);
+  for (const TextSource& text : texts) add(text.path, file_hash);
+  add(calib.path, file_hash);
+  for (const char* split : {"val", "train"})
+    if (vision) add(images_of(split), [](const std::string& path) { return hash_of(list_images(path)); });
+  require_same_in_ranks(facts);
+}
+
 // Fills column.records with the cells measured before, and measures what is missing and this rank's; what fails is in
 // column.failures.
 void Run::measure(Column& column, ProgressLine& progress) {
   column.fingerprint = fingerprint(column.path);
-  require_same_in_ranks(format("%s with hash %s", column.path, column.fingerprint));
   std::vector<bool> own(table.cells.size());
   for (size_t c = 0; c < own.size(); ++c) {
     if (c == 0 || quantization_of(table.cells[c - 1].recipe) != quantization_of(table.cells[c].recipe)) ++quantizations;
@@ -212,14 +252,11 @@ void Run::measure(Column& column, ProgressLine& progress) {
         record["settings"] = settings_of(column, c, i);
         write_record(path_of(column, c, i), record);
         column.records[c][i] = record;
-        const Cell& cell = table.cells[c];
-        print(stderr, "%s %s %s%s: %.2f (cell %d of %d)\n", column.label, cell.width, cell.label,
-              vision ? "" : std::string(", ") + name_of(texts[i].definition), measured.figure, ++finished, missing);
+        print(stderr, "%s: %.2f (cell %d of %d)\n", cell_name(column, c, i), measured.figure, ++finished, missing);
       },
-      [&](size_t c, const Error& e) {
-        progress.finish();
-        column.failures[c] = e.what();
-        print(stderr, "%s %s %s failed: %s\n", column.label, table.cells[c].width, table.cells[c].label, e.what());
+      [&](size_t c, size_t i, const Error& e) {
+        column.failures[c][i] = e.what();
+        print(stderr, "%s failed: %s\n", cell_name(column, c, i), e.what());
       });
 }
 
@@ -228,16 +265,15 @@ void Run::share_cells(const Warn& warn) {
   wait_for_ranks();
   for (Column& column : columns)
     for (int r = 0; r < ranks(); ++r) {
-      std::vector<std::string> said = column.failures;
-      said.push_back(column.checkpoint);
-      said.push_back(column.failure);
+      std::vector<std::vector<std::string>> said = column.failures;
+      said.push_back({column.checkpoint, column.failure});
       if (r != rank()) said = {};
       share(said, r);
-      if (column.failure.empty()) column.failure = said.back();
-      said.pop_back();
-      if (column.checkpoint.empty()) column.checkpoint = said.back();
+      if (column.checkpoint.empty()) column.checkpoint = said.back()[0];
+      if (column.failure.empty()) column.failure = said.back()[1];
       for (size_t c = 0; c < table.cells.size(); ++c)
-        if (column.failures[c].empty()) column.failures[c] = said[c];
+        for (size_t i = 0; i < texts.size(); ++i)
+          if (column.failures[c][i].empty()) column.failures[c][i] = said[c][i];
     }
   for (Column& column : columns)
     for (size_t c = 0; c < table.cells.size(); ++c)
@@ -270,10 +306,11 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
   json record = column.records[c][i], paper;
   if (column.paper >= 0 && !cell.paper.is_null()) paper = cell.paper.at(static_cast<size_t>(column.paper));
   if (paper.is_array()) paper = json(paper.at(i));
-  const std::string state = !possible(column, c, i)  ? "not run"
-                            : !record.is_null()      ? "measured"
-                            : column.failure.empty() ? "not run"
-                                                     : "failed";
+  const bool failed = !column.failure.empty() || !column.failures[c][i].empty();
+  const std::string state = !possible(column, c, i) ? "not run"
+                            : !record.is_null()     ? "measured"
+                            : failed                ? "failed"
+                                                    : "not run";
   json row = {{"width", cell.width}, {"method", cell.label}, {"model", column.label},
               {"state", state},      {"paper", paper},       {"difference", nullptr}};
   std::string ours = state, difference, se = "?";
@@ -340,8 +377,8 @@ std::vector<std::string> Run::notes() const {
              "BC (position) is what the paper's scripts fit: one value per position and channel."};
   for (const Column& c : columns) {
     if (!c.checkpoint.empty()) notes.push_back(c.label + ": " + c.checkpoint + ", from " + c.path);
-    if (!c.failure.empty()) notes.push_back(c.label + " failed: " + c.failure);
   }
+  for (const auto& [what, why] : failures()) notes.push_back(what + " failed: " + why);
   if (embedded) return notes;
   notes.push_back("Paper: " + get<std::string>(table.file, "source", table.path) + ".");
   for (const json& note : get<json>(table.file, "footnotes", table.path)) notes.push_back(note);
@@ -354,6 +391,7 @@ void run_table(const TableRun& options) {
   make_folder(options.out);
   if (!options.cache.empty()) make_folder(options.cache);
   Run run(options);
+  run.require_same_files();
   for (Column& column : run.columns) {
     if (column.path.empty()) continue;
     ProgressLine progress(column.label + ": ");
@@ -369,9 +407,6 @@ void run_table(const TableRun& options) {
   }
   ProgressLine of_files;
   if (ranks() > 1) run.share_cells(of_files.warn());
-  for (Column& column : run.columns)
-    for (const std::string& failure : column.failures)
-      if (column.failure.empty()) column.failure = failure;
   const std::vector<Heading>& headings = run.vision ? kVisionHeadings : kLanguageHeadings;
   print_headings(headings);
   json rows = json::array();
@@ -388,8 +423,7 @@ void run_table(const TableRun& options) {
   json table = {{"rows", rows}, {"notes", notes}};
   table.update(run_facts());
   write_record(options.json_path, table);
-  for (const Column& column : run.columns)
-    if (!column.failure.empty()) throw Incomplete(column.label + " could not be measured: " + column.failure);
+  for (const auto& [what, why] : run.failures()) throw Incomplete(what + " could not be measured: " + why);
 }
 
 }  // namespace bcq

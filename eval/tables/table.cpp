@@ -115,42 +115,43 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       of_quantization.push_back(message);
   };
   json quantized;  // the recipe the model stands in, less what compensation adds
-  const auto measure = [&](size_t c, const std::vector<size_t>& missing) {
-    const Recipe& r = cells[c].recipe;
-    if (quantizes(r) && quantized != quantization_of(r)) {
-      const Timer quantization;
-      of_quantization.clear();
-      outcome = quantize(task, r, progress.callback(), warn);
-      quantization_seconds = quantization.seconds();
-      quantized = quantization_of(r);
-    }
-    const Timer rest;
-    compensate(task, r, outcome, progress.callback());
-    for (const size_t i : missing) {
-      json record = model_record(task.model, r, outcome.fitted);
-      const Measured measured = task.measure(r, i, record, progress.callback());
-      progress.finish();
-      record.update(run_facts());
-      std::vector<std::string> warnings = of_all;
-      if (quantizes(r)) warnings.insert(warnings.end(), of_quantization.begin(), of_quantization.end());
-      record["warnings"] = warnings;
-      record["seconds"] = rest.seconds() + (quantizes(r) ? quantization_seconds : 0);
-      done(c, i, record, measured);
-    }
+  const auto make = [&](const Recipe& r) {
+    if (!quantizes(r) || quantized == quantization_of(r)) return;
+    quantized = nullptr;
+    const Timer timer;
+    of_quantization.clear();
+    outcome = quantize(task, r, progress.callback(), warn);
+    quantization_seconds = timer.seconds();
+    quantized = quantization_of(r);
   };
   for (size_t c = 0; c < cells.size(); ++c) {
-    std::vector<size_t> missing;
-    for (size_t i = 0; i < data; ++i)
-      if (wanted(c, i)) missing.push_back(i);
-    if (missing.empty()) continue;
-    try {
-      measure(c, missing);
-    } catch (const UsageError&) {
-      throw;
-    } catch (const Error& e) {
-      if (!failed) throw;
-      quantized = nullptr;
-      failed(c, e);
+    const Recipe& r = cells[c].recipe;
+    std::optional<Timer> rest;  // what the quantization did not take; runs where the model stands as the cell has it
+    for (size_t i = 0; i < data; ++i) {
+      if (!wanted(c, i)) continue;
+      try {
+        if (!rest) {
+          make(r);
+          const Timer compensation;
+          compensate(task, r, outcome, progress.callback());
+          rest = compensation;
+        }
+        json record = model_record(task.model, r, outcome.fitted);
+        const Measured measured = task.measure(r, i, record, progress.callback());
+        progress.finish();
+        record.update(run_facts());
+        std::vector<std::string> warnings = of_all;
+        if (quantizes(r)) warnings.insert(warnings.end(), of_quantization.begin(), of_quantization.end());
+        record["warnings"] = warnings;
+        record["seconds"] = rest->seconds() + (quantizes(r) ? quantization_seconds : 0);
+        done(c, i, record, measured);
+      } catch (const UsageError&) {
+        throw;
+      } catch (const Error& e) {
+        if (!failed) throw;
+        progress.finish();
+        failed(c, i, e);
+      }
     }
   }
 }

@@ -48,7 +48,7 @@ json quantization_of(const Recipe& recipe);
 // done() gets the record with everything but what its caller knows alone. Where a cell fails, failed() is told why and
 // the others go on; UsageError ends all of them, and so does any error without failed(). The model is left quantized.
 using CellDone = std::function<void(size_t cell, size_t data, json& record, const Measured& measured)>;
-using CellFailed = std::function<void(size_t cell, const Error& why)>;
+using CellFailed = std::function<void(size_t cell, size_t data, const Error& why)>;
 void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
                    const std::function<bool(size_t cell, size_t data)>& wanted, ProgressLine& progress,
                    const CellDone& done, const CellFailed& failed = {});
