@@ -29,9 +29,9 @@ struct CalibrationOptions {
 // Wall time, in seconds.
 struct CalibrationSeconds {
   double total = 0;
-  double passes = 0;                        // data through parts of the network, and gradients
-  double sums = 0;                          // second moments and means
-  double solve = 0;                         // in methods
+  double passes = 0;  // data through parts of the network, and gradients
+  double sums = 0;    // second moments and means
+  double solve = 0;   // in methods
   // The same by the first layer of each group; of layers that are shared out, in the rank that had them.
   std::map<const Layer*, double> of_layer;
 };
