@@ -26,12 +26,14 @@ std::string kl_text(double kl) {
   return text.starts_with("0.") ? text.substr(1) : text;
 }
 
-// Top-1 in as many digits as its error leaves, with KL; perplexity in two decimals, since what is compared is paired.
+// Top-1 in as many digits as its error leaves, with KL; perplexity in two decimals, below 10 in three, since what is
+// compared is paired.
 std::string figure_of(const json& row) {
   const double figure = number_in(row, "ours"), error = number_in(row, "standard_error");
   const json paired = row.value("paired", json());
   const double kl = paired.is_object() ? number_in(paired, "kl") : NAN;
-  const std::string text = number_text(figure, row.contains("paired") && error >= 1 ? 1 : 2);
+  const bool top1 = row.contains("paired");
+  const std::string text = number_text(figure, top1 ? (error >= 1 ? 1 : 2) : figure < 10 ? 3 : 2);
   return std::isfinite(kl) && kl > 0 ? text + ", " + kl_text(kl) : text;
 }
 

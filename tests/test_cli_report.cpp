@@ -139,6 +139,14 @@ between
   const std::string made = read_file(readme);
   REQUIRE(run(command).code == 0);
   CHECK(read_file(readme) == made);
+  // Small perplexities have three decimals.
+  const std::string one = read_file(folder / "one.json");
+  json small = json::parse(one);
+  (small.is_array() ? small[0] : small)["perplexity"] = 2.3456;
+  write_file(folder / "one.json", small.dump());
+  REQUIRE(run(command).code == 0);
+  CHECK(contains(read_file(readme), "| gptq 3 bit g128 | 2.346 |\n"));
+  write_file(folder / "one.json", one);
   // Two forms of compensation stand in rows of their own.
   rows[5]["method"] = "BasePTQ + BC (position)";
   write_file(folder / "cells.json", json{{"rows", rows}}.dump());
