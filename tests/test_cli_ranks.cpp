@@ -1,4 +1,6 @@
 // Programs on several ranks: in a build with MPI the same records and files on any number of them.
+#include <fstream>
+
 #include "engine/core/ranks.h"
 #include "tests/cli.h"
 
