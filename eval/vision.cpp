@@ -175,7 +175,13 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
 }
 
 void VisionTask::before_quantization(const Progress& progress) {
-  if (paired && float_logits_.empty()) evaluate(Precision::Float, progress);
+  if (!paired || !float_logits_.empty()) return;
+  try {
+    evaluate(Precision::Float, progress);
+  } catch (...) {
+    float_logits_.clear();  // some batches of them would pass for all
+    throw;
+  }
 }
 
 Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const Progress& progress) {

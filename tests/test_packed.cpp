@@ -146,24 +146,33 @@ TEST_CASE("packed products have the bits of the plain loop, of one token and of 
 }
 
 TEST_CASE("packed products of the largest codes and limbs fit the sums on the way") {
-  const int64_t in = 128, out = 40;
+  struct Case {
+    int bits, zero, code;
+    int64_t out;
+  };
+  std::vector<Case> cases;
   for (int bits = 1; bits <= 8; ++bits)
-    for (const float zero : {0.f, 1.f}) {
-      CAPTURE(bits);
-      Affine grid{bits, in, Tensor({out, 1}), Tensor({out, 1})};
-      for (int64_t r = 0; r < out; ++r) grid.scale[r] = 0.5f, grid.zero[r] = zero;
-      const std::vector<uint8_t> codes(static_cast<size_t>(out * in), static_cast<uint8_t>((1 << bits) - 1));
-      const PackedWeight w(grid, {out, in}, codes);
-      for (const float value : {0x7f7f7fp0f, -0x7f7f7fp0f, 0x7e8080p0f, -0x7e8080p0f, 0x3e7f80p0f})
-        for (const int64_t tokens : {1, 9}) {
-          Tensor x({tokens, in}), want({tokens, out}), y({tokens, out});
-          std::fill_n(x.data, x.size(), value);
-          for (int64_t t = 0; t < tokens; ++t) x[t * in] = 0x7f7f7fp0f;  // so that values are integers of 24 bits
-          packed_reference(grid, codes, x.data, tokens, in, 24, nullptr, want.data);
-          w.multiply(x.data, tokens, nullptr, y.data);
-          CHECK(same_bits(y, want));
-        }
-    }
+    for (const int zero : {0, 1, (1 << (bits - 1)) - 1, 1 << (bits - 1), 255})
+      for (const int code : {0, (1 << bits) - 1})
+        for (const int64_t out : {40, 64}) cases.push_back({bits, zero, code, out});
+  const int64_t in = 128;
+  for (const auto& [bits, zero, code, out] : cases) {
+    CAPTURE(bits);
+    CAPTURE(zero);
+    Affine grid{bits, in, Tensor({out, 1}), Tensor({out, 1})};
+    for (int64_t r = 0; r < out; ++r) grid.scale[r] = 0.5f, grid.zero[r] = static_cast<float>(zero);
+    const std::vector<uint8_t> codes(static_cast<size_t>(out * in), static_cast<uint8_t>(code));
+    const PackedWeight w(grid, {out, in}, codes);
+    for (const float value : {0x7f7f7fp0f, -0x7f7f7fp0f, 0x7e8080p0f, -0x7e8080p0f, 0x3e7f80p0f})
+      for (const int64_t tokens : {1, 9}) {
+        Tensor x({tokens, in}), want({tokens, out}), y({tokens, out});
+        std::fill_n(x.data, x.size(), value);
+        for (int64_t t = 0; t < tokens; ++t) x[t * in] = 0x7f7f7fp0f;  // so that values are integers of 24 bits
+        packed_reference(grid, codes, x.data, tokens, in, 24, nullptr, want.data);
+        w.multiply(x.data, tokens, nullptr, y.data);
+        CHECK(same_bits(y, want));
+      }
+  }
 }
 
 TEST_CASE("products with packed weights stay within their bound of the exact ones, on any number of threads") {

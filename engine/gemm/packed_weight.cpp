@@ -107,8 +107,9 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_code
         if (column_of(i) >= 0) put_code(codes[at(column_of(i))], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
     }
   });
-  const auto [least, largest] = std::minmax_element(zero_.begin(), zero_.end());
-  const int half_range = 1 << (bits_ - 1), most = std::max<int>(*largest, (1 << bits_) - 1 - *least);
+  const auto [least, largest] = std::minmax_element(grid.zero.data, grid.zero.data + grid.zero.size());
+  const int half_range = 1 << (bits_ - 1);
+  const int most = std::max(static_cast<int>(*largest), (1 << bits_) - 1 - static_cast<int>(*least));
   less_zeros_ = bits_ < 8 && most <= (kernels().sums_in_16_bits ? half_range : 128);
   most_ = less_zeros_ ? most : half_range;
 }

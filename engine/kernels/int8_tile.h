@@ -134,7 +134,7 @@ __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
 }
 
 // Of a panel with small codes: vpmaddubsw adds two products in 16 bits, where there is room for those of `most` steps.
-// Sums of 32 bits wait on the stack, where no register holds their addresses.
+// Sums of 32 bits are kept on the stack: their places in c would take registers to address.
 template <int kRows>
 __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t most) {
   const __m256i one = _mm256_set1_epi16(1);

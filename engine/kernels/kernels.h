@@ -82,11 +82,11 @@ struct PackedToken {
   const int32_t* sums;   // [groups, kTokenLimbs] of each group's limbs
 };
 // One group's part of the products of `blocks` blocks of rows with some tokens, in the floating-point steps of
-// packed_product: y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - zero_i limb_sums[t, p])
+// packed_product: y[t, i] += scale_i sum_p 256^p (sums[t, p, i] - (zero_i - half) limb_sums[t, p]), half = 2^(bits - 1)
 struct PackedSums {
   int64_t blocks, group, tokens;
   int limbs;                 // 2 or 3
-  const int32_t* sums;       // [tokens, limbs, rows] over codes, less half of their range, and limbs
+  const int32_t* sums;       // [tokens, limbs, rows] of limbs times (codes - half)
   const int32_t* limb_sums;  // [tokens, groups, limbs]; null if the sums are over codes less their zero points
   float* y;                  // [tokens, rows]
   int64_t stride;            // from row to row of sums and of y

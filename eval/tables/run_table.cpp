@@ -200,6 +200,7 @@ std::vector<std::pair<std::string, std::string>> Run::failures() const {
 // Of several ranks, whose disks may differ: UsageError unless all have the same models and data.
 void Run::require_same_files() const {
   if (ranks() == 1) return;
+  ProgressLine progress;
   std::string facts;
   const auto add = [&](const std::string& path, const std::function<std::string(const std::string&)>& hash) {
     if (path.empty()) return;
@@ -213,19 +214,22 @@ void Run::require_same_files() const {
   for (const TextSource& text : texts) add(text.path, file_hash);
   add(calib.path, file_hash);
   for (const char* split : {"val", "train"})
-    if (vision) add(images_of(split), [](const std::string& path) { return hash_of(list_images(path)); });
+    if (vision)
+      add(images_of(split),
+          [&](const std::string& path) { return hash_of(list_images(path, {}, "", o.cache, progress.callback())); });
+  if (fs::is_regular_file(o.labels)) add(o.labels, file_hash);
   require_same_in_ranks(facts);
 }
 
 // Fills column.records with the cells measured before, and measures what is missing and this rank's; what fails is in
 // column.failures.
 void Run::measure(Column& column, ProgressLine& progress) {
-  column.fingerprint = fingerprint(column.path);
   std::vector<bool> own(table.cells.size());
   for (size_t c = 0; c < own.size(); ++c) {
     if (c == 0 || quantization_of(table.cells[c - 1].recipe) != quantization_of(table.cells[c].recipe)) ++quantizations;
     own[c] = quantizations % ranks() == rank();
   }
+  column.fingerprint = fingerprint(column.path);
   const Alone alone;
   size_t missing = 0, finished = 0;
   ProgressLine of_files(column.label + ": ");  // what is said of them belongs to no cell
@@ -375,9 +379,8 @@ std::vector<std::string> Run::notes() const {
              "Over FP: change against the float model, in %; by BC: against the same quantized model without it. Both "
              "on the same windows, with the standard error of the paired difference.",
              "BC (position) is what the paper's scripts fit: one value per position and channel."};
-  for (const Column& c : columns) {
+  for (const Column& c : columns)
     if (!c.checkpoint.empty()) notes.push_back(c.label + ": " + c.checkpoint + ", from " + c.path);
-  }
   for (const auto& [what, why] : failures()) notes.push_back(what + " failed: " + why);
   if (embedded) return notes;
   notes.push_back("Paper: " + get<std::string>(table.file, "source", table.path) + ".");
@@ -423,7 +426,8 @@ void run_table(const TableRun& options) {
   json table = {{"rows", rows}, {"notes", notes}};
   table.update(run_facts());
   write_record(options.json_path, table);
-  for (const auto& [what, why] : run.failures()) throw Incomplete(what + " could not be measured: " + why);
+  if (const auto failures = run.failures(); !failures.empty())
+    throw Incomplete(failures[0].first + " could not be measured: " + failures[0].second);
 }
 
 }  // namespace bcq

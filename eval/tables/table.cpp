@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "engine/core/check.h"
@@ -115,14 +116,19 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
       of_quantization.push_back(message);
   };
   json quantized;  // the recipe the model stands in, less what compensation adds
+  json failing;    // the last recipe that failed so, and why
+  std::string why;
   const auto make = [&](const Recipe& r) {
     if (!quantizes(r) || quantized == quantization_of(r)) return;
+    if (failing == quantization_of(r)) throw Error(why);
     quantized = nullptr;
+    failing = quantization_of(r);
     const Timer timer;
     of_quantization.clear();
     outcome = quantize(task, r, progress.callback(), warn);
     quantization_seconds = timer.seconds();
     quantized = quantization_of(r);
+    failing = nullptr;
   };
   for (size_t c = 0; c < cells.size(); ++c) {
     const Recipe& r = cells[c].recipe;
@@ -149,6 +155,7 @@ void measure_cells(Task& task, const std::vector<Cell>& cells, size_t data,
         throw;
       } catch (const Error& e) {
         if (!failed) throw;
+        if (quantized.is_null()) why = e.what();
         progress.finish();
         failed(c, i, e);
       }
