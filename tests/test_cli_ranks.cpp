@@ -1,4 +1,5 @@
 // Programs on several ranks: in a build with MPI the same records and files on any number of them.
+#include <algorithm>
 #include <fstream>
 
 #include "engine/core/ranks.h"
@@ -175,4 +176,26 @@ TEST_CASE("cli: ranks: cells of a table") {
     return rows;
   };
   CHECK(rows("1.json") == rows("3.json"));
+}
+
+TEST_CASE("cli: ranks: a table's cell that fails does so alone") {
+  if (skipped_without_mpi()) return;
+  namespace fs = std::filesystem;
+  const Folder folder;
+  std::vector<std::vector<std::string>> states;
+  for (const int n : {1, 3}) {
+    const std::string to = folder / std::to_string(n);
+    fs::create_directories(to + "/opt-2g64-rtn-none-plain.json/taken");  // where its record belongs
+    const Result r = run_on(n, "table groups --limit 2 --seqlen 64 --nsamples 6 --only '^2g64-rtn' --out " + to +
+                                   " --json " + to + ".json");
+    CAPTURE(r.err);
+    CHECK(r.code == 4);
+    CHECK(contains(r.err, "opt 2g64 RTN, plain could not be measured: " + to));
+    CHECK(contains(r.out, "- opt 2g64 RTN, plain failed: "));
+    states.emplace_back();
+    const json rows = json::parse(read_file(to + ".json"))["rows"];
+    for (const json& row : rows) states.back().push_back(row["state"]);
+    CHECK(std::count(states.back().begin(), states.back().end(), "failed") == 1);
+  }
+  CHECK(states[0] == states[1]);
 }
