@@ -28,6 +28,8 @@ TEST_CASE("a sample gives the same bits alone and in a batch, on one thread and 
     for (int64_t b = 0; b < 7; ++b) CHECK(same_bits(sample(all, b), sample(logits, b % 2)));
     for (int again = 0; again < 2; ++again) {
       model->make_panels();
+      for (const Layer* layer : model->all_layers())
+        CHECK((layer->weight.panels() != nullptr) == (layer->is_linear() && layer->role != Role::Head));
       CHECK(same_bits(model->forward(kFloat, images), logits));
     }
   }
