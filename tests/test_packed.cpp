@@ -156,12 +156,14 @@ TEST_CASE("packed products of the largest codes and limbs fit the sums on the wa
       for (const int code : {0, (1 << bits) - 1})
         for (const int64_t out : {40, 64}) cases.push_back({bits, zero, code, out});
   const int64_t in = 128;
-  for (const auto& [bits, zero, code, out] : cases) {
-    CAPTURE(bits);
-    CAPTURE(zero);
-    Affine grid{bits, in, Tensor({out, 1}), Tensor({out, 1})};
-    for (int64_t r = 0; r < out; ++r) grid.scale[r] = 0.5f, grid.zero[r] = static_cast<float>(zero);
-    const std::vector<uint8_t> codes(static_cast<size_t>(out * in), static_cast<uint8_t>(code));
+  for (const Case& c : cases) {
+    CAPTURE(c.bits);
+    CAPTURE(c.zero);
+    CAPTURE(c.code);
+    const int64_t out = c.out;
+    Affine grid{c.bits, in, Tensor({out, 1}), Tensor({out, 1})};
+    for (int64_t r = 0; r < out; ++r) grid.scale[r] = 0.5f, grid.zero[r] = static_cast<float>(c.zero);
+    const std::vector<uint8_t> codes(static_cast<size_t>(out * in), static_cast<uint8_t>(c.code));
     const PackedWeight w(grid, {out, in}, codes);
     for (const float value : {0x7f7f7fp0f, -0x7f7f7fp0f, 0x7e8080p0f, -0x7e8080p0f, 0x3e7f80p0f})
       for (const int64_t tokens : {1, 9}) {
