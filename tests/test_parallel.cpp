@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <thread>
 
@@ -117,8 +118,8 @@ TEST_CASE("threads: every item runs once, whatever their number; inside and besi
 
 TEST_CASE("threads: what is left of a share is taken by whoever comes") {
   const int before = threads();
-  set_threads(2);
   for (const int64_t held : {0, 3, 4, 7}) {  // an item that ends last, of either share
+    set_threads(2);
     std::atomic<int> done = 0;
     parallel_for(8, [&](int64_t i) {
       while (i == held && done < 7) std::this_thread::yield();
@@ -126,6 +127,30 @@ TEST_CASE("threads: what is left of a share is taken by whoever comes") {
     });
     CHECK(done == 8);
   }
+  set_threads(before);
+}
+
+TEST_CASE("threads: a caller that waited for a thread without a core works alone for a while") {
+  const int before = threads();
+  const auto self = std::this_thread::get_id();
+  const auto elsewhere = [&] {  // of 40 items, each of some time, those another thread ran
+    std::atomic<int> n = 0;
+    parallel_for(40, [&](int64_t) {
+      n += std::this_thread::get_id() != self;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+    return n.load();
+  };
+  set_threads(2);
+  std::atomic<int> waited = 0;
+  while (waited == 0)  // the first item another thread runs ends long after all others
+    parallel_for(8, [&](int64_t) {
+      if (std::this_thread::get_id() != self && waited++ == 0)
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    });
+  CHECK(elsewhere() == 0);
+  set_threads(2);
+  CHECK(elsewhere() > 0);
   set_threads(before);
 }
 

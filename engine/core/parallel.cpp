@@ -10,12 +10,15 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <ctime>
+#include <deque>
 #include <exception>
 #include <fstream>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -29,6 +32,8 @@ void blas_memory_free(void*);
 
 namespace bcq {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 // The cores this process may run on.
 int available_cores() {
@@ -44,24 +49,33 @@ int& thread_count() {
   return n;
 }
 
-// Waits until value != old: for some microseconds awake, for the next product of a network comes soon, then asleep, for
-// other programs want the core.
+// Whether value != old within some microseconds, spent awake: the next product of a network comes soon.
 template <class T>
-T wait_for_change(const std::atomic<T>& value, T old) {
+bool changes_soon(const std::atomic<T>& value, T old) {
   constexpr auto kAwake = std::chrono::microseconds(50);
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = Clock::now();
   do {
     for (int turn = 0; turn < 64; ++turn) {
-      if (const T now = value.load(std::memory_order_acquire); now != old) return now;
+      if (value.load(std::memory_order_acquire) != old) return true;
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
     }
-  } while (std::chrono::steady_clock::now() - begin < kAwake);
-  for (;;) {
-    value.wait(old, std::memory_order_acquire);
-    if (const T now = value.load(std::memory_order_acquire); now != old) return now;
-  }
+  } while (Clock::now() - begin < kAwake);
+  return false;
+}
+
+// Sleeps until value != old: other programs want the core.
+template <class T>
+void sleep_until_change(const std::atomic<T>& value, T old) {
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+// The processor time a thread has had.
+Clock::duration time_of(clockid_t clock) {
+  timespec t{};
+  ::clock_gettime(clock, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
 }
 
 // One parallel_for. Threads may look at it when it is over, but then there is no item left to take.
@@ -112,6 +126,7 @@ struct Work {
 };
 
 thread_local bool in_parallel = false;
+std::atomic<Clock::time_point> alone_until{};  // loops do not share their items out before then
 
 // The threads beside the caller. They live as long as the program.
 class Pool {
@@ -125,23 +140,49 @@ class Pool {
     ::pthread_atfork(nullptr, nullptr, [] { in_parallel = true; });
   }
 
-  // False, with nothing done, when another thread has work under way.
+  // False, with nothing done, when another thread has work under way, or the caller is better off alone.
   bool run(int64_t n, int team, const std::function<void(int64_t)>& body) {
     const std::unique_lock busy(caller_, std::try_to_lock);
     if (!busy) return false;
+    const auto begin = Clock::now();
+    if (begin < alone_until.load(std::memory_order_relaxed)) return false;
     grow(team - 1);
     const auto work = std::make_shared<Work>(body, n, team);
     publish(work);
     in_parallel = true;
     work->run(0);
     in_parallel = false;
-    if (work->finished.load(std::memory_order_acquire) == 0) wait_for_change(work->finished, 0U);
+    if (!changes_soon(work->finished, 0U)) wait_for_others(*work, begin);
     publish(nullptr);
     if (work->failure) std::rethrow_exception(work->failure);
     return true;
   }
 
  private:
+  struct Helper {
+    std::atomic<clockid_t> clock = 0;         // of its processor time
+    std::atomic<const Work*> work = nullptr;  // that it is in
+    std::optional<Clock::duration> time;      // it had when the caller began to wait for it
+  };
+
+  // A thread that lost its core in the middle of an item is waited for. Where that takes longer than all items would
+  // have taken the caller, which began to work at `begin`, it works alone for twenty times as long, so that looking
+  // whether the core is back costs a twentieth at most.
+  void wait_for_others(const Work& work, Clock::time_point begin) {
+    for (Helper& helper : helpers_) {
+      helper.time.reset();
+      if (helper.work.load() == &work) helper.time = time_of(helper.clock);
+    }
+    const auto asleep = Clock::now();
+    sleep_until_change(work.finished, 0U);
+    const auto awake = Clock::now();
+    Clock::duration without_core = awake - asleep;
+    for (const Helper& helper : helpers_)  // the last to end was at work, or without a core, all the time
+      if (helper.time) without_core = std::min(without_core, awake - asleep - (time_of(helper.clock) - *helper.time));
+    if (without_core > (work.team - 1) * (asleep - begin))
+      alone_until = awake + std::min<Clock::duration>(20 * without_core, std::chrono::seconds(1));
+  }
+
   void publish(std::shared_ptr<Work> work) {
     const bool wakes = work != nullptr;
     {
@@ -155,28 +196,38 @@ class Pool {
 
   void grow(int size) {
     try {
-      for (; size_ < size; ++size_) std::thread([this, thread = size_ + 1] { serve(thread); }).detach();
+      while (static_cast<int>(helpers_.size()) < size) {
+        Helper& helper = helpers_.emplace_back();
+        std::thread([this, &helper, thread = static_cast<int>(helpers_.size())] { serve(helper, thread); }).detach();
+      }
     } catch (const std::system_error&) {  // the machine gives no more: those there are do the work
+      helpers_.pop_back();
     }
   }
 
-  void serve(int thread) {
+  void serve(Helper& self, int thread) {
     in_parallel = true;
+    clockid_t clock;
+    if (::pthread_getcpuclockid(::pthread_self(), &clock) == 0) self.clock = clock;
     for (uint32_t seen = 0;;) {
-      seen = wait_for_change(epoch_, seen);
+      if (!changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
+      seen = epoch_.load(std::memory_order_acquire);
       std::shared_ptr<Work> work;
       {
         const std::lock_guard lock(current_mutex_);
         work = current_;
       }
-      if (work && work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) work->run(thread % work->team);
+      if (!work || work->joined.fetch_add(1, std::memory_order_relaxed) >= work->team) continue;
+      self.work = work.get();
+      work->run(thread % work->team);
+      self.work = nullptr;
     }
   }
 
   std::mutex caller_, current_mutex_;
   std::shared_ptr<Work> current_;
   std::atomic<uint32_t> epoch_ = 0;
-  int size_ = 0;
+  std::deque<Helper> helpers_;
 };
 
 std::mutex blas_mutex;
@@ -235,6 +286,7 @@ int default_threads(const std::string& root, const char* omp_num_threads, int co
 void set_threads(int n) {
   require_usage(n >= 1 && n <= kMostThreads, "the number of threads must be 1 to %d, got %d", kMostThreads, n);
   thread_count() = n;
+  alone_until = Clock::time_point{};
 }
 
 int threads() { return thread_count(); }

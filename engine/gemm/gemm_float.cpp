@@ -154,8 +154,9 @@ namespace {
 
 void linear_few_rows(const Tensor& x, const Weight& w, const Tensor& bias, Tensor& y) {
   const int64_t rows = x.rows(), depth = x.dim(-1), columns = y.dim(-1);
-  parallel_for((columns + 63) / 64, [&](int64_t item) {
-    const int64_t begin = item * 64, end = std::min(columns, begin + 64);
+  const int64_t items = std::clamp<int64_t>(rows * columns * depth / kWorkPerItem, 1, (columns + 63) / 64);
+  parallel_for(items, [&](int64_t item) {
+    const int64_t begin = columns * item / items, end = columns * (item + 1) / items;
     Tensor scratch;
     for_parts(end - begin, std::max<int64_t>(1, 4096 / depth), [&](int64_t c, int64_t stop) {
       const float* row = w.rows(begin + c, begin + stop, scratch);  // decoded rows stay in the nearest cache

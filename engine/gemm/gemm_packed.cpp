@@ -145,7 +145,7 @@ void PackedWeight::multiply(const float* x, int64_t count, const float* bias, fl
   const int64_t in = shape_[1], out = shape_[0];
   if (count <= kFewTokens) {  // each thread makes limbs of its own, which to fetch from another costs more
     const int64_t items = std::min<int64_t>(blocks(), threads());
-    return parallel_for(items, [&](int64_t i) {
+    return parallel_for(items, count * in * out, [&](int64_t i) {
       multiply_each(to_limbs(x, count, kTokenLimbs, 0), blocks() * i / items, blocks() * (i + 1) / items, bias, y);
     });
   }

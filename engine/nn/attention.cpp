@@ -228,7 +228,7 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
   }
   const int64_t room = held.v.dim(2);
 
-  parallel_for(x.kv_count(), [&](int64_t i) {
+  parallel_for(x.kv_count(), x.kv_count() * x.tokens * d, [&](int64_t i) {
     float *const keys = held.k.data + i * room * d, *const values = held.v.data + i * room * d;
     for (int64_t t = first; t < length; ++t) {
       const int64_t row = x.kv_at(i) + (t - first) * x.kv_stride;
@@ -238,7 +238,7 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
   });
   if (first == 0) return causal_attention(q, k, v, heads, scale, slopes);
   Tensor y = x.result();
-  parallel_for(x.count(), [&](int64_t i) {
+  parallel_for(x.count(), 2 * x.count() * x.tokens * length * d, [&](int64_t i) {
     const float *const keys = held.k.data + i / x.group * room * d, *const values =
                                                                         held.v.data + i / x.group * room * d;
     const std::vector<float> bias = alibi(slopes, i % heads, length);
