@@ -97,7 +97,8 @@ struct Work {
   }
   const std::function<void(int64_t)>& body;
   const int64_t n;
-  const int team;  // threads that may join, the caller among them
+  const int team;                    // threads that may join, the caller among them
+  const int cpu = ::sched_getcpu();  // the caller's; -1: unknown
   std::vector<Share> shares;
   std::atomic<int> joined = 1;
   std::atomic<int64_t> done = 0;
@@ -180,7 +181,7 @@ class Pool {
     for (const Helper& helper : helpers_)  // the last to end was at work, or without a core, all the time
       if (helper.time) without_core = std::min(without_core, awake - asleep - (time_of(helper.clock) - *helper.time));
     if (without_core > (work.team - 1) * (asleep - begin))
-      alone_until = awake + std::min<Clock::duration>(20 * without_core, std::chrono::seconds(1));
+      alone_until = awake + std::min<Clock::duration>(40 * without_core, std::chrono::seconds(1));
   }
 
   void publish(std::shared_ptr<Work> work) {
@@ -209,15 +210,21 @@ class Pool {
     in_parallel = true;
     clockid_t clock;
     if (::pthread_getcpuclockid(::pthread_self(), &clock) == 0) self.clock = clock;
+    int held_back = 0;  // loops in a row
     for (uint32_t seen = 0;;) {
-      if (!changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
+      if (held_back > 0 || !changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
       seen = epoch_.load(std::memory_order_acquire);
       std::shared_ptr<Work> work;
       {
         const std::lock_guard lock(current_mutex_);
         work = current_;
       }
-      if (!work || work->joined.fetch_add(1, std::memory_order_relaxed) >= work->team) continue;
+      // On the caller's core, as where other programs have the rest, it can only hold the caller up. (Some systems
+      // may say so of every thread: not for ever.)
+      const bool in_the_way = work && work->cpu >= 0 && work->cpu == ::sched_getcpu() && held_back < 100;
+      held_back = in_the_way ? held_back + 1 : 0;
+      if (in_the_way && work->team == 2) alone_until = Clock::now() + std::chrono::milliseconds(10);
+      if (!work || in_the_way || work->joined.fetch_add(1, std::memory_order_relaxed) >= work->team) continue;
       self.work = work.get();
       work->run(thread % work->team);
       self.work = nullptr;

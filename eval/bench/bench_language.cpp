@@ -122,6 +122,7 @@ void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, j
       std::fflush(stdout);
       records.push_back({{"work", work},
                          {"prefill_tokens_per_second", kWindow / speed.window},
+                         {"prefill_16_bit_tokens_per_second", kWindow / speed.window16},
                          {"prefill_over_fp32", base.window / speed.window},
                          {"prefill_16_bit_over_fp32", base.window / speed.window16},
                          {"token_ms", 1e3 * speed.token},

@@ -34,7 +34,9 @@ MISMATCH = 1e-4  # float engines differ by less, of the largest logit
 VISION = {"ViT-B/16": "vit_base_patch16_224", "DeiT-S": "deit_small_patch16_224",
           "Swin-T": "swin_tiny_patch4_window7_224"}
 LANGUAGE = {"OPT-125M": ("opt", {}),  # the defaults are those of opt-125m
-            "BLOOM-560M": ("bloom", dict(hidden_size=1024, n_layer=24, n_head=16))}  # llama.cpp knows only this one
+            "BLOOM-560M": ("bloom", dict(hidden_size=1024, n_layer=24, n_head=16)),
+            "LLaMA-1B/4": ("llama", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
+                                         num_attention_heads=32, num_key_value_heads=8))}  # four of 16 blocks
 VOCABULARY = 1024  # of the language models: their blocks are measured, a head of 250880 rows would hide them
 CONTEXT = 128      # tokens in the cache when a single one is timed
 PREFILL = 2048
@@ -161,29 +163,53 @@ def version(package):
         return None
 
 
+def of_bloom(writer, c):
+    """Keys of llama.cpp's BLOOM, and how it stores a tensor: q, k and v of a head follow each other in transformers';
+    in a GGUF file all of q come first."""
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(4 * c.hidden_size)
+    writer.add_layer_norm_eps(c.layer_norm_epsilon)
+
+    def stored(name, tensor):
+        if "query_key_value" not in name:
+            return tensor
+        return tensor.unflatten(0, (c.num_attention_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return stored
+
+
+def of_llama(writer, c):
+    """The same of LLaMA, whose rotary pairs are neighbours in a GGUF file and half a head apart in transformers'."""
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+
+    def stored(name, tensor):
+        heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
+        return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else tensor
+    return stored
+
+
 def gguf_file(folder, model, file_type):
-    """The BLOOM as llama.cpp reads it, without a tokenizer, and quantized by its own quantizer as its users do."""
+    """The model as llama.cpp reads it, without a tokenizer, and quantized by its own quantizer as its users do."""
     need("gguf", "llama-cpp-python")
     import gguf
     import llama_cpp
     path = folder / "model.F32.gguf"
     if not path.exists():
-        c = model.config
-        writer = gguf.GGUFWriter(path, "bloom")
+        c, kind = model.config, model.config.model_type
+        writer = gguf.GGUFWriter(path, kind)
         writer.add_context_length(PREFILL)
-        writer.add_embedding_length(c.hidden_size)
-        writer.add_feed_forward_length(4 * c.hidden_size)
-        writer.add_block_count(c.n_layer)
-        writer.add_head_count(c.n_head)
-        writer.add_layer_norm_eps(c.layer_norm_epsilon)
+        writer.add_block_count(c.num_hidden_layers)
+        writer.add_head_count(c.num_attention_heads)
         writer.add_tokenizer_model("none")
         writer.add_vocab_size(VOCABULARY)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BLOOM, c.n_layer)
-        for name, tensor in model.transformer.state_dict().items():
-            if "query_key_value" in name:  # q, k and v of a head follow each other; there, all of q come first
-                parts = tensor.unflatten(0, (c.n_head, 3, -1))
-                tensor = parts.transpose(0, 1).flatten(0, 2)
-            writer.add_tensor(names.get_name(name, (".weight", ".bias")), tensor.contiguous().numpy())
+        stored = {"bloom": of_bloom, "llama": of_llama}[kind](writer, c)
+        names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, kind.upper()), c.num_hidden_layers)
+        tensors = (model.transformer if kind == "bloom" else model).state_dict()  # BLOOM's head is its embedding
+        for name, tensor in tensors.items():
+            writer.add_tensor(names.get_name(name, (".weight", ".bias")), stored(name, tensor).contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -251,6 +277,10 @@ def language(ours, folder, name, tokens, bits):
 
     engines = {"ours": lambda: ours.forward(folder, last=True, input_ids=ids) if bits == "FP32" and not past else
                        ours.bench(folder, f"{name} blocks, {bits}$", ms)}
+    if bits != "FP32" and not past:  # activations of 16 bits, where the default's have 24
+        engines["--prefill-bits 16"] = lambda: ours.bench(
+            folder, f"{name} blocks, {bits}$",
+            lambda row: 1e3 * tokens / row["prefill_16_bit_tokens_per_second"])
     with torch.inference_mode():
         reference = model(ids).logits[:, -1].numpy()
         cache = model(ids[:, :past], use_cache=True).past_key_values if past else None
@@ -263,7 +293,7 @@ def language(ours, folder, name, tokens, bits):
 
     if bits == "FP32":
         engines["PyTorch"] = lambda: pytorch(step)
-    if kind == "bloom":
+    if kind in ("bloom", "llama"):
         for file_type in GGUF[bits]:
             engines[f"llama.cpp, {file_type}"] = lambda file_type=file_type: llama_cpp_tokens(
                 gguf_file(folder, model, file_type), ids[0].tolist(), past, ours.threads)
@@ -277,7 +307,7 @@ def what(tokens):
 WORKS = {f"{name}, batch {batch}, {bits}": functools.partial(vision, name=name, batch=batch, bits=bits)
          for name in VISION for batch in (1, 8) for bits in ("FP32", "W8A8")}
 WORKS |= {f"{name}, {what(tokens)}, {bits}": functools.partial(language, name=name, tokens=tokens, bits=bits)
-          for name in LANGUAGE for tokens in (PREFILL, 1) for bits in (GGUF if name == "BLOOM-560M" else ["FP32"])}
+          for name in LANGUAGE for tokens in (PREFILL, 1) for bits in (["FP32"] if name == "OPT-125M" else GGUF)}
 
 
 # --- Run -------------------------------------------------------------------------------------------------------------
