@@ -136,26 +136,31 @@ TEST_CASE("cli: ranks: a model or a text that is another one where another rank 
   namespace fs = std::filesystem;
   const Folder folder;
   for (const std::string rank : {"0", "1"}) {
-    fs::create_directories(folder / rank);
-    fs::copy(kMini + "/opt", folder / rank + "/model");
-    fs::copy(kMini + "/text/test.txt", folder / rank + "/text");
+    fs::create_directories(folder / rank + "/mini/text");
+    fs::copy(kMini + "/opt", folder / rank + "/mini/opt");
+    for (const char* name : {"test.txt", "calib.txt"})
+      fs::copy(kMini + "/text/" + name, folder / rank + "/mini/text/" + name);
   }
-  const auto run_in_folders = [&] {
-    return run("perplexity --model model --text text --limit 2 --seqlen 32",
-               kMpi + "-n 2 sh -c 'program=$(realpath \"$0\"); cd " + folder.path.string() +
-                   "/$OMPI_COMM_WORLD_RANK; exec \"$program\" \"$@\"' ");
-  };
-  const auto append = [&](const std::string& name) { std::ofstream(folder / "1/" + name, std::ios::app) << "\n"; };
-  const Result same = run_in_folders();
-  CAPTURE(same.err);
-  CHECK(same.code == 0);
-  for (const std::string name : {"text", "model/config.json"}) {
-    const std::string before = read_file(folder / "1/" + name);
-    append(name);
-    const Result r = run_in_folders();
-    CHECK(r.code == 2);
-    CHECK(contains(r.err, "results would depend on the rank"));
-    write_file(folder / "1/" + name, before);
+  for (const std::string command :
+       {"perplexity --model mini/opt --text mini/text/test.txt --limit 2 --seqlen 32",
+        "table groups --mini mini --out out --limit 2 --seqlen 32 --nsamples 4 --only '^2g64-rtn'"}) {
+    const auto run_in_folders = [&] {
+      return run(command, kMpi + "-n 2 sh -c 'program=$(realpath \"$0\"); cd " + folder.path.string() +
+                              "/$OMPI_COMM_WORLD_RANK; exec \"$program\" \"$@\"' ");
+    };
+    for (const std::string name : {"text/test.txt", "opt/config.json"}) {
+      CAPTURE(command);
+      CAPTURE(name);
+      const std::string file = folder / "1/mini/" + name, before = read_file(file);
+      std::ofstream(file, std::ios::app) << "\n";
+      const Result r = run_in_folders();
+      CHECK(r.code == 2);
+      CHECK(contains(r.err, "results would depend on the rank"));
+      write_file(file, before);
+    }
+    const Result same = run_in_folders();
+    CAPTURE(same.err);
+    CHECK(same.code == 0);
   }
 }
 

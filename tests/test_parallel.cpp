@@ -200,6 +200,30 @@ TEST_CASE("threads: an exception of one item comes out, when all have run") {
   set_threads(before);
 }
 
+TEST_CASE("threads: a loop that begins on the caller alone is shared out once that is over") {
+  if (is_one_core()) {
+    MESSAGE("skipped: there is one core");
+    return;
+  }
+  const int before = threads();
+  const auto self = std::this_thread::get_id();
+  CHECK(succeeds([&] {
+    std::atomic<int> waited = 0;
+    parallel_for(8, [&](int64_t) {
+      if (std::this_thread::get_id() != self && waited++ == 0) std::this_thread::sleep_for(20ms);
+    });
+    if (waited == 0) return false;
+    std::vector<std::thread::id> ran(1000);  // the caller is alone for 320 ms
+    parallel_for(1000, [&](int64_t i) {
+      ran[static_cast<size_t>(i)] = std::this_thread::get_id();
+      std::this_thread::sleep_for(1ms);
+    });
+    CHECK(ran[0] == self);
+    return std::count(ran.begin(), ran.end(), self) < 1000;
+  }));
+  set_threads(before);
+}
+
 TEST_CASE("threads: a forked child works alone") {
   const int before = threads();
   set_threads(2);

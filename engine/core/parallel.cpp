@@ -19,7 +19,6 @@
 #include <mutex>
 #include <new>
 #include <optional>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -87,30 +86,40 @@ struct Work {
     int64_t end;
   };
 
-  Work(const std::function<void(int64_t)>& b, int64_t items, int threads)
-      : body(b), n(items), team(threads), shares(static_cast<size_t>(threads)) {
+  // Of items [first, end).
+  Work(const std::function<void(int64_t)>& b, int64_t first, int64_t end, int threads)
+      : body(b), n(end - first), team(threads), shares(static_cast<size_t>(threads)) {
     for (int i = 0; i < team; ++i) {
       Share& share = shares[static_cast<size_t>(i)];
-      share.next.store(n * i / team, std::memory_order_relaxed);
-      share.end = n * (i + 1) / team;
+      share.next.store(first + n * i / team, std::memory_order_relaxed);
+      share.end = first + n * (i + 1) / team;
     }
   }
   const std::function<void(int64_t)>& body;
   const int64_t n;
-  const int team;                    // threads that may join, the caller among them
-  const int cpu = ::sched_getcpu();  // the caller's; -1: unknown
+  const int team;                           // threads that may join, the caller among them
+  std::atomic<int> cpu = ::sched_getcpu();  // the caller's; -1: unknown
   std::vector<Share> shares;
   std::atomic<int> joined = 1;
   std::atomic<int64_t> done = 0;
   std::atomic<uint32_t> finished = 0;
+  Clock::time_point end;  // when it finished
   std::mutex failing;
   std::exception_ptr failure;
 
+  // `thread` 0 is the caller.
   void run(int thread) {
     for (int i = 0; i < team; ++i) {
       Share& share = shares[static_cast<size_t>((thread + i) % team)];
-      for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) run_item(item);
+      for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+        if (thread == 0) cpu.store(::sched_getcpu(), std::memory_order_relaxed);
+        run_item(item);
+      }
     }
+  }
+  bool is_on_callers_core() const {
+    const int callers = cpu.load(std::memory_order_relaxed);
+    return callers >= 0 && callers == ::sched_getcpu();
   }
 
   void run_item(int64_t i) {
@@ -121,6 +130,7 @@ struct Work {
       if (!failure) failure = std::current_exception();
     }
     if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) return;
+    end = Clock::now();
     finished.store(1);  // sequentially consistent: whether somebody sleeps is looked at afterwards
     finished.notify_all();
   }
@@ -141,14 +151,15 @@ class Pool {
     ::pthread_atfork(nullptr, nullptr, [] { in_parallel = true; });
   }
 
-  // False, with nothing done, when another thread has work under way, or the caller is better off alone.
-  bool run(int64_t n, int team, const std::function<void(int64_t)>& body) {
+  // Items [first, end). False, with nothing done, when another thread has work under way, or the caller is better off
+  // alone.
+  bool run(int64_t first, int64_t end, int team, const std::function<void(int64_t)>& body) {
     const std::unique_lock busy(caller_, std::try_to_lock);
     if (!busy) return false;
     const auto begin = Clock::now();
     if (begin < alone_until.load(std::memory_order_relaxed)) return false;
     grow(team - 1);
-    const auto work = std::make_shared<Work>(body, n, team);
+    const auto work = std::make_shared<Work>(body, first, end, team);
     publish(work);
     in_parallel = true;
     work->run(0);
@@ -160,15 +171,16 @@ class Pool {
   }
 
  private:
-  struct Helper {
-    std::atomic<clockid_t> clock = 0;         // of its processor time
-    std::atomic<const Work*> work = nullptr;  // that it is in
-    std::optional<Clock::duration> time;      // it had when the caller began to wait for it
+  static constexpr int kTimes = 16;
+  struct alignas(64) Helper {
+    std::atomic<clockid_t> clock = CLOCK_MONOTONIC;  // of its processor time; this one if the system has none
+    std::atomic<const Work*> work = nullptr;         // that it is in
+    std::optional<Clock::duration> time;             // it had when the caller began to wait for it
   };
 
-  // A thread that lost its core in the middle of an item is waited for. Where that takes longer than all items would
-  // have taken the caller, which began to work at `begin`, it works alone for twenty times as long, so that looking
-  // whether the core is back costs a twentieth at most.
+  // A thread that lost its core in the middle of an item is waited for. Where that takes longer than the whole loop
+  // would have taken the caller, which began it at `begin`, it works alone for a while: kTimes as long, and twice as
+  // many times where it soon happens again, until looking whether the core is back costs little.
   void wait_for_others(const Work& work, Clock::time_point begin) {
     for (Helper& helper : helpers_) {
       helper.time.reset();
@@ -176,12 +188,14 @@ class Pool {
     }
     const auto asleep = Clock::now();
     sleep_until_change(work.finished, 0U);
-    const auto awake = Clock::now();
-    Clock::duration without_core = awake - asleep;
+    const Clock::duration waited = work.end - asleep;
+    Clock::duration without_core = waited;
     for (const Helper& helper : helpers_)  // the last to end was at work, or without a core, all the time
-      if (helper.time) without_core = std::min(without_core, awake - asleep - (time_of(helper.clock) - *helper.time));
-    if (without_core > (work.team - 1) * (asleep - begin))
-      alone_until = awake + std::min<Clock::duration>(40 * without_core, std::chrono::seconds(1));
+      if (helper.time) without_core = std::min(without_core, waited - (time_of(helper.clock) - *helper.time));
+    if (without_core <= (work.team - 1) * (asleep - begin)) return;
+    times_ = begin - alone_until.load() < 10 * alone_ ? std::min(2 * times_, 8 * kTimes) : kTimes;
+    alone_ = std::min<Clock::duration>(times_ * without_core, std::chrono::seconds(1));
+    alone_until = work.end + alone_;
   }
 
   void publish(std::shared_ptr<Work> work) {
@@ -196,13 +210,13 @@ class Pool {
   }
 
   void grow(int size) {
-    try {
-      while (static_cast<int>(helpers_.size()) < size) {
-        Helper& helper = helpers_.emplace_back();
+    while (static_cast<int>(helpers_.size()) < size) {
+      Helper& helper = helpers_.emplace_back();
+      try {
         std::thread([this, &helper, thread = static_cast<int>(helpers_.size())] { serve(helper, thread); }).detach();
+      } catch (...) {  // the machine gives no more: those there are do the work
+        return helpers_.pop_back();
       }
-    } catch (const std::system_error&) {  // the machine gives no more: those there are do the work
-      helpers_.pop_back();
     }
   }
 
@@ -210,24 +224,31 @@ class Pool {
     in_parallel = true;
     clockid_t clock;
     if (::pthread_getcpuclockid(::pthread_self(), &clock) == 0) self.clock = clock;
-    int held_back = 0;  // loops in a row
+    std::shared_ptr<Work> work;
+    bool in_the_way = false;  // it can only take time from the caller
+    int sat_out = 0;          // times
     for (uint32_t seen = 0;;) {
-      if (held_back > 0 || !changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
-      seen = epoch_.load(std::memory_order_acquire);
-      std::shared_ptr<Work> work;
-      {
-        const std::lock_guard lock(current_mutex_);
-        work = current_;
+      if (in_the_way || !changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
+      do {
+        seen = epoch_.load(std::memory_order_acquire);
+        {
+          const std::lock_guard lock(current_mutex_);
+          work = current_;
+        }
+        // Beside other programs it may have woken on the caller's core. It looks again later, but not for ever: some
+        // systems say so of every thread, and others move a thread only while it works.
+        in_the_way = work && work->is_on_callers_core() && sat_out < 8;
+        sat_out = in_the_way ? sat_out + 1 : work ? 0 : sat_out;
+        if (in_the_way) std::this_thread::sleep_for(std::chrono::milliseconds(4));
+      } while (in_the_way);
+      if (!work) continue;
+      if (work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) {
+        self.work = work.get();
+        work->run(thread % work->team);
+        self.work = nullptr;
       }
-      // On the caller's core, as where other programs have the rest, it can only hold the caller up. (Some systems
-      // may say so of every thread: not for ever.)
-      const bool in_the_way = work && work->cpu >= 0 && work->cpu == ::sched_getcpu() && held_back < 100;
-      held_back = in_the_way ? held_back + 1 : 0;
-      if (in_the_way && work->team == 2) alone_until = Clock::now() + std::chrono::milliseconds(10);
-      if (!work || in_the_way || work->joined.fetch_add(1, std::memory_order_relaxed) >= work->team) continue;
-      self.work = work.get();
-      work->run(thread % work->team);
-      self.work = nullptr;
+      in_the_way = work->is_on_callers_core();
+      work.reset();
     }
   }
 
@@ -235,6 +256,8 @@ class Pool {
   std::shared_ptr<Work> current_;
   std::atomic<uint32_t> epoch_ = 0;
   std::deque<Helper> helpers_;
+  Clock::duration alone_{};  // how long the caller last worked alone
+  int times_ = kTimes;       // as many times as what it had waited
 };
 
 std::mutex blas_mutex;
@@ -311,9 +334,11 @@ OneBlasThread::~OneBlasThread() {
 }
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
-  const int team = static_cast<int>(std::min<int64_t>(threads(), n));
-  if (team > 1 && !in_parallel && Pool::instance().run(n, team, body)) return;
-  for (int64_t i = 0; i < n; ++i) body(i);
+  for (int64_t i = 0; i < n; ++i) {  // what cannot be shared out now may be so after an item
+    const int team = static_cast<int>(std::min<int64_t>(threads(), n - i));
+    if (team > 1 && !in_parallel && Pool::instance().run(i, n, team, body)) return;
+    body(i);
+  }
 }
 
 }  // namespace bcq

@@ -32,19 +32,20 @@ struct OneBlasThread {
 };
 
 // Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
-// Inside another parallel_for it runs serially, and so it does while another thread of the program is in one.
-// A thread has a share of consecutive items, the same each time, so that what it wrote last is in its cache, and when
-// it is done takes what others have left. The caller waits for items, not for threads: one that has no core when there
-// is work leaves it to the others. That is what a team of OpenMP's cannot do: its barrier waits for every thread,
-// and on a machine with other work that is most of the time. A thread that wakes on the caller's core sits a loop out;
-// an item whose thread loses its core in the middle is waited for. Where no thread helped, or waiting took longer than
-// the whole loop would have taken the caller, the next loops run on the caller alone, for at most a second or until
-// set_threads: items must not wait for each other.
+// Inside a loop that other threads are in it runs serially, and so it does while another thread of the program is in
+// one. Items must not wait for each other: a loop may run on the caller alone. A thread has a share of consecutive
+// items, the same each time, so that what it wrote last is in its cache, and when it is done takes what others have
+// left. The caller waits for items, not for threads: one that has no core when there is work leaves it to the others.
+// That is what a team of OpenMP's cannot do: its barrier waits for every thread, and on a machine with other work that
+// is most of the time. What remains is an item whose thread lost its core in the middle: where waiting for it took
+// longer than the whole loop would have taken the caller, the caller works alone for a while, a second at most or until
+// set_threads. A thread that wakes on the caller's core lets it work for some milliseconds before it joins.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
 constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds
 
-// The same for a loop of `work` multiply-adds: one of few microseconds is done by the caller before others have woken.
+// The same where the whole loop is `work` multiply-adds: below 2 kWorkPerItem, a few microseconds, the caller is done
+// before others are awake, and does it alone.
 constexpr int64_t kWorkPerItem = 1 << 14;
 inline void parallel_for(int64_t n, int64_t work, const std::function<void(int64_t)>& body) {
   if (work >= 2 * kWorkPerItem) return parallel_for(n, body);

@@ -48,6 +48,7 @@ void float_avx2() { BCQ_LOOP(BCQ_ONE); }
 #undef BCQ_LOOP
 
 double rate(void (*loop)(), double per_sum) {
+  set_threads(threads());  // that none is left out because of what was before
   const Timer timer;
   parallel_for(threads(), [&](int64_t) { loop(); });
   return static_cast<double>(threads()) * static_cast<double>(kRounds) * kChains * per_sum / timer.seconds();

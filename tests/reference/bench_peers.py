@@ -295,7 +295,7 @@ def language(ours, folder, name, tokens, bits):
         engines["PyTorch"] = lambda: pytorch(step)
     if kind in ("bloom", "llama"):
         for file_type in GGUF[bits]:
-            engines[f"llama.cpp, {file_type}"] = lambda file_type=file_type: llama_cpp_tokens(
+            engines[f"llama.cpp {file_type}"] = lambda file_type=file_type: llama_cpp_tokens(
                 gguf_file(folder, model, file_type), ids[0].tolist(), past, ours.threads)
     return engines, reference, 1
 

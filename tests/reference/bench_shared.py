@@ -1,6 +1,6 @@
 """generate on a machine that is shared: alone, beside a busy loop on one core, and under quotas of its cgroup.
 
-By default and with one thread, in turns: milliseconds for all tokens, of the best round; a ratio is the median of the
+By default and with one thread, in turns: milliseconds for all tokens but the first, of the best round; a ratio is the median of the
 rounds'. Quotas need a cgroup's folder that may be written to, and are left out where there is none.
 
     python tests/reference/bench_shared.py --rounds 8 --json shared.json
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
     os.environ.pop(variable, None)
 
 BIN = Path(os.environ.get("BCQ_BIN", "build/bin"))
@@ -27,7 +27,7 @@ PROMPT = "The little dog"
 def large_model(folder):
     """A random OPT of 12 layers of width 768 with the tokenizer of the embedded one."""
     import networks
-    networks.write_language(networks.language("opt", seed=1, vocab_size=1024, num_hidden_layers=12), folder)
+    networks.write_language(networks.language("opt", seed=1, vocab_size=2048, num_hidden_layers=12), folder)
     for file in Path("data/mini/opt").glob("*"):
         if "token" in file.name or file.suffix == ".txt":
             (folder / file.name).write_bytes(file.read_bytes())
@@ -56,6 +56,8 @@ def quota(processors):
     """A cgroup of version 2 or 1 whose members have so many processors' time in each tenth of a second."""
     version2 = (CGROUPS / "cgroup.controllers").exists()
     group = (CGROUPS if version2 else CGROUPS / "cpu") / f"bcq-bench-{os.getpid()}"
+    if version2 and "cpu" not in (CGROUPS / "cgroup.subtree_control").read_text().split():
+        (CGROUPS / "cgroup.subtree_control").write_text("+cpu")
     group.mkdir()
     try:
         if version2:
@@ -76,8 +78,9 @@ def generate(model, tokens, threads, how):
     """Milliseconds of all tokens but the first, and the record."""
     options = ["--threads", str(threads)] if threads else []
     done = subprocess.run([BIN / "generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", str(tokens),
-                           "--json", "-", *options], text=True, capture_output=True, check=True, **how)
+                           "--json", "-", "--quiet", *options], text=True, stdout=subprocess.PIPE, check=True, **how)
     record = json.loads(done.stdout)
+    assert record["finish"] == "length", "the model ended its text: use another seed"
     return 1e3 * record["decode_seconds"], record
 
 
@@ -108,7 +111,7 @@ def main():
             for state, enter in STATES.items():
                 try:
                     rows = measure(f"{name}, {tokens} tokens, {state}", model, tokens, args.rounds, enter)
-                except OSError as error:
+                except (PermissionError, subprocess.SubprocessError) as error:
                     print(f"{name}, {state}: left out: {error}", flush=True)
                     continue
                 records += rows
