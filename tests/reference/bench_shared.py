@@ -78,7 +78,9 @@ def generate(model, tokens, threads, how):
     """Milliseconds of all tokens but the first, and the record."""
     options = ["--threads", str(threads)] if threads else []
     done = subprocess.run([BIN / "generate", "--model", model, "--prompt", PROMPT, "--max-new-tokens", str(tokens),
-                           "--json", "-", "--quiet", *options], text=True, stdout=subprocess.PIPE, check=True, **how)
+                           "--json", "-", *options], text=True, capture_output=True, **how)
+    if done.returncode:
+        sys.exit(done.stderr)
     record = json.loads(done.stdout)
     assert record["finish"] == "length", "the model ended its text: use another seed"
     return 1e3 * record["decode_seconds"], record
