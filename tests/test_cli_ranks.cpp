@@ -141,9 +141,11 @@ TEST_CASE("cli: ranks: a model or a text that is another one where another rank 
     for (const char* name : {"test.txt", "calib.txt"})
       fs::copy(kMini + "/text/" + name, folder / rank + "/mini/text/" + name);
   }
-  for (const std::string command :
-       {"perplexity --model mini/opt --text mini/text/test.txt --limit 2 --seqlen 32",
-        "table groups --mini mini --out out --limit 2 --seqlen 32 --nsamples 4 --only '^2g64-rtn'"}) {
+  write_file(folder / "table.json", R"({"family": "language", "about": "of a test", "source": "none", "columns": [],
+    "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 2, "groupsize": 64, "method": "rtn"}], "footnotes": []})");
+  for (const std::string& command :
+       {std::string("perplexity --model mini/opt --text mini/text/test.txt --limit 2 --seqlen 32"),
+        "table " + folder / "table.json" + " --mini mini --out out --limit 2 --seqlen 32"}) {
     const auto run_in_folders = [&] {
       return run(command, kMpi + "-n 2 sh -c 'program=$(realpath \"$0\"); cd " + folder.path.string() +
                               "/$OMPI_COMM_WORLD_RANK; exec \"$program\" \"$@\"' ");
