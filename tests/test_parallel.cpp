@@ -134,20 +134,32 @@ bool succeeds(F attempt) {
   return false;
 }
 
+// A loop whose first item that another thread runs ends so much later than all others; whether there was such an item.
+bool waits(std::chrono::milliseconds late) {
+  const auto self = std::this_thread::get_id();
+  std::atomic<int> elsewhere = 0;
+  parallel_for(8, [&](int64_t) {
+    if (std::this_thread::get_id() != self && elsewhere++ == 0) std::this_thread::sleep_for(late);
+  });
+  return elsewhere > 0;
+}
+
 TEST_CASE("threads: several work at once, and what is left of a share is taken by whoever comes") {
   if (is_one_core()) {
     MESSAGE("skipped: there is one core");
     return;
   }
   const int before = threads();
+  const auto self = std::this_thread::get_id();
   for (const int64_t held : {0, 3, 4, 7})  // an item that ends last, of either share
     CHECK(succeeds([&] {
-      std::atomic<int> done = 0;
+      std::atomic<int> done = 0, others = 0;
       bool last = false;
       parallel_for(8, [&](int64_t i) {
         const auto begin = std::chrono::steady_clock::now();
         while (i == held && done < 7 && std::chrono::steady_clock::now() - begin < 100ms) std::this_thread::yield();
-        if (i == held) last = done == 7;
+        others += std::this_thread::get_id() != self;
+        if (i == held) last = done == 7 && others > 0;
         ++done;
       });
       CHECK(done == 8);
@@ -165,20 +177,13 @@ TEST_CASE("threads: a caller that waited for a thread without a core works alone
   const auto self = std::this_thread::get_id();
   const auto elsewhere = [&] {  // items that another thread ran
     std::atomic<int> n = 0;
-    parallel_for(40, [&](int64_t) {
+    parallel_for(10, [&](int64_t) {
       n += std::this_thread::get_id() != self;
       std::this_thread::sleep_for(1ms);
     });
     return n.load();
   };
-  CHECK(succeeds([&] {
-    std::atomic<int> waited = 0;
-    parallel_for(8, [&](int64_t) {  // the first item another thread runs ends long after all others
-      if (std::this_thread::get_id() != self && waited++ == 0) std::this_thread::sleep_for(100ms);
-    });
-    return waited > 0;
-  }));
-  CHECK(elsewhere() == 0);
+  CHECK(succeeds([&] { return waits(100ms) && elsewhere() == 0; }));
   CHECK(succeeds([&] { return elsewhere() > 0; }));
   set_threads(before);
 }
@@ -208,18 +213,16 @@ TEST_CASE("threads: a loop that begins on the caller alone is shared out once th
   const int before = threads();
   const auto self = std::this_thread::get_id();
   CHECK(succeeds([&] {
-    std::atomic<int> waited = 0;
-    parallel_for(8, [&](int64_t) {
-      if (std::this_thread::get_id() != self && waited++ == 0) std::this_thread::sleep_for(20ms);
-    });
-    if (waited == 0) return false;
-    std::vector<std::thread::id> ran(1000);  // the caller is alone for 320 ms
-    parallel_for(1000, [&](int64_t i) {
-      ran[static_cast<size_t>(i)] = std::this_thread::get_id();
+    if (!waits(50ms)) return false;  // the caller is alone for 800 ms
+    const auto begin = std::chrono::steady_clock::now();
+    std::atomic<int64_t> first = 0;  // ms, of the items that another thread ran
+    parallel_for(1500, [&](int64_t) {
+      int64_t none = 0;
+      const auto now = std::chrono::steady_clock::now() - begin;
+      if (std::this_thread::get_id() != self) first.compare_exchange_strong(none, now / 1ms + 1);
       std::this_thread::sleep_for(1ms);
     });
-    CHECK(ran[0] == self);
-    return std::count(ran.begin(), ran.end(), self) < 1000;
+    return first > 100;
   }));
   set_threads(before);
 }

@@ -20,6 +20,7 @@
 #include <new>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine/core/check.h"
@@ -103,7 +104,7 @@ struct Work {
   std::atomic<int> joined = 1;
   std::atomic<int64_t> done = 0;
   std::atomic<uint32_t> finished = 0;
-  Clock::time_point end;  // when it finished
+  Clock::time_point finished_at;
   std::mutex failing;
   std::exception_ptr failure;
 
@@ -130,7 +131,7 @@ struct Work {
       if (!failure) failure = std::current_exception();
     }
     if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < n) return;
-    end = Clock::now();
+    finished_at = Clock::now();
     finished.store(1);  // sequentially consistent: whether somebody sleeps is looked at afterwards
     finished.notify_all();
   }
@@ -166,7 +167,7 @@ class Pool {
     in_parallel = false;
     if (!changes_soon(work->finished, 0U)) wait_for_others(*work, begin);
     publish(nullptr);
-    if (work->failure) std::rethrow_exception(work->failure);
+    if (const std::exception_ptr failure = std::exchange(work->failure, nullptr)) std::rethrow_exception(failure);
     return true;
   }
 
@@ -178,9 +179,9 @@ class Pool {
     std::optional<Clock::duration> time;             // it had when the caller began to wait for it
   };
 
-  // A thread that lost its core in the middle of an item is waited for. Where that takes longer than the whole loop
-  // would have taken the caller, which began it at `begin`, it works alone for a while: kTimes as long, and twice as
-  // many times where it soon happens again, until looking whether the core is back costs little.
+  // A thread that lost its core in the middle of an item is waited for. Where the loop, which began at `begin`, took
+  // longer for that than it would have taken the caller alone, the caller works alone for a while: kTimes as long, and
+  // twice as many times where it soon happens again, until looking whether the core is back costs little.
   void wait_for_others(const Work& work, Clock::time_point begin) {
     for (Helper& helper : helpers_) {
       helper.time.reset();
@@ -188,14 +189,14 @@ class Pool {
     }
     const auto asleep = Clock::now();
     sleep_until_change(work.finished, 0U);
-    const Clock::duration waited = work.end - asleep;
+    const Clock::duration waited = work.finished_at - asleep;
     Clock::duration without_core = waited;
     for (const Helper& helper : helpers_)  // the last to end was at work, or without a core, all the time
       if (helper.time) without_core = std::min(without_core, waited - (time_of(helper.clock) - *helper.time));
     if (without_core <= (work.team - 1) * (asleep - begin)) return;
     times_ = begin - alone_until.load() < 10 * alone_ ? std::min(2 * times_, 8 * kTimes) : kTimes;
     alone_ = std::min<Clock::duration>(times_ * without_core, std::chrono::seconds(1));
-    alone_until = work.end + alone_;
+    alone_until = work.finished_at + alone_;
   }
 
   void publish(std::shared_ptr<Work> work) {
@@ -205,7 +206,7 @@ class Pool {
       current_ = std::move(work);
     }
     if (!wakes) return;
-    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.fetch_add(1);
     epoch_.notify_all();
   }
 
@@ -226,7 +227,8 @@ class Pool {
     if (::pthread_getcpuclockid(::pthread_self(), &clock) == 0) self.clock = clock;
     std::shared_ptr<Work> work;
     bool in_the_way = false;  // it can only take time from the caller
-    int sat_out = 0;          // times
+    bool was_elsewhere = false;
+    int sat_out = 0;  // times in a row
     for (uint32_t seen = 0;;) {
       if (in_the_way || !changes_soon(epoch_, seen)) sleep_until_change(epoch_, seen);
       do {
@@ -235,16 +237,19 @@ class Pool {
           const std::lock_guard lock(current_mutex_);
           work = current_;
         }
-        // Beside other programs it may have woken on the caller's core. It looks again later, but not for ever: some
-        // systems say so of every thread, and others move a thread only while it works.
-        in_the_way = work && work->is_on_callers_core() && sat_out < 8;
-        sat_out = in_the_way ? sat_out + 1 : work ? 0 : sat_out;
+        // Beside other programs it may have woken on the caller's core. It looks again later, but joins at the latest
+        // after 32 ms: a thread may be moved only while it works. And some systems have one number for all cores.
+        const bool here = work && work->is_on_callers_core();
+        was_elsewhere = was_elsewhere || (work && !here);
+        in_the_way = here && was_elsewhere && sat_out < 8;
+        if (work) sat_out = in_the_way ? sat_out + 1 : 0;
         if (in_the_way) std::this_thread::sleep_for(std::chrono::milliseconds(4));
       } while (in_the_way);
+      in_the_way = sat_out > 0;
       if (!work) continue;
       if (work->joined.fetch_add(1, std::memory_order_relaxed) < work->team) {
         self.work = work.get();
-        work->run(thread % work->team);
+        work->run(1 + (thread - 1) % (work->team - 1));
         self.work = nullptr;
       }
       in_the_way = work->is_on_callers_core();

@@ -31,15 +31,16 @@ struct OneBlasThread {
   OneBlasThread(const OneBlasThread&) = delete;
 };
 
-// Call body(i) for i in [0, n), in any order, on all threads; the first exception is rethrown.
-// Inside a loop that other threads are in it runs serially, and so it does while another thread of the program is in
-// one. Items must not wait for each other: a loop may run on the caller alone. A thread has a share of consecutive
-// items, the same each time, so that what it wrote last is in its cache, and when it is done takes what others have
-// left. The caller waits for items, not for threads: one that has no core when there is work leaves it to the others.
-// That is what a team of OpenMP's cannot do: its barrier waits for every thread, and on a machine with other work that
-// is most of the time. What remains is an item whose thread lost its core in the middle: where waiting for it took
-// longer than the whole loop would have taken the caller, the caller works alone for a while, a second at most or until
-// set_threads. A thread that wakes on the caller's core lets it work for some milliseconds before it joins.
+// Call body(i) for i in [0, n), in any order, on all threads. The first exception is rethrown; which items have run
+// by then depends on the threads. Inside a loop that other threads are in it runs serially, and so it does while
+// another thread of the program is in one. Items must not wait for each other: a loop may run on the caller alone. A
+// thread has a share of consecutive items, the same each time, so that what it wrote last is in its cache, and when it
+// is done takes what others have left. The caller waits for items, not for threads: one that has no core when there is
+// work leaves it to the others. That is what a team of OpenMP's cannot do: its barrier waits for every thread, and on a
+// machine with other work that is most of the time. What remains is an item whose thread lost its core in the middle:
+// where a loop took longer for that than it would have taken the caller alone, the caller works alone for a while, a
+// second at most or until set_threads. A thread that wakes on the caller's core lets it work for 4 to 32 ms before it
+// joins.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
 constexpr int64_t kElementsPerItem = 1 << 14;  // of element-wise work: some microseconds

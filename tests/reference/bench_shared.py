@@ -106,6 +106,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json", help="where the records go")
     args = parser.parse_args()
+    if not (BIN / "generate").exists():
+        sys.exit(f"{BIN / 'generate'} is not there: BCQ_BIN names the folder of the programs")
     records = []
     with tempfile.TemporaryDirectory() as folder:
         for name, model, tokens in (("embedded BLOOM", Path("data/mini/bloom"), 230),
@@ -113,7 +115,7 @@ def main():
             for state, enter in STATES.items():
                 try:
                     rows = measure(f"{name}, {tokens} tokens, {state}", model, tokens, args.rounds, enter)
-                except (PermissionError, subprocess.SubprocessError) as error:
+                except (OSError, subprocess.SubprocessError) as error:
                     print(f"{name}, {state}: left out: {error}", flush=True)
                     continue
                 records += rows
