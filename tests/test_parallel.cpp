@@ -30,6 +30,34 @@ int threads_of(const std::map<std::string, std::string>& files, const char* omp_
   return default_threads(root.path + "/", omp_num_threads, 8);
 }
 
+bool skipped_on_one_core() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const bool one = ::sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < 2;
+  if (one) MESSAGE("skipped: there is one core");
+  return one;
+}
+
+// Whether `attempt` succeeds within seconds: other threads join a loop only where they have a core.
+template <class F>
+bool succeeds(F attempt) {
+  for (const auto begin = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - begin < 10s;) {
+    set_threads(2);
+    if (attempt()) return true;
+  }
+  return false;
+}
+
+// A loop whose first item that another thread runs ends so much later than all others; whether there was such an item.
+bool waits(std::chrono::milliseconds late) {
+  const auto self = std::this_thread::get_id();
+  std::atomic<int> elsewhere = 0;
+  parallel_for(8, [&](int64_t) {
+    if (std::this_thread::get_id() != self && elsewhere++ == 0) std::this_thread::sleep_for(late);
+  });
+  return elsewhere > 0;
+}
+
 }  // namespace
 
 TEST_CASE("threads: by default the cores, at most a cgroup's quota, rounded up") {
@@ -118,37 +146,8 @@ TEST_CASE("threads: every item runs once, whatever their number; inside and besi
   set_threads(before);
 }
 
-bool is_one_core() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return ::sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < 2;
-}
-
-// Whether `attempt` succeeds within seconds: other threads join a loop only where they have a core.
-template <class F>
-bool succeeds(F attempt) {
-  for (const auto begin = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - begin < 10s;) {
-    set_threads(2);
-    if (attempt()) return true;
-  }
-  return false;
-}
-
-// A loop whose first item that another thread runs ends so much later than all others; whether there was such an item.
-bool waits(std::chrono::milliseconds late) {
-  const auto self = std::this_thread::get_id();
-  std::atomic<int> elsewhere = 0;
-  parallel_for(8, [&](int64_t) {
-    if (std::this_thread::get_id() != self && elsewhere++ == 0) std::this_thread::sleep_for(late);
-  });
-  return elsewhere > 0;
-}
-
 TEST_CASE("threads: several work at once, and what is left of a share is taken by whoever comes") {
-  if (is_one_core()) {
-    MESSAGE("skipped: there is one core");
-    return;
-  }
+  if (skipped_on_one_core()) return;
   const int before = threads();
   const auto self = std::this_thread::get_id();
   for (const int64_t held : {0, 3, 4, 7})  // an item that ends last, of either share
@@ -165,26 +164,6 @@ TEST_CASE("threads: several work at once, and what is left of a share is taken b
       CHECK(done == 8);
       return last;
     }));
-  set_threads(before);
-}
-
-TEST_CASE("threads: a caller that waited for a thread without a core works alone for a while") {
-  if (is_one_core()) {
-    MESSAGE("skipped: there is one core");
-    return;
-  }
-  const int before = threads();
-  const auto self = std::this_thread::get_id();
-  const auto elsewhere = [&] {  // items that another thread ran
-    std::atomic<int> n = 0;
-    parallel_for(10, [&](int64_t) {
-      n += std::this_thread::get_id() != self;
-      std::this_thread::sleep_for(1ms);
-    });
-    return n.load();
-  };
-  CHECK(succeeds([&] { return waits(100ms) && elsewhere() == 0; }));
-  CHECK(succeeds([&] { return elsewhere() > 0; }));
   set_threads(before);
 }
 
@@ -205,26 +184,37 @@ TEST_CASE("threads: an exception of one item comes out, when all have run") {
   set_threads(before);
 }
 
-TEST_CASE("threads: a loop that begins on the caller alone is shared out once that is over") {
-  if (is_one_core()) {
-    MESSAGE("skipped: there is one core");
-    return;
-  }
+TEST_CASE("threads: a caller that waited for a thread without a core works alone for a while, or until set_threads") {
+  if (skipped_on_one_core()) return;
   const int before = threads();
-  const auto self = std::this_thread::get_id();
-  CHECK(succeeds([&] {
-    if (!waits(50ms)) return false;  // the caller is alone for 800 ms
+  // Milliseconds after which another thread took an item of a loop of so many; -1: none did.
+  const auto joined_after = [self = std::this_thread::get_id()](int64_t items) {
     const auto begin = std::chrono::steady_clock::now();
-    std::atomic<int64_t> first = 0;  // ms, of the items that another thread ran
-    parallel_for(1500, [&](int64_t) {
-      int64_t none = 0;
-      const auto now = std::chrono::steady_clock::now() - begin;
-      if (std::this_thread::get_id() != self) first.compare_exchange_strong(none, now / 1ms + 1);
+    std::atomic<int64_t> first = -1;
+    parallel_for(items, [&](int64_t) {
+      int64_t none = -1;
+      if (std::this_thread::get_id() != self)
+        first.compare_exchange_strong(none, (std::chrono::steady_clock::now() - begin) / 1ms);
       std::this_thread::sleep_for(1ms);
     });
-    return first > 100;
+    return first.load();
+  };
+  CHECK(succeeds([&] { return waits(50ms) && joined_after(1500) > 100; }));  // alone for 800 ms, and no longer
+  CHECK(succeeds([&] {
+    if (!waits(50ms)) return false;
+    set_threads(2);
+    return joined_after(50) >= 0;
   }));
   set_threads(before);
+}
+
+TEST_CASE("threads: a loop of little work runs on the caller") {
+  const auto self = std::this_thread::get_id();
+  for (int repeat = 0; repeat < 50; ++repeat)
+    parallel_for(8, 2 * kWorkPerItem - 1, [&](int64_t) {
+      CHECK(std::this_thread::get_id() == self);
+      std::this_thread::yield();
+    });
 }
 
 TEST_CASE("threads: a forked child works alone") {
