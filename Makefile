@@ -316,7 +316,7 @@ example: all
 # For editors and clang tools.
 compile_commands.json: Makefile
 	@{ echo '['; for f in $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS); do \
-	  printf '{"directory": "%s", "file": "%s", "command": "$(CXX) $(FLAGS) -c %s"},\n' "$(CURDIR)" $$f $$f; done; } | sed '$$ s/,$$//' > $@
+	  printf '{"directory": "%s", "file": "%s", "command": "$(CXX) $(FLAGS) -DBCQ_VERSION=\\\\\\"$(VERSION)\\\\\\" -c %s"},\n' "$(CURDIR)" $$f $$f; done; } | sed '$$ s/,$$//' > $@
 	@echo ']' >> $@
 tidy: compile_commands.json
 	clang-tidy -p . --quiet $(LIBRARY) $(COMMAND) $(MAINS)

@@ -19,7 +19,7 @@ class BlockFiles : public PartStore {
   // and all read: the folder has to be on a file system they share.
   BlockFiles(std::string folder, const json& fingerprint, bool resume);
   BlockFiles(const BlockFiles&) = delete;
-  ~BlockFiles();  // a folder without blocks goes
+  ~BlockFiles() override;  // a folder without blocks goes
 
   bool has(const std::string& walk, int i) const override;
   bool load(const std::string& walk, Model& model, int i, PartRecord& record) override;

@@ -39,20 +39,31 @@ constexpr float kExpLow = -87.5f;
 constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 constexpr int32_t kRoundBits = 0x4b400000;  // those of kRound
 
-float exp_above_low(float x, float dx) {
-  // The lowest bits of shifted are n. n <= 128 is enforced there, on integers: a second clamp of
+struct Reduced {
+  float r;
+  int32_t shifted;  // its lowest bits are n
+};
+Reduced reduced(float x, float dx) {
+  // n <= 128 is enforced here, on integers: a second clamp of
   // floats in a row makes g++ split the loop into paths that it then fails to vectorise.
   const int32_t bits = static_cast<int32_t>(as_bits(x * kLog2E + kRound));
   const int32_t shifted = bits < kRoundBits + 128 ? bits : kRoundBits + 128;
   const float n = as_float(static_cast<uint32_t>(shifted)) - kRound;
-  const float r = ((x - n * kLn2High) - n * kLn2Low) + dx;
-  const float p = 0.49999985f + r * (0.16666403f + r * (0.041669767f + r * (0.008380883f + r * 0.0013789505f)));
+  return {((x - n * kLn2High) - n * kLn2Low) + dx, shifted};
+}
+float exp_polynomial(float r) {
+  return 0.49999985f + r * (0.16666403f + r * (0.041669767f + r * (0.008380883f + r * 0.0013789505f)));
+}
+float scaled_exp(float r, float p, int32_t shifted) {
   const float e = 1.f + (r + (r * r) * p);
   // 2^(n-1), and 0 for n = -126; 2^n itself would overflow for n = 128.
   const float half_scale = as_float((static_cast<uint32_t>(shifted) << 23) + (126u << 23));
   return (e + e) * half_scale;
 }
-float exp_of(float x) { return exp_above_low(at_least(x, kExpLow), 0.f); }
+float exp_of(float x) {
+  const Reduced e = reduced(at_least(x, kExpLow), 0.f);
+  return scaled_exp(e.r, exp_polynomial(e.r), e.shifted);
+}
 
 // x Phi(x), Phi the normal distribution function. With t = |x| and the tail q = Phi(-t),
 // that is max(x, 0) - t q for either sign, which cancels nothing near 0 and keeps the
@@ -63,21 +74,39 @@ float exp_of(float x) { return exp_above_low(at_least(x, kExpLow), 0.f); }
 // taken apart into hi^2, exact, and the rest, or exp would amplify its rounding error by t^2 / 2.
 // Measured against double: relative error at most 2.0e-7 for x > 0, 2.7e-7 on [-1, 0], 5.5e-7 on
 // [-13, 0]; absolute 7.5e-8 for |x| <= 1. Below -13.2 the result is 0.
-float gelu_erf_of(float x) {
-  const float t = at_most(as_float(as_bits(x) & 0x7fffffffu), 13.2f);  // q is 0 from there on
-  const float hi = as_float(as_bits(t) & 0xfffff000u);
-  const float e = exp_above_low(-0.5f * (hi * hi), -0.5f * ((t + hi) * (t - hi)));
-  const float v = t / (t + 2.5f);
-  float p = 0.11035637f + v * -0.031495966f;
-  p = -0.12304139f + v * p;
-  p = 0.053354226f + v * p;
-  p = -0.05904662f + v * p;
-  p = 0.022186793f + v * p;
-  p = 0.11678014f + v * p;
-  p = 0.06784053f + v * p;
-  p = -0.49735683f + v * p;
-  p = 0.5f + v * p;
-  return at_least(x, 0.f) - t * (e * ((1.f - v) * p));
+//
+// In four loops: every operation needs the one before, and a processor looks only some 60 operations ahead for others
+// that it could do meanwhile. (Zen 3: 0.76 of the time of one loop.)
+constexpr int64_t kGeluBlock = 128;
+void gelu_erf_block(const float* x, float* y, int64_t n) {
+  float squares[kGeluBlock], rests[kGeluBlock], vs[kGeluBlock], ps[kGeluBlock];
+  int32_t exponents[kGeluBlock];
+  float *const square = squares, *const r = rests, *const v = vs, *const p = ps;  // lambdas copy arrays
+  int32_t* const shifted = exponents;
+  const auto t_of = [=](int64_t i) { return at_most(as_float(as_bits(x[i]) & 0x7fffffffu), 13.2f); };  // q is 0 there
+  each(n, [=](int64_t i) {
+    const float t = t_of(i), hi = as_float(as_bits(t) & 0xfffff000u);
+    square[i] = -0.5f * (hi * hi);
+    r[i] = -0.5f * ((t + hi) * (t - hi));
+    v[i] = t / (t + 2.5f);
+  });
+  each(n, [=](int64_t i) {
+    const Reduced e = reduced(square[i], r[i]);
+    r[i] = e.r;
+    shifted[i] = e.shifted;
+    const float a = 0.11035637f + v[i] * -0.031495966f;
+    p[i] = -0.05904662f + v[i] * (0.053354226f + v[i] * (-0.12304139f + v[i] * a));
+  });
+  float* const exp_p = square;  // not needed any more
+  each(n, [=](int64_t i) {
+    exp_p[i] = exp_polynomial(r[i]);
+    const float a = 0.11678014f + v[i] * (0.022186793f + v[i] * p[i]);
+    p[i] = 0.5f + v[i] * (-0.49735683f + v[i] * (0.06784053f + v[i] * a));
+  });
+  each(n, [=](int64_t i) {
+    const float q = scaled_exp(r[i], exp_p[i], shifted[i]) * ((1.f - v[i]) * p[i]);
+    y[i] = at_least(x[i], 0.f) - t_of(i) * q;
+  });
 }
 
 // 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)): the same function without the cancellation.
@@ -111,9 +140,18 @@ void rms_norm(const float* x, const float* gamma, const float* beta, float eps, 
   each(n, [=](int64_t i) { y[i] = (x[i] * scale) * gamma[i] + beta[i]; });
 }
 
+// As fold() would, in registers: g++ 12 makes that one of single floats.
 float max_of(const float* x, int64_t n) {
-  return fold(
-      n, -__builtin_inff(), [=](int64_t i) { return x[i]; }, [](float a, float b) { return b > a ? b : a; });
+  const auto larger = [](auto a, auto b) { return b > a ? b : a; };
+  float lane[kLanes];
+  Floats most[kLanes / kWide];
+  for (Floats& m : most) m = -__builtin_inff() - Floats{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int p = 0; p < kLanes / kWide; ++p) most[p] = larger(most[p], load<Floats>(x + i + p * kWide));
+  store(most, lane);
+  for (int l = 0; i + l < n; ++l) lane[l] = larger(lane[l], x[i + l]);
+  return fold_halves<kLanes / 2>(lane, larger);
 }
 
 void softmax(float* x, int64_t n) {
@@ -128,7 +166,7 @@ double sum_exp(const float* x, float max, int64_t n) {
 }
 
 void gelu_erf(const float* x, float* y, int64_t n) {
-  each(n, [=](int64_t i) { y[i] = gelu_erf_of(x[i]); });
+  for (int64_t i = 0; i < n; i += kGeluBlock) gelu_erf_block(x + i, y + i, n - i < kGeluBlock ? n - i : kGeluBlock);
 }
 
 void gelu_tanh(const float* x, float* y, int64_t n) {

@@ -60,6 +60,14 @@ inline void each(int64_t n, const Body& body) {
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
+// Fold 2 * half lanes, in halves.
+template <int half, class T, class Combine>
+inline T fold_halves(T* lane, const Combine& combine) {
+  for (int l = 0; l < half; ++l) lane[l] = combine(lane[l], lane[l + half]);
+  if constexpr (half > 1) return fold_halves<half / 2>(lane, combine);
+  return lane[0];
+}
+
 // Fold term(0), ..., term(n-1) with combine: element i goes to lane i mod kLanes, the lanes are folded in halves. Lanes
 // start from `start`.
 template <class T, class Term, class Combine>
@@ -72,9 +80,7 @@ inline T fold(int64_t n, T start, const Term& term, const Combine& combine) {
     for (int l = 0; l < kLanes; ++l) lane[l] = combine(lane[l], term(i + l));
   }
   for (int l = 0; i + l < n; ++l) lane[l] = combine(lane[l], term(i + l));
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] = combine(lane[l], lane[l + half]);
-  return lane[0];
+  return fold_halves<kLanes / 2>(lane, combine);
 }
 
 template <class Term>
