@@ -22,7 +22,6 @@ inline const std::pair<std::string, size_t> kLanguages[] = {
     {kOpt, 12},   {kOptPost, 12},  {kOptPlain, 12}, {kBloom, 8},  {kBloomResidual, 4},
     {kLlama, 14}, {kLlamaBias, 7}, {kMistral, 14},  {kQwen2, 14}, {kQwen3, 14}};
 inline const Context kFloat{Precision::Float, nullptr, nullptr};
-inline constexpr double kTight = 1e-5;  // of the largest value: float32 on both sides, sums of up to 60 terms
 
 // A fixture to change before it is loaded.
 struct Variant {

@@ -51,6 +51,8 @@ inline double max_abs(const std::vector<double>& v) {
   return m;
 }
 
+// Of the largest value: what sums of float32 terms may differ by, in this engine and in the reference.
+inline constexpr double kTight = 1e-5;
 // Largest difference over the largest magnitude of the reference; infinite for NaN or another size.
 inline double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
   if (got.size() != want.size()) return INFINITY;

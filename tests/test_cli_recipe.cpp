@@ -282,6 +282,22 @@ TEST_CASE("cli: a table of one's own is a file") {
   CHECK(contains(table(R"({"family": "music", )" + rows, "").err, "neither vision nor language"));
   CHECK(contains(table(R"({"embedded": ["vit"], "rows": [{"bits": 4, "method": "repq-vit"}]})", "").err,
                  "the first row"));
+  const auto with_options = [&](const std::string& options) {
+    return R"({"family": "language", "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 3,
+        "method": "gptq", "bc": "channel"}, {"bits": 3, "method": "gptq", "bc": "channel", "name": "a b", "options": )" +
+           options + "}]}";
+  };
+  const std::string few = " --limit 2 --seqlen 32 --nsamples 2 --json " + folder / "options.json";
+  REQUIRE(table(with_options(R"({"hessian": "centred"})"), few).code == 0);
+  const json own_options = read_json(folder / "options.json")["rows"];
+  CHECK(own_options[1]["record"]["hessian"] == "raw");
+  CHECK(own_options[2]["record"]["hessian"] == "centred");
+  CHECK(own_options[2]["method"] == "GPTQ + BC (channel), a b");
+  CHECK(own_options[2]["bc_change_percent"].is_null());  // there is no such row without BC
+  CHECK(fs::exists(folder / "cells/opt-3-gptq-channel-a-b-plain.json"));
+  CHECK(contains(table(with_options(R"({"wbits": 2})"), few).err, "\"wbits\" is no option of a row"));
+  CHECK(contains(table(with_options(R"({"hesian": "raw"})"), few).err, "hesian"));
+  CHECK(contains(table(with_options("3"), few).err, "options"));
   const std::string widths = R"({"embedded": ["vit"], "rows": [{"bits": 32, "method": "fp32"},
       {"bits": 4, "method": "repq-vit"}, {"bits": 4, "abits": 8, "method": "repq-vit"}%s]})";
   REQUIRE(table(std::string(widths).erase(widths.find("%s"), 2),

@@ -16,9 +16,6 @@ using namespace bcq::test;
 
 namespace {
 
-// A rounded sum of n products of values up to 1 is this close to the exact one.
-constexpr double kTight = 1e-5;
-
 std::vector<double> naive_linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
   const int64_t K = w.dim(1), O = w.dim(0), rows = x.size() / K;
   std::vector<double> y(static_cast<size_t>(rows * O));

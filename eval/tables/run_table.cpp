@@ -348,7 +348,8 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
     size_t base = c;  // the cell a compensated one comes from
     while (base > 0 && compensates(table.cells[base].recipe)) --base;
     const Cell& other = table.cells[base];
-    if (other.recipe.method != cell.recipe.method || other.width != cell.width) base = c;  // there is none
+    if (other.recipe.method != cell.recipe.method || other.width != cell.width || other.name != cell.name)
+      base = c;  // there is none
     const std::string over = put_change(c > 0 ? record : json(), column.records[0][i], "change_percent", row);
     const std::string by = put_change(c != base ? record : json(), column.records[base][i], "bc_change_percent", row);
     const std::string text = name_of(texts[i].definition);

@@ -1,7 +1,9 @@
 #include "eval/tables/table.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -28,7 +30,8 @@ std::string table_path(const std::string& name) {
 }
 
 Cell cell_of(const json& row, Family family, json given, const std::string& path) {
-  Cell cell{recipe_of(family), "", "", "", get_or(row, "paper", json(), path)};
+  Cell cell{
+      recipe_of(family), "", get_or<std::string>(row, "name", "", path), "", "", get_or(row, "paper", json(), path)};
   const int bits = get<int>(row, "bits", path);
   const int64_t group = get_or<int64_t>(row, "group", -1, path);
   const bool vision = family == Family::Vision;
@@ -38,16 +41,22 @@ Cell cell_of(const json& row, Family family, json given, const std::string& path
   if (bits < 32 && vision) values["abits"] = bits;
   if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
   if (group > 0) values["groupsize"] = group;
+  for (const auto& [key, value] : get_or<std::map<std::string, json>>(row, "options", {}, path)) {
+    require_input(!values.contains(key), "%s: \"%s\" is no option of a row: it has a key of its own", path, key);
+    values[key] = value;
+  }
   const Recipe r = read_recipe(family, values, path, json::object());
   for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
     if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
   cell.recipe = read_recipe(family, values, path, given);
-  cell.label = label_of(cell.recipe);
+  cell.label = label_of(cell.recipe) + (cell.name.empty() ? "" : ", " + cell.name);
   const std::string weights = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
   const int abits = to_json(cell.recipe).value("abits", 32);
   cell.width = vision || abits < 32 ? format("%s/%d", weights, abits) : weights;
   const bool named = vision ? abits != bits : abits < 32;
   cell.key = weights + (named ? format("a%d", abits) : "") + "-" + name_of(cell.recipe) + "-" + name_of(cell.recipe.bc);
+  if (!cell.name.empty()) cell.key += "-";
+  for (const char c : cell.name) cell.key += std::isalnum(static_cast<unsigned char>(c)) ? c : '-';
   return cell;
 }
 

@@ -15,15 +15,17 @@ namespace bcq {
 struct Cell {
   Recipe recipe;
   std::string label;  // "PTQ4ViT + BC (channel)"
+  std::string name;   // of a row with options of its own: "centred"; part of its label and key
   std::string width;  // "4/4"; of language models "2g64", with activations rounded "6/6"
   std::string key;    // of files: "4-ptq4vit-channel"
   json paper;         // figures by column, each a number or one for each text; null: none
 };
 
 // A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" of
-// bits, abits (of vision models bits where it is missing), group, method and bc, with the figures the paper prints, of
-// which the first is the float network's, and "demo_rows", those of the demo; "embedded", the names of the embedded
-// models; "texts", "owners" of checkpoints on the hub, "source" and "footnotes".
+// bits, abits (of vision models bits where it is missing), group, method and bc, "options" of a recipe by key and the
+// "name" that tells such a row apart, with the figures the paper prints, of which the first is the float network's, and
+// "demo_rows", those of the demo; "embedded", the names of the embedded models; "texts", "owners" of checkpoints on the
+// hub, "source" and "footnotes".
 struct PaperTable {
   std::string path;
   json file;
