@@ -314,7 +314,7 @@ example: all
 	$(BUILD)/example-classify data/mini/vit "$$(find data/mini/images/val -name '*.png' | sort | head -n 1)"
 
 # For editors and clang tools.
-compile_commands.json: Makefile
+compile_commands.json: Makefile $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS)
 	@{ echo '['; for f in $(LIBRARY) $(COMMAND) $(MAINS) $(TESTS); do \
 	  printf '{"directory": "%s", "file": "%s", "command": "$(CXX) $(FLAGS) -DBCQ_VERSION=\\\\\\"$(VERSION)\\\\\\" -c %s"},\n' "$(CURDIR)" $$f $$f; done; } | sed '$$ s/,$$//' > $@
 	@echo ']' >> $@

@@ -175,7 +175,7 @@ void CommandLine::add_output(const Arg& arg, std::string& to) {
 void CommandLine::add_recipe(Recipe& to, bool of_cells) {
   parser_->recipe = &to;
   for (const Option& option : recipe_options(to.family))
-    if (!of_cells || !option.of_cell) parser_->add_recipe_option(option);
+    if (!of_cells || option.in_table != InTable::Keys) parser_->add_recipe_option(option);
   if (of_cells) return;
   add({"--recipe", "FILE", "Options from a JSON file: a recipe, or a result that has one; those given here win"},
       parser_->file);

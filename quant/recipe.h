@@ -126,14 +126,18 @@ std::vector<std::string> split(const std::string& list);  // at commas
 // Headings of --help; the first and the last are what makes a quantized model, and do nothing to one that is stored.
 inline constexpr const char *kQuantization = "Quantization", *kEvaluation = "Evaluation", *kBc = "Bias compensation";
 
+// Who decides an option in a table of results: a row's "options" or the command line, for all rows; a row's own keys
+// ("bits", "method", ...), or nothing; the command line alone, since what is drawn by it is drawn once for all rows.
+enum class InTable { Options, Keys, Drawn };
+
 // One row of the table: an option of one family's recipes.
 struct Option {
   std::string key;    // in JSON
   std::string flags;  // "--calib-images,--nsamples"
   std::string type;   // what follows it: "N", "{float,quantized}"; empty: a flag
   std::string help;
-  const char* group;      // the heading of --help
-  bool of_cell;           // a table's cells decide it
+  const char* group;  // the heading of --help
+  InTable in_table;
   bool is_list, is_text;  // values are lists of text, or text; else numbers and flags
   const char* implied;    // the value when none follows; null: one must
   bool (*applies)(const Recipe&);

@@ -30,15 +30,17 @@ Words method_names(Family family) {
 #define OF(member) \
   [](Recipe & r) -> auto& { return r.member; }
 
+constexpr InTable kKeys = InTable::Keys, kDrawn = InTable::Drawn;
+
 struct About {
   const char *key, *flags, *help;
   bool (*applies)(const Recipe&);
   const char* group = kQuantization;
-  bool of_cell = false;
+  InTable in_table = InTable::Options;
 };
 
 Option option(const About& a, std::string type) {
-  return {a.key, a.flags, std::move(type), a.help, a.group, a.of_cell, false, false, nullptr, a.applies, {}, {}};
+  return {a.key, a.flags, std::move(type), a.help, a.group, a.in_table, false, false, nullptr, a.applies, {}, {}};
 }
 
 template <class Of>
@@ -127,7 +129,7 @@ bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
   Option o =
-      option({"method", "--method", "What quantizes", always, kQuantization, true}, braced(method_names(family)));
+      option({"method", "--method", "What quantizes", always, kQuantization, kKeys}, braced(method_names(family)));
   o.is_text = true;
   o.set = [family](Recipe& r, const json& value) -> std::string {
     for (const MethodRow& row : method_rows())
@@ -174,9 +176,10 @@ Option bc_sites_option(bool vision) {
 }
 
 Option separators_option() {
-  Option o = option({"calib_separator", "--calib-separator",
-                     "Tokens documents begin with, such as 31,32 (none: the tokenizer's, if any)", aligns},
-                    "IDS");
+  Option o = option(
+      {"calib_separator", "--calib-separator",
+       "Tokens documents begin with, such as 31,32 (none: the tokenizer's, if any)", aligns, kQuantization, kDrawn},
+      "IDS");
   o.is_text = true;
   o.set = [](Recipe& r, const json& value) -> std::string {
     if (!value.is_string()) return "not a text of ids with commas between them";
@@ -192,15 +195,15 @@ Option separators_option() {
 
 std::vector<Option> vision_compensation() {
   return {
-      word({"bc", "--bc", kBcForms, always, kBc, true}, {"none", "channel", "position", "data-free"}, OF(bc)),
+      word({"bc", "--bc", kBcForms, always, kBc, kKeys}, {"none", "channel", "position", "data-free"}, OF(bc)),
       bc_sites_option(true),
       held_out_option(),
-      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", fits_apart, kBc}, OF(bc_images), 1,
-             kMany),
-      number({"bc_seed", "--bc-seed", "Seed of their draw", fits_apart, kBc}, OF(bc_seed), 0, kSeeds),
+      number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", fits_apart, kBc, kDrawn},
+             OF(bc_images), 1, kMany),
+      number({"bc_seed", "--bc-seed", "Seed of their draw", fits_apart, kBc, kDrawn}, OF(bc_seed), 0, kSeeds),
       number({"bc_batch", "--bc-batch",
               "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
-              fits_apart, kBc},
+              fits_apart, kBc, kDrawn},
              OF(bc_batch), 1, kMany),
       word({"bc_stream", "--bc-stream",
             "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
@@ -218,12 +221,13 @@ std::vector<Option> vision_compensation() {
 std::vector<Option> vision_quantization() {
   return {
       method_option(kVision),
-      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(ptq.wbits), 2, 32, "K"),
-      number({"abits", "--abits", "Bits of the activations", quantizes, kQuantization, true}, OF(ptq.abits), 2, 32,
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, kKeys}, OF(ptq.wbits), 2, 32, "K"),
+      number({"abits", "--abits", "Bits of the activations", quantizes, kQuantization, kKeys}, OF(ptq.abits), 2, 32,
              "K"),
-      number({"calib_images", "--calib-images,--nsamples", "Images to calibrate on", calibrates}, OF(samples), 1,
-             kMany),
-      number({"seed", "--seed", "Seed of their draw (NumPy's) and of the probe", calibrates}, OF(seed), 0, kSeeds),
+      number({"calib_images", "--calib-images,--nsamples", "Images to calibrate on", calibrates, kQuantization, kDrawn},
+             OF(samples), 1, kMany),
+      number({"seed", "--seed", "Seed of their draw (NumPy's) and of the probe", calibrates, kQuantization, kDrawn},
+             OF(seed), 0, kSeeds),
   };
 }
 
@@ -311,7 +315,7 @@ std::vector<Option> vision_methods() {
       word({"runtime", "--runtime",
             "How the quantized model is evaluated: simulate, in floats rounded to the grids; integer, from 8-bit "
             "codes with exact sums, what stays float or has more than 8 bits excepted",
-            quantizes, kEvaluation, true},
+            quantizes, kEvaluation, kKeys},
            {"simulate", "integer"}, OF(integer)),
   };
 }
@@ -319,12 +323,12 @@ std::vector<Option> vision_methods() {
 std::vector<Option> language_weights() {
   return {
       method_option(kLanguage),
-      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, true}, OF(weights.bits), 1, 8, "K"),
+      number({"wbits", "--wbits", "Bits of the weights", quantizes, kQuantization, kKeys}, OF(weights.bits), 1, 8, "K"),
       number({"groupsize", "--groupsize", "Columns that share a scale (-1: a whole row)", rounds_to_grids,
-              kQuantization, true},
+              kQuantization, kKeys},
              OF(weights.groupsize), -1, kMany, "G"),
       number({"abits", "--abits", "Bits of the inputs of the quantized layers (32: float)", quantizes, kQuantization,
-              true},
+              kKeys},
              OF(abits), 2, 32, "K"),
       word(
           {"act_scale", "--act-scale",
@@ -421,19 +425,21 @@ std::vector<Option> language_solver() {
 
 std::vector<Option> language_data() {
   return {
-      number({"seqlen", "--seqlen", "Tokens of a window (0: the model's positions, at most 2048)", always, "Text"},
-             OF(seqlen), 0, kMany, "L"),
-      number({"nsamples", "--nsamples", "Windows to calibrate on", calibrates}, OF(samples), 1, kMany),
-      number({"seed", "--seed", "Seed of their draw (Python's random)", calibrates}, OF(seed), -9007199254740992.0,
-             9007199254740992.0),
+      number(
+          {"seqlen", "--seqlen", "Tokens of a window (0: the model's positions, at most 2048)", always, "Text", kDrawn},
+          OF(seqlen), 0, kMany, "L"),
+      number({"nsamples", "--nsamples", "Windows to calibrate on", calibrates, kQuantization, kDrawn}, OF(samples), 1,
+             kMany),
+      number({"seed", "--seed", "Seed of their draw (Python's random)", calibrates, kQuantization, kDrawn}, OF(seed),
+             -9007199254740992.0, 9007199254740992.0),
       word({"calib_align", "--calib-align",
             "Where calibration windows begin: none, anywhere as in the official scripts; document, where documents do "
             "(objects of JSON lines, after a blank line, at a token: --calib-separator). For networks that never saw "
             "the middle of one without its beginning",
-            calibrates},
+            calibrates, kQuantization, kDrawn},
            {"none", "document"}, OF(align)),
       separators_option(),
-      word({"bc", "--bc", kBcForms, always, kBc, true}, {"none", "channel", "position", "data-free"}, OF(bc)),
+      word({"bc", "--bc", kBcForms, always, kBc, kKeys}, {"none", "channel", "position", "data-free"}, OF(bc)),
       bc_sites_option(false),
       held_out_option(),
       word({"bc_stream", "--bc-stream",
@@ -449,7 +455,7 @@ std::vector<Option> language_data() {
       word({"format", "--format",
             "What --save writes, and the model is measured as: bcq holds everything; gptq, a GPTQ checkpoint for "
             "transformers, GPTQModel and vLLM, has scales and biases of 16 bits",
-            rounds_to_grids, "Saving"},
+            rounds_to_grids, "Saving", kKeys},
            {"bcq", "gptq"}, OF(gptq_format)),
   };
 }

@@ -51,7 +51,7 @@ inline double max_abs(const std::vector<double>& v) {
   return m;
 }
 
-// Of the largest value: what sums of float32 terms may differ by, in this engine and in the reference.
+// What relative_error() may be between float32 sums of up to some 100 terms, here and in the reference.
 inline constexpr double kTight = 1e-5;
 // Largest difference over the largest magnitude of the reference; infinite for NaN or another size.
 inline double relative_error(const std::vector<double>& got, const std::vector<double>& want) {

@@ -282,22 +282,43 @@ TEST_CASE("cli: a table of one's own is a file") {
   CHECK(contains(table(R"({"family": "music", )" + rows, "").err, "neither vision nor language"));
   CHECK(contains(table(R"({"embedded": ["vit"], "rows": [{"bits": 4, "method": "repq-vit"}]})", "").err,
                  "the first row"));
-  const auto with_options = [&](const std::string& options) {
-    return R"({"family": "language", "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 3,
-        "method": "gptq", "bc": "channel"}, {"bits": 3, "method": "gptq", "bc": "channel", "name": "a b", "options": )" +
-           options + "}]}";
+  // A row of options of its own, beside the same without.
+  const auto with_options = [&](const std::string& more) {
+    const std::string gptq = R"({"bits": 3, "method": "gptq")", bc = gptq + R"(, "bc": "channel")";
+    return R"({"family": "language", "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, )" + gptq + "}, " +
+           bc + "}, " + bc + ", " + more + "}]}";
   };
   const std::string few = " --limit 2 --seqlen 32 --nsamples 2 --json " + folder / "options.json";
-  REQUIRE(table(with_options(R"({"hessian": "centred"})"), few).code == 0);
+  const std::string centred = R"("name": "a b", "options": {"hessian": "centred", "bc_stream": "quantized"})";
+  REQUIRE(table(with_options(centred), few + " --bc-stream float --target float --gptaq-alpha 1").code == 2);
+  REQUIRE(table(with_options(centred), few + " --bc-stream float --target gptaq --gptaq-alpha 1").code == 0);
   const json own_options = read_json(folder / "options.json")["rows"];
-  CHECK(own_options[1]["record"]["hessian"] == "raw");
-  CHECK(own_options[2]["record"]["hessian"] == "centred");
-  CHECK(own_options[2]["method"] == "GPTQ + BC (channel), a b");
-  CHECK(own_options[2]["bc_change_percent"].is_null());  // there is no such row without BC
+  CHECK(own_options[2]["record"]["hessian"] == "raw");
+  CHECK(own_options[2]["record"]["gptaq_alpha"] == 1);
+  CHECK(own_options[2]["record"]["bc_stream"] == "float");
+  CHECK(own_options[3]["record"]["hessian"] == "centred");
+  CHECK(own_options[3]["record"]["bc_stream"] == "quantized");  // what a row says is not the command line's to change
+  CHECK(own_options[3]["method"] == "GPTQ + BC (channel), a b");
+  CHECK(own_options[2]["bc_change_percent"].is_number());
+  CHECK(own_options[3]["bc_change_percent"].is_null());  // there is no such row without BC
   CHECK(fs::exists(folder / "cells/opt-3-gptq-channel-a-b-plain.json"));
-  CHECK(contains(table(with_options(R"({"wbits": 2})"), few).err, "\"wbits\" is no option of a row"));
-  CHECK(contains(table(with_options(R"({"hesian": "raw"})"), few).err, "hesian"));
-  CHECK(contains(table(with_options("3"), few).err, "options"));
+  const auto refused = [&](const std::string& more, const std::string& why) {
+    const Result r = table(with_options(more), few);
+    CAPTURE(r.err);
+    CHECK(r.code == 3);
+    CHECK(contains(r.err, why));
+  };
+  refused(R"("name": "x", "options": {"groupsize": 64})", "\"groupsize\" is none of the options of a row");
+  refused(R"("name": "x", "options": {"format": "gptq"})", "\"format\" is none of the options of a row");
+  refused(R"("name": "x", "options": {"nsamples": 4})", "\"nsamples\" holds for all rows");
+  refused(R"("name": "x", "options": {"hesian": "raw"})", "hesian");
+  refused(R"("name": "x", "options": 3)", "options");
+  refused(R"("options": {"hessian": "raw"})", "needs a name");
+  refused(R"("name": "x", "hessian": "raw")", "a row has no key \"hessian\"");
+  // An option that every row it is for has its own of.
+  const std::string alone = R"({"family": "language", "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"},
+      {"bits": 3, "method": "gptq", "name": "x", "options": {"refine": 1}}]})";
+  CHECK(contains(table(alone, few + " --refine 2").err, "--refine has no effect on any row"));
   const std::string widths = R"({"embedded": ["vit"], "rows": [{"bits": 32, "method": "fp32"},
       {"bits": 4, "method": "repq-vit"}, {"bits": 4, "abits": 8, "method": "repq-vit"}%s]})";
   REQUIRE(table(std::string(widths).erase(widths.find("%s"), 2),

@@ -51,6 +51,14 @@ const std::vector<Call>& calls() {
          k.softmax(y, n);
        }},
       {"gelu_erf", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_erf(in.a, y, n); }},
+      {"gelu_erf in place",
+       [](auto& k, auto& in, int64_t n, float* y) {
+         std::copy(in.a, in.a + n, y);
+         k.gelu_erf(y, y, n);
+         Row apart(static_cast<size_t>(n));
+         k.gelu_erf(in.a, apart.data(), n);
+         CHECK(std::memcmp(apart.data(), y, static_cast<size_t>(4 * n)) == 0);
+       }},
       {"gelu_tanh", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_tanh(in.a, y, n); }},
       {"gelu_quick", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_quick(in.a, y, n); }},
       {"relu", [](auto& k, auto& in, int64_t n, float* y) { k.relu(in.a, y, n); }},
@@ -213,6 +221,12 @@ TEST_CASE("kernels: softmax against double precision") {
       error = std::max(error, std::abs(y[static_cast<size_t>(i)] - want) / want);
     }
     CHECK(error < 5e-6);  // x - max is rounded to half an ulp of 40
+  }
+  for (size_t i = 0; i < 48; ++i) {  // wherever the largest is
+    Row one(48, 0.f), want = one;
+    one[i] = 1e4f, want[i] = 1.f;
+    plain().softmax(one.data(), 48);
+    CHECK(one == want);
   }
   Row masked = {1.f, -INFINITY, 1.f, std::numeric_limits<float>::lowest()};
   plain().softmax(masked.data(), 4);

@@ -30,7 +30,7 @@ float round_clamp(float x, float lo, float hi) {
   return as_float(as_bits((x + kRound) - kRound) | (as_bits(x) & 0x80000000u));
 }
 
-// exp(x + dx) for x >= kExpLow and |dx| < 0.06. x = n ln 2 + r with ln 2 in two parts, the first
+// exp(x + dx) for x >= kExpLow and |dx| < 0.06 in three steps. x = n ln 2 + r with ln 2 in two parts, the first
 // short enough for n * kLn2High to be exact; exp(r) = 1 + r + r^2 P(r). P is minimax for the
 // relative error of exp on |r| <= 0.402 (Lawson's iteration, 40-digit references): 1.1e-8 with
 // these rounded coefficients. Measured for dx = 0: 1.01 ulp at most.
@@ -75,15 +75,17 @@ float exp_of(float x) {
 // Measured against double: relative error at most 2.0e-7 for x > 0, 2.7e-7 on [-1, 0], 5.5e-7 on
 // [-13, 0]; absolute 7.5e-8 for |x| <= 1. Below -13.2 the result is 0.
 //
-// In four loops: every operation needs the one before, and a processor looks only some 60 operations ahead for others
-// that it could do meanwhile. (Zen 3: 0.76 of the time of one loop.)
+// Four loops, not one: the operations of one element wait for each other, and one loop is too long for the processor to
+// overlap several elements. (Zen 3: 0.76 of the time of one loop.)
 constexpr int64_t kGeluBlock = 128;
 void gelu_erf_block(const float* x, float* y, int64_t n) {
   float squares[kGeluBlock], rests[kGeluBlock], vs[kGeluBlock], ps[kGeluBlock];
   int32_t exponents[kGeluBlock];
-  float *const square = squares, *const r = rests, *const v = vs, *const p = ps;  // lambdas copy arrays
+  float *const square = squares, *const r = rests, *const v = vs, *const p = ps;  // [=] would copy the arrays
   int32_t* const shifted = exponents;
-  const auto t_of = [=](int64_t i) { return at_most(as_float(as_bits(x[i]) & 0x7fffffffu), 13.2f); };  // q is 0 there
+  const auto t_of = [=](int64_t i) {
+    return at_most(as_float(as_bits(x[i]) & 0x7fffffffu), 13.2f);
+  };  // q is 0 from there on
   each(n, [=](int64_t i) {
     const float t = t_of(i), hi = as_float(as_bits(t) & 0xfffff000u);
     square[i] = -0.5f * (hi * hi);
@@ -140,7 +142,7 @@ void rms_norm(const float* x, const float* gamma, const float* beta, float eps, 
   each(n, [=](int64_t i) { y[i] = (x[i] * scale) * gamma[i] + beta[i]; });
 }
 
-// As fold() would, in registers: g++ 12 makes that one of single floats.
+// fold() would do, but g++ 12 compiles it to scalar code here.
 float max_of(const float* x, int64_t n) {
   const auto larger = [](auto a, auto b) { return b > a ? b : a; };
   float lane[kLanes];

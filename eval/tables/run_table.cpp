@@ -411,7 +411,9 @@ void run_table(const TableRun& options) {
   }
   ProgressLine of_files;
   if (ranks() > 1) run.share_cells(of_files.warn());
-  const std::vector<Heading>& headings = run.vision ? kVisionHeadings : kLanguageHeadings;
+  std::vector<Heading> headings = run.vision ? kVisionHeadings : kLanguageHeadings;
+  for (const Cell& cell : run.table.cells)
+    headings[1].width = std::max(headings[1].width, static_cast<int>(cell.label.size()));
   print_headings(headings);
   json rows = json::array();
   for (size_t c = 0; c < run.table.cells.size(); ++c)

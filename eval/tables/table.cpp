@@ -29,25 +29,39 @@ std::string table_path(const std::string& name) {
                           (program / "../share/bcq/tables").lexically_normal()));
 }
 
-Cell cell_of(const json& row, Family family, json given, const std::string& path) {
-  Cell cell{
-      recipe_of(family), "", get_or<std::string>(row, "name", "", path), "", "", get_or(row, "paper", json(), path)};
+const std::set<std::string> kRowKeys = {"bits", "abits", "group", "method", "bc", "name", "options", "paper"};
+
+// `given` loses what the row's own options decide, and what its method does not have.
+Cell cell_of(const json& row, Family family, json& given, const std::string& path) {
+  for (const auto& [key, value] : row.items())
+    require_input(kRowKeys.contains(key), "%s: a row has no key %s", path, quoted(key));
+  const auto text = [&](const char* key, const char* without) { return get_or<std::string>(row, key, without, path); };
+  Cell cell{recipe_of(family), "", text("name", ""), "", "", get_or(row, "paper", json(), path)};
   const int bits = get<int>(row, "bits", path);
   const int64_t group = get_or<int64_t>(row, "group", -1, path);
   const bool vision = family == Family::Vision;
-  json values = {{"method", get<std::string>(row, "method", path)},
-                 {"bc", get_or<std::string>(row, "bc", "none", path)}};
+  json values = get_or<std::map<std::string, json>>(row, "options", {}, path);
+  require_input(values.empty() || !cell.name.empty(), "%s: a row with options needs a name", path);
+  for (const Option& option : recipe_options(family)) {
+    if (!values.contains(option.key)) continue;
+    require_input(option.in_table != InTable::Keys, "%s: %s is none of the options of a row", path, quoted(option.key));
+    require_input(option.in_table != InTable::Drawn, "%s: %s holds for all rows: give it on the command line", path,
+                  quoted(option.key));
+    given.erase(option.key);
+  }
+  values.update({{"method", get<std::string>(row, "method", path)}, {"bc", text("bc", "none")}});
   if (bits < 32) values["wbits"] = bits;
   if (bits < 32 && vision) values["abits"] = bits;
   if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
   if (group > 0) values["groupsize"] = group;
-  for (const auto& [key, value] : get_or<std::map<std::string, json>>(row, "options", {}, path)) {
-    require_input(!values.contains(key), "%s: \"%s\" is no option of a row: it has a key of its own", path, key);
-    values[key] = value;
+  Recipe r = read_recipe(family, values, path, json::object());
+  for (const Option& option : recipe_options(family)) {
+    if (!given.contains(option.key)) continue;
+    if (option.applies(r))
+      option.set(r, given[option.key]);  // which others may need; what is wrong with it, read_recipe() says
+    else
+      given.erase(option.key);
   }
-  const Recipe r = read_recipe(family, values, path, json::object());
-  for (const Option& option : recipe_options(family))  // what this cell's method does not have is not for it
-    if (given.contains(option.key) && !option.applies(r)) given.erase(option.key);
   cell.recipe = read_recipe(family, values, path, given);
   cell.label = label_of(cell.recipe) + (cell.name.empty() ? "" : ", " + cell.name);
   const std::string weights = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
@@ -84,16 +98,18 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
   PaperTable table{path, read_json(path), {}};
   require_input(family_of(table.file, path) == family, "%s: a table of the other family of models", path);
   std::set<std::string> keys;  // which files of cells are named by
+  json unused = given;
   for (const json& row : get<json>(table.file, rows, path)) {
-    const Cell& cell = table.cells.emplace_back(cell_of(row, family, given, path));
-    require_input(keys.insert(cell.key).second, "%s: two rows are %s %s", path, cell.width, cell.label);
+    json used = given;
+    const Cell& cell = table.cells.emplace_back(cell_of(row, family, used, path));
+    require_input(keys.insert(cell.key).second, "%s: two rows are %s %s (%s)", path, cell.width, cell.label, cell.key);
+    for (const auto& [key, value] : used.items()) unused.erase(key);
   }
   require_input(table.cells.size() > 1 && !quantizes(table.cells[0].recipe),
                 "%s: the first row has to be that of the float network, and others have to follow", path);
   for (const Option& option : recipe_options(family))
-    require_usage(!given.contains(option.key) || std::any_of(table.cells.begin(), table.cells.end(),
-                                                             [&](const Cell& c) { return option.applies(c.recipe); }),
-                  "%s has no effect on any row of the table", option.flags.substr(0, option.flags.find(',')));
+    require_usage(!unused.contains(option.key), "%s has no effect on any row of the table",
+                  option.flags.substr(0, option.flags.find(',')));
   return table;
 }
 

@@ -21,11 +21,11 @@ struct Cell {
   json paper;         // figures by column, each a number or one for each text; null: none
 };
 
-// A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" of
-// bits, abits (of vision models bits where it is missing), group, method and bc, "options" of a recipe by key and the
-// "name" that tells such a row apart, with the figures the paper prints, of which the first is the float network's, and
-// "demo_rows", those of the demo; "embedded", the names of the embedded models; "texts", "owners" of checkpoints on the
-// hub, "source" and "footnotes".
+// A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" and
+// "demo_rows", those of the demo, the first of which is the float network; "embedded", the names of the embedded
+// models; "texts", "owners" of checkpoints on the hub, "source" and "footnotes". A row has bits, abits (of vision
+// models bits where it is missing), group, method and bc, and the figures the "paper" prints; it may have "options" of
+// a recipe by key, which the command line does not change, and then has a "name" that tells it apart.
 struct PaperTable {
   std::string path;
   json file;
