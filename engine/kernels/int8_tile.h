@@ -56,11 +56,12 @@ constexpr bool kSumsIn16Bits = true;
 
 // c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
+constexpr int64_t kStepOfPanel = 4 * kInt8Panel, kStepOfWords = 64;  // bytes from a step to the next
 struct Int8Part {
   const uint8_t* a;
   int64_t a_stride;
   const int8_t* panel;
-  int64_t panel_stride, steps;  // bytes from a step to the next
+  int64_t steps;
   const int32_t* from;
   int64_t from_stride;
   int32_t* c;
@@ -89,7 +90,7 @@ __attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
   load_sums(t, sum);
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
-  for (int64_t n = t.steps; n > 0; --n, a += 4, panel += t.panel_stride) {
+  for (int64_t n = t.steps; n > 0; --n, a += 4, panel += kStepOfWords) {
     const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -110,13 +111,12 @@ __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
   load_sums(t, sum);
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
-  const int64_t panel_stride = t.panel_stride;
   const auto products = [&](int r, int64_t step, int j) {
     const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride + 4 * step));
-    return _mm256_maddubs_epi16(row, load_register(panel + step * panel_stride + 32 * j));
+    return _mm256_maddubs_epi16(row, load_register(panel + step * kStepOfPanel + 32 * j));
   };
   int64_t n = t.steps;
-  for (; n > 1; n -= 2, a += 8, panel += 2 * panel_stride) {
+  for (; n > 1; n -= 2, a += 8, panel += 2 * kStepOfPanel) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
@@ -134,38 +134,50 @@ __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
 }
 
 // Of a panel with small codes: vpmaddubsw adds two products in 16 bits, where there is room for those of `most` steps.
-// Sums of 32 bits are kept on the stack: their places in c would take registers to address.
+// Sums of 32 bits are kept on the stack: their places in c would take registers to address. Those of 16 bits stay in
+// registers because the loop that adds to them runs once at least: g++ would store them for a path around it. A step
+// that is left over is added by itself.
 template <int kRows>
 __attribute__((noinline)) void bytes_micro_kernel(const Int8Part& t, int64_t most) {
   const __m256i one = _mm256_set1_epi16(1);
-  const uint8_t* a = t.a;
+  const uint8_t *a = t.a, *const end = a + 4 * t.steps;
   const int8_t* panel = t.panel;
-  const int64_t panel_stride = t.panel_stride;
   __m256i total[kRows][2];
   load_sums(t, total);
-  for (int64_t left = t.steps; left > 0; left -= most) {
-    __m256i sum[kRows][2];
-    const __m256i first[2] = {load_register(panel), load_register(panel + 32)};
+  const auto row_of = [&](int r) { return _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride)); };
+  const auto add_to_total = [&](int r, int j, __m256i sum) {
+    total[r][j] = _mm256_add_epi32(total[r][j], _mm256_madd_epi16(sum, one));
+  };
+  while (end - a > 4) {
+    const uint8_t* const stop = end - a < 4 * most ? end : a + 4 * most;
+    __m256i sum[kRows][2], codes[2] = {load_register(panel), load_register(panel + 32)};
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
+      const __m256i row = row_of(r);
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_maddubs_epi16(row, first[j]);
+      for (int j = 0; j < 2; ++j) sum[r][j] = _mm256_maddubs_epi16(row, codes[j]);
     }
-    a += 4, panel += panel_stride;
-    for (int64_t n = (left < most ? left : most) - 1; n > 0; --n, a += 4, panel += panel_stride) {
-      const __m256i codes[2] = {load_register(panel), load_register(panel + 32)};
+    a += 4, panel += kStepOfPanel;
+    do {
+      codes[0] = load_register(panel), codes[1] = load_register(panel + 32);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m256i row = _mm256_set1_epi32(load<int32_t>(a + r * t.a_stride));
+        const __m256i row = row_of(r);
 #pragma GCC unroll 2
         for (int j = 0; j < 2; ++j) add_in_place(sum[r][j], _mm256_maddubs_epi16(row, codes[j]));
       }
-    }
+      a += 4, panel += kStepOfPanel;
+    } while (a < stop);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) total[r][j] = _mm256_add_epi32(total[r][j], _mm256_madd_epi16(sum[r][j], one));
+      for (int j = 0; j < 2; ++j) add_to_total(r, j, sum[r][j]);
+  }
+  if (a < end) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) add_to_total(r, j, _mm256_maddubs_epi16(row_of(r), load_register(panel + 32 * j)));
   }
   store_sums(total, t);
 }
@@ -205,7 +217,8 @@ void int8_tile(const Int8Tile& t) {
   constexpr int64_t kStride = 2 * kGroups * 4 + 64;
   alignas(64) uint8_t row_words[kInt8Block * kStride];
   alignas(64) int8_t panel_words[2 * kGroups * 64];
-  const int64_t most = 32767 / (2 * 255 * t.most);  // steps of vpmaddubsw; fewer than four do not pay
+  // Steps of vpmaddubsw; fewer than four do not pay, and of loops of more than 16 the end is predicted wrong.
+  const int64_t room = 32767 / (2 * 255 * t.most), most = room < 16 ? room : 16;
   const bool small = most >= 4 && t.groups > 0, fours = !small && (t.outlier_starts || t.most <= 32);
   const bool words = !small && !fours;
   const int most_rows = small ? kMostRows - 1 : kMostRows;  // six rows and the first products do not fit 16 registers
@@ -226,11 +239,11 @@ void int8_tile(const Int8Tile& t) {
         const int32_t* const from = g > 0 ? c : t.start ? t.start + column : kZeros;
         const int64_t from_stride = g > 0 ? t.c_stride : 0;
         const Int8Part part = {
-            t.a + r * t.a_stride + 4 * g, t.a_stride, panel, 4 * kInt8Panel, groups, from, from_stride, c, t.c_stride};
+            t.a + r * t.a_stride + 4 * g, t.a_stride, panel, groups, from, from_stride, c, t.c_stride};
         with_constant<kMostRows>(rows_of_part, [&](auto rows) {
           if (words)
             words_micro_kernel<rows>(
-                {row_words + r * kStride, kStride, panel_words, 64, 2 * groups, from, from_stride, c, t.c_stride});
+                {row_words + r * kStride, kStride, panel_words, 2 * groups, from, from_stride, c, t.c_stride});
           else if (fours)
             fours_micro_kernel<rows>(part);
           else
