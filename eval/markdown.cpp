@@ -42,7 +42,8 @@ std::string width_text(const std::string& width) {
   if (const size_t slash = width.find('/'); slash != std::string::npos)
     return "W" + width.substr(0, slash) + "A" + width.substr(slash + 1);
   const size_t g = width.find('g');
-  return width.substr(0, g) + " bits" + (g == std::string::npos ? "" : ", groups of " + width.substr(g + 1));
+  const std::string bits = width.substr(0, g);
+  return bits + (bits == "1" ? " bit" : " bits") + (g == std::string::npos ? "" : ", groups of " + width.substr(g + 1));
 }
 
 // A result record as a row of a table.
@@ -62,7 +63,8 @@ Entry entry_of(const json& row) {
     entry.row.erase(bc, entry.form.size());
   }
   const std::string width = text_in(row, "width");
-  if (!width.empty() && width != "32" && width != "32/32") entry.row += " " + width_text(width);
+  if (!width.empty() && width != "32" && width != "32/32")  // before the name of a row: "GPTQ 3 bits, centred"
+    entry.row.insert(std::min(entry.row.find(", "), entry.row.size()), " " + width_text(width));
   return entry;
 }
 

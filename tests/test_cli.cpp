@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
 #include <thread>
 
@@ -379,9 +380,12 @@ TEST_CASE("cli: the table goes on where it was stopped, and says what was not ru
   const Result nothing = run("table --models " + folder / "models" + " --imagenet " + folder / "models" + " --out " +
                              folder / "none" + " --json " + folder / "none.json");
   CHECK(nothing.code == 4);  // a folder without a checkpoint: the others are still shown
-  CHECK(contains(nothing.out, "| 4/4   | PTQ4ViT + BC (position)  | ViT-B*  | 68.29 | not run |"));
-  CHECK(contains(nothing.out, "| DeiT-S  | 67.47 |  failed |"));
-  CHECK(contains(nothing.out, "| 8/8   | APQ-like                 | DeiT-S  | 79.78 |  failed |"));
+  std::string rows;          // with one space for each run of them
+  std::unique_copy(nothing.out.begin(), nothing.out.end(), std::back_inserter(rows),
+                   [](char a, char b) { return a == ' ' && b == ' '; });
+  CHECK(contains(rows, "| 4/4 | PTQ4ViT + BC (position) | ViT-B* | 68.29 | not run |"));
+  CHECK(contains(rows, "| DeiT-S | 67.47 | failed |"));
+  CHECK(contains(rows, "| 8/8 | APQ-like | DeiT-S | 79.78 | failed |"));
   const json none = read_json(folder / "none.json");
   CHECK(none["rows"].size() == 330);
   CHECK(none["notes"].dump().find("+36.89") != std::string::npos);
