@@ -126,9 +126,12 @@ std::vector<std::string> split(const std::string& list);  // at commas
 // Headings of --help; the first and the last are what makes a quantized model, and do nothing to one that is stored.
 inline constexpr const char *kQuantization = "Quantization", *kEvaluation = "Evaluation", *kBc = "Bias compensation";
 
-// Who decides an option in a table of results: a row's "options" or the command line, for all rows; a row's own keys
-// ("bits", "method", ...), or nothing; the command line alone, since what is drawn by it is drawn once for all rows.
-enum class InTable { Options, Keys, Drawn };
+// Who decides an option in a table of results.
+enum class InTable {
+  Options,  // a row's "options", or the command line for all rows
+  Keys,     // a row's own keys ("bits", "method", ...), or nothing
+  Drawn,    // the command line alone: the data drawn by it is shared by rows
+};
 
 // One row of the table: an option of one family's recipes.
 struct Option {

@@ -197,6 +197,11 @@ std::vector<Option> vision_compensation() {
   return {
       word({"bc", "--bc", kBcForms, always, kBc, kKeys}, {"none", "channel", "position", "data-free"}, OF(bc)),
       bc_sites_option(true),
+      word({"bc_stream", "--bc-stream",
+            "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
+            "gets once all before it is quantized and compensated",
+            measures_errors, kBc},
+           {"float", "quantized"}, OF(bc_stream)),
       held_out_option(),
       number({"bc_images", "--bc-images,--n-bc-samples", "Images to compensate on", fits_apart, kBc, kDrawn},
              OF(bc_images), 1, kMany),
@@ -205,11 +210,6 @@ std::vector<Option> vision_compensation() {
               "Images averaged first: batches weigh equally as in the code, so a short last one counts for more",
               fits_apart, kBc, kDrawn},
              OF(bc_batch), 1, kMany),
-      word({"bc_stream", "--bc-stream",
-            "Inputs of what is compensated: float, those of the float network as in the code; quantized, those it "
-            "gets once all before it is quantized and compensated",
-            measures_errors, kBc},
-           {"float", "quantized"}, OF(bc_stream)),
       word({"swin_mask", "--swin-mask",
             "Mask of a Swin's shifted windows while --bc-sites attention is measured: applied; official, not to the "
             "quantized attention, as in the code, which loses it. Evaluation always applies it",

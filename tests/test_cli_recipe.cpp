@@ -290,12 +290,13 @@ TEST_CASE("cli: a table of one's own is a file") {
   };
   const std::string few = " --limit 2 --seqlen 32 --nsamples 2 --json " + folder / "options.json";
   const std::string centred = R"("name": "a b", "options": {"hessian": "centred", "bc_stream": "quantized"})";
-  REQUIRE(table(with_options(centred), few + " --bc-stream float --target float --gptaq-alpha 1").code == 2);
+  CHECK(contains(table(with_options(centred), few + " --target float --gptaq-alpha 1").err,
+                 "--gptaq-alpha has no effect on any row"));
+  CHECK(contains(table(with_options(centred), few + " --format gptq").err, "--format"));
   REQUIRE(table(with_options(centred), few + " --bc-stream float --target gptaq --gptaq-alpha 1").code == 0);
   const json own_options = read_json(folder / "options.json")["rows"];
   CHECK(own_options[2]["record"]["hessian"] == "raw");
   CHECK(own_options[2]["record"]["gptaq_alpha"] == 1);
-  CHECK(own_options[2]["record"]["bc_stream"] == "float");
   CHECK(own_options[3]["record"]["hessian"] == "centred");
   CHECK(own_options[3]["record"]["bc_stream"] == "quantized");  // what a row says is not the command line's to change
   CHECK(own_options[3]["method"] == "GPTQ + BC (channel), a b");
@@ -310,11 +311,28 @@ TEST_CASE("cli: a table of one's own is a file") {
   };
   refused(R"("name": "x", "options": {"groupsize": 64})", "\"groupsize\" is none of the options of a row");
   refused(R"("name": "x", "options": {"format": "gptq"})", "\"format\" is none of the options of a row");
-  refused(R"("name": "x", "options": {"nsamples": 4})", "\"nsamples\" holds for all rows");
+  refused(R"("name": "x", "options": {"nsamples": 4})",
+          "\"nsamples\" is none of the options of a row: it is for the command line alone");
   refused(R"("name": "x", "options": {"hesian": "raw"})", "hesian");
-  refused(R"("name": "x", "options": 3)", "options");
+  refused(R"("name": "x", "options": 3)", "wrong type or size");
   refused(R"("options": {"hessian": "raw"})", "needs a name");
   refused(R"("name": "x", "hessian": "raw")", "a row has no key \"hessian\"");
+  refused(R"("name": "x"}, {"bits": 3, "method": "rtn", "name": "y", "options": {"hessian": "centred"})",
+          "key \"hessian\" has no effect with method rtn");
+  // What a row asks for is completed by the command line, each option seeing those before it.
+  const auto vision_row = [&](const std::string& row, const std::string& options) {
+    return table(R"({"embedded": ["vit"], "rows": [{"bits": 32, "method": "fp32"}, )" + row + "]}",
+                 " --limit 2 --calib-images 4 --bc-images 8 --json " + folder / "vision.json" + options);
+  };
+  const std::string joint = R"({"bits": 4, "method": "joint", "bc": "channel"})";
+  REQUIRE(vision_row(joint, " --bc-stream float").code == 0);
+  CHECK(read_json(folder / "vision.json")["rows"][1]["record"]["bc_images"] == 8);
+  const std::string qwt =
+      R"({"bits": 4, "method": "repq-vit", "bc": "channel", "name": "q", "options": {"qwt": true}})";
+  CHECK(vision_row(qwt, " --bc-stream quantized").code == 0);
+  const Result incomplete = vision_row(qwt, " --bc-stream float");
+  CHECK(incomplete.code == 2);
+  CHECK(contains(incomplete.err, own + ": row {"));
   // An option that every row it is for has its own of.
   const std::string alone = R"({"family": "language", "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"},
       {"bits": 3, "method": "gptq", "name": "x", "options": {"refine": 1}}]})";

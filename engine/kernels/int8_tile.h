@@ -54,9 +54,10 @@ constexpr int kInt8BestRows = kInt8Block;
 
 constexpr bool kSumsIn16Bits = true;
 
+constexpr int64_t kStepOfPanel = 4 * kInt8Panel, kStepOfWords = 64;  // bytes from a step to the next
+
 // c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
-constexpr int64_t kStepOfPanel = 4 * kInt8Panel, kStepOfWords = 64;  // bytes from a step to the next
 struct Int8Part {
   const uint8_t* a;
   int64_t a_stride;

@@ -30,7 +30,7 @@ float round_clamp(float x, float lo, float hi) {
   return as_float(as_bits((x + kRound) - kRound) | (as_bits(x) & 0x80000000u));
 }
 
-// exp(x + dx) for x >= kExpLow and |dx| < 0.06 in three steps. x = n ln 2 + r with ln 2 in two parts, the first
+// In three functions: exp(x + dx) for x >= kExpLow and |dx| < 0.06. x = n ln 2 + r with ln 2 in two parts, the first
 // short enough for n * kLn2High to be exact; exp(r) = 1 + r + r^2 P(r). P is minimax for the
 // relative error of exp on |r| <= 0.402 (Lawson's iteration, 40-digit references): 1.1e-8 with
 // these rounded coefficients. Measured for dx = 0: 1.01 ulp at most.

@@ -345,11 +345,13 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
               compensated ? record.at("bc_bytes").dump() : "",
               compensated ? format("%.2f %%", 100 * record.at("bc_share").get<double>()) : ""};
   } else {
-    size_t base = c;  // the cell a compensated one comes from
-    while (base > 0 && compensates(table.cells[base].recipe)) --base;
-    const Cell& other = table.cells[base];
-    if (other.recipe.method != cell.recipe.method || other.width != cell.width || other.name != cell.name)
-      base = c;  // there is none
+    const auto is_base = [&](const Cell& other) {  // what a compensated cell comes from
+      return !compensates(other.recipe) && other.recipe.method == cell.recipe.method && other.width == cell.width &&
+             other.name == cell.name;
+    };
+    size_t base = c;
+    while (base > 0 && !is_base(table.cells[base])) --base;
+    if (!is_base(table.cells[base])) base = c;  // there is none
     const std::string over = put_change(c > 0 ? record : json(), column.records[0][i], "change_percent", row);
     const std::string by = put_change(c != base ? record : json(), column.records[base][i], "bc_change_percent", row);
     const std::string text = name_of(texts[i].definition);

@@ -33,6 +33,7 @@ const std::set<std::string> kRowKeys = {"bits", "abits", "group", "method", "bc"
 
 // `given` loses what the row's own options decide, and what its method does not have.
 Cell cell_of(const json& row, Family family, json& given, const std::string& path) {
+  require_input(row.is_object(), "%s: a row is no object: %s", path, row.dump());
   for (const auto& [key, value] : row.items())
     require_input(kRowKeys.contains(key), "%s: a row has no key %s", path, quoted(key));
   const auto text = [&](const char* key, const char* without) { return get_or<std::string>(row, key, without, path); };
@@ -44,9 +45,12 @@ Cell cell_of(const json& row, Family family, json& given, const std::string& pat
   require_input(values.empty() || !cell.name.empty(), "%s: a row with options needs a name", path);
   for (const Option& option : recipe_options(family)) {
     if (!values.contains(option.key)) continue;
-    require_input(option.in_table != InTable::Keys, "%s: %s is none of the options of a row", path, quoted(option.key));
-    require_input(option.in_table != InTable::Drawn, "%s: %s holds for all rows: give it on the command line", path,
-                  quoted(option.key));
+    require_input(option.in_table != InTable::Keys,
+                  "%s: %s is none of the options of a row: it has a key of its own there (bits, abits, group, method, "
+                  "bc), or tables do not have it",
+                  path, quoted(option.key));
+    require_input(option.in_table != InTable::Drawn,
+                  "%s: %s is none of the options of a row: it is for the command line alone", path, quoted(option.key));
     given.erase(option.key);
   }
   values.update({{"method", get<std::string>(row, "method", path)}, {"bc", text("bc", "none")}});
@@ -54,15 +58,20 @@ Cell cell_of(const json& row, Family family, json& given, const std::string& pat
   if (bits < 32 && vision) values["abits"] = bits;
   if (row.contains("abits")) values["abits"] = get<int>(row, "abits", path);
   if (group > 0) values["groupsize"] = group;
-  Recipe r = read_recipe(family, values, path, json::object());
-  for (const Option& option : recipe_options(family)) {
-    if (!given.contains(option.key)) continue;
-    if (option.applies(r))
-      option.set(r, given[option.key]);  // which others may need; what is wrong with it, read_recipe() says
+  Recipe r = recipe_of(family);
+  for (const Option& option : recipe_options(family)) {  // those after it may depend on it
+    if (values.contains(option.key))
+      option.set(r, values[option.key]);
+    else if (given.contains(option.key) && option.applies(r))
+      option.set(r, given[option.key]);
     else
       given.erase(option.key);
   }
-  cell.recipe = read_recipe(family, values, path, given);
+  try {
+    cell.recipe = read_recipe(family, values, path, given);  // which says what is wrong with a value
+  } catch (const UsageError& e) {
+    throw UsageError(format("%s: row %s: %s", path, row.dump(), e.what()));
+  }
   cell.label = label_of(cell.recipe) + (cell.name.empty() ? "" : ", " + cell.name);
   const std::string weights = std::to_string(bits) + (group > 0 ? format("g%d", group) : "");
   const int abits = to_json(cell.recipe).value("abits", 32);

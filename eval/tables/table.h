@@ -21,8 +21,8 @@ struct Cell {
   json paper;         // figures by column, each a number or one for each text; null: none
 };
 
-// A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows" and
-// "demo_rows", those of the demo, the first of which is the float network; "embedded", the names of the embedded
+// A table's file: "family", vision or language, and "about", a line of help; "columns" of label and model; "rows", and
+// "demo_rows" for the demo; the first of each is the float network; "embedded", the names of the embedded
 // models; "texts", "owners" of checkpoints on the hub, "source" and "footnotes". A row has bits, abits (of vision
 // models bits where it is missing), group, method and bc, and the figures the "paper" prints; it may have "options" of
 // a recipe by key, which the command line does not change, and then has a "name" that tells it apart.
