@@ -57,7 +57,7 @@ const std::vector<Call>& calls() {
          k.gelu_erf(y, y, n);
          Row apart(static_cast<size_t>(n));
          k.gelu_erf(in.a, apart.data(), n);
-         CHECK(std::memcmp(apart.data(), y, static_cast<size_t>(4 * n)) == 0);
+         CHECK((n == 0 || std::memcmp(apart.data(), y, static_cast<size_t>(4 * n)) == 0));
        }},
       {"gelu_tanh", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_tanh(in.a, y, n); }},
       {"gelu_quick", [](auto& k, auto& in, int64_t n, float* y) { k.gelu_quick(in.a, y, n); }},
