@@ -142,7 +142,7 @@ TEST_CASE("cli: ranks: a model or a text that is another one where another rank 
       fs::copy(kMini + "/text/" + name, folder / rank + "/mini/text/" + name);
   }
   write_file(folder / "table.json", R"({"family": "language", "about": "of a test", "source": "none", "columns": [],
-    "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 2, "groupsize": 64, "method": "rtn"}], "footnotes": []})");
+    "embedded": ["opt"], "rows": [{"bits": 32, "method": "fp"}, {"bits": 2, "group": 64, "method": "rtn"}], "footnotes": []})");
   for (const std::string& command :
        {std::string("perplexity --model mini/opt --text mini/text/test.txt --limit 2 --seqlen 32"),
         "table " + folder / "table.json" + " --mini mini --out out --limit 2 --seqlen 32"}) {
