@@ -89,7 +89,7 @@ Perplexity by_definition(const std::string& definition, const std::vector<double
   } else {
     for (int64_t w = 0; w < text.windows.count; ++w) {
       double sum = 0;
-      for (int64_t t = 0; t < predictions; ++t) sum += token_nll[static_cast<size_t>(w * predictions + t)];
+      for (int64_t t = 0; t < predictions; ++t) sum += token_nll[at(w * predictions + t)];
       nll.push_back(definition == "gptq" ? sum / static_cast<double>(predictions) : sum);
     }
   }
@@ -212,7 +212,7 @@ Measured LanguageTask::measure(const Recipe& recipe, size_t i, json& record, con
     if (nll.empty()) {
       Windows windows = of.windows;
       if (swaps(definition))
-        for (int64_t w = 0; w < windows.count; ++w) windows.ids[static_cast<size_t>(w * windows.length)] = of.facts.bos;
+        for (int64_t w = 0; w < windows.count; ++w) windows.ids[at(w * windows.length)] = of.facts.bos;
       nll = token_nll(model, windows, ctx, progress);
     }
     all.push_back(by_definition(definition, nll, of));

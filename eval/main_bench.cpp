@@ -127,8 +127,7 @@ Int8Panels random_panels(int64_t columns, int64_t depth) {
   for (int64_t c = 0; c < columns; ++c) {
     const float* row = weights.data + c * depth;
     const float step = kernels().max_abs(row, depth) / 127;
-    for (int64_t k = 0; k < depth; ++k)
-      codes[static_cast<size_t>(k)] = static_cast<int8_t>(std::nearbyint(row[k] / step));
+    for (int64_t k = 0; k < depth; ++k) codes[at(k)] = static_cast<int8_t>(std::nearbyint(row[k] / step));
     panels.set_column(c, codes.data());
   }
   panels.find_range();

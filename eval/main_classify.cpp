@@ -48,7 +48,7 @@ struct Classifier {
     const ModelInfo& info = model->info();
     if (info.labels.empty())
       return info.outputs == kImageNetClasses ? imagenet_name(static_cast<int>(c)) : "class " + std::to_string(c);
-    const std::string& label = info.labels[static_cast<size_t>(c)];
+    const std::string& label = info.labels[at(c)];
     const int synset = synset_label(label);
     return synset < 0 ? label : imagenet_name(synset);
   }
@@ -69,7 +69,7 @@ json classify(const Classifier& by, const Image& image, int64_t top) {
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
   json found = json::array();
   for (int64_t k = 0; k < std::min(top, classes); ++k) {
-    const int64_t c = order[static_cast<size_t>(k)];
+    const int64_t c = order[at(k)];
     found.push_back({{"class", c}, {"name", by.name_of(c)}, {"probability", probabilities[c]}});
   }
   return {{"model", by.title}, {"classes", found}, {"seconds", seconds}};

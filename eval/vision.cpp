@@ -119,7 +119,7 @@ VisionTask::Outputs VisionTask::outputs(Precision precision, std::vector<int64_t
   const Tensor pixels = load_pixels(data, images, model.info().image, &unreadable);
   Outputs y;
   y.unreadable.resize(images.size());
-  for (const auto& [i, message] : unreadable) y.unreadable[static_cast<size_t>(i)] = message;
+  for (const auto& [i, message] : unreadable) y.unreadable[at(i)] = message;
   if (paired) y.real = float_logits(images, pixels);
   y.quantized = paired && precision == Precision::Float ? y.real : logits(precision, pixels);
   y.images = std::move(images);
@@ -147,7 +147,7 @@ Accuracy VisionTask::evaluate(Precision precision, const Progress& progress) {
         result.unreadable.push_back(y.unreadable[i]);
         continue;
       }
-      const auto& item = data.items[static_cast<size_t>(y.images[i])];
+      const auto& item = data.items[at(y.images[i])];
       const float* z = y.quantized.data + static_cast<int64_t>(i) * classes;
       require(std::all_of(z, z + classes, [](float v) { return std::isfinite(v); }),
               "%s: the model's output is not finite", item.path);

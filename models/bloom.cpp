@@ -44,7 +44,7 @@ class Bloom : public Model {
 
   // x [B, T, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
-    const Block& b = blocks_[static_cast<size_t>(i)];
+    const Block& b = blocks_[at(i)];
     const int64_t H = config_.heads;
 
     const Tensor u = norm(b.input_layernorm, x0), qkv = b.query_key_value.run(ctx, u);
@@ -64,7 +64,7 @@ class Bloom : public Model {
 
   Part part(int i) override {
     if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
-    Block& b = blocks_[static_cast<size_t>(i)];
+    Block& b = blocks_[at(i)];
     Part part{Part::Kind::Block, "h." + std::to_string(i)};
     part.groups = {{{&b.query_key_value}, {&b.input_layernorm}},
                    {{&b.dense}, values_of_heads(b.query_key_value, config_.heads)},

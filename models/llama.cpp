@@ -45,7 +45,7 @@ class Llama : public Model {
 
   // x [B, T, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
-    const Block& b = blocks_[static_cast<size_t>(i)];
+    const Block& b = blocks_[at(i)];
     const Tensor angles = rotary_angles(frequencies_, ctx.first_position(), x0.dim(1));
 
     const Tensor u = norm(ctx, b.input_layernorm, x0);
@@ -65,7 +65,7 @@ class Llama : public Model {
 
   Part part(int i) override {
     if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
-    Block& b = blocks_[static_cast<size_t>(i)];
+    Block& b = blocks_[at(i)];
     Part part{Part::Kind::Block, "layers." + std::to_string(i)};
     // A value that several heads mix is several channels of what o_proj is fed, which have no scale each.
     Layer* values = config_.kv_heads == config_.heads ? &b.v_proj : nullptr;

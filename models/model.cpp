@@ -38,10 +38,10 @@ const LayerGroup& Part::group_of(const Layer& layer) const {
 Tensor Model::block(const Context& ctx, int i, const Tensor& x) const {
   Tensor y = block_body(ctx, i, x);
   if (ctx.precision != Precision::Float && !block_linear_.empty() && !ctx.is_done()) {
-    const auto& [weight, bias] = block_linear_[static_cast<size_t>(i)];
+    const auto& [weight, bias] = block_linear_[at(i)];
     if (!weight.empty()) y = add(nullptr, y, linear(nullptr, x, weight, bias));
   }
-  if (!block_added_.empty()) add_compensation(ctx, block_added_[static_cast<size_t>(i)], y);
+  if (!block_added_.empty()) add_compensation(ctx, block_added_[at(i)], y);
   return y;
 }
 
@@ -87,9 +87,8 @@ Tensor Model::forward(const Context& ctx, const Batch& batch) const {
   if (alone < 2) return run(batch);
   const int64_t most = batch.pixels.empty() ? 1 : 2, parts = (alone / threads() + most - 1) / most * threads();
   std::vector<Tensor> outputs(static_cast<size_t>(parts));
-  parallel_for(parts, [&](int64_t i) {
-    outputs[static_cast<size_t>(i)] = run(part_of(batch, alone * i / parts, alone * (i + 1) / parts));
-  });
+  parallel_for(parts,
+               [&](int64_t i) { outputs[at(i)] = run(part_of(batch, alone * i / parts, alone * (i + 1) / parts)); });
   if (alone < n) outputs.push_back(run(part_of(batch, alone, n)));
   return concatenate(outputs);
 }
@@ -120,7 +119,7 @@ Point Model::point_of(Layer& layer) {
 
 Point Model::block_point(int i, const std::string& name, Bias* bias, const std::string& tensor) {
   block_added_.resize(static_cast<size_t>(depth()));
-  return {Point::Kind::Block, name, nullptr, {bias}, {&block_added_[static_cast<size_t>(i)]}, tensor};
+  return {Point::Kind::Block, name, nullptr, {bias}, {&block_added_[at(i)]}, tensor};
 }
 
 Point Model::model_point() {
@@ -206,8 +205,8 @@ void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::ve
   for (int64_t r = 0; r < out; ++r) {
     double sum = b[r];
     for (int64_t c = 0; c < in; ++c) {
-      w[r * in + c] *= scale[static_cast<size_t>(c)];
-      sum += static_cast<double>(w[r * in + c]) * shift[static_cast<size_t>(c)];
+      w[r * in + c] *= scale[at(c)];
+      sum += static_cast<double>(w[r * in + c]) * shift[at(c)];
     }
     b[r] = static_cast<float>(sum);
   }
@@ -260,11 +259,11 @@ void fold_channels(Tensor& x, const std::vector<float>& scale, const std::vector
 
 void Model::set_block_linear(int i, const Tensor& weight, const Tensor& bias) {
   block_linear_.resize(static_cast<size_t>(depth()));
-  block_linear_[static_cast<size_t>(i)] = {weight, bias};
+  block_linear_[at(i)] = {weight, bias};
 }
 
 std::pair<Weight, Tensor> Model::block_linear(int i) const {
-  return block_linear_.empty() ? std::pair<Weight, Tensor>{} : block_linear_[static_cast<size_t>(i)];
+  return block_linear_.empty() ? std::pair<Weight, Tensor>{} : block_linear_[at(i)];
 }
 
 void Model::fold_layer_scale() {
@@ -297,7 +296,7 @@ OnnxGraph Model::onnx(Precision precision) const {
     x = onnx_block(to, i, x);
     const auto [weight, bias] = block_linear(i);
     if (precision != Precision::Float && !weight.empty()) x = to.add(x, to.linear(weight, bias, before));
-    if (!block_added_.empty()) x = to.compensate(block_added_[static_cast<size_t>(i)], x);
+    if (!block_added_.empty()) x = to.compensate(block_added_[at(i)], x);
   }
   graph.finish(onnx_head(to, x));
   return graph;

@@ -49,7 +49,7 @@ class Opt : public Model {
 
   // x [B, T, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
-    const Block& b = blocks_[static_cast<size_t>(i)];
+    const Block& b = blocks_[at(i)];
     const Norm &ln_a = b.self_attn_layer_norm, &ln_b = b.final_layer_norm;
     const bool pre = config_.pre_norm;
 
@@ -72,7 +72,7 @@ class Opt : public Model {
 
   Part part(int i) override {
     if (i < 0 || i >= depth()) return {i < 0 ? Part::Kind::Embedding : Part::Kind::Head};
-    Block& b = blocks_[static_cast<size_t>(i)];
+    Block& b = blocks_[at(i)];
     Part part{Part::Kind::Block, "layers." + std::to_string(i)};
     // After the norms of post-norm blocks the residual branches off: nothing can be folded into them, nor into norms
     // without parameters.

@@ -59,14 +59,13 @@ Windows make_windows(int64_t R, int64_t w, int64_t shift) {
       label.push_back(3 * band(r, R, w, shift) + band(c, R, w, shift));
     }
   result.back.resize(result.to.size());
-  for (size_t i = 0; i < result.to.size(); ++i)
-    result.back[static_cast<size_t>(result.to[i])] = static_cast<int64_t>(i);
+  for (size_t i = 0; i < result.to.size(); ++i) result.back[at(result.to[i])] = static_cast<int64_t>(i);
   if (shift == 0) return result;
   const int64_t T = result.tokens;
   result.mask = Tensor({result.count, T, T});
   for (int64_t i = 0; i < result.mask.size(); ++i) {
     const int64_t first = i / (T * T) * T, a = first + i / T % T, b = first + i % T;
-    result.mask[i] = label[static_cast<size_t>(a)] == label[static_cast<size_t>(b)] ? 0.f : -100.f;
+    result.mask[i] = label[at(a)] == label[at(b)] ? 0.f : -100.f;
   }
   return result;
 }
@@ -107,7 +106,7 @@ class Swin : public Model {
 
   // x [B, N, C] -> the same, or [B, N/4, 2C] when the step is a merge
   Tensor block_body(const Context& ctx, int i, const Tensor& x) const override {
-    const Step& step = steps_[static_cast<size_t>(i)];
+    const Step& step = steps_[at(i)];
     return step.is_merge ? merge(ctx, step.merge, x) : block(ctx, step.block, x);
   }
 
@@ -121,7 +120,7 @@ class Swin : public Model {
   }
 
   std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
-    const Step& step = steps_[static_cast<size_t>(i)];
+    const Step& step = steps_[at(i)];
     if (step.is_merge) {
       const Merge& m = step.merge;
       const auto rows = static_cast<int64_t>(m.index.size());
@@ -147,7 +146,7 @@ class Swin : public Model {
   Part part(int i) override {
     if (i < 0) return {Part::Kind::Embedding, "patch_embed", {{{&patch_embed_}}}};
     if (i >= depth()) return {Part::Kind::Head, "head", {{{&head_}, {&norm_}}}};
-    Step& step = steps_[static_cast<size_t>(i)];
+    Step& step = steps_[at(i)];
     Layer& last = step.is_merge ? step.merge.reduction : step.block.fc2;
     Part part = step.is_merge ? Part{Part::Kind::Merge, step.name, {{{&last}, {&step.merge.norm}}}}
                               : vision_part(step.block, step.name, {});

@@ -52,7 +52,7 @@ class Vit : public Model {
 
   // x [B, N, D]
   Tensor block_body(const Context& ctx, int i, const Tensor& x0) const override {
-    const VisionBlock& b = blocks_[static_cast<size_t>(i)];
+    const VisionBlock& b = blocks_[at(i)];
     Tape* t = ctx.tape;
     const Tensor u = normed(t, b.norm1, x0);
     const Tensor z = run_branch(ctx, b.proj, u, [&](const Context& c, const Tensor& v) { return attention(c, b, v); });
@@ -78,7 +78,7 @@ class Vit : public Model {
   }
 
   std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
-    const VisionBlock& b = blocks_[static_cast<size_t>(i)];
+    const VisionBlock& b = blocks_[at(i)];
     const std::string qkv = to.linear(b.qkv, to.layer_norm(b.norm1, config_.eps, x0));
     const std::string z = to.linear(b.proj, to.attend(b.matmul1, b.matmul2, qkv, {config_.heads, false, {}, {}},
                                                       config_.dim / config_.heads, b.q_norm, b.k_norm, config_.eps));
@@ -102,7 +102,7 @@ class Vit : public Model {
     if (i >= depth() && !head_dist_.weight.empty()) return {Part::Kind::Head, "head", {{{&head_}}, {{&head_dist_}}}};
     const bool folds = config_.final_norm && config_.pool != Pool::TokenAndAverage;  // a mean leaves channels apart
     if (i >= depth()) return {Part::Kind::Head, "head", {{{&head_}, {folds ? &norm_ : nullptr}}}};
-    VisionBlock& b = blocks_[static_cast<size_t>(i)];
+    VisionBlock& b = blocks_[at(i)];
     const std::string name = "blocks." + std::to_string(i);
     Point output = block_point(i, name, &b.fc2.bias, b.fc2.name + ".bias");
     output.gamma = b.fc2.gamma;
@@ -180,7 +180,7 @@ std::vector<double> bicubic_weights(int64_t n, int64_t m, bool antialias) {
       for (auto j = static_cast<int64_t>(std::ceil(centre - reach)); static_cast<double>(j) <= centre + reach; ++j) {
         if (antialias && (j < 0 || j >= n)) continue;  // else the border goes on
         const double w = cubic((static_cast<double>(j) - centre) / stretch);
-        if (pass) weights[static_cast<size_t>(i * n + std::clamp<int64_t>(j, 0, n - 1))] += w / sum;
+        if (pass) weights[at(i * n + std::clamp<int64_t>(j, 0, n - 1))] += w / sum;
         sum += pass ? 0 : w;
       }
   }
@@ -198,17 +198,14 @@ Tensor resized_positions(const Tensor& table, int64_t prefix, int64_t g, int64_t
   std::vector<double> wide(static_cast<size_t>(g * side * D)), line(static_cast<size_t>(D));
   for (int64_t r = 0; r < g; ++r)
     for (int64_t c = 0; c < side * g * D; ++c)
-      wide[static_cast<size_t>((r * side + c / (g * D)) * D + c % D)] +=
-          w[static_cast<size_t>(c / D)] * static_cast<double>(table[(prefix + r * g + c / D % g) * D + c % D]);
+      wide[at((r * side + c / (g * D)) * D + c % D)] +=
+          w[at(c / D)] * static_cast<double>(table[(prefix + r * g + c / D % g) * D + c % D]);
   for (int64_t r = 0; r < side; ++r)
     for (int64_t c = 0; c < side; ++c) {
       std::fill(line.begin(), line.end(), 0);
       for (int64_t k = 0; k < g; ++k)
-        for (int64_t d = 0; d < D; ++d)
-          line[static_cast<size_t>(d)] +=
-              w[static_cast<size_t>(r * g + k)] * wide[static_cast<size_t>((k * side + c) * D + d)];
-      for (int64_t d = 0; d < D; ++d)
-        y[(prefix + r * side + c) * D + d] = static_cast<float>(line[static_cast<size_t>(d)]);
+        for (int64_t d = 0; d < D; ++d) line[at(d)] += w[at(r * g + k)] * wide[at((k * side + c) * D + d)];
+      for (int64_t d = 0; d < D; ++d) y[(prefix + r * side + c) * D + d] = static_cast<float>(line[at(d)]);
     }
   return y;
 }

@@ -9,8 +9,6 @@
 namespace bcq {
 namespace {
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // The sum of the largest of n terms g² (y - real)², a share of them.
 double largest_errors(const float* y, const float* real, const float* g2, int64_t n, double share) {
   std::vector<float> terms(at(n));

@@ -154,8 +154,8 @@ Tensor clip_search(const Tensor& w, const std::vector<double>& second, const Wei
       const std::vector<double> errors =
           row_errors(round_to_nearest(clipped(part, most, n), of_row).values, part, block);
       for (int64_t r = 0; r < out; ++r) {
-        if (i > 0 && errors[static_cast<size_t>(r)] >= least[static_cast<size_t>(r)]) continue;
-        least[static_cast<size_t>(r)] = errors[static_cast<size_t>(r)];
+        if (i > 0 && errors[at(r)] >= least[at(r)]) continue;
+        least[at(r)] = errors[at(r)];
         best[r * groups + g] = most[r];
       }
     }

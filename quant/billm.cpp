@@ -21,8 +21,6 @@ namespace {
 enum Part : uint8_t { kSmall, kLarge, kSalient };
 constexpr int kSplits = 81;  // quantiles 0.1 to 0.9
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // A row's values as one or two sums mean ± scale.
 struct Level {
   double mean = 0, scale = 0;

@@ -4,14 +4,13 @@
 #include <limits>
 
 #include "engine/core/check.h"
+#include "engine/core/tensor.h"
 #include "quant/linalg.h"
 
 namespace bcq {
 namespace {
 
 constexpr double kPercdamp = 0.01;  // where none was asked for
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 // u = the factor of h with its diagonal lifted to `floor` and damped by a share of its mean.
 bool factor_damped(const std::vector<double>& h, int64_t n, double floor, double damp, std::vector<double>& u) {

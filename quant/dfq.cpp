@@ -46,7 +46,7 @@ std::vector<double> mean_input(const Part& part, const LayerGroup& group) {
   const Tensor w = rows_of(source), &bias = source.layer->bias.loaded;
   const Tensor &beta = before.source.norm->bias.loaded, &gamma = before.source.norm->weight;
   for (int64_t i = 0; i < w.dim(0); ++i) {
-    double m = bias.empty() ? 0 : bias[source.rows.empty() ? i : source.rows[static_cast<size_t>(i)]], variance = 0;
+    double m = bias.empty() ? 0 : bias[source.rows.empty() ? i : source.rows[at(i)]], variance = 0;
     for (int64_t c = 0; c < w.dim(1); ++c) {
       const double x = w[i * w.dim(1) + c];
       m += x * beta[c];
@@ -102,7 +102,7 @@ int64_t correct_biases(Model& model) {
         for (int64_t r = 0; r < w.dim(0); ++r) {
           double sum = 0;
           for (int64_t c = 0; c < w.dim(1); ++c)
-            sum += (static_cast<double>(w[r * w.dim(1) + c]) - q[r * w.dim(1) + c]) * mean[static_cast<size_t>(c)];
+            sum += (static_cast<double>(w[r * w.dim(1) + c]) - q[r * w.dim(1) + c]) * mean[at(c)];
           b[r] = static_cast<float>(sum);
         }
         Model::point_of(*layer).add(b);

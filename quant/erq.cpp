@@ -12,8 +12,6 @@ namespace {
 
 using Doubles = std::vector<double>;  // row-major
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 constexpr int kTurns = 100;
 constexpr double kHeadRidge = 0.1;
 constexpr double kWeightShares[] = {0.97, 0.98, 0.99, 0.995, 0.9995, 0.9997, 0.9999, 0.99995, 0.99999, 1};

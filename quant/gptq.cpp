@@ -26,8 +26,6 @@ namespace {
 
 constexpr int64_t kRows = 64;  // rows of one item: they and their errors stay in cache
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // ---- Grids --------------------------------------------------------------------------------------
 
 struct Step {

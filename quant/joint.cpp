@@ -18,8 +18,6 @@ namespace {
 
 using Floats = std::vector<float>;
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // Rows of a tensor [samples, ..., n] that are looked at together, with what each counts for.
 struct Rows {
   Tensor x;        // [rows, n]

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kTile = 4 * kFloatPanel;  // columns of a tile: its panels of a run and its sums stay in cache
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
 int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
 }  // namespace

@@ -46,7 +46,7 @@ Tensor gram_of(const Tensor& w) {
   const std::vector<double> b(w.data, w.data + w.size());
   std::vector<double> transposed(b.size());
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < n; ++c) transposed[static_cast<size_t>(c * rows + r)] = w[r * n + c];
+    for (int64_t c = 0; c < n; ++c) transposed[at(c * rows + r)] = w[r * n + c];
   const std::vector<double> gram = times(transposed, b, rows, n);
   return Tensor({n, n}, std::vector<float>(gram.begin(), gram.end()));
 }
@@ -60,9 +60,7 @@ double ProductError::operator()(const Tensor& q, const Tensor& x) const {
   const Tensor& other = by_gram_ ? e : y;
   std::vector<double> of_token(static_cast<size_t>(y.rows()));
   const int64_t n = y.dim(-1);
-  parallel_for(y.rows(), [&](int64_t r) {
-    of_token[static_cast<size_t>(r)] = kernels().dot(y.data + r * n, other.data + r * n, n);
-  });
+  parallel_for(y.rows(), [&](int64_t r) { of_token[at(r)] = kernels().dot(y.data + r * n, other.data + r * n, n); });
   return std::accumulate(of_token.begin(), of_token.end(), 0.0);
 }
 
@@ -91,7 +89,7 @@ double OffsetErrors::operator()(const Tensor& q, const std::vector<float>& o) {
   const int64_t n = x_.dim(-1), tokens = x_.rows();
   std::vector<double> of_token(static_cast<size_t>(tokens)), of_channel(static_cast<size_t>(n));
   parallel_for(tokens, [&](int64_t t) {
-    double *const product = &products_[static_cast<size_t>(t * n)], &square = squares_[static_cast<size_t>(t)];
+    double *const product = &products_[at(t * n)], &square = squares_[at(t)];
     for (int64_t c = 0; c < n; ++c) {
       float& value = rounded_[t * n + c];
       if (q[t * n + c] == value) continue;
@@ -102,12 +100,10 @@ double OffsetErrors::operator()(const Tensor& q, const std::vector<float>& o) {
       value = q[t * n + c];
     }
     double across = 0;
-    for (int64_t c = 0; c < n; ++c) across += product[c] * o[static_cast<size_t>(c)];
-    of_token[static_cast<size_t>(t)] = square - 2 * across;
+    for (int64_t c = 0; c < n; ++c) across += product[c] * o[at(c)];
+    of_token[at(t)] = square - 2 * across;
   });
-  parallel_for(n, [&](int64_t c) {
-    of_channel[static_cast<size_t>(c)] = o[static_cast<size_t>(c)] * kernels().dot(gram_.data + c * n, o.data(), n);
-  });
+  parallel_for(n, [&](int64_t c) { of_channel[at(c)] = o[at(c)] * kernels().dot(gram_.data + c * n, o.data(), n); });
   return std::accumulate(of_token.begin(), of_token.end(), 0.0) +
          static_cast<double>(tokens) * std::accumulate(of_channel.begin(), of_channel.end(), 0.0);
 }

@@ -139,7 +139,7 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
   for (const Batch& batch : data) {
     Tensor x;
     for (int i = -1; i <= last; ++i) {
-      inputs[static_cast<size_t>(i + 1)].push_back(x);
+      inputs[at(i + 1)].push_back(x);
       x = model.run({Precision::Float, nullptr, &survey}, i, batch, x);
     }
     outputs.push_back(x);
@@ -151,8 +151,8 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
   result.parts.resize(static_cast<size_t>(last) + 2);
   std::vector<int> waiting;  // parts of this round, which begins with the first rank's
   for (int i = last; i >= -1; --i) {
-    const std::vector<Tensor> x = std::move(inputs[static_cast<size_t>(i + 1)]);
-    PartRecord& record = result.parts[static_cast<size_t>(i + 1)];
+    const std::vector<Tensor> x = std::move(inputs[at(i + 1)]);
+    PartRecord& record = result.parts[at(i + 1)];
     const bool has_layers = !model.layers(i).empty();
     const bool stored = has_layers && options.store && options.store->load(options.name, model, i, record);
     const bool fits = has_layers && !stored && static_cast<int>(waiting.size()) == rank();
@@ -180,7 +180,7 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
         share_layer(*layer, static_cast<int>(r));
         if (method.wants(*layer)) share(result.seconds.of_layer[layer], static_cast<int>(r));
       }
-      PartRecord& of_part = result.parts[static_cast<size_t>(waiting[r] + 1)];
+      PartRecord& of_part = result.parts[at(waiting[r] + 1)];
       share(of_part, static_cast<int>(r));
       if (options.store) options.store->done(options.name, model, waiting[r], of_part);
     }

@@ -14,8 +14,6 @@ namespace {
 
 constexpr size_t kBatches = 16;  // that losses are measured on, evenly spread
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // b + (W - Q) shift: the shift goes through the float weight, into the bias, where Q is shown it with its input.
 Tensor folded_bias(const Layer& layer, const Tensor& q, const std::vector<float>& shift) {
   const Tensor w = layer.weight.values();

@@ -66,7 +66,7 @@ Candidates uniform(const Tensor& x, int axis, int64_t units, int bits, const Ptq
   const int64_t part = x.size() / outer / units;
   std::vector<float> top(static_cast<size_t>(units), 0.f);
   for (int64_t i = 0; i < outer * units; ++i) {
-    float& unit = top[static_cast<size_t>(i % units)];
+    float& unit = top[at(i % units)];
     unit = std::max(unit, kernels().max_abs(x.data + i * part, part));
   }
   return {multipliers(options), units, [=](const std::vector<float>& c) {
@@ -192,8 +192,7 @@ void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& optio
       const Grid fixed = operand->alone ? Grid{Identity{}} : other.grid();
       const std::vector<int> best = by ? by(operand->side, fixed, operand->candidates)
                                        : search(layer, data, options.metric, operand->side, fixed, operand->candidates);
-      for (size_t u = 0; u < best.size(); ++u)
-        operand->chosen[u] = operand->candidates.multipliers[static_cast<size_t>(best[u])];
+      for (size_t u = 0; u < best.size(); ++u) operand->chosen[u] = operand->candidates.multipliers[at(best[u])];
     }
   Quantized q{left.grid(), right.grid(), {}, nullptr, nullptr};
   if (layer.is_linear() && right.is_searched()) q.weight = fake_quantize(q.right, right.value);

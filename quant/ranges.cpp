@@ -18,7 +18,7 @@ float quantile(std::vector<float>& x, double p) {
   const double rank = p * static_cast<double>(x.size() - 1);
   const auto below = static_cast<std::ptrdiff_t>(rank);
   std::nth_element(x.begin(), x.begin() + below, x.end());
-  const double low = x[static_cast<size_t>(below)];
+  const double low = x[at(below)];
   if (below + 1 == static_cast<std::ptrdiff_t>(x.size())) return static_cast<float>(low);
   const double high = *std::min_element(x.begin() + below + 1, x.end());
   return static_cast<float>(low + (high - low) * (rank - static_cast<double>(below)));
@@ -40,7 +40,7 @@ ScaleZero between(double lo, double hi, int codes) {
 ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits, std::span<const double> shares) {
   const int codes = 1 << bits;
   std::vector<float> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = x[i * stride];
+  for (int64_t i = 0; i < n; ++i) values[at(i)] = x[i * stride];
   ScaleZero best{0, 0};
   double least = kInfinity;
   for (const double p : shares) {
@@ -78,10 +78,10 @@ Histogram::Histogram(const Tensor& x, const std::vector<float>& of_rows, const s
   hi_ = *hi;
   const double per_bin = hi_ > lo_ ? kBins / (static_cast<double>(hi_) - lo_) : 0;
   for (int64_t r = 0; r < rows; ++r) {
-    const double row = of_rows.empty() ? 1 : of_rows[static_cast<size_t>(r)];
+    const double row = of_rows.empty() ? 1 : of_rows[at(r)];
     for (int64_t c = 0; c < n; ++c) {
       const int bin = std::min(kBins - 1, static_cast<int>((static_cast<double>(x[r * n + c]) - lo_) * per_bin));
-      bins_[static_cast<size_t>(bin)] += row * (of_columns.empty() ? 1 : of_columns[static_cast<size_t>(c)]);
+      bins_[at(bin)] += row * (of_columns.empty() ? 1 : of_columns[at(c)]);
     }
   }
 }
@@ -90,7 +90,7 @@ float Histogram::quantile(double share) const {
   double all = 0, sum = 0;
   for (const double weight : bins_) all += weight;
   for (int b = 0; b < kBins; ++b)
-    if ((sum += bins_[static_cast<size_t>(b)]) >= share * all) return value(b);
+    if ((sum += bins_[at(b)]) >= share * all) return value(b);
   return hi_;
 }
 
@@ -102,7 +102,7 @@ double Histogram::error(const ScaleZero& range, int codes) const {
   double sum = 0;
   for (int b = 0; b < kBins; ++b) {
     const double v = value(b), d = on_grid(v, range, codes) - v;
-    sum += bins_[static_cast<size_t>(b)] * d * d;
+    sum += bins_[at(b)] * d * d;
   }
   return sum;
 }
@@ -114,7 +114,7 @@ double Histogram::error(const Grid& grid) const {
   double sum = 0;
   for (int b = 0; b < kBins; ++b) {
     const double d = static_cast<double>(rounded[b]) - all[b];
-    sum += bins_[static_cast<size_t>(b)] * d * d;
+    sum += bins_[at(b)] * d * d;
   }
   return sum;
 }
@@ -124,7 +124,7 @@ std::vector<double> Histogram::codes(const ScaleZero& range) const {
   for (int b = 0; b < kBins; ++b) {
     const double code =
         std::clamp(std::nearbyint(static_cast<double>(value(b)) / range.scale) + range.zero, 0.0, 255.0);
-    sums[static_cast<size_t>(code)] += bins_[static_cast<size_t>(b)];
+    sums[at(code)] += bins_[at(b)];
   }
   return sums;
 }

@@ -15,8 +15,6 @@ namespace {
 
 constexpr int64_t kRows = 64;  // rows of one item, which share each row of c that is read
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // f(first row, number of rows, their difference to v) for chunks of rows.
 template <class F>
 void for_row_chunks(const Tensor& q, const Tensor& v, const std::vector<double>& c, F f) {

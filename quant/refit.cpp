@@ -18,8 +18,6 @@ constexpr int64_t kTrialRows = 256;  // outputs the ridge is chosen by
 
 using Matrix = std::vector<double>;  // row-major
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // Products of one set of windows, and what they would have W gain: W (E x x~ᵀ - C).
 struct Half {
   Matrix c, gain;  // [n, n], both triangles; [out, n]

@@ -25,7 +25,7 @@ void RunningMean::update(const Tensor& f, const Tensor& q) {
   std::vector<double> sum(mean_.size(), 0.0);
   for (int64_t row = 0; row < B * H * N; ++row) {
     const int64_t h = row / N % H, n = row % N;
-    double* into = &sum[static_cast<size_t>((h * kept_rows + (kept_rows == 1 ? 0 : n)) * C)];
+    double* into = &sum[at((h * kept_rows + (kept_rows == 1 ? 0 : n)) * C)];
     const float *fr = f.data + row * C, *qr = q.empty() ? nullptr : q.data + row * C;
     kernels().accumulate(fr, qr, into, C);
   }

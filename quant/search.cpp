@@ -71,10 +71,10 @@ Tensor usable_weights(const Layout& l, const Tensor& g2) {
   for (int64_t s = 0; s < l.samples; ++s)
     for_runs(l, false, [&](int64_t unit, int64_t begin, int64_t n) {
       const float* w = g2.data + s * l.sample_size() + begin;
-      for (int64_t i = 0; i < n; ++i) sums[static_cast<size_t>(unit)] += w[i];
+      for (int64_t i = 0; i < n; ++i) sums[at(unit)] += w[i];
     });
   const auto usable = [&](int64_t unit) {
-    const double sum = sums[static_cast<size_t>(unit)];
+    const double sum = sums[at(unit)];
     return sum > 0 && std::isfinite(sum);
   };
   bool all = true;
@@ -138,9 +138,7 @@ std::vector<int64_t> by_weight(const Tensor& w, int64_t samples) {
     weight.push_back(sum);
     if (!(sum == 0)) order.push_back(s);
   }
-  const auto heavier = [&](int64_t a, int64_t b) {
-    return weight[static_cast<size_t>(a)] > weight[static_cast<size_t>(b)];
-  };
+  const auto heavier = [&](int64_t a, int64_t b) { return weight[at(a)] > weight[at(b)]; };
   std::stable_sort(order.begin(), order.end(), heavier);
   return order;
 }
@@ -176,7 +174,7 @@ Tensor take_rows(const Tensor& x, const std::vector<int64_t>& rows) {
   shape[shape.size() - 2] = kept;
   Tensor y = Tensor::uninitialized(shape);
   for (int64_t i = 0; i < y.rows(); ++i)
-    std::memcpy(y.data + i * C, x.data + (i / kept * R + rows[static_cast<size_t>(i % kept)]) * C,
+    std::memcpy(y.data + i * C, x.data + (i / kept * R + rows[at(i % kept)]) * C,
                 static_cast<size_t>(C) * sizeof(float));
   return y;
 }
@@ -354,7 +352,7 @@ Tensor part_of(const Tensor& x, int axis, int64_t unit, int64_t units) {
   if (x.empty()) return x;
   require(x.dim(axis) % units == 0, "%d units for dimension %d of %s", units, axis, to_string(x.shape));
   Shape shape = x.shape;
-  shape[static_cast<size_t>(axis)] /= units;
+  shape[at(axis)] /= units;
   Tensor y = Tensor::uninitialized(shape);
   int64_t outer = 1;
   for (int i = 0; i < axis; ++i) outer *= x.dim(i);

@@ -9,7 +9,7 @@ std::vector<float> smoothing_scales(const std::vector<float>& max_x, const std::
   std::vector<float> max_w(max_x.size(), 1e-5f), scales;
   for (const Tensor& w : weights)
     for (int64_t i = 0; i < w.size(); ++i) {
-      float& most = max_w[static_cast<size_t>(i % w.dim(1))];
+      float& most = max_w[at(i % w.dim(1))];
       most = std::max(most, std::abs(w[i]));
     }
   const auto a = static_cast<float>(alpha);

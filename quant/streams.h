@@ -87,7 +87,7 @@ void Streams::make_own(size_t first, Make make, std::vector<Made>& made) {
   const size_t step = static_cast<size_t>(ranks()), own = first + static_cast<size_t>(rank());
   made.resize(own < batches() ? std::min(of_round(), (batches() - own + step - 1) / step) : 0);
   const Stopwatch watch(seconds.passes);
-  const auto one = [&](int64_t k) { made[static_cast<size_t>(k)] = make(own + static_cast<size_t>(k) * step); };
+  const auto one = [&](int64_t k) { made[at(k)] = make(own + static_cast<size_t>(k) * step); };
   if (made.size() >= static_cast<size_t>(threads()))
     parallel_for(static_cast<int64_t>(made.size()), one);
   else  // few batches leave the threads to what is inside

@@ -20,8 +20,7 @@ float token_weight(int64_t token, int64_t tokens, int64_t read) {
 
 std::vector<float> row_weights(const Tensor& x, int64_t read) {
   std::vector<float> weights(static_cast<size_t>(x.rows()));
-  for (int64_t r = 0; r < x.rows(); ++r)
-    weights[static_cast<size_t>(r)] = token_weight(r % tokens_of(x), tokens_of(x), read);
+  for (int64_t r = 0; r < x.rows(); ++r) weights[at(r)] = token_weight(r % tokens_of(x), tokens_of(x), read);
   return weights;
 }
 
@@ -33,7 +32,7 @@ std::vector<double> weighted_mean(const Tensor& x, int64_t read) {
     const int64_t begin = part * kColumns, end = std::min(n, begin + kColumns);
     for (int64_t r = 0; r < x.rows(); ++r) {
       const double weight = token_weight(r % tokens_of(x), tokens_of(x), read) / static_cast<double>(x.rows());
-      for (int64_t c = begin; c < end; ++c) mean[static_cast<size_t>(c)] += weight * x[r * n + c];
+      for (int64_t c = begin; c < end; ++c) mean[at(c)] += weight * x[r * n + c];
     }
   });
   return mean;
@@ -44,8 +43,7 @@ Tensor weighted_deviation(const Tensor& x, const std::vector<double>& mean, int6
   Tensor y = x.clone();
   for_rows(y, [&](int64_t r) {
     const float root = std::sqrt(token_weight(r % tokens_of(x), tokens_of(x), read));
-    for (int64_t c = 0; c < n; ++c)
-      y[r * n + c] = root * static_cast<float>(y[r * n + c] - mean[static_cast<size_t>(c)]);
+    for (int64_t c = 0; c < n; ++c) y[r * n + c] = root * static_cast<float>(y[r * n + c] - mean[at(c)]);
   });
   return y;
 }

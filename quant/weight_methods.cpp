@@ -49,9 +49,9 @@ void round_input(Layer& layer, const ActivationGrid& activations, const Moments*
 Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const WeightGrid& grid) {
   const int64_t in = w.dim(1);
   Tensor scaled = w.clone();
-  for (int64_t i = 0; i < w.size(); ++i) scaled[i] *= s[static_cast<size_t>(i % in)];
+  for (int64_t i = 0; i < w.size(); ++i) scaled[i] *= s[at(i % in)];
   Tensor q = round_to_nearest(scaled, grid).values;
-  for (int64_t i = 0; i < w.size(); ++i) q[i] /= s[static_cast<size_t>(i % in)];
+  for (int64_t i = 0; i < w.size(); ++i) q[i] /= s[at(i % in)];
   return q;
 }
 
@@ -112,8 +112,8 @@ double error_about(const Tensor& q, const Tensor& v, const Moments& of, const st
     double at_own = 0, at_m = 0;
     for (int64_t c = 0; c < n; ++c) {
       const double e = static_cast<double>(q[r * n + c]) - v[r * n + c];
-      at_own += e * own[static_cast<size_t>(c)];
-      at_m += e * m[static_cast<size_t>(c)];
+      at_own += e * own[at(c)];
+      at_m += e * m[at(c)];
     }
     sum += at_m * at_m - 2 * at_own * at_m;
   }
@@ -187,7 +187,7 @@ QuantizedWeight Gptq::start_from(const Tensor& v, const std::vector<double>& hes
   error = std::accumulate(others.begin(), others.end(), 0.0);
   const int64_t n = v.dim(1), groups = q.grid.scale.dim(1);
   for (int64_t r = 0; r < v.dim(0); ++r) {
-    if (own[static_cast<size_t>(r)] <= others[static_cast<size_t>(r)]) continue;
+    if (own[at(r)] <= others[at(r)]) continue;
     std::copy_n(other.codes.begin() + r * n, n, q.codes.begin() + r * n);
     std::copy_n(other.values.data + r * n, n, q.values.data + r * n);
     std::copy_n(other.grid.scale.data + r * groups, groups, q.grid.scale.data + r * groups);

@@ -21,8 +21,6 @@ namespace {
 
 // ---- The small case of 3 x 8 with column 5 dead ----
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 double u(int64_t k) { return static_cast<double>(7919 * k % 1000) / 500 - 1; }
 
 Tensor small_weight() {

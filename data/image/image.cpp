@@ -51,12 +51,12 @@ Axis make_axis(int n, int m, int begin, int size, const std::string& interpolati
     double sum = 0.0;
     for (int k = 0; k < high - low; ++k) {
       const double x = (k + low - center + 0.5) * (1.0 / stretch);
-      w[static_cast<size_t>(k)] = cubic ? bicubic_kernel(x) : bilinear_kernel(x);
-      sum += w[static_cast<size_t>(k)];
+      w[at(k)] = cubic ? bicubic_kernel(x) : bilinear_kernel(x);
+      sum += w[at(k)];
     }
     int32_t* out = &axis.weights[static_cast<size_t>(u) * static_cast<size_t>(axis.taps)];
     for (int k = 0; k < high - low; ++k) {
-      const double v = (sum != 0.0 ? w[static_cast<size_t>(k)] / sum : w[static_cast<size_t>(k)]) * (1 << kBits);
+      const double v = (sum != 0.0 ? w[at(k)] / sum : w[at(k)]) * (1 << kBits);
       out[k] = static_cast<int32_t>(v < 0.0 ? v - 0.5 : v + 0.5);
     }
     axis.first.push_back(low);
@@ -76,9 +76,9 @@ Image resample_rows(const Image& in, const Axis& axis, int row0, int rows) {
     const uint8_t* row = in.rgb.data() + static_cast<size_t>(row0 + y) * static_cast<size_t>(in.width) * 3;
     for (int u = 0; u < width; ++u, to += 3) {
       const int32_t* w = &axis.weights[static_cast<size_t>(u) * static_cast<size_t>(axis.taps)];
-      const uint8_t* from = row + static_cast<size_t>(axis.first[static_cast<size_t>(u)]) * 3;
+      const uint8_t* from = row + static_cast<size_t>(axis.first[at(u)]) * 3;
       int32_t r = 1 << (kBits - 1), g = r, b = r;
-      for (int k = 0; k < axis.count[static_cast<size_t>(u)]; ++k, from += 3) {
+      for (int k = 0; k < axis.count[at(u)]; ++k, from += 3) {
         r += w[k] * from[0];
         g += w[k] * from[1];
         b += w[k] * from[2];
@@ -100,8 +100,8 @@ Image resample_columns(const Image& in, const Axis& axis, int row0) {
   for (int v = 0; v < height; ++v) {
     const int32_t* w = &axis.weights[static_cast<size_t>(v) * static_cast<size_t>(axis.taps)];
     std::fill(sum.begin(), sum.end(), 1 << (kBits - 1));
-    for (int k = 0; k < axis.count[static_cast<size_t>(v)]; ++k) {
-      const uint8_t* row = in.rgb.data() + static_cast<size_t>(axis.first[static_cast<size_t>(v)] + k - row0) * stride;
+    for (int k = 0; k < axis.count[at(v)]; ++k) {
+      const uint8_t* row = in.rgb.data() + static_cast<size_t>(axis.first[at(v)] + k - row0) * stride;
       for (size_t x = 0; x < stride; ++x) sum[x] += w[k] * row[x];
     }
     uint8_t* to = out.rgb.data() + static_cast<size_t>(v) * stride;

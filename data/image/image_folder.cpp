@@ -285,7 +285,7 @@ void label_items(ImageFolder& out, const ModelClasses& classes, std::string file
     out.labelled_by = "synset suffix";
   }
   for (auto& item : out.items) {
-    item.label = !of_folder.empty() ? of_folder[static_cast<size_t>(item.label)]
+    item.label = !of_folder.empty() ? of_folder[at(item.label)]
                  : file.empty()     ? synset_suffix(item.path)
                                     : table.find(item.path);
     require_input(item.label >= 0,
@@ -394,17 +394,17 @@ Tensor load_pixels(const ImageFolder& folder, const std::vector<int64_t>& indice
   Tensor out({count, 3, config.height, config.width});
   std::vector<std::string> failures(indices.size());
   parallel_for(count, [&](int64_t b) {
-    const auto& item = folder.items[static_cast<size_t>(indices[static_cast<size_t>(b)])];
+    const auto& item = folder.items[at(indices[static_cast<size_t>(b)])];
     try {
       const Tensor one = normalise(crop_of(item, config, folder.cache), config);
       std::copy_n(one.data, one.size(), out.data + b * one.size());
     } catch (const InputError& e) {
       if (!unreadable) throw;
-      failures[static_cast<size_t>(b)] = e.what();
+      failures[at(b)] = e.what();
     }
   });
   for (int64_t b = 0; unreadable && b < count; ++b)
-    if (!failures[static_cast<size_t>(b)].empty()) (*unreadable)[b] = failures[static_cast<size_t>(b)];
+    if (!failures[at(b)].empty()) (*unreadable)[b] = failures[at(b)];
   return out;
 }
 

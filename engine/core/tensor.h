@@ -19,6 +19,8 @@ using Shape = std::vector<int64_t>;
 int64_t numel(const Shape& shape);          // product of the dimensions; 1 for a scalar
 std::string to_string(const Shape& shape);  // "[2, 3]"
 
+inline size_t at(int64_t i) { return static_cast<size_t>(i); }  // an index or a size of a std::vector
+
 struct Tensor {
   Shape shape;
   float* data = nullptr;
@@ -34,7 +36,7 @@ struct Tensor {
   bool empty() const { return data == nullptr; }
   int64_t size() const { return numel(shape); }
   int rank() const { return static_cast<int>(shape.size()); }
-  int64_t dim(int i) const { return shape[static_cast<size_t>(i < 0 ? i + rank() : i)]; }
+  int64_t dim(int i) const { return shape[at(i < 0 ? i + rank() : i)]; }
   int64_t rows() const { return size() / dim(-1); }  // product of all but the last dimension
 
   Tensor reshaped(Shape s) const;  // same memory and slot; sizes must agree

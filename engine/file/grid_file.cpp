@@ -16,8 +16,6 @@ namespace {
 
 using Tensors = std::map<std::string, TensorInfo>;
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // Numbers as bytes where they are, else as floats.
 TensorInfo put_numbers(const std::vector<float>& values, const Shape& shape, const std::string& name) {
   const bool bytes =

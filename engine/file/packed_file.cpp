@@ -14,8 +14,6 @@ namespace {
 
 using Kind = PackedFormat::Kind;
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // GPTQ's words are those of a row from top to bottom: [words, rows] where we have [rows, words].
 template <class T>
 std::vector<T> transposed(const std::vector<T>& x, int64_t rows) {

@@ -15,8 +15,6 @@ constexpr int64_t kFewTokens = 4;      // at most: multiplied with packed codes
 constexpr int64_t kManyTokens = 1024;  // at most are held as limbs at a time
 constexpr int64_t kTileTokens = 256;   // at most are multiplied with rows that are unpacked once
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 }  // namespace
 
 // Tokens in limbs, column by column as the weight has them; padding is zeros.

@@ -50,15 +50,14 @@ inline void packed_reference(const Affine& grid, const std::vector<uint8_t>& cod
         const int d0 = static_cast<int8_t>(q), d1 = static_cast<int8_t>((q - d0) / 256),
                   d2 = (q - d0 - 256 * d1) / 65536;
         const int64_t g = grid.group_of(k);
-        const int code = codes[static_cast<size_t>(r * in + k)] - static_cast<int>(grid.zero[r * groups + g]);
-        int32_t* const sum = &sums[static_cast<size_t>(3 * g)];
+        const int code = codes[at(r * in + k)] - static_cast<int>(grid.zero[r * groups + g]);
+        int32_t* const sum = &sums[at(3 * g)];
         sum[0] += code * d0, sum[1] += code * d1, sum[2] += code * d2;
       }
       float total = 0;
       for (int64_t g = 0; g < groups; ++g) {
         float value = 0;
-        for (int p = limbs - 1; p >= 0; --p)
-          value = value * 256 + static_cast<float>(sums[static_cast<size_t>(3 * g + p)]);
+        for (int p = limbs - 1; p >= 0; --p) value = value * 256 + static_cast<float>(sums[at(3 * g + p)]);
         total += grid.scale[r * groups + g] * value;
       }
       *y = bias ? total * unit + bias[r] : total * unit;
@@ -112,7 +111,7 @@ class PackedWeight {
   int64_t chunks() const { return (slots() + 31) / 32; }
   int64_t panel_bytes() const { return chunks() * 32 * kRows; }  // of a block's codes
   int64_t column_of(int64_t slot) const {                        // -1 for padding
-    return !order_.empty() ? order_[static_cast<size_t>(slot)] : slot < shape_[1] ? slot : -1;
+    return !order_.empty() ? order_[at(slot)] : slot < shape_[1] ? slot : -1;
   }
 
   int bits_;

@@ -10,8 +10,6 @@
 namespace bcq {
 namespace {
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // The code of slot i of a chunk into the words of its row, kRows apart, in the parts that codes_of() reads.
 void put_code(uint32_t code, int bits, int64_t i, uint32_t* words) {
   const int64_t quad = i / 4, byte = i % 4;

@@ -35,7 +35,7 @@ class Weight {
 
   bool empty() const { return floats_.empty() && !decode_; }
   const Shape& shape() const { return shape_; }
-  int64_t dim(int i) const { return shape_[static_cast<size_t>(i)]; }
+  int64_t dim(int i) const { return shape_[at(i)]; }
   int64_t size() const { return numel(shape_); }
 
   // Rows [begin, end): in place where they are floats, else decoded into scratch, which is given room for them.

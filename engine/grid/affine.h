@@ -21,9 +21,7 @@ class Affine final : public GridKind {
   // [in] the group of each column, where those of a group do not follow each other (GPTQ's act-order); or empty.
   std::vector<int32_t> column_group;
 
-  int64_t group_of(int64_t column) const {
-    return column_group.empty() ? column / group : column_group[static_cast<size_t>(column)];
-  }
+  int64_t group_of(int64_t column) const { return column_group.empty() ? column / group : column_group[at(column)]; }
 
   const char* name() const override { return "affine"; }
   Fields describe() const override;  // Error for groups, which come with packed codes (engine/gemm/gemm_packed.h)

@@ -40,8 +40,7 @@ Fields Asymmetric::describe() const {
 void Asymmetric::fake_quantize(const Tensor& x, Tensor& y) const {
   map_units(x, y, along, units(), [&](int64_t unit, const float* a, float* b, int64_t n) {
     const int32_t z = offset(unit);
-    kernels().fake_uniform(a, b, n, scale[index(unit)], static_cast<float>(-z),
-                           static_cast<float>((1 << bits) - 1 - z));
+    kernels().fake_uniform(a, b, n, scale[at(unit)], static_cast<float>(-z), static_cast<float>((1 << bits) - 1 - z));
   });
 }
 
@@ -60,15 +59,15 @@ int Asymmetric::planes() const { return bits <= kInt8Bits && all_between(-255, 2
 
 void Asymmetric::code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t) const {
   const int32_t z = offset(unit);
-  kernels().code_uniform(x, codes, n, scale[index(unit)], static_cast<float>(-z),
-                         static_cast<float>((1 << bits) - 1 - z), z);
+  kernels().code_uniform(x, codes, n, scale[at(unit)], static_cast<float>(-z), static_cast<float>((1 << bits) - 1 - z),
+                         z);
 }
 
 bool Asymmetric::is_signed() const { return bits <= kInt8Bits && all_between(-128, 127); }
 
 void Asymmetric::code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const {
   const int32_t z = offset(unit);
-  kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale[index(unit)], static_cast<float>(-z),
+  kernels().code_uniform(x, reinterpret_cast<uint8_t*>(codes), n, scale[at(unit)], static_cast<float>(-z),
                          static_cast<float>((1 << bits) - 1 - z), 0);
 }
 

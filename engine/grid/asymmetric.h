@@ -27,18 +27,17 @@ class Asymmetric final : public GridKind {
   double storage_bits(const Shape& shape) const override;  // 32-bit scales, zero points of `bits`
   int64_t units() const override { return static_cast<int64_t>(scale.size()); }
   int axis() const override { return along; }
-  Grid unit(int64_t u) const override { return Asymmetric{bits, scale[index(u)], zero[index(u)]}; }
+  Grid unit(int64_t u) const override { return Asymmetric{bits, scale[at(u)], zero[at(u)]}; }
   int planes() const override;
-  float plane_scale(int, int64_t unit) const override { return scale[index(unit)]; }
-  int32_t offset(int64_t unit) const override { return zero[index(unit)]; }
+  float plane_scale(int, int64_t unit) const override { return scale[at(unit)]; }
+  int32_t offset(int64_t unit) const override { return zero[at(unit)]; }
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
   bool is_signed() const override;
   void code_signed(const float* x, int64_t n, int64_t unit, int8_t* codes) const override;
   bool has_zero_points() const override { return true; }
-  int32_t zero_point(int64_t unit) const override { return zero[index(unit)]; }
+  int32_t zero_point(int64_t unit) const override { return zero[at(unit)]; }
 
  private:
-  static size_t index(int64_t unit) { return static_cast<size_t>(unit); }
   bool all_between(int least, int most) const;  // all round(x / s)
 };
 

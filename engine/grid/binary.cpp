@@ -7,12 +7,6 @@
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
-namespace {
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
-}  // namespace
-
 BinaryPlanes::BinaryPlanes(int64_t rows, int64_t columns, int64_t columns_of_block)
     : out(rows), in(columns), block(columns_of_block) {
   salient.resize(at(words()));

@@ -24,7 +24,7 @@ class LogGrid : public GridKind {
   void fake_quantize(const Tensor& x, Tensor& y) const override;
   double storage_bits(const Shape& shape) const override;
   int planes() const override { return static_cast<int>(codes_.size()); }
-  float plane_scale(int plane, int64_t) const override { return plane_scale_[static_cast<size_t>(plane)]; }
+  float plane_scale(int plane, int64_t) const override { return plane_scale_[at(plane)]; }
   float constant(int64_t) const override { return -shift; }
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
 

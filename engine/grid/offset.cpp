@@ -30,7 +30,7 @@ void Offset::fake_quantize(const Tensor& x, Tensor& y) const {
   parallel_for(x.rows(), [&](int64_t r) { kernels().add(x.data + r * n, offset_of.data(), y.data + r * n, n); });
   moved->fake_quantize(y, y);
   parallel_for(x.rows(), [&](int64_t r) {
-    for (int64_t c = 0; c < n; ++c) y[r * n + c] -= offset_of[static_cast<size_t>(c)];
+    for (int64_t c = 0; c < n; ++c) y[r * n + c] -= offset_of[at(c)];
   });
 }
 

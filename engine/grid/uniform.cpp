@@ -26,7 +26,7 @@ Fields Uniform::describe() const {
 void Uniform::fake_quantize(const Tensor& x, Tensor& y) const {
   const float m = half_range(bits);
   map_units(x, y, along, units(), [&](int64_t unit, const float* a, float* b, int64_t n) {
-    kernels().fake_uniform(a, b, n, delta[static_cast<size_t>(unit)], -m, m - 1);
+    kernels().fake_uniform(a, b, n, delta[at(unit)], -m, m - 1);
   });
 }
 

@@ -22,9 +22,9 @@ class Uniform final : public GridKind {
   double storage_bits(const Shape& shape) const override;  // 32-bit steps
   int64_t units() const override { return static_cast<int64_t>(delta.size()); }
   int axis() const override { return along; }
-  Grid unit(int64_t u) const override { return Uniform{bits, along, {delta[static_cast<size_t>(u)]}}; }
+  Grid unit(int64_t u) const override { return Uniform{bits, along, {delta[at(u)]}}; }
   int planes() const override { return bits <= kInt8Bits ? 1 : 0; }
-  float plane_scale(int, int64_t unit) const override { return delta[static_cast<size_t>(unit)]; }
+  float plane_scale(int, int64_t unit) const override { return delta[at(unit)]; }
   int32_t offset(int64_t) const override { return 128; }
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
   bool is_signed() const override { return bits <= kInt8Bits; }

@@ -63,7 +63,7 @@ struct Form : AttentionForm {
 std::vector<float> alibi(const std::vector<float>& slopes, int64_t h, int64_t n) {
   std::vector<float> bias(slopes.empty() ? 0 : static_cast<size_t>(n));
   for (size_t j = 0; j < bias.size(); ++j)
-    bias[j] = slopes[static_cast<size_t>(h)] * (static_cast<float>(j) - static_cast<float>(n - 1));
+    bias[j] = slopes[at(h)] * (static_cast<float>(j) - static_cast<float>(n - 1));
   return bias;
 }
 
@@ -103,10 +103,8 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
       float* row = scores.data() + (r - begin) * padded;
       const int64_t seen = form.causal ? r + 1 : T;
       if (!form.scales_queries) kernels().scale(row, form.scale, row, seen);
-      softmax_row(
-          row, seen,
-          biases.empty() ? form.bias_row(i, r, T) : biases[static_cast<size_t>(i % x.heads)].data() + (T - 1 - r),
-          form.mask_row(i, r, T));
+      softmax_row(row, seen, biases.empty() ? form.bias_row(i, r, T) : biases[at(i % x.heads)].data() + (T - 1 - r),
+                  form.mask_row(i, r, T));
       if (padded_row(seen) < keys) std::fill(row + padded_row(seen), row + keys, 0.f);  // the future
     }
     gemm_float({row_major(scores.data(), padded), n, kv.values.view(), keys, d, y.data + x.out(i, begin), x.heads * d});
@@ -119,11 +117,11 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
     return y;
   }
   std::vector<Packed> packed(static_cast<size_t>(x.kv_count()));
-  parallel_for(x.kv_count(), [&](int64_t i) { packed[static_cast<size_t>(i)] = pack(i); });
+  parallel_for(x.kv_count(), [&](int64_t i) { packed[at(i)] = pack(i); });
   const int64_t blocks = (T + queries - 1) / queries;
   parallel_for(x.count() * blocks, [&](int64_t item) {  // the last blocks have the most keys: they come first
     const int64_t i = item % x.count(), begin = (blocks - 1 - item / x.count()) * queries;
-    attend_to(packed[static_cast<size_t>(i / x.group)], i, begin, std::min(T, begin + queries));
+    attend_to(packed[at(i / x.group)], i, begin, std::min(T, begin + queries));
   });
   return y;
 }
@@ -219,7 +217,7 @@ Tensor cached_attention(KvCache& cache, int layer, const Tensor& q, const Tensor
   require(length <= cache.capacity, "%d tokens after %d do not fit into a cache of %d", x.tokens, first,
           cache.capacity);
   cache.blocks.resize(std::max(cache.blocks.size(), static_cast<size_t>(layer) + 1));
-  KvCache::Block& held = cache.blocks[static_cast<size_t>(layer)];
+  KvCache::Block& held = cache.blocks[at(layer)];
   require(held.k.empty() || (held.k.dim(0) == x.samples && held.k.dim(1) == heads / x.group && held.v.dim(3) == d),
           "the cache belongs to another model");
   if (held.k.empty() || held.v.dim(2) < length) {

@@ -19,7 +19,7 @@ Dequantizer make_dequantizer(const Grid& left, int64_t left_unit, const Int8Pane
   if (const float constant = left->constant(left_unit); constant != 0) {
     const std::vector<int32_t> sums = right.sums(1);
     for (int64_t c = 0; c < right.columns(); ++c)
-      d.constant.push_back(constant * right_scale(c) * static_cast<float>(sums[static_cast<size_t>(c)]));
+      d.constant.push_back(constant * right_scale(c) * static_cast<float>(sums[at(c)]));
   }
   return d;
 }

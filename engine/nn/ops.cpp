@@ -287,7 +287,7 @@ Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& inde
       numel(shape) == B * M * D && std::all_of(index.begin(), index.end(), [&](int64_t i) { return 0 <= i && i < N; }),
       "gather_rows: %d indices and shape %s for %s", M, to_string(shape), to_string(x.shape));
   Tensor y = Tensor::uninitialized(shape);
-  const auto row_of = [=](int64_t r) { return (r / M * N + index[static_cast<size_t>(r % M)]) * D; };  // of row r of y
+  const auto row_of = [=](int64_t r) { return (r / M * N + index[at(r % M)]) * D; };  // of row r of y
   for_rows(y.reshaped({B * M, D}),
            [&](int64_t r) { std::memcpy(y.data + r * D, x.data + row_of(r), static_cast<size_t>(D) * 4); });
   if (tape && x.slot >= 0)
@@ -333,7 +333,7 @@ Broadcast::Broadcast(const Tensor& c, const Shape& y) : c_(c), y_(y) {
 const float* Broadcast::row(int64_t r) const {
   int64_t offset = 0, stride = c_.dim(-1);  // walk the dimensions of the row from the last to the first
   for (int i = c_.rank() - 2; i >= 0; --i) {
-    const int64_t n = y_[static_cast<size_t>(i + 1)];
+    const int64_t n = y_[at(i + 1)];
     if (c_.dim(i) != 1) offset += r % n * stride;
     r /= n;
     stride *= c_.dim(i);

@@ -35,7 +35,7 @@ Tensor rotary_angles(const std::vector<float>& frequencies, int64_t first, int64
   for_rows(angles, [&](int64_t t) {
     float *cosine = angles.data + t * 2 * half, *sine = cosine + half;
     for (int64_t c = 0; c < half; ++c) {
-      const auto angle = static_cast<double>(static_cast<float>(first + t) * frequencies[static_cast<size_t>(c)]);
+      const auto angle = static_cast<double>(static_cast<float>(first + t) * frequencies[at(c)]);
       cosine[c] = static_cast<float>(std::cos(angle));
       sine[c] = static_cast<float>(std::sin(angle));
     }

@@ -21,8 +21,8 @@ void Tape::record(Tensor& y, std::function<void(const Tensor&)> backward) {
 
 Tensor& Tape::grad(const Tensor& t) {
   require(t.slot >= 0 && t.slot < static_cast<int>(grads_.size()), "this tensor is not on the tape");
-  Tensor& g = grads_[static_cast<size_t>(t.slot)];
-  if (g.empty()) g = Tensor(shapes_[static_cast<size_t>(t.slot)]);
+  Tensor& g = grads_[at(t.slot)];
+  if (g.empty()) g = Tensor(shapes_[at(t.slot)]);
   return g;
 }
 
@@ -37,7 +37,7 @@ void Tape::backward(const Tensor& y, const Tensor& dy) {
           to_string(y.shape));
   std::memcpy(grad(y).data, dy.data, static_cast<size_t>(dy.size()) * sizeof(float));
   for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
-    const Tensor& g = grads_[static_cast<size_t>(step->slot)];
+    const Tensor& g = grads_[at(step->slot)];
     if (!g.empty()) step->backward(g);  // nothing downstream of y otherwise
   }
 }
