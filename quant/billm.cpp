@@ -52,29 +52,18 @@ Level level_of(size_t n, Values x) {
   return level;
 }
 
-// Some values of a row on `order` levels, one after the other; of each the sum of its levels.
-struct Binarized {
-  std::vector<float> x, sum;
-
-  void take(int order) {
-    sum.assign(x.size(), 0.f);
-    const auto rest = [&](size_t i) { return static_cast<double>(x[i]) - sum[i]; };
-    for (int k = 0; k < order; ++k) {
-      const Level level = level_of(x.size(), rest);
-      for (size_t i = 0; i < x.size(); ++i) sum[i] += static_cast<float>(level.of(rest(i)));
-    }
+// Σ (x - its levels)² of values of a row on two sums of levels, the second of what the first leaves.
+double squared_rest(const std::vector<float>& x) {
+  std::vector<float> sum(x.size());
+  const auto rest = [&](size_t i) { return static_cast<double>(x[i]) - sum[i]; };
+  for (int k = 0; k < 2; ++k) {
+    const Level level = level_of(x.size(), rest);
+    for (size_t i = 0; i < x.size(); ++i) sum[i] += static_cast<float>(level.of(rest(i)));
   }
-  // Σ (x - its levels)²
-  double squared_rest(int order) {
-    take(order);
-    double squares = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-      const double e = static_cast<double>(x[i]) - sum[i];
-      squares += e * e;
-    }
-    return squares;
-  }
-};
+  double squares = 0;
+  for (size_t i = 0; i < x.size(); ++i) squares += rest(i) * rest(i);
+  return squares;
+}
 
 // What is left of x [rows, n] when the values of each row are binarized twice over in two groups, those of columns for
 // which in_first(c) holds and the others.
@@ -82,11 +71,11 @@ template <class InFirst>
 double squared_rest(const Tensor& x, InFirst in_first) {
   const int64_t n = x.dim(1);
   double sum = 0;
-  Binarized first, second;
+  std::vector<float> first, second;
   for (int64_t r = 0; r < x.dim(0); ++r) {
-    first.x.clear(), second.x.clear();
-    for (int64_t c = 0; c < n; ++c) (in_first(c) ? first : second).x.push_back(x[r * n + c]);
-    sum += first.squared_rest(2) + second.squared_rest(2);
+    first.clear(), second.clear();
+    for (int64_t c = 0; c < n; ++c) (in_first(c) ? first : second).push_back(x[r * n + c]);
+    sum += squared_rest(first) + squared_rest(second);
   }
   return sum;
 }
@@ -267,21 +256,6 @@ void solve_row(const float* w, const uint8_t* parts, const float* u, int64_t r, 
 }
 
 }  // namespace
-
-Tensor binarize(const Tensor& x, const std::vector<uint8_t>& mask, int order) {
-  Tensor total(x.shape);
-  const int64_t n = x.dim(1);
-  Binarized masked;
-  for (int64_t r = 0; r < x.dim(0); ++r) {
-    masked.x.clear();
-    for (int64_t c = 0; c < n; ++c)
-      if (mask[at(r * n + c)]) masked.x.push_back(x[r * n + c]);
-    masked.take(order);
-    for (int64_t c = 0, i = 0; c < n; ++c)
-      if (mask[at(r * n + c)]) total[r * n + c] = masked.sum[at(i++)];
-  }
-  return total;
-}
 
 BinarizedWeight billm(const Tensor& w, std::vector<double> hessian, const BillmOptions& options,
                       const std::string& name, const Warn& warn) {

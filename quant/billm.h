@@ -31,10 +31,6 @@ struct BillmOptions {
   bool half = false;
 };
 
-// Row by row over the values of x [rows, n] where mask [rows n] is set: their mean plus or minus their mean absolute
-// deviation, `order` times on what is left; 0 elsewhere.
-Tensor binarize(const Tensor& x, const std::vector<uint8_t>& mask, int order);
-
 struct BillmBlock {
   int64_t salient_columns = 0;
   double split = 0;                           // of salience: below it values are small

@@ -6,8 +6,6 @@
 #include <numeric>
 
 #include "engine/core/check.h"
-#include "engine/core/parallel.h"
-#include "engine/kernels/kernels.h"
 
 namespace bcq {
 namespace {
@@ -36,19 +34,6 @@ struct Intervals {
 };
 
 }  // namespace
-
-std::vector<double> code_histogram(const Tensor& x, float scale, int32_t zero, const Tensor& weights) {
-  require(weights.empty() || weights.size() == x.size(), "%d weights for %d values", weights.size(), x.size());
-  std::vector<double> histogram(256, 0.0);
-  uint8_t codes[1024];
-  for_parts(x.size(), 1024, [&](int64_t begin, int64_t end) {
-    kernels().code_uniform(x.data + begin, codes, end - begin, scale, static_cast<float>(-zero),
-                           static_cast<float>(255 - zero), zero);
-    for (int64_t i = begin; i < end; ++i)
-      histogram[codes[i - begin]] += weights.empty() ? 1.0 : static_cast<double>(weights[i]);
-  });
-  return histogram;
-}
 
 std::vector<uint8_t> best_levels(const std::vector<double>& histogram, int bits) {
   const size_t bins = histogram.size(), most = size_t{1} << bits;

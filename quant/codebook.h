@@ -3,13 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/core/tensor.h"
-
 namespace bcq {
-
-// [256] how many values of x have each code of the 8-bit grid of this scale and zero point, codes
-// clamp(round(x / scale) + zero, 0, 255); with `weights` of x's size, the sums of their weights.
-std::vector<double> code_histogram(const Tensor& x, float scale, int32_t zero, const Tensor& weights = {});
 
 // The at most 2^bits codes, rising, for which Σ_u histogram[u] (u - nearest level)² is least; 1 to 8 bits, up to 256
 // bins of weights that are not negative. By dynamic programming over where the values of a level end: of all

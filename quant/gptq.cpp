@@ -306,9 +306,7 @@ QuantizedWeight gptq(const Tensor& w, std::vector<double> hessian, const GptqOpt
   if (u.empty()) {
     warn(format("%s: its Hessian cannot be factored even with damping %g: rounded to nearest instead of GPTQ", name,
                 q.damp));
-    q = round_to_nearest(w, options);
-    q.rounded = true;
-    return q;
+    return round_to_nearest(w, options);
   }
   const std::vector<float> p = drift.empty() ? std::vector<float>() : drift_steps(drift, u, n, options.drift_share);
   const Solver solver{u, p, weights, n, order, fresh_groups, options, name, q};

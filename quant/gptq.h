@@ -36,9 +36,8 @@ struct GptqOptions : WeightGrid {
 struct QuantizedWeight {
   std::vector<uint8_t> codes;  // [out, in]
   Affine grid;
-  Tensor values;         // [out, in] = scale (code - zero)
-  double damp = 0;       // the percdamp that was needed; 0 for round to nearest
-  bool rounded = false;  // GPTQ could not factor the Hessian and fell back to rounding
+  Tensor values;    // [out, in] = scale (code - zero)
+  double damp = 0;  // the percdamp that was needed; 0 for round to nearest
 };
 
 // UsageError for options that mean nothing.

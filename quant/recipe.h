@@ -98,7 +98,6 @@ std::span<const MethodRow> method_rows();
 const MethodRow& row_of(const Recipe& recipe);
 inline const char* name_of(const Recipe& recipe) { return row_of(recipe).name; }
 const char* name_of(BcForm form);  // "channel"
-const char* name_of(Stream stream);
 // "PTQ4ViT + BC (channel)"
 std::string label_of(const Recipe& recipe);
 

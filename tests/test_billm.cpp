@@ -38,14 +38,6 @@ struct GoldenLayer {
 
 }  // namespace
 
-TEST_CASE("BiLLM: rows as mean and deviation, once and twice") {
-  const Tensor x({1, 8}, {.9f, -.2f, .05f, -.4f, .7f, .1f, -.8f, .3f});
-  const std::vector<uint8_t> half = {1, 1, 1, 1, 0, 0, 0, 0};
-  CHECK(begins_with(binarize(x, half, 1), {.49375, -.31875, -.31875, -.31875, 0, 0, 0, 0}));
-  CHECK(begins_with(binarize(x, half, 2), {.88125, -.3, .06875, -.3, 0, 0, 0, 0}));
-  CHECK(begins_with(binarize(x, std::vector<uint8_t>(8, 0), 2), {0, 0, 0, 0, 0, 0, 0, 0}));
-}
-
 // The published class, run on a CPU, has the same masks and weights to 5e-7.
 TEST_CASE("BiLLM: masks, weights and errors of the golden layer") {
   const GoldenLayer layer;

@@ -179,18 +179,3 @@ TEST_CASE("best_levels of few values, of none and of weights") {
   CHECK_THROWS_AS(best_levels({1, 2}, 0), Error);
   CHECK_THROWS_AS(best_levels(std::vector<double>(257, 1.0), 3), Error);
 }
-
-TEST_CASE("code_histogram counts codes, or adds weights") {
-  const Tensor x = random({3, 1001}, 5, 2), weights = random({3, 1001}, 6);
-  Tensor positive = weights.clone();
-  for (int64_t i = 0; i < x.size(); ++i) positive[i] = std::abs(weights[i]);
-  std::vector<double> count(256, 0.0), sum(256, 0.0);
-  for (int64_t i = 0; i < x.size(); ++i) {
-    const double code = std::nearbyint(x[i] / 0.01f) + 90;
-    const size_t at = static_cast<size_t>(std::min(255.0, std::max(0.0, code)));
-    count[at] += 1, sum[at] += positive[i];
-  }
-  CHECK(code_histogram(x, 0.01f, 90) == count);
-  CHECK(code_histogram(x, 0.01f, 90, positive) == sum);
-  CHECK_THROWS_AS(code_histogram(x, 0.01f, 90, random({3, 1000}, 7)), Error);
-}
