@@ -47,12 +47,6 @@ std::vector<float> awq_scales(const std::vector<double>& mean_abs, double ratio)
 
 // ---- Scales -------------------------------------------------------------------------------------------------------
 
-Needs AwqScales::needs() const {
-  Needs needs;
-  needs.moments = needs.inputs = needs.folds = true;
-  return needs;
-}
-
 void AwqScales::begin(Model& model) {
   require_usage(model.info().family == Family::Language, "%s is not a language model: AWQ is for those",
                 model.info().name);

@@ -24,7 +24,7 @@ std::vector<float> awq_scales(const std::vector<double>& mean_abs, double ratio)
 class AwqScales : public Method {
  public:
   explicit AwqScales(const AwqOptions& options) : options_(options) {}
-  Needs needs() const override;
+  Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
   void begin(Model& model) override;  // UsageError unless it is a language model
   void start(const Part& part) override { part_ = part; }
   void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }

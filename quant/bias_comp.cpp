@@ -12,14 +12,6 @@ BiasCompensation::BiasCompensation(const BcOptions& o) : options_(o) {
                 "attention is measured without its mask on the float stream only, as in the official scripts");
 }
 
-// On the float stream layers do not see one another; on the quantized one each sees those before it.
-Needs BiasCompensation::needs() const {
-  Needs needs;
-  needs.stream = options_.stream;
-  needs.sequential = options_.stream == Stream::Quantized;
-  return needs;
-}
-
 bool BiasCompensation::wants(const Point& point) const {
   const BcOptions& o = options_;
   if (point.is_product() && !point.layer->is_quantized()) return false;

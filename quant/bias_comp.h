@@ -41,7 +41,10 @@ class BiasCompensation : public Method {
   // UsageError for options that do not fit together.
   explicit BiasCompensation(const BcOptions& options);
 
-  Needs needs() const override;
+  // On the float stream layers do not see one another; on the quantized one each sees those before it.
+  Needs needs() const override {
+    return {.stream = options_.stream, .sequential = options_.stream == Stream::Quantized};
+  }
   bool compensates() const override { return options_.conv || options_.linear || options_.matmul; }
   bool wants(const Layer&) const override { return false; }
   bool wants(const Point& point) const override;

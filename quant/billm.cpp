@@ -311,15 +311,6 @@ Billm::Billm(const BillmOptions& options, const LayerBits& bits, const Warn& war
     require_usage(own == 0, "%s: BiLLM has no bits to choose, layers can only be left out", layer->name);
 }
 
-Needs Billm::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.moments = true;
-  needs.sequential = options_.sequential;
-  needs.cross = options_.float_target;
-  return needs;
-}
-
 void Billm::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   std::vector<Tensor> weights;
   for (const Layer* layer : group) weights.push_back(layer->weight.values());

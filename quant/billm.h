@@ -54,7 +54,12 @@ BinarizedWeight billm(const Tensor& w, std::vector<double> hessian, const BillmO
 class Billm : public Method {
  public:
   Billm(const BillmOptions& options, const LayerBits& bits, const Warn& warn);
-  Needs needs() const override;
+  Needs needs() const override {
+    return {.stream = Stream::Quantized,
+            .sequential = options_.sequential,
+            .moments = true,
+            .cross = options_.float_target};
+  }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }

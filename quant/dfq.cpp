@@ -74,12 +74,6 @@ double relu_mean(double mean, double deviation) {
   return deviation * density + mean * 0.5 * std::erfc(-t / std::numbers::sqrt2);
 }
 
-Needs Equalization::needs() const {
-  Needs needs;
-  needs.folds = true;
-  return needs;
-}
-
 void Equalization::begin(Model& model) {
   for (int i = 0; i < model.depth(); ++i)
     for (const LayerGroup& group : model.part(i).groups) {

@@ -17,7 +17,7 @@ double relu_mean(double mean, double deviation);
 // of an OPT, values and output projection), once each, for no pair changes another's ranges of columns. Without data.
 class Equalization : public Method {
  public:
-  Needs needs() const override;
+  Needs needs() const override { return {.folds = true}; }
   void begin(Model& model) override;
 };
 

@@ -170,13 +170,6 @@ Joint::Joint(const JointOptions& o, const Warn& warn) : options_(o), solver_(sol
   require_usage(o.held_out >= 0 && o.held_out <= 0.5, "the share of held-out images is 0 to 0.5, not %g", o.held_out);
 }
 
-Needs Joint::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.sequential = needs.operands = needs.cross = needs.folds = true;
-  return needs;
-}
-
 void Joint::begin(Model& model) {
   begin_vision(model, "this form of joint");
   model_ = &model;

@@ -39,7 +39,9 @@ class Joint : public Method {
 
   // UsageError for options that mean nothing.
   Joint(const JointOptions& options, const Warn& warn);
-  Needs needs() const override;
+  Needs needs() const override {
+    return {.stream = Stream::Quantized, .sequential = true, .cross = true, .operands = true, .folds = true};
+  }
   void begin(Model& model) override;
   void start(const Part& part) override { part_ = part, of_values_ = {}; }
   using Method::fit;

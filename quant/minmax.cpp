@@ -23,12 +23,6 @@ MinMax::MinMax(int wbits, int abits, bool twin) : wbits_(wbits), abits_(abits), 
   for (const int bits : {wbits, abits}) require_usage(bits >= 2 && bits <= 8, "%d bits: min-max takes 2 to 8", bits);
 }
 
-Needs MinMax::needs() const {
-  Needs needs;
-  needs.operands = true;
-  return needs;
-}
-
 void MinMax::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   for (size_t i = 0; i < group.size(); ++i) {
     Layer& layer = *group[i];

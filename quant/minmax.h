@@ -11,7 +11,7 @@ class MinMax : public Method {
  public:
   // UsageError for bits out of [2, 8].
   MinMax(int wbits, int abits, bool twin = false);
-  Needs needs() const override;
+  Needs needs() const override { return {.operands = true}; }
   void begin(Model& model) override { begin_vision(model, "min-max"); }
   using Method::fit;
   using Method::wants;

@@ -146,13 +146,6 @@ NoisyQuant::NoisyQuant(const NoisyQuantOptions& options) : options_(options) {
     require_usage(bits >= 2 && bits <= 8, "%d bits: NoisyQuant takes 2 to 8", bits);
 }
 
-Needs NoisyQuant::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.sequential = needs.operands = true;
-  return needs;
-}
-
 void NoisyQuant::begin(Model& model) {
   begin_vision(model, "NoisyQuant");
   noise_ = LayerNoise(model, options_.seed);

@@ -72,7 +72,7 @@ class LayerNoise {
 class NoisyQuant : public Method {
  public:
   explicit NoisyQuant(const NoisyQuantOptions& options);  // UsageError for other bits
-  Needs needs() const override;
+  Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .operands = true}; }
   void begin(Model& model) override;
   using Method::fit;
   using Method::wants;

@@ -66,12 +66,6 @@ Tensor round_within(const Tensor& x, const std::vector<float>& shift, const std:
   return y;
 }
 
-Needs OutlierSuppression::needs() const {
-  Needs needs;
-  needs.moments = needs.inputs = needs.folds = true;
-  return needs;
-}
-
 // Where the part is fed `block` and its layer `first` this, what attention makes of it, or the layer itself.
 Tensor OutlierSuppression::looked_at(Precision precision, Layer& first, const Tensor& fed, const Tensor& block) const {
   Layer* watched = &first;

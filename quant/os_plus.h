@@ -38,7 +38,7 @@ class OutlierSuppression : public Method {
  public:
   OutlierSuppression(const WeightGrid& grid, int abits, const LayerBits& bits)
       : grid_(grid), abits_(abits), bits_(bits) {}
-  Needs needs() const override;
+  Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
   void begin(Model& model) override { model_ = &model; }
   void start(const Part& part) override { part_ = part; }
   void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }

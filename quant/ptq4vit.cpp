@@ -266,15 +266,6 @@ std::vector<std::vector<Tensor>> probe_gradients(const std::vector<Tensor>& logi
 
 Ptq::Ptq(const PtqOptions& options, const Warn& warn) : options_(options), warn_(warn) { check(options); }
 
-Needs Ptq::needs() const {
-  Needs needs;
-  needs.operands = needs.outputs = true;
-  needs.sequential = options_.sequential;
-  needs.gradients = options_.metric == Metric::Hessian;
-  if (options_.sequential) needs.stream = Stream::Quantized;
-  return needs;
-}
-
 void Ptq::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   for (size_t i = 0; i < group.size(); ++i) calibrate_layer(*group[i], seen.operands[i], options_);
 }

@@ -65,7 +65,13 @@ class Ptq : public Method {
  public:
   // UsageError when the options make no sense.
   Ptq(const PtqOptions& options, const Warn& warn);
-  Needs needs() const override;
+  Needs needs() const override {
+    return {.stream = options_.sequential ? Stream::Quantized : Stream::Float,
+            .sequential = options_.sequential,
+            .operands = true,
+            .outputs = true,
+            .gradients = options_.metric == Metric::Hessian};
+  }
   void begin(Model& model) override { model.clear(); }
   using Method::fit;
   using Method::wants;

@@ -8,13 +8,6 @@
 
 namespace bcq {
 
-Needs Qwt::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.sequential = needs.blocks = true;
-  return needs;
-}
-
 void Qwt::see_block(const Tensor& x, const Tensor& error) {
   inputs_.push_back(x);
   errors_.push_back(error);

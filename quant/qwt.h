@@ -11,7 +11,7 @@ namespace bcq {
 class Qwt : public Method {
  public:
   explicit Qwt(double ridge = 1e-2) : ridge_(ridge) {}
-  Needs needs() const override;
+  Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .blocks = true}; }
   void begin(Model& model) override { model_ = &model; }
   void see_block(const Tensor& x, const Tensor& error) override;
   void fit_block(int i, PartRecord& record) override;

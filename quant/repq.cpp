@@ -44,13 +44,6 @@ RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
     require_usage(bits >= 2 && bits <= 8, "%d bits: its grids take 2 to 8", bits);
 }
 
-Needs RepqVit::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.sequential = needs.operands = needs.folds = true;
-  return needs;
-}
-
 void RepqVit::begin(Model& model) {
   begin_vision(model, "RepQ-ViT");
   model_ = &model;

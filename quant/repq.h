@@ -20,7 +20,9 @@ Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> sh
 class RepqVit : public Method {
  public:
   explicit RepqVit(const RepqOptions& options);
-  Needs needs() const override;
+  Needs needs() const override {
+    return {.stream = Stream::Quantized, .sequential = true, .operands = true, .folds = true};
+  }
   void begin(Model& model) override;
   void start(const Part& part) override { part_ = part; }
   using Method::fit;

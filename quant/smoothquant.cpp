@@ -18,12 +18,6 @@ std::vector<float> smoothing_scales(const std::vector<float>& max_x, const std::
   return scales;
 }
 
-Needs Smoothing::needs() const {
-  Needs needs;
-  needs.moments = needs.folds = true;
-  return needs;
-}
-
 void Smoothing::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   const std::vector<float>&least = seen.moments->column_least(), &largest = seen.moments->column_largest();
   std::vector<float> max_x;

@@ -14,7 +14,7 @@ std::vector<float> smoothing_scales(const std::vector<float>& max_x, const std::
 class Smoothing : public Method {
  public:
   explicit Smoothing(double alpha) : alpha_(alpha) {}
-  Needs needs() const override;
+  Needs needs() const override { return {.moments = true, .folds = true}; }
   void begin(Model& model) override { model_ = &model; }
   void start(const Part& part) override { part_ = part; }
   using Method::fit;

@@ -82,16 +82,6 @@ Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(option
   require_usage(options.refine >= 0, "the number of refining sweeps is 0 or more, not %d", options.refine);
 }
 
-Needs Gptq::needs() const {
-  Needs needs;
-  needs.stream = Stream::Quantized;
-  needs.sequential = options_.sequential;
-  needs.moments = true;
-  needs.cross = options_.target != Target::Own;
-  needs.held_out = options_.held_out;
-  return needs;
-}
-
 void Gptq::start(const Part& part) {
   for (Layer* layer : part.layers()) {
     if (wants(*layer) && layer->quantized) layer->quantize({layer->left_grid(), {}, {}, nullptr, nullptr});

@@ -64,7 +64,13 @@ class Gptq : public Method {
  public:
   // Warns when there are fewer tokens than columns. UsageError for options that mean nothing.
   Gptq(const GptqMethodOptions& options, const Warn& warn);
-  Needs needs() const override;
+  Needs needs() const override {
+    return {.stream = Stream::Quantized,
+            .sequential = options_.sequential,
+            .moments = true,
+            .held_out = options_.held_out,
+            .cross = options_.target != Target::Own};
+  }
   using Method::fit;
   using Method::wants;
   void start(const Part& part) override;  // its weights are float again
