@@ -28,11 +28,6 @@ PtqOptions apq_like(int wbits, int abits) {
   return options;
 }
 
-void ApqLike::begin(Model& model) {
-  begin_vision(model, "apq-like");
-  model_ = &model;
-}
-
 // Of the block as it is quantized now. g2 is that of its output, all images one after the other.
 double ApqLike::error(const std::vector<Tensor>& real, const Tensor& g2) const {
   std::vector<double> sums(real.size());

@@ -21,19 +21,13 @@ class ApqLike : public Ptq {
     needs.inputs = true;
     return needs;
   }
-  void begin(Model& model) override;
-  void start(const Part& part) override { part_ = part; }
-  void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }
+  void begin(Model& model) override { begin_vision(model, "apq-like"); }
   using Method::fit;
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:
   double error(const std::vector<Tensor>& real, const Tensor& g2) const;
   double share_;
-  Model* model_ = nullptr;
-  Part part_;
-  int index_ = 0;
-  const std::vector<Tensor>* inputs_ = nullptr;
   std::vector<std::pair<Layer*, Operands>> waiting_;  // for the last layer of their block, which has its gradient
 };
 

@@ -50,7 +50,7 @@ std::vector<float> awq_scales(const std::vector<double>& mean_abs, double ratio)
 void AwqScales::begin(Model& model) {
   require_usage(model.info().family == Family::Language, "%s is not a language model: AWQ is for those",
                 model.info().name);
-  model_ = &model;
+  Method::begin(model);
 }
 
 bool AwqScales::wants(const Layer& layer) const {

@@ -26,8 +26,6 @@ class AwqScales : public Method {
   explicit AwqScales(const AwqOptions& options) : options_(options) {}
   Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
   void begin(Model& model) override;  // UsageError unless it is a language model
-  void start(const Part& part) override { part_ = part; }
-  void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override;
@@ -39,10 +37,6 @@ class AwqScales : public Method {
   std::vector<double> errors_at_run(const std::vector<Layer*>& group,
                                     const std::vector<std::vector<Tensor>>& candidates) const;
   AwqOptions options_;
-  Model* model_ = nullptr;
-  Part part_;
-  int index_ = 0;
-  const std::vector<Tensor>* inputs_ = nullptr;
 };
 
 // The largest magnitudes [out, groups] to clip w [out, in] to before it is rounded: of 1, 0.95 ... 0.55 times that of

@@ -321,11 +321,12 @@ CalibrationResult calibrate(Model& model, const std::vector<Batch>& data, const 
   return result;
 }
 
-void begin_vision(Model& model, const char* method) {
+void Method::begin_vision(Model& model, const char* method) {
   require_usage(model.info().family == Family::Vision, "%s is not a vision model: %s is for those", model.info().name,
                 method);
   model.clear();
   model.fold_layer_scale();
+  model_ = &model;
 }
 
 std::vector<Batch> vision_batches(const Model& model, const Tensor& images) {

@@ -170,11 +170,6 @@ Joint::Joint(const JointOptions& o, const Warn& warn) : options_(o), solver_(sol
   require_usage(o.held_out >= 0 && o.held_out <= 0.5, "the share of held-out images is 0 to 0.5, not %g", o.held_out);
 }
 
-void Joint::begin(Model& model) {
-  begin_vision(model, "this form of joint");
-  model_ = &model;
-}
-
 void Joint::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
   Operands& x = seen.operands[0];
   if (group[0]->is_linear())

@@ -42,8 +42,8 @@ class Joint : public Method {
   Needs needs() const override {
     return {.stream = Stream::Quantized, .sequential = true, .cross = true, .operands = true, .folds = true};
   }
-  void begin(Model& model) override;
-  void start(const Part& part) override { part_ = part, of_values_ = {}; }
+  void begin(Model& model) override { begin_vision(model, "this form of joint"); }
+  void start(const Part& part) override { Method::start(part), of_values_ = {}; }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer&) const override { return true; }
@@ -62,8 +62,6 @@ class Joint : public Method {
 
   JointOptions options_;
   Gptq solver_;
-  Model* model_ = nullptr;
-  Part part_;
   Fold of_values_;  // of the present block, which its proj undoes
 };
 

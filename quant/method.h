@@ -87,12 +87,12 @@ class Method {
   virtual ~Method() = default;
 
   virtual Needs needs() const { return {}; }
-  virtual void begin(Model&) {}  // before anything else
+  virtual void begin(Model& model) { model_ = &model; }  // before anything else
   // A part of the network is about to be calibrated.
-  virtual void start(const Part&) {}
+  virtual void start(const Part& part) { part_ = part; }
   // For Needs::inputs: what that part, i, is fed on the stream of Needs, a tensor each batch; they stay until the next
   // part.
-  virtual void see_inputs(int /*i*/, const std::vector<Tensor>& /*x*/) {}
+  virtual void see_inputs(int i, const std::vector<Tensor>& x) { index_ = i, inputs_ = &x; }
   // Layers to be handed to fit(), by the groups that share an input.
   virtual bool wants(const Layer&) const { return false; }
   virtual void fit(const std::vector<Layer*>& /*group*/, Seen& /*seen*/, PartRecord&) {}
@@ -114,10 +114,17 @@ class Method {
 
   // For Needs::gradients: dL/d(logits) of each draw and batch, [draw][batch] [B, classes], from the float logits.
   virtual std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& /*logits*/) { return {}; }
-};
 
-// What methods for vision models that choose grids for everything begin with: the model as loaded, its LayerScales in
-// the weights that are rounded. UsageError naming the method for a language model.
-void begin_vision(Model& model, const char* method);
+ protected:
+  // What methods for vision models that choose grids for everything begin with: the model as loaded, its LayerScales in
+  // the weights that are rounded. UsageError naming the method for a language model.
+  void begin_vision(Model& model, const char* method);
+
+  // What begin(), start() and see_inputs() were given last.
+  Model* model_ = nullptr;
+  Part part_;
+  int index_ = 0;
+  const std::vector<Tensor>* inputs_ = nullptr;
+};
 
 }  // namespace bcq

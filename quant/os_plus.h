@@ -39,9 +39,6 @@ class OutlierSuppression : public Method {
   OutlierSuppression(const WeightGrid& grid, int abits, const LayerBits& bits)
       : grid_(grid), abits_(abits), bits_(bits) {}
   Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
-  void begin(Model& model) override { model_ = &model; }
-  void start(const Part& part) override { part_ = part; }
-  void see_inputs(int i, const std::vector<Tensor>& x) override { index_ = i, inputs_ = &x; }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override {
@@ -54,10 +51,6 @@ class OutlierSuppression : public Method {
   WeightGrid grid_;
   int abits_;
   LayerBits bits_;
-  Model* model_ = nullptr;
-  Part part_;
-  int index_ = 0;
-  const std::vector<Tensor>* inputs_ = nullptr;
 };
 
 }  // namespace bcq

@@ -12,13 +12,11 @@ class Qwt : public Method {
  public:
   explicit Qwt(double ridge = 1e-2) : ridge_(ridge) {}
   Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .blocks = true}; }
-  void begin(Model& model) override { model_ = &model; }
   void see_block(const Tensor& x, const Tensor& error) override;
   void fit_block(int i, PartRecord& record) override;
 
  private:
   double ridge_;
-  Model* model_ = nullptr;
   std::vector<Tensor> inputs_, errors_;
 };
 

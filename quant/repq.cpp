@@ -44,11 +44,6 @@ RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
     require_usage(bits >= 2 && bits <= 8, "%d bits: its grids take 2 to 8", bits);
 }
 
-void RepqVit::begin(Model& model) {
-  begin_vision(model, "RepQ-ViT");
-  model_ = &model;
-}
-
 void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
   Operands& x = seen.operands[0];
   Layer& layer = *group[0];

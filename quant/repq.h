@@ -23,8 +23,7 @@ class RepqVit : public Method {
   Needs needs() const override {
     return {.stream = Stream::Quantized, .sequential = true, .operands = true, .folds = true};
   }
-  void begin(Model& model) override;
-  void start(const Part& part) override { part_ = part; }
+  void begin(Model& model) override { begin_vision(model, "RepQ-ViT"); }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer&) const override { return true; }
@@ -39,8 +38,6 @@ class RepqVit : public Method {
 
  private:
   void fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record);
-  Model* model_ = nullptr;
-  Part part_;
 };
 
 }  // namespace bcq

@@ -15,8 +15,6 @@ class Smoothing : public Method {
  public:
   explicit Smoothing(double alpha) : alpha_(alpha) {}
   Needs needs() const override { return {.moments = true, .folds = true}; }
-  void begin(Model& model) override { model_ = &model; }
-  void start(const Part& part) override { part_ = part; }
   using Method::fit;
   using Method::wants;
   bool wants(const Layer& layer) const override { return layer.is_linear() && part_.group_of(layer).source.norm; }
@@ -24,8 +22,6 @@ class Smoothing : public Method {
 
  private:
   double alpha_;
-  Model* model_ = nullptr;
-  Part part_;
 };
 
 }  // namespace bcq
