@@ -22,11 +22,8 @@ namespace {
 BcOptions bc_options(const Recipe& r) {
   BcOptions o;
   o.shape = r.bc == BcForm::Channel ? BcShape::Channel : BcShape::Position;
-  bool* const switches[] = {&o.conv,  &o.linear,     &o.matmul, &o.attention, &o.mlp,
-                            &o.block, &o.downsample, &o.stage,  &o.model};  // as kBcSites names them
   const std::vector<std::string> names = split(r.bc_sites);
-  for (size_t i = 0; i < std::size(switches); ++i)
-    *switches[i] = std::find(names.begin(), names.end(), kBcSites[i]) != names.end();
+  for (const BcSite& site : kBcSites) o.*site.chosen = std::find(names.begin(), names.end(), site.name) != names.end();
   o.stream = r.bc_stream;
   o.held_out = r.bc_held_out;
   o.masked_attention = !r.official_mask;

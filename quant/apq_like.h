@@ -22,7 +22,6 @@ class ApqLike : public Ptq {
     return needs;
   }
   void begin(Model& model) override { begin_vision(model, "apq-like"); }
-  using Method::fit;
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:

@@ -26,8 +26,6 @@ class AwqScales : public Method {
   explicit AwqScales(const AwqOptions& options) : options_(options) {}
   Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
   void begin(Model& model) override;  // UsageError unless it is a language model
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override;
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 

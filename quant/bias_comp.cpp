@@ -12,33 +12,7 @@ BiasCompensation::BiasCompensation(const BcOptions& o) : options_(o) {
                 "attention is measured without its mask on the float stream only, as in the official scripts");
 }
 
-bool BiasCompensation::wants(const Point& point) const {
-  const BcOptions& o = options_;
-  if (point.is_product() && !point.layer->is_quantized()) return false;
-  switch (point.kind) {
-    case Point::Kind::Conv:
-      return o.conv;
-    case Point::Kind::Linear:
-      return o.linear;
-    case Point::Kind::Matmul:
-      return o.matmul;
-    case Point::Kind::Attention:
-      return o.attention;
-    case Point::Kind::Mlp:
-      return o.mlp;
-    case Point::Kind::Block:
-      return o.block;
-    case Point::Kind::Downsample:
-      return o.downsample;
-    case Point::Kind::Stage:
-      return o.stage;
-    case Point::Kind::Model:
-      return o.model;
-  }
-  return false;
-}
-
-void BiasCompensation::fit(const Point& point, const Tensor& error, PartRecord& record) {
+void BiasCompensation::fit_output(const Point& point, const Tensor& error, PartRecord& record) {
   point.add(error);
   record.fitted += error.size();
 }
@@ -117,19 +91,13 @@ struct ErrorSums : Observer {
   std::map<const Layer*, Sample> samples;
 };
 
-const char* name_of(Point::Kind kind) {
-  constexpr const char* names[] = {"conv",  "linear",     "matmul", "attention", "mlp",
-                                   "block", "downsample", "stage",  "model"};
-  return names[static_cast<int>(kind)];
-}
-
 }  // namespace
 
 std::vector<OutputError> output_errors(Model& model, const std::vector<Batch>& batches, const Progress& progress) {
   const int depth = model.depth();
   std::vector<OutputError> result;
   const auto report = [&](const std::string& name, Point::Kind kind, const Layer* layer, const Sums& s) {
-    result.push_back({name, name_of(kind), layer, s.signal / s.n, s.error / s.n});
+    result.push_back({name, kBcSites[static_cast<size_t>(kind)].name, layer, s.signal / s.n, s.error / s.n});
   };
   Tensors x(batches.size()), entry;
   int first = 0, stages = 0;  // first block of the stage

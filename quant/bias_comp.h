@@ -36,6 +36,21 @@ struct BcOptions {
   double held_out = 0;
 };
 
+// What can be chosen, in the order of Point::Kind.
+struct BcSite {
+  const char* name;
+  bool BcOptions::*chosen;
+};
+inline constexpr BcSite kBcSites[] = {{"conv", &BcOptions::conv},
+                                      {"linear", &BcOptions::linear},
+                                      {"matmul", &BcOptions::matmul},
+                                      {"attention", &BcOptions::attention},
+                                      {"mlp", &BcOptions::mlp},
+                                      {"block", &BcOptions::block},
+                                      {"downsample", &BcOptions::downsample},
+                                      {"stage", &BcOptions::stage},
+                                      {"model", &BcOptions::model}};
+
 class BiasCompensation : public Method {
  public:
   // UsageError for options that do not fit together.
@@ -46,12 +61,10 @@ class BiasCompensation : public Method {
     return {.stream = options_.stream, .sequential = options_.stream == Stream::Quantized};
   }
   bool compensates() const override { return options_.conv || options_.linear || options_.matmul; }
-  bool wants(const Layer&) const override { return false; }
-  bool wants(const Point& point) const override;
+  bool wants_output(Point::Kind kind) const override { return options_.*kBcSites[static_cast<size_t>(kind)].chosen; }
   BcShape shape() const override { return options_.shape; }
   double held_out() const override { return options_.held_out; }
-  void fit(const std::vector<Layer*>&, Seen&, PartRecord&) override {}
-  void fit(const Point& point, const Tensor& error, PartRecord& record) override;
+  void fit_output(const Point& point, const Tensor& error, PartRecord& record) override;
   bool masked_branches() const override { return options_.masked_attention; }
 
  private:

@@ -60,8 +60,6 @@ class Billm : public Method {
             .moments = true,
             .cross = options_.float_target};
   }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 

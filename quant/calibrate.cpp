@@ -72,6 +72,13 @@ class Calibration {
     return needs.operands || needs.inputs || needs.blocks;
   }
 
+  static bool wants_larger_outputs(const Method& method) {
+    for (const auto kind : {Point::Kind::Attention, Point::Kind::Mlp, Point::Kind::Block, Point::Kind::Downsample,
+                            Point::Kind::Stage, Point::Kind::Model})
+      if (method.wants_output(kind)) return true;
+    return false;
+  }
+
   void report(int done, int total) const {
     if (options_.progress) options_.progress(options_.name, done, total);
   }
@@ -159,7 +166,7 @@ class Calibration {
   // Where `held_out`, the mean error of held-out samples, says that it does no harm.
   void compensate(Method& method, const Point& point, const Tensor& error, const Tensor& held_out, double share) {
     if (helps_held_out(error, held_out, share))
-      method.fit(point, error, record());
+      method.fit_output(point, error, record());
     else
       ++record().dropped;
   }
@@ -193,20 +200,20 @@ class Calibration {
 
   void fit_outputs(int i, Method& method) {
     for (const Point& branch : part_.branches)
-      if (method.wants(branch)) compensate(method, branch, branch_error(streams_, i, method, branch));
+      if (method.wants_output(branch.kind)) compensate(method, branch, branch_error(streams_, i, method, branch));
     Point output = part_.output;
     const bool is_part = !output.added.empty();
-    if (is_part && method.wants(output) && is_known_sum(method))
-      method.fit(output, error_of_sum(streams_, i, method, groups_of(part_, phases_), real_means_), record());
-    else if (is_part && method.wants(output))
+    if (is_part && method.wants_output(output.kind) && is_known_sum(method))
+      method.fit_output(output, error_of_sum(streams_, i, method, groups_of(part_, phases_), real_means_), record());
+    else if (is_part && method.wants_output(output.kind))
       compensate(method, output, output_error(streams_, inputs_of(method), i, i, method));
     output.kind = Point::Kind::Stage;
     output.name = format("stage.%d", stage_);
-    if (part_.ends_stage && method.wants(output)) {
+    if (part_.ends_stage && method.wants_output(output.kind)) {
       const Tensors& inputs = stage_first_ == i ? inputs_of(method) : entry_;
       compensate(method, output, output_error(streams_, inputs, stage_first_, i, method));
     }
-    if (i == model_.depth() && method.wants(model_.model_point()))
+    if (i == model_.depth() && method.wants_output(Point::Kind::Model))
       compensate(method, model_.model_point(), output_error(streams_, {}, -1, i, method));
     if (method.needs().blocks && part_.kind == Part::Kind::Block) fit_block(i, method);
   }
@@ -239,21 +246,18 @@ class Calibration {
   bool needs_float_output(int i) const {
     if (i < last_) return true;
     for (const Method* method : methods_) {
-      Point stage = part_.output;
-      stage.kind = Point::Kind::Stage;
-      if (!part_.output.added.empty() && method->wants(part_.output) && !can_be_known_sum(*method)) return true;
-      if ((part_.ends_stage && method->wants(stage)) || method->needs().blocks) return true;
-      if (i == model_.depth() && method->wants(model_.model_point())) return true;
+      if (!part_.output.added.empty() && method->wants_output(part_.output.kind) && !can_be_known_sum(*method))
+        return true;
+      if ((part_.ends_stage && method->wants_output(Point::Kind::Stage)) || method->needs().blocks) return true;
+      if (i == model_.depth() && method->wants_output(Point::Kind::Model)) return true;
     }
     return false;
   }
 
   // Where a stage begins, for those whose output is that of the whole stage.
   void keep_entry() {
-    Point stage;
-    stage.kind = Point::Kind::Stage;
     for (const Method* method : methods_)
-      if (method->wants(stage)) entry_ = inputs_of(*method);
+      if (method->wants_output(Point::Kind::Stage)) entry_ = inputs_of(*method);
   }
 
   Model& model_;
@@ -278,9 +282,7 @@ void check(Model& model, const std::vector<Batch>& data, const std::vector<Metho
     has_branches |= !part.branches.empty();
   }
   const auto wanted = [&](Point::Kind kind) {
-    Point point;
-    point.kind = kind;
-    return std::any_of(methods.begin(), methods.end(), [&](const Method* m) { return m->wants(point); });
+    return std::any_of(methods.begin(), methods.end(), [&](const Method* m) { return m->wants_output(kind); });
   };
   require_usage(has_stages || !(wanted(Point::Kind::Downsample) || wanted(Point::Kind::Stage)),
                 "%s has no stages: downsample and stage are outputs of a Swin", model.info().name);

@@ -44,8 +44,6 @@ class Joint : public Method {
   }
   void begin(Model& model) override { begin_vision(model, "this form of joint"); }
   void start(const Part& part) override { Method::start(part), of_values_ = {}; }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 

@@ -100,9 +100,9 @@ class Method {
   // Outputs of which the mean error, E[F - Q], is to be handed over: those of layers, with Needs' stream and order, if
   // it compensates any; then the larger outputs of the part, once all its layers are fitted.
   virtual bool compensates() const { return false; }
-  virtual bool wants(const Point&) const { return false; }
+  virtual bool wants_output(Point::Kind) const { return false; }
   virtual BcShape shape() const { return BcShape::Channel; }
-  virtual void fit(const Point&, const Tensor& /*error*/, PartRecord&) {}
+  virtual void fit_output(const Point&, const Tensor& /*error*/, PartRecord&) {}
   // For Needs::blocks: of block i, once its layers and outputs are fitted, each sample in order, then the last word. x
   // and error [B, N, D]; blocks that change the shape are left out.
   virtual void see_block(const Tensor& /*x*/, const Tensor& /*error*/) {}

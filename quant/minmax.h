@@ -13,8 +13,6 @@ class MinMax : public Method {
   MinMax(int wbits, int abits, bool twin = false);
   Needs needs() const override { return {.operands = true}; }
   void begin(Model& model) override { begin_vision(model, "min-max"); }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 

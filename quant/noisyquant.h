@@ -74,8 +74,6 @@ class NoisyQuant : public Method {
   explicit NoisyQuant(const NoisyQuantOptions& options);  // UsageError for other bits
   Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .operands = true}; }
   void begin(Model& model) override;
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override { return takes_noise(layer); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
@@ -90,7 +88,6 @@ class NoisyPtq4vit : public Ptq {
  public:
   using Ptq::Ptq;
   void begin(Model& model) override;
-  using Method::fit;
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:

@@ -39,8 +39,6 @@ class OutlierSuppression : public Method {
   OutlierSuppression(const WeightGrid& grid, int abits, const LayerBits& bits)
       : grid_(grid), abits_(abits), bits_(bits) {}
   Needs needs() const override { return {.moments = true, .inputs = true, .folds = true}; }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override {
     return is_to_quantize(layer, bits_) && part_.group_of(layer).source.norm;
   }

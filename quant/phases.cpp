@@ -32,23 +32,12 @@ std::vector<Group> groups_of(const Part& part, std::span<const Phase> phases) {
     for (Layer* layer : group.layers) {
       bool is_wanted = false;
       for (const Phase& phase : phases)
-        for (const Method* method : phase.methods)
-          is_wanted |= method->wants(*layer) || method->wants(Model::point_of(*layer));
+        for (const Method* method : phase.methods) is_wanted |= method->wants(*layer) || wants_output(*method, *layer);
       if (is_wanted) wanted.push_back(layer);
     }
     if (!wanted.empty()) groups.push_back(wanted);
   }
   return groups;
-}
-
-bool wants_larger_outputs(const Method& method) {
-  for (const auto kind : {Point::Kind::Attention, Point::Kind::Mlp, Point::Kind::Block, Point::Kind::Downsample,
-                          Point::Kind::Stage, Point::Kind::Model}) {
-    Point point;
-    point.kind = kind;
-    if (method.wants(point)) return true;
-  }
-  return false;
 }
 
 }  // namespace bcq

@@ -73,8 +73,6 @@ class Ptq : public Method {
             .gradients = options_.metric == Metric::Hessian};
   }
   void begin(Model& model) override { model.clear(); }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
   std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& logits) override;

@@ -69,7 +69,7 @@ struct Recipe {
   bool align = false;                 // language: calibration windows begin where documents begin
   std::string separators;             // ids of tokens they begin with, with commas; none: the tokenizer's
   BcForm bc = BcForm::None;
-  std::string bc_sites = "conv,linear,matmul";  // of kBcSites
+  std::string bc_sites = "conv,linear,matmul";  // of kBcSites in quant/bias_comp.h
   Stream bc_stream = Stream::Float;
   double bc_held_out = 0;  // BcOptions::held_out
   int64_t bc_images = 32, bc_seed = 3, bc_batch = 16;
@@ -117,9 +117,6 @@ inline bool measures_errors(const Recipe& r) { return compensates(r) && r.bc != 
 inline bool calibrates(const Recipe& r) { return row_of(r).calibrates || measures_errors(r); }
 // Where the joint method of vision fits biases itself.
 inline constexpr const char* kJointSites = "conv,linear";
-// What --bc-sites is a list of.
-inline constexpr const char* kBcSites[] = {"conv",  "linear",     "matmul", "attention", "mlp",
-                                           "block", "downsample", "stage",  "model"};
 std::vector<std::string> split(const std::string& list);  // at commas
 
 // Headings of --help; the first and the last are what makes a quantized model, and do nothing to one that is stored.

@@ -4,6 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "quant/bias_comp.h"
 #include "quant/recipe.h"
 
 namespace bcq {
@@ -156,7 +157,7 @@ Option held_out_option() {
 Option bc_sites_option(bool vision) {
   static const std::string of = "Outputs to compensate, of " + [] {
     std::string all;
-    for (const char* site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site);
+    for (const BcSite& site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site.name);
     return all;
   }() + ". The paper's script also compensates model: its code reads --n-align-model the other way round";
   Option o = option(
@@ -166,7 +167,7 @@ Option bc_sites_option(bool vision) {
   o.set = [](Recipe& r, const json& value) -> std::string {
     if (!value.is_string()) return "not a text";
     for (const std::string& name : split(value.get<std::string>()))
-      if (std::find(std::begin(kBcSites), std::end(kBcSites), name) == std::end(kBcSites))
+      if (std::none_of(std::begin(kBcSites), std::end(kBcSites), [&](const BcSite& site) { return name == site.name; }))
         return format("%s is not an output that can be compensated", quoted(name));
     r.bc_sites = value.get<std::string>();
     return "";

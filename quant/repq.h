@@ -24,8 +24,6 @@ class RepqVit : public Method {
     return {.stream = Stream::Quantized, .sequential = true, .operands = true, .folds = true};
   }
   void begin(Model& model) override { begin_vision(model, "RepQ-ViT"); }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 

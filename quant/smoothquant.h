@@ -15,8 +15,6 @@ class Smoothing : public Method {
  public:
   explicit Smoothing(double alpha) : alpha_(alpha) {}
   Needs needs() const override { return {.moments = true, .folds = true}; }
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override { return layer.is_linear() && part_.group_of(layer).source.norm; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 

@@ -24,8 +24,6 @@ class RoundToNearest : public Method {
  public:
   explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}, const ActivationGrid& activations = {});
   Needs needs() const override;
-  using Method::fit;
-  using Method::wants;
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
@@ -71,8 +69,6 @@ class Gptq : public Method {
             .held_out = options_.held_out,
             .cross = options_.target != Target::Own};
   }
-  using Method::fit;
-  using Method::wants;
   void start(const Part& part) override;  // its weights are float again
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, options_.bits); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
