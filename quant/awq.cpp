@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
 #include "engine/kernels/kernels.h"
+#include "engine/nn/ops.h"
 #include "quant/passes.h"
 #include "quant/refine.h"
 
@@ -14,13 +16,6 @@ namespace bcq {
 namespace {
 
 constexpr int kClipSteps = 20;  // down to half of the largest
-
-// Columns [first, first + n) of w [out, in].
-Tensor columns(const Tensor& w, int64_t first, int64_t n) {
-  Tensor part = Tensor::uninitialized({w.dim(0), n});
-  for (int64_t r = 0; r < w.dim(0); ++r) std::copy_n(w.data + r * w.dim(1) + first, n, part.data + r * n);
-  return part;
-}
 
 std::vector<double> block_of(const std::vector<double>& second, int64_t in, int64_t first, int64_t n) {
   std::vector<double> block;
@@ -138,7 +133,9 @@ Tensor clip_search(const Tensor& w, const std::vector<double>& second, const Wei
   Tensor best = Tensor::uninitialized({out, groups});
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * each, n = std::min(each, in - first);
-    const Tensor part = columns(w, first, n);
+    std::vector<int64_t> own(at(n));
+    std::iota(own.begin(), own.end(), first);
+    const Tensor part = take(w, 1, own);
     const std::vector<double> block = block_of(second, in, first, n);
     std::vector<double> least(static_cast<size_t>(out), std::numeric_limits<double>::infinity());
     for (int i = 0; i < kClipSteps / 2; ++i) {

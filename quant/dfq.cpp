@@ -5,6 +5,8 @@
 #include <limits>
 #include <numbers>
 
+#include "engine/nn/ops.h"
+
 namespace bcq {
 namespace {
 
@@ -23,11 +25,7 @@ std::vector<float> ranges(const Tensor& w, bool of_rows) {
 
 Tensor rows_of(const FoldSource& source) {
   const Tensor w = source.layer->weight.values();
-  if (source.rows.empty()) return w;
-  Tensor rows = Tensor::uninitialized({static_cast<int64_t>(source.rows.size()), w.dim(1)});
-  for (size_t i = 0; i < source.rows.size(); ++i)
-    std::copy_n(w.data + source.rows[i] * w.dim(1), w.dim(1), rows.data + static_cast<int64_t>(i) * w.dim(1));
-  return rows;
+  return source.rows.empty() ? w : take(w, 0, source.rows);
 }
 
 // What a group is fed, by the float network's parameters; empty where they do not tell.

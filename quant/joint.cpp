@@ -27,7 +27,7 @@ struct Rows {
 // The tokens that are read and every `step`-th other of samples that are held out, or of the others.
 Rows sample_rows(const Tensor& x, int64_t read, bool held_out, double share) {
   constexpr int64_t kTokens = 32;  // of a sample
-  const int64_t n = x.dim(-1), tokens = x.rank() > 2 ? x.dim(-2) : 1, rows = x.rows(), per_sample = rows / x.dim(0);
+  const int64_t tokens = x.rank() > 2 ? x.dim(-2) : 1, rows = x.rows(), per_sample = rows / x.dim(0);
   const int64_t step = std::max<int64_t>(1, tokens / kTokens);
   std::vector<int64_t> chosen;
   Rows sample;
@@ -37,9 +37,7 @@ Rows sample_rows(const Tensor& x, int64_t read, bool held_out, double share) {
     chosen.push_back(r);
     sample.weights.push_back(token_weight(token, tokens, read) * static_cast<float>(token < read ? 1 : step));
   }
-  sample.x = Tensor::uninitialized({static_cast<int64_t>(chosen.size()), n});
-  for (size_t i = 0; i < chosen.size(); ++i)
-    std::copy_n(x.data + chosen[i] * n, n, sample.x.data + static_cast<int64_t>(i) * n);
+  sample.x = take(x.reshaped({rows, x.dim(-1)}), 0, chosen);
   return sample;
 }
 
@@ -48,13 +46,7 @@ Tensor held_out_samples(const Tensor& x, double share) {
   std::vector<int64_t> chosen;
   for (int64_t b = 0; b < x.dim(0); ++b)
     if (is_held_out(b, share)) chosen.push_back(b);
-  if (chosen.empty()) return {};
-  Shape shape = x.shape;
-  shape[0] = static_cast<int64_t>(chosen.size());
-  Tensor y = Tensor::uninitialized(shape);
-  float* to = y.data;
-  for (const int64_t b : chosen) to = std::copy_n(x.slice(b, b + 1).data, x.size() / x.dim(0), to);
-  return y;
+  return chosen.empty() ? Tensor{} : take(x, 0, chosen);
 }
 
 // x Wᵀ + b of rows x [rows, in].

@@ -21,10 +21,10 @@ constexpr int64_t kTokens = 512;
 
 // At most kTokens of x [..., n], evenly spaced.  [tokens, n]
 Tensor thinned(const Tensor& x) {
-  const int64_t n = x.dim(-1), rows = std::min(kTokens, x.rows());
-  Tensor y = Tensor::uninitialized({rows, n});
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(x.data + r * x.rows() / rows * n, n, y.data + r * n);
-  return y;
+  const int64_t rows = x.rows(), kept = std::min(kTokens, rows);
+  std::vector<int64_t> chosen;
+  for (int64_t r = 0; r < kept; ++r) chosen.push_back(r * rows / kept);
+  return take(x.reshaped({rows, x.dim(-1)}), 0, chosen);
 }
 
 // Box and Muller's, so that it is the same with every standard library.

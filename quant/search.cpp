@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <optional>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
 #include "engine/kernels/kernels.h"
+#include "engine/nn/ops.h"
 
 namespace bcq {
 namespace {
@@ -143,18 +143,6 @@ std::vector<int64_t> by_weight(const Tensor& w, int64_t samples) {
   return order;
 }
 
-// x [S, ...] -> [order.size(), ...]
-Tensor take(const Tensor& x, const std::vector<int64_t>& order) {
-  const int64_t size = x.size() / x.dim(0);
-  Shape shape = x.shape;
-  shape[0] = static_cast<int64_t>(order.size());
-  Tensor y = Tensor::uninitialized(shape);
-  for (size_t i = 0; i < order.size(); ++i)
-    std::memcpy(y.data + static_cast<int64_t>(i) * size, x.data + order[i] * size,
-                static_cast<size_t>(size) * sizeof(float));
-  return y;
-}
-
 // The rows of the output that any weight reaches.
 std::vector<int64_t> weighted_rows(const Layout& l, const Tensor& w) {
   std::vector<int64_t> rows;
@@ -165,18 +153,6 @@ std::vector<int64_t> weighted_rows(const Layout& l, const Tensor& w) {
     if (reached) rows.push_back(r);
   }
   return rows;
-}
-
-// x [..., R, C] -> [..., rows.size(), C]
-Tensor take_rows(const Tensor& x, const std::vector<int64_t>& rows) {
-  const int64_t R = x.dim(-2), C = x.dim(-1), kept = static_cast<int64_t>(rows.size());
-  Shape shape = x.shape;
-  shape[shape.size() - 2] = kept;
-  Tensor y = Tensor::uninitialized(shape);
-  for (int64_t i = 0; i < y.rows(); ++i)
-    std::memcpy(y.data + i * C, x.data + (i / kept * R + rows[at(i % kept)]) * C,
-                static_cast<size_t>(C) * sizeof(float));
-  return y;
 }
 
 // The operands of a search and what their products are compared with.
@@ -235,12 +211,12 @@ Problem make_problem(const Layer& layer, const Operands& data, Metric metric, Si
       p.left = p.left.reshaped({rows, p.left.dim(-1)});
       layout.samples = rows, layout.rows = 1;
     } else if (const auto rows = weighted_rows(layout, w); static_cast<int64_t>(rows.size()) < layout.rows) {
-      y = take_rows(y, rows), w = take_rows(w, rows), p.left = take_rows(p.left, rows);
+      y = take(y, 2, rows), w = take(w, 2, rows), p.left = take(p.left, 2, rows);  // [S, H, rows, .]
       layout.rows = static_cast<int64_t>(rows.size());
     }
     const std::vector<int64_t> order = by_weight(w, layout.samples);
-    y = take(y, order), w = take(w, order), p.left = take(p.left, order);
-    if (!layer.is_linear()) p.right = take(p.right, order);
+    y = take(y, 0, order), w = take(w, 0, order), p.left = take(p.left, 0, order);
+    if (!layer.is_linear()) p.right = take(p.right, 0, order);
     layout.samples = static_cast<int64_t>(order.size());
   }
   p.distance = {layout, metric, y, w};
@@ -353,13 +329,8 @@ Tensor part_of(const Tensor& x, int axis, int64_t unit, int64_t units) {
   require(x.dim(axis) % units == 0, "%d units for dimension %d of %s", units, axis, to_string(x.shape));
   Shape shape = x.shape;
   shape[at(axis)] /= units;
-  Tensor y = Tensor::uninitialized(shape);
-  int64_t outer = 1;
-  for (int i = 0; i < axis; ++i) outer *= x.dim(i);
-  const int64_t n = y.size() / outer;
-  for (int64_t i = 0; i < outer; ++i)
-    std::memcpy(y.data + i * n, x.data + (i * units + unit) * n, static_cast<size_t>(n) * sizeof(float));
-  return y;
+  const int64_t outer = numel({x.shape.begin(), x.shape.begin() + axis});
+  return gather_rows(nullptr, x.reshaped({outer, units, x.size() / outer / units}), {unit}, shape);
 }
 
 }  // namespace

@@ -300,6 +300,13 @@ Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& inde
   return y;
 }
 
+Tensor take(const Tensor& x, int axis, const std::vector<int64_t>& index) {
+  Shape shape = x.shape;
+  shape[at(axis)] = static_cast<int64_t>(index.size());
+  const int64_t outer = numel({shape.begin(), shape.begin() + axis}), n = x.dim(axis);
+  return gather_rows(nullptr, x.reshaped({outer, n, x.size() / outer / n}), index, shape);
+}
+
 Tensor unfold_patches(const Tensor& pixels, int64_t P) {
   const int64_t B = pixels.dim(0), C = pixels.dim(1), rows = pixels.dim(2) / P, cols = pixels.dim(3) / P;
   const int64_t width = pixels.dim(3), plane = pixels.dim(2) * width;

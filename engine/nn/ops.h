@@ -59,6 +59,8 @@ Tensor mean_tokens(Tape* tape, const Tensor& x);  // [B, N, D] -> [B, D]
 // Row i of each sample of the result is row index[i] of the sample of x: x [B, N, D], index [M] -> shape, of B*M*D
 // values in all.
 Tensor gather_rows(Tape* tape, const Tensor& x, const std::vector<int64_t>& index, const Shape& shape);
+// Entries index[i] of an axis of x.
+Tensor take(const Tensor& x, int axis, const std::vector<int64_t>& index);
 // Non-overlapping P x P patches, row-major; inside a patch channel, row, column: as a convolution
 // kernel [O, C, P, P] flattens.  pixels [B, C, R, S] -> [B, (R/P)(S/P), C*P*P]
 Tensor unfold_patches(const Tensor& pixels, int64_t patch);
