@@ -89,7 +89,7 @@ Recipe read_recipe(Family family, const json& file, const std::string& path, con
       const std::string wrong = option.set(recipe, value);
       if (wrong.empty()) continue;
       const std::string shown = explicitly ? text_of(value) : value.dump();
-      require_usage(!explicitly, "%s %s: %s", option.flags.substr(0, option.flags.find(',')), shown, wrong);
+      require_usage(!explicitly, "%s %s: %s", option.flag(), shown, wrong);
       throw InputError(format("%s: key %s: %s: %s", path, quoted(option.key), shown, wrong));
     }
     return recipe;
@@ -122,7 +122,7 @@ void require_used(const Recipe& r, const json& given) {
   const bool stored = r.method == MethodName::Stored;
   for (const Option& option : recipe_options(r.family)) {
     if (!given.contains(option.key)) continue;
-    const std::string flag = option.flags.substr(0, option.flags.find(','));
+    const std::string flag = option.flag();
     const bool of_making = option.group == std::string(kQuantization) || option.group == std::string(kBc);
     require_usage(!stored || !of_making, "%s has no effect: the model is quantized already", flag);
     require_usage(option.applies(r), "%s has no effect with --method %s --bc %s", flag, name_of(r), name_of(r.bc));

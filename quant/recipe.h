@@ -133,15 +133,17 @@ enum class InTable {
 struct Option {
   std::string key;    // in JSON
   std::string flags;  // "--calib-images,--nsamples"
-  std::string type;   // what follows it: "N", "{float,quantized}"; empty: a flag
   std::string help;
-  const char* group;  // the heading of --help
-  InTable in_table;
-  bool is_list, is_text;  // values are lists of text, or text; else numbers and flags
-  const char* implied;    // the value when none follows; null: one must
   bool (*applies)(const Recipe&);
-  std::function<std::string(Recipe&, const json&)> set;  // returns what is wrong with a value, or ""
-  std::function<json(const Recipe&)> get;
+  const char* group = kQuantization;  // the heading of --help
+  InTable in_table = InTable::Options;
+  std::string type = {};                  // what follows it: "N", "{float,quantized}"; empty: a flag
+  bool is_list = false, is_text = false;  // values are lists of text, or text; else numbers and flags
+  const char* implied = nullptr;          // the value when none follows; null: one must
+  std::function<std::string(Recipe&, const json&)> set = {};  // returns what is wrong with a value, or ""
+  std::function<json(const Recipe&)> get = {};
+
+  std::string flag() const { return flags.substr(0, flags.find(',')); }  // the first
 };
 const std::vector<Option>& recipe_options(Family family);
 // "8", or where methods differ "hessian; base-ptq, easyquant: cosine"

@@ -33,17 +33,6 @@ Words method_names(Family family) {
 
 constexpr InTable kKeys = InTable::Keys, kDrawn = InTable::Drawn;
 
-struct About {
-  const char *key, *flags, *help;
-  bool (*applies)(const Recipe&);
-  const char* group = kQuantization;
-  InTable in_table = InTable::Options;
-};
-
-Option option(const About& a, std::string type) {
-  return {a.key, a.flags, std::move(type), a.help, a.group, a.in_table, false, false, nullptr, a.applies, {}, {}};
-}
-
 template <class Of>
 auto value_of(Of of, const Recipe& r) {
   return of(const_cast<Recipe&>(r));
@@ -51,8 +40,8 @@ auto value_of(Of of, const Recipe& r) {
 
 // A number from min to max; a whole one where the member is an integer.
 template <class Of>
-Option number(const About& a, Of of, double min, double max, const char* type = "N") {
-  Option o = option(a, type);
+Option number(Option o, Of of, double min, double max, const char* type = "N") {
+  o.type = type;
   o.set = [=](Recipe& r, const json& value) -> std::string {
     using T = std::remove_cvref_t<decltype(of(r))>;
     const bool whole = std::is_integral_v<T>;
@@ -67,8 +56,7 @@ Option number(const About& a, Of of, double min, double max, const char* type = 
 }
 
 template <class Of>
-Option flag(const About& a, Of of) {
-  Option o = option(a, "");
+Option flag(Option o, Of of) {
   o.set = [=](Recipe& r, const json& value) -> std::string {
     if (!value.is_boolean()) return "neither true nor false";
     of(r) = value.get<bool>();
@@ -80,8 +68,8 @@ Option flag(const About& a, Of of) {
 
 // One of several: an enumeration, a bool or a number counted from 0, whose values are named in their order.
 template <class Of>
-Option word(const About& a, Words words, Of of) {
-  Option o = option(a, braced(words));
+Option word(Option o, Words words, Of of) {
+  o.type = braced(words);
   o.is_text = true;
   o.set = [=](Recipe& r, const json& value) -> std::string {
     const auto found = std::find(words.begin(), words.end(), value.is_string() ? value.get<std::string>() : "");
@@ -94,8 +82,8 @@ Option word(const About& a, Words words, Of of) {
 }
 
 template <class Of>
-Option list(const About& a, Of of, const char* type) {
-  Option o = option(a, type);
+Option list(Option o, Of of, const char* type) {
+  o.type = type;
   o.is_list = true;
   o.set = [=](Recipe& r, const json& value) -> std::string {
     if (!value.is_array() || !std::all_of(value.begin(), value.end(), [](const json& v) { return v.is_string(); }))
@@ -129,8 +117,7 @@ bool rounds_inputs(const Recipe& r) { return quantizes(r) && r.abits < 32; }
 bool aligns(const Recipe& r) { return calibrates(r) && r.align; }
 
 Option method_option(Family family) {
-  Option o =
-      option({"method", "--method", "What quantizes", always, kQuantization, kKeys}, braced(method_names(family)));
+  Option o{"method", "--method", "What quantizes", always, kQuantization, kKeys, braced(method_names(family))};
   o.is_text = true;
   o.set = [family](Recipe& r, const json& value) -> std::string {
     for (const MethodRow& row : method_rows())
@@ -155,14 +142,15 @@ Option held_out_option() {
 }
 
 Option bc_sites_option(bool vision) {
-  static const std::string of = "Outputs to compensate, of " + [] {
-    std::string all;
-    for (const BcSite& site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site.name);
-    return all;
-  }() + ". The paper's script also compensates model: its code reads --n-align-model the other way round";
-  Option o = option(
-      {"bc_sites", "--bc-sites", vision ? of.c_str() : "Outputs to compensate: linear,block", measures_errors, kBc},
-      "LIST");
+  std::string all;
+  for (const BcSite& site : kBcSites) all += (all.empty() ? "" : ", ") + std::string(site.name);
+  Option o{"bc_sites", "--bc-sites",
+           vision
+               ? "Outputs to compensate, of " + all +
+                     ". The paper's script also compensates model: its code reads --n-align-model the other way round"
+               : "Outputs to compensate: linear,block",
+           measures_errors, kBc};
+  o.type = "LIST";
   o.is_text = true;
   o.set = [](Recipe& r, const json& value) -> std::string {
     if (!value.is_string()) return "not a text";
@@ -177,10 +165,9 @@ Option bc_sites_option(bool vision) {
 }
 
 Option separators_option() {
-  Option o = option(
-      {"calib_separator", "--calib-separator",
-       "Tokens documents begin with, such as 31,32 (none: the tokenizer's, if any)", aligns, kQuantization, kDrawn},
-      "IDS");
+  const char* help = "Tokens documents begin with, such as 31,32 (none: the tokenizer's, if any)";
+  Option o{"calib_separator", "--calib-separator", help, aligns, kQuantization, kDrawn};
+  o.type = "IDS";
   o.is_text = true;
   o.set = [](Recipe& r, const json& value) -> std::string {
     if (!value.is_string()) return "not a text of ids with commas between them";

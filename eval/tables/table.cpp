@@ -117,8 +117,7 @@ PaperTable read_table(const std::string& name, Family family, const json& given,
   require_input(table.cells.size() > 1 && !quantizes(table.cells[0].recipe),
                 "%s: the first row has to be that of the float network, and others have to follow", path);
   for (const Option& option : recipe_options(family))
-    require_usage(!unused.contains(option.key), "%s has no effect on any row of the table",
-                  option.flags.substr(0, option.flags.find(',')));
+    require_usage(!unused.contains(option.key), "%s has no effect on any row of the table", option.flag());
   return table;
 }
 
