@@ -117,8 +117,6 @@ ErqWeight erq(const Tensor& w, const Tensor& x, const Tensor& rounded, int bits,
   return {fake_quantize(grid, values), grid, bias};
 }
 
-Erq::Erq(const ErqOptions& options) : RepqVit({options.wbits, options.abits}), coe_(options.coe) {}
-
 Needs Erq::needs() const {
   Needs needs = RepqVit::needs();
   needs.cross = true;
@@ -127,12 +125,12 @@ Needs Erq::needs() const {
 
 void Erq::round_weight(Layer& layer, const Grid& left, const Operands& x, PartRecord& record) const {
   if (layer.role == Role::Patch) {
-    const Asymmetric grid = percentile_grid(layer.weight.values(), options_.wbits, kWeightShares);
+    const Asymmetric grid = percentile_grid(layer.weight.values(), wbits_, kWeightShares);
     return layer.quantize({{}, grid, fake_quantize(grid, layer.weight.values()), nullptr, nullptr});
   }
   const double ridge = coe_ / 10;
-  ErqWeight q = erq(layer.weight.values(), x.f, fake_quantize(left, x.f), options_.wbits,
-                    x.f.rank() == 2 ? kHeadRidge : ridge, ridge);
+  ErqWeight q =
+      erq(layer.weight.values(), x.f, fake_quantize(left, x.f), wbits_, x.f.rank() == 2 ? kHeadRidge : ridge, ridge);
   layer.quantize({left, q.grid, std::move(q.values), nullptr, nullptr});
   Model::point_of(layer).add(q.bias);
   record.fitted += q.bias.size();

@@ -6,11 +6,6 @@
 
 namespace bcq {
 
-struct ErqOptions {
-  int wbits = 4, abits = 4;  // 2 ... 8
-  double coe = 10000;        // ten times the ridge, on sums over all tokens; 0.1 is the ridge of a head's refit
-};
-
 struct ErqWeight {
   Tensor values;  // [out, in]
   Grid grid;
@@ -27,7 +22,8 @@ ErqWeight erq(const Tensor& w, const Tensor& x, const Tensor& rounded, int bits,
 // folded, too. Inputs of all linear layers are the float network's, pixels stay float.
 class Erq : public RepqVit {
  public:
-  explicit Erq(const ErqOptions& options);
+  // coe: ten times the ridge, on sums over all tokens; 0.1 is the ridge of a head's refit.
+  Erq(int wbits, int abits, double coe = 10000) : RepqVit(wbits, abits), coe_(coe) {}
   Needs needs() const override;
 
  private:

@@ -36,29 +36,24 @@ void joint_defaults(Recipe& r) {
   if (r.family == kVision) r.bc_sites = kJointSites;
 }
 
-std::unique_ptr<Method> make_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
+PtqOptions search_options(const Recipe& r) {
   PtqOptions options = r.ptq;
   options.seed = static_cast<uint32_t>(r.seed);
-  return std::make_unique<Ptq>(options, warn);
+  return options;
+}
+template <class T>
+std::unique_ptr<Method> make_search(const Recipe& r, const LayerBits&, const Warn& warn) {
+  return std::make_unique<T>(search_options(r), warn);
 }
 std::unique_ptr<Method> make_apq(const Recipe& r, const LayerBits&, const Warn& warn) {
-  PtqOptions options = r.ptq;
-  options.seed = static_cast<uint32_t>(r.seed);
-  return std::make_unique<bcq::ApqLike>(options, r.error_share, warn);
+  return std::make_unique<bcq::ApqLike>(search_options(r), r.error_share, warn);
 }
-std::unique_ptr<Method> make_noisy_ptq(const Recipe& r, const LayerBits&, const Warn& warn) {
-  PtqOptions options = r.ptq;
-  options.seed = static_cast<uint32_t>(r.seed);
-  return std::make_unique<bcq::NoisyPtq4vit>(options, warn);
-}
-std::unique_ptr<Method> make_minmax(const Recipe& r, const LayerBits&, const Warn&) {
-  return std::make_unique<bcq::MinMax>(r.ptq.wbits, r.ptq.abits);
-}
-std::unique_ptr<Method> make_repq(const Recipe& r, const LayerBits&, const Warn&) {
-  return std::make_unique<RepqVit>(RepqOptions{r.ptq.wbits, r.ptq.abits});
+template <class T>
+std::unique_ptr<Method> make_bits(const Recipe& r, const LayerBits&, const Warn&) {
+  return std::make_unique<T>(r.ptq.wbits, r.ptq.abits);
 }
 std::unique_ptr<Method> make_erq(const Recipe& r, const LayerBits&, const Warn&) {
-  return std::make_unique<bcq::Erq>(ErqOptions{r.ptq.wbits, r.ptq.abits, r.coe});
+  return std::make_unique<bcq::Erq>(r.ptq.wbits, r.ptq.abits, r.coe);
 }
 std::unique_ptr<Method> make_joint(const Recipe& r, const LayerBits&, const Warn& warn) {
   JointOptions options{r.ptq.wbits, r.ptq.abits};
@@ -116,7 +111,7 @@ std::unique_ptr<Method> make_equalization(const Recipe& r, const LayerBits&, con
   return std::make_unique<Equalization>();
 }
 std::unique_ptr<Method> make_noisyquant(const Recipe& r, const LayerBits&, const Warn&) {
-  return std::make_unique<bcq::NoisyQuant>(NoisyQuantOptions{r.ptq.wbits, r.ptq.abits, static_cast<uint32_t>(r.seed)});
+  return std::make_unique<bcq::NoisyQuant>(r.ptq.wbits, r.ptq.abits, static_cast<uint32_t>(r.seed));
 }
 std::unique_ptr<Method> make_billm(const Recipe& r, const LayerBits& bits, const Warn& warn) {
   require_usage(r.abits == 32, "billm leaves activations float: no --abits");
@@ -147,16 +142,16 @@ void os_plus_defaults(Recipe& r) {
 using enum MethodName;
 const MethodRow kMethods[] = {
     {Float, kVision, "fp32", "FP32", false, true, nullptr, nullptr},
-    {MethodName::MinMax, kVision, "minmax", "min-max", true, true, nullptr, make_minmax},
-    {BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>, make_ptq},
-    {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_ptq},
-    {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_ptq},
+    {MethodName::MinMax, kVision, "minmax", "min-max", true, true, nullptr, make_bits<bcq::MinMax>},
+    {BasePtq, kVision, "base-ptq", "BasePTQ", true, true, ptq_defaults<base_ptq>, make_search<Ptq>},
+    {EasyQuant, kVision, "easyquant", "EasyQuant", true, true, ptq_defaults<easy_quant>, make_search<Ptq>},
+    {Ptq4Vit, kVision, "ptq4vit", "PTQ4ViT", true, true, ptq_defaults<ptq4vit>, make_search<Ptq>},
     {MethodName::ApqLike, kVision, "apq-like", "APQ-like", true, true, ptq_defaults<apq_like>, make_apq},
-    {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_repq},
+    {Repq, kVision, "repq-vit", "RepQ-ViT", true, true, nullptr, make_bits<RepqVit>},
     {MethodName::Erq, kVision, "erq", "ERQ", true, true, nullptr, make_erq},
     {MethodName::NoisyQuant, kVision, "noisyquant", "NoisyQuant", true, true, nullptr, make_noisyquant},
     {MethodName::NoisyPtq4vit, kVision, "noisyquant-ptq4vit", "NoisyQuant-PTQ4ViT", true, true, ptq_defaults<ptq4vit>,
-     make_noisy_ptq},
+     make_search<bcq::NoisyPtq4vit>},
     {MethodName::Gptq, kVision, "gptq", "GPTQ", true, true, vision_gptq_defaults, make_vision_gptq},
     {MethodName::Joint, kVision, "joint", "joint", true, true, joint_defaults, make_joint},
     {Stored, kVision, "stored", "stored", false, false, nullptr, nullptr},

@@ -141,14 +141,13 @@ std::vector<float> LayerNoise::of(const Layer& layer) const {
   return gaussian_noise(static_cast<size_t>(layer.weight.dim(1)), seeds_.at(&layer));
 }
 
-NoisyQuant::NoisyQuant(const NoisyQuantOptions& options) : options_(options) {
-  for (const int bits : {options.wbits, options.abits})
-    require_usage(bits >= 2 && bits <= 8, "%d bits: NoisyQuant takes 2 to 8", bits);
+NoisyQuant::NoisyQuant(int wbits, int abits, uint32_t seed) : wbits_(wbits), abits_(abits), seed_(seed) {
+  for (const int bits : {wbits, abits}) require_usage(bits >= 2 && bits <= 8, "%d bits: NoisyQuant takes 2 to 8", bits);
 }
 
 void NoisyQuant::begin(Model& model) {
   begin_vision(model, "NoisyQuant");
-  noise_ = LayerNoise(model, options_.seed);
+  noise_ = LayerNoise(model, seed_);
 }
 
 void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
@@ -158,11 +157,11 @@ void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) 
     std::vector<float> steps;
     for (int64_t r = 0; r < w.dim(0); ++r)
       steps.push_back(std::max(kernels().max_abs(w.data + r * w.dim(1), w.dim(1)), FLT_MIN) /
-                      (std::ldexp(1.f, options_.wbits - 1) - 1));
-    const Uniform grid{options_.wbits, 0, steps};
+                      (std::ldexp(1.f, wbits_ - 1) - 1));
+    const Uniform grid{wbits_, 0, steps};
     const Tensor rounded = fake_quantize(grid, w);
-    const float step = clip_step(x, ProductError(rounded), options_.abits);
-    const Offset offsets = search_offsets(x, rounded, Uniform{options_.abits, 0, {step}}, step, noise_.of(*layer));
+    const float step = clip_step(x, ProductError(rounded), abits_);
+    const Offset offsets = search_offsets(x, rounded, Uniform{abits_, 0, {step}}, step, noise_.of(*layer));
     layer->quantize({offsets, grid, rounded, nullptr, nullptr});
   }
 }

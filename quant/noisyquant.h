@@ -8,11 +8,6 @@
 
 namespace bcq {
 
-struct NoisyQuantOptions {
-  int wbits = 6, abits = 6;  // 2 ... 8
-  uint32_t seed = 3;         // of the noise
-};
-
 // What rounding x [tokens, in] to q does to the output of a layer with weight w [out, in]: |(q - x) wᵀ|², by wᵀw where
 // that is the smaller matrix.
 class ProductError {
@@ -71,14 +66,15 @@ class LayerNoise {
 // spaced.
 class NoisyQuant : public Method {
  public:
-  explicit NoisyQuant(const NoisyQuantOptions& options);  // UsageError for other bits
+  NoisyQuant(int wbits, int abits, uint32_t seed = 3);  // of the noise. UsageError for bits out of [2, 8]
   Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .operands = true}; }
   void begin(Model& model) override;
   bool wants(const Layer& layer) const override { return takes_noise(layer); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
 
  private:
-  NoisyQuantOptions options_;
+  int wbits_, abits_;
+  uint32_t seed_;
   LayerNoise noise_;
 };
 

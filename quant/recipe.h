@@ -61,7 +61,7 @@ struct Recipe {
   int64_t billm_inside = 0;           // BillmOptions::inside
   bool billm_hessian = true;          // BillmOptions::hessian
   double error_share = 0.5;           // ApqLike::share
-  double coe = 10000;                 // ErqOptions::coe
+  double coe = 10000;                 // of Erq
   bool qwt = false;                   // vision: quant/qwt.h after all else
   ActGrid act_grid = ActGrid::Table;  // vision, of joint
   int64_t samples = 32, seed = 3;     // images or windows to calibrate on, and the seed of their draw

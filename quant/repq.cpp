@@ -39,9 +39,8 @@ Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> sh
   return {bits, 0, scale, zero};
 }
 
-RepqVit::RepqVit(const RepqOptions& o) : options_(o) {
-  for (const int bits : {o.wbits, o.abits})
-    require_usage(bits >= 2 && bits <= 8, "%d bits: its grids take 2 to 8", bits);
+RepqVit::RepqVit(int wbits, int abits) : wbits_(wbits), abits_(abits) {
+  for (const int bits : {wbits, abits}) require_usage(bits >= 2 && bits <= 8, "%d bits: its grids take 2 to 8", bits);
 }
 
 void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
@@ -50,13 +49,13 @@ void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& reco
   if (layer.is_linear())
     fit_linear(group, x, record);
   else if (layer.role == Role::QK)
-    layer.quantize({grid_of(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
+    layer.quantize({grid_of(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
   else
-    layer.quantize({grid_of_softmax(x.a, options_.abits), grid_of(x.b, options_.abits), {}, nullptr, nullptr});
+    layer.quantize({grid_of_softmax(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
 }
 
 void RepqVit::round_weight(Layer& layer, const Grid& left, const Operands&, PartRecord&) const {
-  const Asymmetric grid = percentile_grid(layer.weight.values(), options_.wbits);
+  const Asymmetric grid = percentile_grid(layer.weight.values(), wbits_);
   layer.quantize({left, grid, fake_quantize(grid, layer.weight.values()), nullptr, nullptr});
 }
 
@@ -70,11 +69,11 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Operands& x, PartReco
     std::vector<ScaleZero> ranges;
     double scale = 0, zero = 0;  // their means
     for (int64_t c = 0; c < n; ++c) {
-      ranges.push_back(percentile_range(input.data + c, rows, n, options_.abits));
+      ranges.push_back(percentile_range(input.data + c, rows, n, abits_));
       scale += static_cast<double>(ranges.back().scale) / static_cast<double>(n);
       zero += static_cast<double>(ranges.back().zero) / static_cast<double>(n);
     }
-    const Asymmetric common(options_.abits, scale > 0 ? static_cast<float>(scale) : 1.f,
+    const Asymmetric common(abits_, scale > 0 ? static_cast<float>(scale) : 1.f,
                             static_cast<int32_t>(std::nearbyint(zero)));
     std::vector<float> by, shift;
     for (const ScaleZero& range : ranges) {
@@ -86,7 +85,7 @@ void RepqVit::fit_linear(const std::vector<Layer*>& group, Operands& x, PartReco
       if (!folded->empty()) fold_channels(*folded, by, shift);
     left = common;
   } else {
-    left = grid_of(input, role == Role::Patch ? kPixelBits : options_.abits);
+    left = grid_of(input, role == Role::Patch ? kPixelBits : abits_);
   }
   for (Layer* layer : group) round_weight(*layer, left, x, record);
 }

@@ -7,10 +7,6 @@
 
 namespace bcq {
 
-struct RepqOptions {
-  int wbits = 8, abits = 8;  // 2 ... 8
-};
-
 // One scale and zero point for each row of w [out, in]: percentile_range().
 Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> shares = kPercentiles);
 
@@ -19,7 +15,7 @@ Asymmetric percentile_grid(const Tensor& w, int bits, std::span<const double> sh
 // the network whose norms are quantized per channel, and folds afterwards.
 class RepqVit : public Method {
  public:
-  explicit RepqVit(const RepqOptions& options);
+  RepqVit(int wbits, int abits);  // UsageError for bits out of [2, 8]
   Needs needs() const override {
     return {.stream = Stream::Quantized, .sequential = true, .operands = true, .folds = true};
   }
@@ -32,7 +28,7 @@ class RepqVit : public Method {
   virtual Tensor& calibrated_on(Operands& x) const { return x.a; }
   // The layer's weight, whose input x has the grid `left` and is folded.
   virtual void round_weight(Layer& layer, const Grid& left, const Operands& x, PartRecord& record) const;
-  RepqOptions options_;
+  int wbits_, abits_;
 
  private:
   void fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record);

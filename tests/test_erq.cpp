@@ -81,14 +81,14 @@ TEST_CASE("ERQ: grids, codes, biases and errors of the published code") {
     CHECK(error(rounded, q.values, q.bias, x, w) == doctest::Approx(c.error).epsilon(1e-5));
     CHECK(error(rounded, fake_quantize(percentile_grid(w, c.bits), w), none, x, w) > 1.6 * c.error);
   }
-  CHECK_THROWS_AS(Erq({4, 9}), UsageError);
+  CHECK_THROWS_AS(Erq(4, 9), UsageError);
 }
 
 TEST_CASE("ERQ: on grids of RepQ-ViT, pixels in float, the same on one and two threads") {
   for (const std::string& fixture : {kVit, kSwin}) {
     CAPTURE(fixture);
     CHECK(same_on_two_threads([&] {
-      Erq method({4, 4, 10});
+      Erq method(4, 4, 10);
       const auto model = load_model(fixture);
       calibrate(*model, vision_batches(*model, pixels_of(fixture).pixels), {&method});
       for (Layer* layer : model->all_layers()) {

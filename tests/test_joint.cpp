@@ -151,7 +151,7 @@ TEST_CASE("repq: ranges of channels and of folded weights as an independent prog
 }
 
 TEST_CASE("repq: a folded input has the codes that its channels have on grids of their own") {
-  RepqVit method({6, 4});
+  RepqVit method(6, 4);
   const auto plain = load_model(kVit);
   Record seen;
   plain->forward({Precision::Float, nullptr, &seen}, pixels_of(kVit));
@@ -172,7 +172,7 @@ TEST_CASE("repq: a folded input has the codes that its channels have on grids of
   }
   for (Layer* layer : model->all_layers()) CHECK(layer->is_quantized());
   CHECK(model->part(0).groups[2].layers[0]->left_grid().name() == "log-sqrt2+zero");
-  CHECK_THROWS_AS(RepqVit({1, 4}), UsageError);
+  CHECK_THROWS_AS(RepqVit(1, 4), UsageError);
   CHECK_THROWS_AS(calibrate(*load_model(kOpt), {ids_of(kOpt)}, {&method}), UsageError);
 }
 
@@ -246,7 +246,7 @@ TEST_CASE("joint: errs less than RepQ-ViT, in integers as simulated, the same on
     CAPTURE(fixture);
     const Batch batch = pixels_of(fixture);
     const Tensor want = load_model(fixture)->forward(kFloat, batch);
-    RepqVit repq({4, 4});
+    RepqVit repq(4, 4);
     const double of_repq = energy(calibrated(fixture, repq)->forward(kFake, batch), want);
     Joint joint({4, 4}, kQuiet);
     const auto model = calibrated(fixture, joint);
@@ -308,7 +308,7 @@ TEST_CASE("qwt: a linear layer beside a block takes up a linear error, and clear
   const auto model = load_model(kVit);
   const Batch batch = pixels_of(kVit);
   const Tensor real = model->forward(kFloat, batch);
-  RepqVit repq({4, 4});
+  RepqVit repq(4, 4);
   Qwt qwt;
   calibrate(*model, vision_batches(*model, batch.pixels), {&repq});
   const double without = energy(model->forward(kFake, batch), real);

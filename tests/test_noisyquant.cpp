@@ -107,7 +107,7 @@ TEST_CASE("NoisyQuant: all linear layers but patches and the head, no products; 
   const auto model = load_model(kVit);
   const Batch batch = vit_batch();
   const auto run = [&] {
-    NoisyQuant method({4, 4});
+    NoisyQuant method(4, 4);
     calibrate(*model, vision_batches(*model, batch.pixels), {&method});
     return model->forward({Precision::Fake}, batch);
   };
@@ -118,8 +118,8 @@ TEST_CASE("NoisyQuant: all linear layers but patches and the head, no products; 
     CHECK(layer->is_quantized() == is_wanted);
     if (is_wanted) CHECK(layer->left_grid().is<Offset>());
   }
-  CHECK_THROWS_AS(NoisyQuant({4, 9}), UsageError);
-  NoisyQuant method({4, 4});
+  CHECK_THROWS_AS(NoisyQuant(4, 9), UsageError);
+  NoisyQuant method(4, 4);
   CHECK_THROWS_AS(method.begin(*load_model(kOpt)), UsageError);
 }
 
