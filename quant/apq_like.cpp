@@ -21,7 +21,7 @@ double largest_errors(const float* y, const float* real, const float* g2, int64_
 }  // namespace
 
 PtqOptions apq_like(int wbits, int abits) {
-  PtqOptions options = ptq4vit(wbits, abits);
+  PtqOptions options{wbits, abits};
   options.softmax_twin = SoftmaxTwin::Unsigned;
   options.eq_n = 20;
   options.eq_alpha = 0.3;

@@ -150,15 +150,8 @@ void check(const Layer& layer, const Operands& data) {
 
 }  // namespace
 
-PtqOptions ptq4vit(int wbits, int abits) {
-  PtqOptions options;
-  options.wbits = wbits;
-  options.abits = abits;
-  return options;
-}
-
 PtqOptions base_ptq(int wbits, int abits) {
-  PtqOptions options = ptq4vit(wbits, abits);
+  PtqOptions options{wbits, abits};
   options.softmax_twin = SoftmaxTwin::None;
   options.gelu_twin = GeluTwin::None;
   options.channel_conv = false;

@@ -47,7 +47,6 @@ struct PtqOptions {
   bool sequential = false;
 };
 PtqOptions base_ptq(int wbits, int abits);
-PtqOptions ptq4vit(int wbits, int abits);
 // "EasyQuant: Post-training Quantization via Scale Optimization": cosine similarity, scales of both operands in
 // turns until neither changes (or 10 rounds), inputs from the quantized layers before. It has no published code
 // for transformers; grids and candidates are BasePTQ's.

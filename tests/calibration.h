@@ -162,7 +162,7 @@ inline std::unique_ptr<Model> with_activation_grids(const std::string& fixture) 
   std::vector<std::shared_ptr<const Quantized>>& grids = found[fixture];
   const std::vector<Layer*> layers = model->all_layers();
   if (grids.empty()) {
-    PtqOptions o = ptq4vit(8, 5);
+    PtqOptions o{8, 5};
     o.metric = Metric::Cosine;
     o.eq_n = 8;
     o.rounds = 1;

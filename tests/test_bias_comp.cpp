@@ -208,7 +208,7 @@ TEST_CASE("vit, deit, swin: neither threads nor batch size change a bit of the l
   const auto run = [&](const std::string& fixture, int count, int64_t batch_size) {
     const Threads t(count);
     const auto model = load_model(fixture);
-    quantize_ptq(*model, calib[0].pixels, ptq4vit(4, 4), kSilent, nullptr);
+    quantize_ptq(*model, calib[0].pixels, PtqOptions{4, 4}, kSilent, nullptr);
     BcOptions everything = options(BcShape::Position, true);
     everything.attention = everything.mlp = everything.model = true;
     compensate(*model, calib, everything, kSilent);

@@ -168,7 +168,7 @@ TEST_CASE("BasePTQ of language models: each layer's grids are those of the opera
       CHECK_FALSE(layers[l]->quantized->weight.empty());
       CHECK(same_bits(layers[l]->weight_in(Precision::Fake).values(), want[l]->weight_in(Precision::Fake).values()));
     }
-    Ptq hessian(ptq4vit(4, 5), kIgnore);  // of a language model there are no gradients
+    Ptq hessian(PtqOptions{4, 5}, kIgnore);  // of a language model there are no gradients
     CHECK_THROWS_AS(calibrate(*model, data, {&hessian}), UsageError);
   }
 }
@@ -225,7 +225,7 @@ TEST_CASE("grids and compensations in one calibration") {
       calibrate(*apart, data, {&alone});
       CHECK(mean_error(*apart, data, BcShape::Channel, block) > 0.01);
     }
-  Ptq hessian(ptq4vit(4, 5), kIgnore);  // gradients are those of the float network, from the head back
+  Ptq hessian(PtqOptions{4, 5}, kIgnore);  // gradients are those of the float network, from the head back
   BiasCompensation compensation(bc(BcShape::Channel, false));
   CHECK_THROWS_AS(calibrate(*load_model(kVit), images(1, 8), {&hessian, &compensation}), UsageError);
 }

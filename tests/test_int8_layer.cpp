@@ -188,7 +188,7 @@ TEST_CASE("integer: networks of every method, fused and layer by layer, against 
         CAPTURE(variant);
         const auto model = load_model(folder);
         const Batch batch = pixels_of(folder);
-        PtqOptions options = variant == 0 ? base_ptq(bits, bits) : ptq4vit(bits, bits);
+        PtqOptions options = variant == 0 ? base_ptq(bits, bits) : PtqOptions{bits, bits};
         options.eq_n = 4;
         options.rounds = options.draws = 1;
         if (variant == 2) options.softmax_twin = SoftmaxTwin::Clean;
@@ -224,7 +224,7 @@ TEST_CASE("integer: what is compensated once the codes are made is compensated, 
       CAPTURE(fixture);
       const auto model = load_model(fixture), other = load_model(fixture);
       const Batch batch = pixels_of(fixture);
-      PtqOptions options = ptq4vit(4, 4);
+      PtqOptions options{4, 4};
       options.eq_n = 4;
       options.rounds = options.draws = 1;
       for (Model* m : {model.get(), other.get()}) quantize_ptq(*m, batch.pixels, options, nullptr, nullptr);

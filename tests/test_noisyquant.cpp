@@ -126,7 +126,7 @@ TEST_CASE("NoisyQuant: all linear layers but patches and the head, no products; 
 TEST_CASE("NoisyQuant in front of PTQ4ViT's grids: those grids with offsets that lower the error of the outputs") {
   const auto plain = load_model(kVit), model = load_model(kVit);
   const Batch batch = vit_batch();
-  PtqOptions options = ptq4vit(4, 4);
+  PtqOptions options{4, 4};
   options.eq_n = 10;
   Ptq without(options, {});
   calibrate(*plain, vision_batches(*plain, batch.pixels), {&without});

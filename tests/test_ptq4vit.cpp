@@ -79,7 +79,7 @@ struct Golden {
 TEST_CASE("ptq4vit: golden linear with one row block") {
   const Golden in;
   Layer layer = make_layer(Role::Proj, in.weight, in.bias);
-  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), PtqOptions{4, 4});
   check_close(steps(right_grid(layer)), {0.1181803}, 1e-6);
   check_close(steps(layer.left_grid()), {0.4293383}, 1e-6);
   CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{75});
@@ -90,7 +90,7 @@ TEST_CASE("ptq4vit: golden linear with one row block") {
 TEST_CASE("ptq4vit: golden linear with three row blocks") {
   const Golden in;
   Layer layer = make_layer(Role::QKV, in.weight, in.bias);
-  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), PtqOptions{4, 4});
   check_close(steps(right_grid(layer)), {0.1199149, 0.1194952, 0.1431127}, 1e-6);
   CHECK(indices(steps(right_grid(layer)), {0.1121643f, 0.1143167f, 0.1309477f}) == std::vector<int>{89, 87, 91});
   CHECK(indices(steps(layer.left_grid()), {0.3928431f}) == std::vector<int>{91});
@@ -100,7 +100,7 @@ TEST_CASE("ptq4vit: golden linear after GELU") {
   Golden in;
   kernels().gelu_erf(in.x.data, in.x.data, in.x.size());
   Layer layer = make_layer(Role::Fc2, in.weight, in.bias);
-  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), PtqOptions{4, 4});
   const auto& a = as<TwinGelu>(layer.left_grid());
   CHECK(indices(steps(right_grid(layer)), {0.1309477f}) == std::vector<int>{76});
   CHECK(indices({a.pos}, {0.3479578f}) == std::vector<int>{83});
@@ -117,7 +117,7 @@ TEST_CASE("ptq4vit: golden query-key product") {
       for (int64_t m = 0; m < 4; ++m) k[(h * 4 + m) * 3 + d] = kt[(h * 3 + d) * 4 + m];
   Layer layer = make_layer(Role::QK);
   const Tensor g = fill({2, 2, 4, 4}, [](int64_t i) { return u(7001 + i); });
-  calibrate_layer(layer, make_data(layer, q, k, g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, q, k, g), PtqOptions{4, 4});
   CHECK(indices(steps(layer.left_grid()), {0.2533333f, 0.2650667f}) == std::vector<int>{75, 81});
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{98, 99});
   CHECK(as<Uniform>(layer.left_grid()).along == 1);
@@ -128,7 +128,7 @@ TEST_CASE("ptq4vit: golden product after softmax") {
   const Tensor b = fill({2, 2, 4, 3}, [](int64_t i) { return u(9001 + i); });
   const Tensor g = fill({2, 2, 4, 3}, [](int64_t i) { return u(10001 + i); });
   Layer layer = make_layer(Role::AV);
-  calibrate_layer(layer, make_data(layer, a, b, g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, a, b, g), PtqOptions{4, 4});
   CHECK(as<TwinSoftmax>(layer.left_grid()).split == std::ldexp(1.f, -19));
   CHECK(indices(steps(right_grid(layer)), {0.1266667f, 0.1325333f}) == std::vector<int>{89, 72});
   const Tensor q = fake_quantize(layer.left_grid(), a);
@@ -139,9 +139,9 @@ TEST_CASE("ptq4vit: gradients that vanish do not decide") {
   const Golden in;
   Layer zero = make_layer(Role::QKV, in.weight, in.bias), plain = zero;
   Operands data = make_data(zero, in.x, {}, Tensor({2, 5, 6}));
-  calibrate_layer(zero, data, ptq4vit(4, 4));
+  calibrate_layer(zero, data, PtqOptions{4, 4});
   data.g2 = {};
-  calibrate_layer(plain, data, ptq4vit(4, 4));
+  calibrate_layer(plain, data, PtqOptions{4, 4});
   CHECK(steps(right_grid(zero)) == steps(right_grid(plain)));
   CHECK(steps(zero.left_grid()) == steps(plain.left_grid()));
   CHECK(steps(zero.left_grid())[0] > 0.1f);
@@ -151,7 +151,7 @@ TEST_CASE("ptq4vit: a part without values gets a usable step") {
   Golden in;
   std::fill_n(in.weight.data, 16, 0.f);
   Layer layer = make_layer(Role::QKV, in.weight, in.bias);
-  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), ptq4vit(4, 4));
+  calibrate_layer(layer, make_data(layer, in.x, {}, in.g), PtqOptions{4, 4});
   CHECK(steps(right_grid(layer))[0] == doctest::Approx(1).epsilon(0.01));
   CHECK(kernels().all_finite(layer.weight_in(Precision::Fake).values().data, layer.weight.size()));
   CHECK(layer.weight_in(Precision::Fake).values()[3] == 0);
@@ -241,7 +241,7 @@ TEST_CASE("ptq4vit: every operation, preset and width as the official code choos
     Layer layer = make_layer(in.role, in.weight, in.bias);
     const bool base = want.at("preset") == "base_ptq";
     const Operands data = make_data(layer, in.a, in.b, in.g);
-    calibrate_layer(layer, data, base ? base_ptq(bits, bits) : ptq4vit(bits, bits));
+    calibrate_layer(layer, data, base ? base_ptq(bits, bits) : PtqOptions{bits, bits});
     check_close(scales_of(layer.left_grid()), want.at("a").get<std::vector<double>>(), 2e-6);
     check_close(scales_of(right_grid(layer)), want.at("b").get<std::vector<double>>(), 2e-6);
     const std::vector<double> bias = doubles(fitted(layer, data));
@@ -278,7 +278,7 @@ TEST_CASE("ptq4vit: the twin grids are their formulas") {
 
 TEST_CASE("ptq4vit: which grid goes where") {
   const auto model = tiny();
-  quantize_ptq(*model, tiny_images(3), ptq4vit(6, 5), kSilent, kQuiet);
+  quantize_ptq(*model, tiny_images(3), PtqOptions{6, 5}, kSilent, kQuiet);
   for (const Layer* layer : model->all_layers()) {
     CAPTURE(layer->name);
     CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
@@ -302,7 +302,7 @@ TEST_CASE("ptq4vit: which grid goes where") {
 
 TEST_CASE("ptq4vit: the grids of the choices between code and paper") {
   const auto model = tiny();
-  PtqOptions o = ptq4vit(5, 5);
+  PtqOptions o{5, 5};
   o.softmax_twin = SoftmaxTwin::Clean;
   o.gelu_twin = GeluTwin::Aligned;
   o.head_intervals = o.channel_conv = false;
@@ -335,7 +335,7 @@ TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
   const Tensor exact = model->forward({}, batch);
   double before = 0;
   for (const int bits : {16, 8, 4}) {
-    PtqOptions options = ptq4vit(bits, bits);
+    PtqOptions options{bits, bits};
     options.softmax_twin = SoftmaxTwin::Clean;  // the official grid adds its split to large values at any width
     quantize_ptq(*model, images, options, kSilent, kQuiet);
     const double error = relative_error(model->forward({Precision::Fake, nullptr, nullptr}, batch), exact);
@@ -347,13 +347,13 @@ TEST_CASE("ptq4vit: 16 bits are nearly float, fewer are not") {
 
 TEST_CASE("ptq4vit: 32 bits leave an operand float") {
   const auto model = tiny();
-  quantize_ptq(*model, tiny_images(2), ptq4vit(32, 8), kSilent, kQuiet);
+  quantize_ptq(*model, tiny_images(2), PtqOptions{32, 8}, kSilent, kQuiet);
   for (const Layer* layer : model->all_layers()) {
     CHECK((!layer->quantized || layer->quantized->weight.empty()));
     CHECK(is_identity(right_grid(*layer)) == layer->is_linear());
     CHECK(is_identity(layer->left_grid()) == (layer->role == Role::Patch));
   }
-  quantize_ptq(*model, tiny_images(2), ptq4vit(8, 32), kSilent, kQuiet);
+  quantize_ptq(*model, tiny_images(2), PtqOptions{8, 32}, kSilent, kQuiet);
   for (const Layer* layer : model->all_layers()) {
     CHECK(is_identity(layer->left_grid()));
     CHECK(is_identity(right_grid(*layer)) == !layer->is_linear());
@@ -364,23 +364,23 @@ TEST_CASE("ptq4vit: what cannot be done is refused") {
   const auto model = tiny();
   const Tensor images = tiny_images(1);
   for (const int bits : {-1, 0, 1, 17, 31, 33}) {
-    CHECK_THROWS_AS(quantize_ptq(*model, images, ptq4vit(bits, 8), kSilent, kQuiet), UsageError);
-    CHECK_THROWS_AS(quantize_ptq(*model, images, ptq4vit(8, bits), kSilent, kQuiet), UsageError);
+    CHECK_THROWS_AS(quantize_ptq(*model, images, PtqOptions{bits, 8}, kSilent, kQuiet), UsageError);
+    CHECK_THROWS_AS(quantize_ptq(*model, images, PtqOptions{8, bits}, kSilent, kQuiet), UsageError);
   }
-  CHECK_THROWS_AS(quantize_ptq(*model, Tensor({0, 3, 12, 12}), ptq4vit(8, 8), kSilent, kQuiet), UsageError);
-  CHECK_THROWS_AS(quantize_ptq(*load_model("tests/fixtures/opt_tiny"), images, ptq4vit(8, 8), kSilent, kQuiet),
+  CHECK_THROWS_AS(quantize_ptq(*model, Tensor({0, 3, 12, 12}), PtqOptions{8, 8}, kSilent, kQuiet), UsageError);
+  CHECK_THROWS_AS(quantize_ptq(*load_model("tests/fixtures/opt_tiny"), images, PtqOptions{8, 8}, kSilent, kQuiet),
                   UsageError);
-  PtqOptions options = ptq4vit(8, 8);
+  PtqOptions options{8, 8};
   options.eq_alpha = 0;
   CHECK_THROWS_AS(quantize_ptq(*model, images, options, kSilent, kQuiet), UsageError);
 
   Tensor broken = images.clone();
   broken[5] = NAN;
-  const auto message = message_of<Error>([&] { quantize_ptq(*model, broken, ptq4vit(8, 8), kSilent, kQuiet); });
+  const auto message = message_of<Error>([&] { quantize_ptq(*model, broken, PtqOptions{8, 8}, kSilent, kQuiet); });
   CHECK(contains(message, "patch_embed.proj"));
   const Golden in;
   Layer layer = make_layer(Role::Proj, in.weight, in.bias);
   Operands data = make_data(layer, in.x, {}, in.g);
   data.y[3] = INFINITY;
-  CHECK(contains(message_of<Error>([&] { calibrate_layer(layer, data, ptq4vit(4, 4)); }), "layer"));
+  CHECK(contains(message_of<Error>([&] { calibrate_layer(layer, data, PtqOptions{4, 4}); }), "layer"));
 }

@@ -50,7 +50,7 @@ TEST_CASE("ptq4vit: gradients block by block are those of the whole network") {
     const std::string path = std::string("tests/fixtures/") + fixture;
     const auto model = load_model(path), again = load_model(path);
     const Tensor images = tiny_images(11);  // more than one batch on the tape
-    PtqOptions options = ptq4vit(4, 4);
+    PtqOptions options{4, 4};
     options.probe = Probe::Noise;
     options.draws = 1;
     options.seed = 9;
@@ -127,7 +127,7 @@ TEST_CASE("ptq4vit: deterministic, on any number of threads, and the probe matte
         for (const float s : scales_of(*grid)) all.push_back(s);
     return all;
   };
-  PtqOptions options = ptq4vit(4, 4);
+  PtqOptions options{4, 4};
   const std::vector<float> one = run(1, options);
   CHECK(one == run(2, options));
   options.seed = 4;
@@ -148,7 +148,8 @@ TEST_CASE("ptq4vit: progress goes from nothing to all, few images are reported")
     last = done;
     finished = done == total;
   };
-  quantize_ptq(*model, tiny_images(2), ptq4vit(8, 8), progress, [&](const std::string& w) { warnings.push_back(w); });
+  quantize_ptq(*model, tiny_images(2), PtqOptions{8, 8}, progress,
+               [&](const std::string& w) { warnings.push_back(w); });
   CHECK(ordered);
   CHECK(finished);
   CHECK(names.size() == model->all_layers().size() + 2);

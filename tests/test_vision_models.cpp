@@ -111,7 +111,7 @@ TEST_CASE("swin: attention is measured with the mask of shifted windows, or as t
   const auto model = fixture.load();
   const Batch batch = pixels_of(kSwin);
   const Progress silent = [](const std::string&, double, double) {};
-  quantize_ptq(*model, batch.pixels, ptq4vit(4, 4), silent, nullptr);
+  quantize_ptq(*model, batch.pixels, PtqOptions{4, 4}, silent, nullptr);
 
   struct Attention : Observer {
     void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch&) override {

@@ -119,7 +119,7 @@ TEST_CASE("LayerScale, norms of queries and keys, quick GELU: calibrated, compen
     const Case of(name);
     const auto model = of.load();
     const Tensor real = model->forward(kFloat, of.batch);
-    quantize_ptq(*model, of.batch.pixels, ptq4vit(8, 8), silent, nullptr);
+    quantize_ptq(*model, of.batch.pixels, PtqOptions{8, 8}, silent, nullptr);
     BcOptions options;
     options.conv = options.linear = options.matmul = false;
     options.block = true;
