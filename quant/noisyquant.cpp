@@ -39,8 +39,16 @@ std::vector<float> gaussian_noise(size_t n, uint32_t seed) {
   return noise;
 }
 
-}  // namespace
+// Counted from the head back.
+std::map<const Layer*, uint32_t> seeds_of(Model& model, uint32_t seed) {
+  std::map<const Layer*, uint32_t> seeds;
+  for (int i = model.depth(); i >= -1; --i)
+    for (const Layer* layer : model.layers(i))
+      if (takes_noise(*layer)) seeds.emplace(layer, seed + static_cast<uint32_t>(seeds.size()));
+  return seeds;
+}
 
+// wᵀw [in, in] of w [out, in]
 Tensor gram_of(const Tensor& w) {
   const int64_t rows = w.dim(0), n = w.dim(1);
   const std::vector<double> b(w.data, w.data + w.size());
@@ -50,6 +58,8 @@ Tensor gram_of(const Tensor& w) {
   const std::vector<double> gram = times(transposed, b, rows, n);
   return Tensor({n, n}, std::vector<float>(gram.begin(), gram.end()));
 }
+
+}  // namespace
 
 ProductError::ProductError(const Tensor& w) : by_gram_(w.dim(1) < w.dim(0)), factor_(by_gram_ ? gram_of(w) : w) {}
 
@@ -131,23 +141,13 @@ Offset search_offsets(const Tensor& x, const Tensor& w, const Grid& grid, float 
   return Offset(grid, best);
 }
 
-LayerNoise::LayerNoise(Model& model, uint32_t seed) {
-  for (int i = model.depth(); i >= -1; --i)
-    for (const Layer* layer : model.layers(i))
-      if (takes_noise(*layer)) seeds_.emplace(layer, seed + static_cast<uint32_t>(seeds_.size()));
-}
-
-std::vector<float> LayerNoise::of(const Layer& layer) const {
-  return gaussian_noise(static_cast<size_t>(layer.weight.dim(1)), seeds_.at(&layer));
-}
-
 NoisyQuant::NoisyQuant(int wbits, int abits, uint32_t seed) : wbits_(wbits), abits_(abits), seed_(seed) {
   for (const int bits : {wbits, abits}) require_usage(bits >= 2 && bits <= 8, "%d bits: NoisyQuant takes 2 to 8", bits);
 }
 
 void NoisyQuant::begin(Model& model) {
   begin_vision(model, "NoisyQuant");
-  noise_ = LayerNoise(model, seed_);
+  seeds_ = seeds_of(model, seed_);
 }
 
 void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
@@ -161,14 +161,15 @@ void NoisyQuant::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) 
     const Uniform grid{wbits_, 0, steps};
     const Tensor rounded = fake_quantize(grid, w);
     const float step = clip_step(x, ProductError(rounded), abits_);
-    const Offset offsets = search_offsets(x, rounded, Uniform{abits_, 0, {step}}, step, noise_.of(*layer));
+    const Offset offsets =
+        search_offsets(x, rounded, Uniform{abits_, 0, {step}}, step, gaussian_noise(at(x.dim(1)), seeds_.at(layer)));
     layer->quantize({offsets, grid, rounded, nullptr, nullptr});
   }
 }
 
 void NoisyPtq4vit::begin(Model& model) {
   begin_vision(model, "NoisyQuant");
-  noise_ = LayerNoise(model, options_.seed);
+  seeds_ = seeds_of(model, options_.seed);
 }
 
 void NoisyPtq4vit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) {
@@ -179,8 +180,8 @@ void NoisyPtq4vit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&
     const Grid grid = layer.left_grid();
     Quantized q = *layer.quantized;
     const Tensor x = thinned(seen.operands[i].a);
-    q.left =
-        search_offsets(x, layer.weight_in(Precision::Fake).values(), grid, grid->plane_scale(0, 0), noise_.of(layer));
+    q.left = search_offsets(x, layer.weight_in(Precision::Fake).values(), grid, grid->plane_scale(0, 0),
+                            gaussian_noise(at(x.dim(1)), seeds_.at(&layer)));
     layer.quantize(std::move(q));
   }
 }

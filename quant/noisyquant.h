@@ -20,9 +20,6 @@ class ProductError {
   Tensor factor_;  // w or wᵀw
 };
 
-// wᵀw [in, in] of w [out, in]
-Tensor gram_of(const Tensor& w);
-
 // What rounding x [tokens, in] to q - o does to the same output, for one candidate after another: |(q - o - x) wᵀ|²
 // with offsets o [in] of the channels. A step of the search changes few values q; of a = q - x it keeps a wᵀw and a wᵀw
 // aᵀ, from which  Σ_tokens a wᵀw aᵀ - 2 a wᵀw oᵀ + o wᵀw oᵀ  follows. In double.
@@ -49,21 +46,10 @@ inline bool takes_noise(const Layer& layer) {
   return layer.is_linear() && layer.role != Role::Patch && layer.role != Role::Head;
 }
 
-// Gaussian noise of mean -1 and deviation 2, as in the code, with a seed of its own for each layer.
-class LayerNoise {
- public:
-  LayerNoise() = default;
-  LayerNoise(Model& model, uint32_t seed);
-  std::vector<float> of(const Layer& layer) const;  // [in]
-
- private:
-  std::map<const Layer*, uint32_t> seeds_;  // counted from the head back
-};
-
 // The linear form, which is the one with published code: attention products stay float, too, which makes it an easier
 // setting than PTQ4ViT's; weights have one symmetric scale a row. Differences to the code: each layer gets its step and
 // its offsets before the next is looked at, where the code makes two passes; searches see at most 512 tokens, evenly
-// spaced.
+// spaced. Noise is Gaussian, of mean -1 and deviation 2 as in the code, with a seed of its own for each layer.
 class NoisyQuant : public Method {
  public:
   NoisyQuant(int wbits, int abits, uint32_t seed = 3);  // of the noise. UsageError for bits out of [2, 8]
@@ -75,7 +61,7 @@ class NoisyQuant : public Method {
  private:
   int wbits_, abits_;
   uint32_t seed_;
-  LayerNoise noise_;
+  std::map<const Layer*, uint32_t> seeds_;
 };
 
 // The form the paper combines with PTQ4ViT, of which no code is published: PTQ4ViT, and then offsets in front of the
@@ -87,7 +73,7 @@ class NoisyPtq4vit : public Ptq {
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
 
  private:
-  LayerNoise noise_;
+  std::map<const Layer*, uint32_t> seeds_;
 };
 
 }  // namespace bcq
