@@ -12,8 +12,8 @@
 #include "engine/core/parallel.h"
 #include "engine/grid/binary.h"
 #include "engine/kernels/kernels.h"
-#include "quant/damping.h"
-#include "quant/refit.h"
+#include "quant/linalg.h"
+#include "quant/refine.h"
 
 namespace bcq {
 namespace {

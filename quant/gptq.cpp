@@ -18,7 +18,6 @@
 #include "engine/core/parallel.h"
 #include "engine/grid/affine.h"
 #include "engine/kernels/kernels.h"
-#include "quant/damping.h"
 #include "quant/linalg.h"
 
 namespace bcq {

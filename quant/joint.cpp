@@ -8,7 +8,6 @@
 #include "engine/core/parallel.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
-#include "quant/codebook.h"
 #include "quant/ptq4vit.h"
 #include "quant/ranges.h"
 #include "quant/tokens.h"

@@ -23,9 +23,9 @@ struct JointOptions {
 //  1. The keys lose their mean, which softmax does not see. Channels of a tensor behind a norm, or of what attention
 //     makes of the values, may be centred and divided by their deviation or range (Model::fold): what errs least at
 //     the layer's output on held-out images, weights included.
-//  2. The input gets a table of 2^abits levels among 256 (quant/codebook.h): one for q, k and v of each head.
+//  2. The input gets a table of 2^abits levels among 256 (quant/ranges.h): one for q, k and v of each head.
 //     Softmax is rounded as exp(score - largest of its row) and renormalized (Quantized::renormalized).
-//  3. Weights are refitted to the float network's outputs (quant/refit.h) and rounded by GPTQ with weighted ranges,
+//  3. Weights are refitted to the float network's outputs (quant/refine.h) and rounded by GPTQ with weighted ranges,
 //     coordinate descent and scale refits, on the covariance of the rounded inputs.
 //  4. The bias takes the mean error, unless that makes it worse on held-out images.
 // In all of this a token counts as quant/tokens.h has it.

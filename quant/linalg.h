@@ -1,8 +1,11 @@
-// The dense algebra GPTQ needs, in double, by OpenBLAS's LAPACK. It runs on one
+// The dense algebra weight solvers need, in double, by OpenBLAS's LAPACK. It runs on one
 // thread here (OneBlasThread), so results do not depend on threads.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include "engine/core/progress.h"
 
 namespace bcq {
 
@@ -21,5 +24,11 @@ std::vector<double> times(const std::vector<double>& a, const std::vector<double
 
 // c [n, n], row-major: the lower triangle becomes the mirror image of the upper one.
 void fill_lower(std::vector<double>& c, int64_t n);
+
+// U with UᵀU the inverse of h [n, n] damped by this share of its mean diagonal, as floats; empty when no damping makes
+// it positive definite. Raises the share tenfold up to 1, then lifts the diagonal to a floor, and warns, naming `name`;
+// *damp gets the share that was needed. The official code of GPTQ knows the first rung only and fails there.
+std::vector<float> factor_hessian(const std::vector<double>& h, int64_t n, double percdamp, const std::string& name,
+                                  const Warn& warn, double* damp);
 
 }  // namespace bcq

@@ -3,7 +3,7 @@
 #pragma once
 #include <map>
 
-#include "quant/calibration.h"
+#include "quant/calibrate.h"
 
 namespace bcq {
 

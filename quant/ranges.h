@@ -55,7 +55,7 @@ class Histogram {
 // The asymmetric grid of `bits` of least squared error, among ranges that shrink from either end. It holds 0.
 Asymmetric fit_asymmetric(const Histogram& values, int bits);
 // The best table of 2^bits levels behind the 8-bit grid that holds the values of this share of the weight, cut evenly
-// from both ends (quant/codebook.h), or with `is_signed` behind one of s8 codes. `error` (may be null) gets what the
+// from both ends (best_levels), or with `is_signed` behind one of s8 codes. `error` (may be null) gets what the
 // levels and the cut cost, as Histogram::error().
 Table fit_table(const Histogram& values, int bits, double share, bool is_signed, double* error = nullptr);
 // Of shares 1, 0.9999 and 0.999 the one that costs least.
@@ -64,5 +64,15 @@ Table fit_table(const Histogram& values, int bits, bool is_signed);
 // The published AdaLog grid, its zero a code more, of least squared error over bases and scales, among those that have
 // an integer form: of values >= -shift. (AdaLog, section 3.2)
 AdaLog fit_adalog(const Histogram& values, int bits, float shift);
+
+// ---- The levels of a table grid (engine/grid/table.h), chosen exactly ---------------------------------------------
+
+// The at most 2^bits codes, rising, for which Σ_u histogram[u] (u - nearest level)² is least; 1 to 8 bits, up to 256
+// bins of weights that are not negative. By dynamic programming over where the values of a level end: of all
+// thresholds and integer levels the best there are. (Bruce, "Optimum quantization", 1965)
+std::vector<uint8_t> best_levels(const std::vector<double>& histogram, int bits);
+
+// That sum for any levels.
+double levels_error(const std::vector<double>& histogram, const std::vector<uint8_t>& levels);
 
 }  // namespace bcq

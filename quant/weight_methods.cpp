@@ -12,7 +12,6 @@
 #include "engine/kernels/kernels.h"
 #include "quant/linalg.h"
 #include "quant/refine.h"
-#include "quant/refit.h"
 
 namespace bcq {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/table.h"
-#include "quant/codebook.h"
+#include "quant/ranges.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -9,7 +9,6 @@
 #include "models/layers.h"
 #include "quant/bias_comp.h"
 #include "quant/calibrate.h"
-#include "quant/codebook.h"
 #include "quant/joint.h"
 #include "quant/qwt.h"
 #include "quant/ranges.h"

@@ -6,7 +6,6 @@
 #include "engine/core/check.h"
 #include "quant/moments.h"
 #include "quant/refine.h"
-#include "quant/refit.h"
 #include "tests/gptq_inputs.h"
 
 using namespace bcq;

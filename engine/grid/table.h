@@ -1,5 +1,5 @@
 // Any 2^bits levels among the values of an 8-bit grid: a table of 256 bytes behind the 8-bit codes. Which levels are
-// best is found in quant/codebook.h.
+// best is found in quant/ranges.h.
 #pragma once
 #include <array>
 
