@@ -81,7 +81,7 @@ $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA := -O3 -mavx512f -mavx512bw -m
 $(call object,$(TESTED)): ISA := -O3 -mprfchw -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
 
 # Files that read, write and print: quick to run and long to optimise.
-COLD := $(filter eval/% models/% engine/file/% quant/recipe% quant/share_layer.cpp %_folder.cpp %_file.cpp %_files.cpp %labels.cpp,$(LIBRARY)) $(COMMAND) $(MAINS) $(PARITY)
+COLD := $(filter eval/% models/% engine/file/% quant/recipe% %_folder.cpp %_file.cpp %_files.cpp %labels.cpp,$(LIBRARY)) $(COMMAND) $(MAINS) $(PARITY)
 
 # Where files are read, libFuzzer counts what a file reaches.
 READERS := $(COLD) $(filter data/%,$(LIBRARY)) $(FUZZ)

@@ -3,72 +3,14 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstring>
+#include <map>
 
 #include "engine/core/check.h"
 #include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/kernels/kernels.h"
-#include "quant/share_layer.h"
 
 namespace bcq {
-
-OperandCapture::OperandCapture(const std::vector<Batch>& data) : first_{0} {
-  for (const Batch& batch : data) first_.push_back(first_.back() + batch.size());
-}
-
-void OperandCapture::start(size_t batch) { batch_ = batch; }
-
-// A Swin has several samples (windows) an image.
-void OperandCapture::put(Tensor& all, const Tensor& batch) const {
-  const int64_t begin = first_[batch_], end = first_[batch_ + 1], per_sample = batch.dim(0) / (end - begin);
-  if (all.empty()) {
-    Shape shape = batch.shape;
-    shape[0] = first_.back() * per_sample;
-    all = Tensor::uninitialized(shape);
-  }
-  const Tensor place = all.slice(begin * per_sample, end * per_sample);
-  require(place.size() == batch.size(), "calibration batches need samples of one shape, got %s",
-          to_string(batch.shape));
-  std::memcpy(place.data, batch.data, static_cast<size_t>(batch.size()) * sizeof(float));
-}
-
-void OperandCapture::add(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
-  Operands& operands = layers_[&layer].operands;
-  put(operands.a, a);
-  if (!layer.is_linear()) put(operands.b, b);
-  put(operands.y, y);
-}
-
-// Gradients may be as small as 1e-20. They are scaled by a power of two that follows the largest seen
-// at the layer, so that squares stay normal and a change of scale is exact; scores do not see the factor.
-void OperandCapture::add_gradient(const Layer& layer, const Tensor& g) {
-  Entry& e = layers_[&layer];
-  const float top = kernels().max_abs(g.data, g.size());
-  Tensor& g2 = e.operands.g2;
-  const bool first = g2.empty();
-  if (first) {
-    g2 = Tensor(e.operands.y.shape);
-    e.exponent = FLT_MIN_EXP;
-  }
-  if (std::isfinite(top) && top > 0 && std::ilogb(top) > e.exponent) {
-    const int exponent = std::ilogb(top);
-    if (!first) kernels().scale(g2.data, std::ldexp(1.f, 2 * (e.exponent - exponent)), g2.data, g2.size());
-    e.exponent = exponent;
-  }
-  const float down = std::ldexp(1.f, -e.exponent);
-  float* into = g2.data + first_[batch_] * (g2.size() / first_.back());
-  for (int64_t i = 0; i < g.size(); ++i) into[i] += (g[i] * down) * (g[i] * down);
-}
-
-Operands OperandCapture::take(const Layer* layer) {
-  const auto found = layers_.find(layer);
-  require(found != layers_.end(), "%s was never run", layer->name);
-  Operands operands = std::move(found->second.operands);
-  layers_.erase(found);
-  return operands;
-}
-
 namespace {
 
 // Multiplications of each layer, to tell how far the calibration is; finds values that are not finite.
@@ -86,40 +28,137 @@ struct Survey : Observer {
   }
 };
 
-// Hands the products of one pass to a capture, and their gradients once these are known.
+// What a layer is fed and makes, a tensor each batch. A Swin has several samples (windows) an image.
+struct Captured {
+  std::vector<Tensor> a, b, y, g2;
+  int exponent = FLT_MIN_EXP;  // g2 is the sum of (G / 2^exponent)²
+
+  // Adds the squares of a gradient at the layer's output, on this batch. Gradients may be as small as 1e-20. They are
+  // scaled by a power of two that follows the largest seen at the layer, so that squares stay normal and a change of
+  // scale is exact; scores do not see the factor.
+  void add_gradient(size_t batch, const Tensor& g) {
+    const float top = kernels().max_abs(g.data, g.size());
+    if (std::isfinite(top) && top > 0 && std::ilogb(top) > exponent) {
+      const float change = std::ldexp(1.f, 2 * (exponent - std::ilogb(top)));
+      for (Tensor& t : g2) kernels().scale(t.data, change, t.data, t.size());
+      exponent = std::ilogb(top);
+    }
+    if (g2.size() == batch) g2.emplace_back(g.shape);
+    const float down = std::ldexp(1.f, -exponent);
+    for (int64_t i = 0; i < g.size(); ++i) g2[batch][i] += (g[i] * down) * (g[i] * down);
+  }
+  Operands all() const {
+    const auto join = [](const std::vector<Tensor>& x) { return x.empty() ? Tensor{} : concatenate(x); };
+    return {join(a), join(b), join(y), join(g2)};
+  }
+};
+
+// Notes what layers make in one pass, and keeps it with their operands in the first of a batch.
 struct CapturePass : Observer {
-  OperandCapture& capture;
+  std::map<const Layer*, Captured>& layers;
   bool keeps_operands;
   std::vector<std::pair<const Layer*, Tensor>> outputs;
 
-  CapturePass(OperandCapture& capture, bool keeps_operands) : capture(capture), keeps_operands(keeps_operands) {}
+  CapturePass(std::map<const Layer*, Captured>& layers, bool keeps) : layers(layers), keeps_operands(keeps) {}
   void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (keeps_operands) capture.add(layer, a, b, y);
     outputs.emplace_back(&layer, y);
+    if (!keeps_operands) return;
+    Captured& of_layer = layers[&layer];
+    of_layer.a.push_back(a);
+    if (!layer.is_linear()) of_layer.b.push_back(b);
+    of_layer.y.push_back(y);
   }
 };
 
 // Operands of the layers of part i from its inputs. `gradients` [draw][batch] are those of its outputs and become
 // those of its inputs; without any, g2 stays empty.
-OperandCapture capture_part(const Model& model, int i, const std::vector<Batch>& data,
-                            const std::vector<Tensor>& inputs, std::vector<std::vector<Tensor>>& gradients) {
-  OperandCapture capture(data);
-  for (size_t j = 0; j < data.size(); ++j) {
-    capture.start(j);
+std::map<const Layer*, Captured> capture_part(const Model& model, int i, const std::vector<Batch>& data,
+                                              const std::vector<Tensor>& inputs,
+                                              std::vector<std::vector<Tensor>>& gradients) {
+  std::map<const Layer*, Captured> layers;
+  for (size_t j = 0; j < data.size(); ++j)
     for (size_t draw = 0; draw < std::max<size_t>(1, gradients.size()); ++draw) {
       Tape tape;
       Tape* recording = gradients.empty() ? nullptr : &tape;
       Tensor x = inputs[j];
       if (recording && i >= 0) tape.watch(x);
-      CapturePass pass(capture, draw == 0);
+      CapturePass pass(layers, draw == 0);
       const Tensor y = model.run({Precision::Float, recording, &pass}, i, data[j], x);
       if (!recording) continue;
       tape.backward(y, gradients[draw][j]);
-      for (const auto& [layer, output] : pass.outputs) capture.add_gradient(*layer, tape.grad(output));
+      for (const auto& [layer, output] : pass.outputs) layers[layer].add_gradient(j, tape.grad(output));
       gradients[draw][j] = i >= 0 ? tape.grad(x) : Tensor{};
     }
+  return layers;
+}
+
+// ---- A layer that another rank fitted -------------------------------------------------------------------------------
+
+// A grid by what it says of itself.
+struct Described {
+  struct Field {
+    std::string key;
+    bool is_list = false, is_whole = false;
+    int64_t whole = 0;
+    std::vector<float> numbers;
+
+    void fields(auto visit) { visit(key, is_list, is_whole, whole, numbers); }
+  };
+  std::string name;
+  std::vector<Field> parts;
+
+  void fields(auto visit) { visit(name, parts); }
+};
+
+Described described(const Grid& grid) {
+  Described about{grid.name(), {}};
+  for (const auto& [key, value] : grid.describe()) {
+    Described::Field& field = about.parts.emplace_back();
+    field.key = key;
+    if (const auto* whole = std::get_if<int64_t>(&value))
+      field.is_whole = true, field.whole = *whole;
+    else if (const auto* one = std::get_if<float>(&value))
+      field.numbers = {*one};
+    else
+      field.is_list = true, field.numbers = std::get<std::vector<float>>(value);
   }
-  return capture;
+  return about;
+}
+
+Grid grid_of(const Described& about) {
+  Fields fields;
+  for (const Described::Field& field : about.parts) {
+    if (field.is_whole)
+      fields[field.key] = field.whole;
+    else if (field.is_list)
+      fields[field.key] = field.numbers;
+    else
+      fields[field.key] = field.numbers.at(0);
+  }
+  return read_grid(about.name, fields);
+}
+
+struct Fitted {
+  Described left, right;  // without names: the layer is float
+  bool renormalized = false;
+  Tensor weight;
+
+  void fields(auto visit) { visit(left, right, renormalized, weight); }
+};
+
+// The grids and the rounded weight of a layer as rank `from` has them, in all ranks: a layer that is packed, or
+// compensated, is not for this.
+void share_layer(Layer& layer, int from) {
+  Fitted fitted;
+  if (rank() == from && layer.quantized) {
+    const Quantized& q = *layer.quantized;
+    fitted = {described(q.left), described(q.right), q.renormalized, q.weight.empty() ? Tensor{} : q.weight.values()};
+  }
+  share(fitted, from);
+  if (rank() == from || fitted.left.name.empty()) return;
+  Quantized q{grid_of(fitted.left), grid_of(fitted.right), fitted.weight, nullptr, nullptr};
+  q.renormalized = fitted.renormalized;
+  layer.quantize(std::move(q));
 }
 
 }  // namespace
@@ -156,8 +195,8 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
     const bool has_layers = !model.layers(i).empty();
     const bool stored = has_layers && options.store && options.store->load(options.name, model, i, record);
     const bool fits = has_layers && !stored && static_cast<int>(waiting.size()) == rank();
-    OperandCapture capture(data);
-    if (fits || !gradients.empty()) capture = capture_part(model, i, data, x, gradients);
+    std::map<const Layer*, Captured> captured;
+    if (fits || !gradients.empty()) captured = capture_part(model, i, data, x, gradients);
     if (fits) {
       method.start(model.part(i));
       if (method.needs().inputs) method.see_inputs(i, x);
@@ -166,7 +205,10 @@ CalibrationResult calibrate_on_float(Model& model, const std::vector<Batch>& dat
       if (!fits || !method.wants(*layer)) continue;
       report(options.name, done, survey.total);
       Seen seen;
-      seen.operands.push_back(capture.take(layer));
+      const auto ran = captured.find(layer);
+      require(ran != captured.end(), "%s was never run", layer->name);
+      seen.operands.push_back(ran->second.all());
+      captured.erase(ran);
       const Timer watch;
       method.fit({layer}, seen, record);
       result.seconds.of_layer[layer] = watch.seconds();
