@@ -12,6 +12,22 @@ Tensor mean_output(const Layer& layer, Precision precision, const Tensor& mean) 
   return y.reshaped(mean.rank() == 1 ? Shape{y.dim(-1)} : Shape{rows, y.dim(-1)});
 }
 
+// Shows one residual branch, and is done with it.
+struct BranchPass : PartPass {
+  using OnBranch = std::function<void(const Tensor& x, const Tensor& y, const Branch&)>;
+  BranchPass(const Layer* of, OnBranch show) : last_of(of), on_branch(std::move(show)) {}
+  void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& branch) override {
+    if (&last != last_of) return;
+    on_branch(x, y, branch);
+    done = true;
+  }
+  bool has_seen_all() const override { return done; }
+
+  const Layer* last_of;
+  OnBranch on_branch;
+  bool done = false;
+};
+
 }  // namespace
 
 RunningMean mean_of_one(BcShape shape, const Tensor& f, const Tensor& q) {

@@ -75,8 +75,8 @@ Tensor OutlierSuppression::looked_at(Precision precision, Layer& first, const Te
   Pass pass({}, false);
   pass.watch({watched},
              [&](const Layer&, const Tensor& a, const Tensor&, const Tensor& y) { seen = watched == &first ? y : a; });
-  LatePass late(first, fed, &pass);
-  model_->block({precision, nullptr, &late}, index_, block);
+  pass.begin_with(first, fed);
+  model_->block({precision, nullptr, &pass}, index_, block);
   return seen;
 }
 

@@ -8,43 +8,28 @@
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
-namespace {
-
-void require_finite(const Layer& layer, const Tensor& x) {
-  require(x.empty() || kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)",
-          layer.name);
-}
-
-}  // namespace
 
 void Pass::watch(const Group& layers, OnProduct on_product) {
   watched_ = layers;
   on_product_ = std::move(on_product);
 }
 
-void Pass::input(const Layer& layer, const Tensor& x, const Tensor&) {
-  if (inputs.size() == groups_.size() || &layer != groups_[inputs.size()].front()) return;
-  require_finite(layer, x);
-  inputs.push_back(x);
+void Pass::input(const Layer& layer, const Tensor& a, const Tensor& b) {
+  if (next_ == groups_.size() || &layer != groups_[next_].front()) return;
+  for (const Tensor& x : {a, b})
+    require(x.empty() || kernels().all_finite(x.data, x.size()), "%s: its input is not finite (NaN or infinity)",
+            layer.name);
+  if (on_group_)
+    on_group_(next_, {a, b});
+  else
+    inputs.push_back(a);
+  ++next_;
 }
 
 void Pass::product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) {
   if (seen_ == watched_.size() || &layer != watched_[seen_]) return;
   ++seen_;
   on_product_(layer, a, b, y);
-}
-
-void BranchPass::branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& branch) {
-  if (&last != last_) return;
-  on_branch_(x, y, branch);
-  done_ = true;
-}
-
-void FeedPass::input(const Layer& layer, const Tensor& a, const Tensor& b) {
-  if (next_ == groups_.size() || &layer != groups_[next_].front()) return;
-  require_finite(layer, a);
-  require_finite(layer, b);
-  on_group_(next_++, {a, b});
 }
 
 Tensor input_of(const Model& model, int i, Layer& layer, const Tensor& x) {

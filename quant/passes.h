@@ -11,68 +11,24 @@ namespace bcq {
 using Group = std::vector<Layer*>;  // layers that share an input
 using Tensors = std::vector<Tensor>;
 
-// Keeps the inputs of groups [B, ..., in] and shows the products of some layers. It is done with the last of them,
-// unless the part's output is wanted, too. Error naming the layer whose input is not finite.
-class Pass : public Observer {
+// Looks at one part.
+class PartPass : public Observer {
  public:
-  using OnProduct = std::function<void(const Layer&, const Tensor& a, const Tensor& b, const Tensor& y)>;
-  Pass(std::span<const Group> groups, bool to_output) : groups_(groups), to_output_(to_output) {}
-
-  // Products of these layers, in the order they run.
-  void watch(const Group& layers, OnProduct on_product);
-  void input(const Layer& layer, const Tensor& x, const Tensor&) override;
-  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override;
-  bool is_done() const override { return inputs.size() == groups_.size() && seen_ == watched_.size() && !to_output_; }
-
-  Tensors inputs;  // of each group
-
- private:
-  std::span<const Group> groups_;
-  bool to_output_;
-  Group watched_;
-  size_t seen_ = 0;
-  OnProduct on_product_;
-};
-
-// Begins a part with what its layer `first` is fed, which is known; all that precedes it is left out. What follows is
-// shown to `then`, which may be null.
-class LatePass : public Observer {
- public:
-  LatePass(const Layer& first, const Tensor& input, Observer* then) : first_(&first), input_(&input), then_(then) {}
-  bool is_done() const override { return first_ || (then_ && then_->is_done()); }
+  // The part begins with what its layer `first` is fed, which is known; all that precedes it is left out.
+  void begin_with(const Layer& first, const Tensor& input) { first_ = &first, input_ = input; }
+  bool is_done() const override { return first_ || has_seen_all(); }
   const Tensor* known_input(const Layer& layer) override {
     if (&layer != first_) return nullptr;
     first_ = nullptr;
-    return input_;
+    return &input_;
   }
-  void input(const Layer& layer, const Tensor& a, const Tensor& b) override {
-    if (then_) then_->input(layer, a, b);
-  }
-  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override {
-    if (then_) then_->product(layer, a, b, y);
-  }
-  void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& branch) override {
-    if (then_) then_->branch(last, x, y, branch);
-  }
+
+ protected:
+  virtual bool has_seen_all() const { return false; }
 
  private:
-  const Layer* first_;  // null: it has run
-  const Tensor* input_;
-  Observer* then_;
-};
-
-// Shows one residual branch.
-class BranchPass : public Observer {
- public:
-  using OnBranch = std::function<void(const Tensor& x, const Tensor& y, const Branch&)>;
-  BranchPass(const Layer* last, OnBranch on_branch) : last_(last), on_branch_(std::move(on_branch)) {}
-  void branch(const Layer& last, const Tensor& x, const Tensor& y, const Branch& branch) override;
-  bool is_done() const override { return done_; }
-
- private:
-  const Layer* last_;
-  OnBranch on_branch_;
-  bool done_ = false;
+  const Layer* first_ = nullptr;  // null: it has run
+  Tensor input_;
 };
 
 // What the layers of a group are fed: an input a [S, ..., in] of linear ones, or both operands of a product.
@@ -80,17 +36,32 @@ struct Fed {
   Tensor a, b;
 };
 
-// Hands what each group is fed to a function, before the first of its layers runs. Error as of Pass.
-class FeedPass : public Observer {
+// Keeps the inputs of groups [B, ..., in], or hands what each group is fed to a function before the first of its layers
+// runs; and shows the products of some layers. It is done with the last of them, unless the part's output is wanted,
+// too. Error naming the layer whose input is not finite.
+class Pass : public PartPass {
  public:
   using OnGroup = std::function<void(size_t group, const Fed& fed)>;
-  FeedPass(std::span<const Group> groups, OnGroup on_group) : groups_(groups), on_group_(std::move(on_group)) {}
+  using OnProduct = std::function<void(const Layer&, const Tensor& a, const Tensor& b, const Tensor& y)>;
+  Pass(std::span<const Group> groups, bool to_output, OnGroup on_group = {})
+      : groups_(groups), to_output_(to_output), on_group_(std::move(on_group)) {}
+
+  // Products of these layers, in the order they run.
+  void watch(const Group& layers, OnProduct on_product);
   void input(const Layer& layer, const Tensor& a, const Tensor& b) override;
+  void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor& y) override;
+
+  Tensors inputs;  // of each group
 
  private:
+  bool has_seen_all() const override { return next_ == groups_.size() && seen_ == watched_.size() && !to_output_; }
+
   std::span<const Group> groups_;
+  bool to_output_;
   OnGroup on_group_;
-  size_t next_ = 0;
+  Group watched_;
+  size_t next_ = 0, seen_ = 0;
+  OnProduct on_product_;
 };
 
 // What the layer is fed where the model's block i, in float, is fed x.

@@ -45,12 +45,15 @@ Context Streams::context(Precision precision, Observer* observer) const {
   return ctx;
 }
 
-Tensor Streams::run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer) const {
+Tensor Streams::run(Precision precision, int i, size_t j, const Tensor& x, PartPass* pass) const {
   const bool is_float = precision == Precision::Float;
   const Tensor &stream = (is_float ? real_ : quantized_)[j], &late = (is_float ? late_real_ : late_quantized_)[j];
-  if (!late_ || late.empty() || x.data != stream.data) return model_.run(context(precision, observer), i, data_[j], x);
-  LatePass pass(*late_, late, observer);
-  return model_.run(context(precision, &pass), i, data_[j], x);
+  PartPass alone;
+  if (late_ && !late.empty() && x.data == stream.data) {
+    if (!pass) pass = &alone;
+    pass->begin_with(*late_, late);
+  }
+  return model_.run(context(precision, pass), i, data_[j], x);
 }
 
 void Streams::forget_late_start() {
@@ -75,11 +78,11 @@ void Streams::keep_float_outputs(int i) {
 }
 
 void Streams::run_together(int i, Precision precision, const std::vector<Group>& groups,
-                           const FeedPass::OnGroup& on_group) {
+                           const Pass::OnGroup& on_group) {
   const bool is_float = precision == Precision::Float;
   double elsewhere = 0;
   const Timer timer;
-  FeedPass pass(groups, [&](size_t g, const Fed& fed) {
+  Pass pass(groups, true, [&](size_t g, const Fed& fed) {
     const Stopwatch watch(elsewhere);
     on_group(g, fed);
   });

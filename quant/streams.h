@@ -28,7 +28,7 @@ class Streams {
   const Tensors& quantized() const { return quantized_; }
 
   // Part i of x, for batch j. From a late start, where x is a stream's and that is known.
-  Tensor run(Precision precision, int i, size_t j, const Tensor& x, Observer* observer = nullptr) const;
+  Tensor run(Precision precision, int i, size_t j, const Tensor& x, PartPass* pass = nullptr) const;
   // What the float network makes of batch j in the present part i; computed once, unless it was kept before.
   const Tensor& float_output(int i, size_t j);
   void keep_float_outputs(int i);  // of all batches, for the part is about to be folded
@@ -43,7 +43,7 @@ class Streams {
   void forget_late_start();  // something that precedes it does change
   // The present part i on all batches at once, showing what each group is fed. Of the float network it keeps the
   // output.
-  void run_together(int i, Precision precision, const std::vector<Group>& groups, const FeedPass::OnGroup& on_group);
+  void run_together(int i, Precision precision, const std::vector<Group>& groups, const Pass::OnGroup& on_group);
   // The samples of batch j in x, which holds all samples. A Swin has several (windows) an image.
   Tensor samples_of(size_t j, const Tensor& x) const;
   // From the present part i to the next, on the streams that are needed.
