@@ -154,18 +154,9 @@ Tensor clip_search(const Tensor& w, const std::vector<double>& second, const Wei
   return best;
 }
 
-AwqRounding::AwqRounding(const AwqOptions& options, bool clips, const ActivationGrid& activations)
-    : RoundToNearest(options.grid, options.bits, activations), clips_(clips) {}
-
-Needs AwqRounding::needs() const {
-  Needs needs = RoundToNearest::needs();
-  needs.moments |= clips_;
-  return needs;
-}
-
-Tensor AwqRounding::to_round(const Layer& layer, const WeightGrid& grid, const Seen& seen) const {
+Tensor clipped_weight(const Layer& layer, const WeightGrid& grid, const Seen& seen) {
   const Tensor w = layer.weight.values();
-  if (!clips_ || layer.role == Role::Query || layer.role == Role::Key || layer.role == Role::QKV) return w;
+  if (layer.role == Role::Query || layer.role == Role::Key || layer.role == Role::QKV) return w;
   return clipped(w, clip_search(w, seen.moments->second(), grid), grid.groupsize < 0 ? w.dim(1) : grid.groupsize);
 }
 

@@ -44,18 +44,8 @@ Tensor clip_search(const Tensor& w, const std::vector<double>& second, const Wei
 // w with the values of each group of so many columns clipped to these.
 Tensor clipped(const Tensor& w, const Tensor& largest, int64_t groupsize);
 
-// Clips and rounds to nearest. As in the published code, what makes queries and keys is not clipped. Errors are over
-// all calibration tokens, where the code takes about 512.
-class AwqRounding : public RoundToNearest {
- public:
-  AwqRounding(const AwqOptions& options, bool clips, const ActivationGrid& activations);
-  Needs needs() const override;
-
- protected:
-  Tensor to_round(const Layer& layer, const WeightGrid& grid, const Seen& seen) const override;
-
- private:
-  bool clips_;
-};
+// The layer's weight clipped by that search. As in the published code, what makes queries and keys is not clipped.
+// Errors are over all calibration tokens, where the code takes about 512.
+Tensor clipped_weight(const Layer& layer, const WeightGrid& grid, const Seen& seen);
 
 }  // namespace bcq

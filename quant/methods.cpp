@@ -97,7 +97,7 @@ std::unique_ptr<Method> make_rounding(const Recipe& r, const LayerBits& bits, co
 }
 std::unique_ptr<Method> make_awq_rounding(const Recipe& r, const LayerBits& bits, const Warn& warn) {
   if (r.gptq_rounding) return make_gptq(r, bits, warn);
-  return std::make_unique<AwqRounding>(awq_options(r, bits), r.clip, activations_of(r));
+  return std::make_unique<RoundToNearest>(r.weights, bits, activations_of(r), r.clip ? clipped_weight : nullptr);
 }
 std::unique_ptr<Method> make_smoothing(const Recipe& r, const LayerBits&, const Warn&) {
   return std::make_unique<Smoothing>(r.alpha);

@@ -55,7 +55,7 @@ struct Recipe {
   bool fixed = false;
   bool gptq_rounding = false;         // language: what rounds after folding; else to nearest
   int64_t fold_steps = 20;            // AwqOptions::steps
-  bool clip = true;                   // of AwqRounding
+  bool clip = true;                   // awq: clipped_weight()
   bool corrected_bloom = false;       // AwqOptions::official_bloom is its contrary
   double alpha = 0.5;                 // of SmoothQuant
   int64_t billm_inside = 0;           // BillmOptions::inside

@@ -54,21 +54,11 @@ Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const Weight
   return q;
 }
 
-RoundToNearest::RoundToNearest(const WeightGrid& grid, LayerBits bits, const ActivationGrid& activations)
-    : grid_(grid), bits_(std::move(bits)), activations_(activations) {}
-
-Needs RoundToNearest::needs() const {
-  Needs needs;
-  needs.moments = activations_.bits < 32 && activations_.fixed;
-  if (needs.moments) needs.stream = Stream::Quantized;
-  return needs;
-}
-
 void RoundToNearest::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   for (Layer* layer : group) {
     round_input(*layer, activations_, seen.moments.get());
     const WeightGrid grid = options_of(*layer, grid_, bits_);
-    attach(*layer, round_to_nearest(to_round(*layer, grid, seen), grid));
+    attach(*layer, round_to_nearest(change_ ? change_(*layer, grid, seen) : layer->weight.values(), grid));
   }
 }
 

@@ -19,22 +19,25 @@ struct ActivationGrid {
 };
 
 // Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0). It
-// looks at data for fixed grids of activations only: those of the quantized stream.
+// looks at data for fixed grids of activations, those of the quantized stream, and for what changes weights first.
 class RoundToNearest : public Method {
  public:
-  explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}, const ActivationGrid& activations = {});
-  Needs needs() const override;
+  using Change = Tensor (*)(const Layer&, const WeightGrid&, const Seen&);  // the weight that is rounded
+  explicit RoundToNearest(const WeightGrid& grid, LayerBits bits = {}, const ActivationGrid& activations = {},
+                          Change change = nullptr)
+      : grid_(grid), bits_(std::move(bits)), activations_(activations), change_(change) {}
+  Needs needs() const override {
+    const bool fixed = activations_.bits < 32 && activations_.fixed;
+    return {.stream = fixed ? Stream::Quantized : Stream::Float, .moments = fixed || change_};
+  }
   bool wants(const Layer& layer) const override { return is_to_quantize(layer, bits_); }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) override;
-
- protected:
-  // What is rounded: the layer's weight, unless a method changes it first.
-  virtual Tensor to_round(const Layer& layer, const WeightGrid&, const Seen&) const { return layer.weight.values(); }
 
  private:
   WeightGrid grid_;
   LayerBits bits_;
   ActivationGrid activations_;
+  Change change_;
 };
 
 // What GPTQ rounds: the layer's weights, those refitted to make the float network's output of these inputs (asymmetric

@@ -348,7 +348,7 @@ TEST_CASE("a folded model is compensated against the folded float network, saved
     WeightGrid grid = grid_of(4, 32);
     grid.half = true;
     AwqScales scales({grid});
-    AwqRounding rounding({grid}, true, {});
+    RoundToNearest rounding(grid, {}, {}, clipped_weight);
     calibrate(*model, {batch}, {&scales});
     calibrate(*model, {batch}, {&rounding});
     const Tensor want = model->forward(kFloat, batch), before = model->forward(kFake, batch);
