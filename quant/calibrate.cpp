@@ -96,32 +96,24 @@ class Calibration {
       if (method->needs().inputs) method->see_inputs(i, inputs_of(*method));
     }
     real_means_.clear();
-    for (size_t first = 0; first < phases_.size();) {
-      size_t end = first + 1;
-      while (end < phases_.size() && phases_[end].needs.sequential == phases_[first].needs.sequential) ++end;
-      const std::span<const Phase> phases(&phases_[first], end - first);
-      if (phases_[first].needs.sequential)
-        fit_sequentially(i, phases);
-      else
-        for (size_t s = 0; s < phases.size(); ++s) fit_in_parallel(i, phases.subspan(s, 1));
-      first = end;
+    for (size_t first = 0, end; first < phases_.size(); first = end) {
+      end = first + 1;
+      while (end < phases_.size() && phases_[first].needs.sequential && phases_[end].needs.sequential) ++end;
+      fit_phases(i, {&phases_[first], end - first});
     }
     for (Method* method : methods_) fit_outputs(i, *method);
   }
 
-  void fit_sequentially(int i, std::span<const Phase> phases) {
+  // Sequential phases that follow each other, group by group; or one that is not, all groups at once.
+  void fit_phases(int i, std::span<const Phase> phases) {
     for (const Phase& phase : phases)
       if (phase.needs.operands) return fit_operands(i, phases);
     const std::vector<Group> groups = groups_of(part_, phases);
-    for (size_t g = 0; g < groups.size(); ++g)
-      for (const Phase& phase : phases) fit_groups(i, phase, {&groups[g], 1}, g + 1 == groups.size());
-  }
-
-  void fit_in_parallel(int i, std::span<const Phase> one) {
-    if (one[0].needs.operands) return fit_operands(i, one);
-    const std::vector<Group> groups = groups_of(part_, one);
-    streams_.forget_late_start();
-    if (!groups.empty()) fit_groups(i, one[0], groups, true);
+    const bool sequential = phases[0].needs.sequential;
+    if (!sequential) streams_.forget_late_start();
+    const size_t step = sequential ? 1 : groups.size();
+    for (size_t g = 0; g < groups.size(); g += step)
+      for (const Phase& phase : phases) fit_groups(i, phase, {&groups[g], step}, g + step == groups.size());
   }
 
   // `last`: the float network's output may be kept.
