@@ -55,17 +55,6 @@ ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits, 
   return best;
 }
 
-float percentile_top(const Tensor& x, const std::function<double(float top)>& error) {
-  std::vector<float> values(x.data, x.data + x.size());
-  float best = 1;
-  double least = kInfinity;
-  for (const double p : kPercentiles) {
-    const float top = quantile(values, p);
-    if (const double e = error(top); e < least) least = e, best = top;
-  }
-  return best;
-}
-
 Histogram::Histogram(const Tensor& x, const std::vector<float>& of_rows, const std::vector<float>& of_columns)
     : bins_(kBins, 0.0) {
   const int64_t n = x.dim(-1), rows = x.rows();
@@ -235,29 +224,36 @@ Asymmetric fit_asymmetric(const Histogram& values, int bits) {
   return {bits, best.scale, best.zero};
 }
 
-Table fit_table(const Histogram& values, int bits, double share, bool is_signed, double* error) {
-  double lo = share < 1 ? values.quantile((1 - share) / 2) : values.lo();
-  double hi = share < 1 ? values.quantile((1 + share) / 2) : values.hi();
-  lo = std::min(lo, 0.0), hi = std::max(hi, 0.0);
-  ScaleZero range = between(lo, hi, 256);
-  if (is_signed) range = {static_cast<float>(std::max({-lo / 128, hi / 127, static_cast<double>(FLT_MIN)})), 128};
-  const std::vector<double> histogram = values.codes(range);
-  std::vector<uint8_t> levels = best_levels(histogram, bits);
-  if (error)
-    *error =
-        values.error(range, 256) + static_cast<double>(range.scale) * range.scale * levels_error(histogram, levels);
-  return {bits, range.scale, range.zero, levels};
-}
-
 Table fit_table(const Histogram& values, int bits, bool is_signed) {
   double least = kInfinity;
   std::vector<Table> best;
   for (const double share : {1.0, 0.9999, 0.999}) {
-    double error = 0;
-    const Table table = fit_table(values, bits, share, is_signed, &error);
-    if (error < least) least = error, best = {table};
+    double lo = share < 1 ? values.quantile((1 - share) / 2) : values.lo();
+    double hi = share < 1 ? values.quantile((1 + share) / 2) : values.hi();
+    lo = std::min(lo, 0.0), hi = std::max(hi, 0.0);
+    ScaleZero range = between(lo, hi, 256);
+    if (is_signed) range = {static_cast<float>(std::max({-lo / 128, hi / 127, static_cast<double>(FLT_MIN)})), 128};
+    const std::vector<double> histogram = values.codes(range);
+    const std::vector<uint8_t> levels = best_levels(histogram, bits);
+    const double error =
+        values.error(range, 256) + static_cast<double>(range.scale) * range.scale * levels_error(histogram, levels);
+    if (error < least) least = error, best = {Table(bits, range.scale, range.zero, levels)};
   }
   return best.at(0);
+}
+
+LogSqrt2 fit_log_sqrt2(const Tensor& x, int bits) {
+  std::vector<float> values(x.data, x.data + x.size());
+  LogSqrt2 best(bits, 1, true);
+  double least = kInfinity;
+  for (const double p : kPercentiles) {
+    const LogSqrt2 grid(bits, quantile(values, p), true);
+    const Tensor rounded = fake_quantize(grid, x);
+    double error = 0;
+    for (int64_t i = 0; i < x.size(); ++i) error += (rounded[i] - x[i]) * (rounded[i] - x[i]);
+    if (error < least) least = error, best = grid;
+  }
+  return best;
 }
 
 AdaLog fit_adalog(const Histogram& values, int bits, float shift) {

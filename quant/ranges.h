@@ -1,13 +1,13 @@
 // Where the grid of an operand lies: ranges of asymmetric and table grids, found from the values it will round.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "engine/core/tensor.h"
 #include "engine/grid/adalog.h"
 #include "engine/grid/asymmetric.h"
+#include "engine/grid/log_sqrt2.h"
 #include "engine/grid/table.h"
 
 namespace bcq {
@@ -24,9 +24,6 @@ inline constexpr double kPercentiles[] = {0.999, 0.9999, 0.99999};  // RepQ-ViT'
 // scale of 0.
 ScaleZero percentile_range(const float* x, int64_t n, int64_t stride, int bits,
                            std::span<const double> shares = kPercentiles);
-// The largest value δ of a logarithmic grid: of the upper three quantiles, the one for which error(δ) is least.
-float percentile_top(const Tensor& x, const std::function<double(float top)>& error);
-
 // How often values occur: equal bins between the least and the largest, with the sum of the weights of their values.
 class Histogram {
  public:
@@ -54,12 +51,12 @@ class Histogram {
 
 // The asymmetric grid of `bits` of least squared error, among ranges that shrink from either end. It holds 0.
 Asymmetric fit_asymmetric(const Histogram& values, int bits);
-// The best table of 2^bits levels behind the 8-bit grid that holds the values of this share of the weight, cut evenly
-// from both ends (best_levels), or with `is_signed` behind one of s8 codes. `error` (may be null) gets what the
-// levels and the cut cost, as Histogram::error().
-Table fit_table(const Histogram& values, int bits, double share, bool is_signed, double* error = nullptr);
-// Of shares 1, 0.9999 and 0.999 the one that costs least.
+// The best table of 2^bits levels (best_levels) behind the 8-bit grid that holds a share of the weight, cut evenly from
+// both ends, or with `is_signed` behind one of s8 codes: of shares 1, 0.9999 and 0.999 the one for which the levels and
+// the cut cost least, as Histogram::error().
 Table fit_table(const Histogram& values, int bits, bool is_signed);
+// Steps of sqrt 2 below that one of the upper three quantiles for which the squared error of x is least.
+LogSqrt2 fit_log_sqrt2(const Tensor& x, int bits);
 
 // The published AdaLog grid, its zero a code more, of least squared error over bases and scales, among those that have
 // an integer form: of values >= -shift. (AdaLog, section 3.2)

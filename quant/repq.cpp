@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/log_sqrt2.h"
 
 namespace bcq {
 namespace {
@@ -13,17 +12,6 @@ constexpr int kPixelBits = 8;
 Asymmetric grid_of(const Tensor& x, int bits) {
   const ScaleZero range = percentile_range(x.data, x.size(), 1, bits);
   return {bits, range.scale > 0 ? range.scale : 1.f, range.zero};
-}
-
-// δ of least squared error, values at sqrt 2 apart below it.
-LogSqrt2 grid_of_softmax(const Tensor& a, int bits) {
-  const auto at = [&](float top) { return LogSqrt2(bits, top, true); };
-  return at(percentile_top(a, [&](float top) {
-    const Tensor rounded = fake_quantize(at(top), a);
-    double error = 0;
-    for (int64_t i = 0; i < a.size(); ++i) error += (rounded[i] - a[i]) * (rounded[i] - a[i]);
-    return error;
-  }));
 }
 
 }  // namespace
@@ -51,7 +39,7 @@ void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& reco
   else if (layer.role == Role::QK)
     layer.quantize({grid_of(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
   else
-    layer.quantize({grid_of_softmax(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
+    layer.quantize({fit_log_sqrt2(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
 }
 
 void RepqVit::round_weight(Layer& layer, const Grid& left, const Operands&, PartRecord&) const {
