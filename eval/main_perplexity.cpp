@@ -127,11 +127,8 @@ json settings_of(LanguageTask& task, const Options& o) {
 // UsageError unless what the run makes of the model can be saved as asked.
 void check_saving(Model& model, const Recipe& r, const SaveOptions& save) {
   check_target(save, model.info().weights);
-  const LayerBits of_layer = allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
-  const auto bits = [&](const Layer& layer) {
-    const auto found = of_layer.find(&layer);
-    return found == of_layer.end() ? r.weights.bits : found->second;
-  };
+  const LayerBits of_layer = allocate_bits(model, r.layer_bits, r.exclude);
+  const auto bits = [&](const Layer& layer) { return bits_of(layer, of_layer, r.weights.bits); };
   check_format(save, model, bits, r);
 }
 

@@ -53,7 +53,7 @@ Outcome quantize(Task& task, const Recipe& r, const Progress& progress, const Wa
   model.clear();
   task.before_quantization(progress);
   const bool vision = r.family == Family::Vision;
-  const LayerBits bits = vision ? LayerBits{} : allocate_bits(model, layer_rules(r.layer_bits, r.exclude));
+  const LayerBits bits = vision ? LayerBits{} : allocate_bits(model, r.layer_bits, r.exclude);
   const MethodRow& row = row_of(r);
   const std::unique_ptr<Method> method = row.make(r, bits, warn);
   BiasCompensation compensation(bc_options(r));

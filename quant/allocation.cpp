@@ -4,24 +4,21 @@
 #include "engine/core/pattern.h"
 
 namespace bcq {
-std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits,
-                                   const std::vector<std::string>& exclude) {
-  std::vector<LayerRule> rules;
+
+LayerBits allocate_bits(Model& model, const std::vector<std::string>& layer_bits,
+                        const std::vector<std::string>& exclude) {
+  std::vector<std::pair<std::string, int>> rules;
   for (const std::string& rule : layer_bits) {
     const size_t equals = rule.rfind('=');
     const std::string k = equals == std::string::npos ? "" : rule.substr(equals + 1);
     require_usage(k.size() == 1 && k[0] >= '2' && k[0] <= '8' && equals > 0,
                   "--layer-bits %s: not REGEX=K with K of 2 to 8 bits", rule);
-    rules.push_back({rule.substr(0, equals), k[0] - '0'});
+    rules.emplace_back(rule.substr(0, equals), k[0] - '0');
   }
-  for (const std::string& pattern : exclude) rules.push_back({pattern, 0});
-  return rules;
-}
-
-LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules) {
+  for (const std::string& regex : exclude) rules.emplace_back(regex, 0);
   LayerBits allocated;
-  for (const LayerRule& rule : rules) {
-    const Pattern pattern(rule.pattern);
+  for (const auto& [regex, bits] : rules) {
+    const Pattern pattern(regex);
     std::string example;
     bool fits = false;
     for (int i = 0; i < model.depth(); ++i)
@@ -29,11 +26,11 @@ LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules) {
         if (!layer->is_linear()) continue;
         example = layer->name;
         if (!pattern.found_in(layer->name)) continue;
-        allocated[layer] = rule.bits;
+        allocated[layer] = bits;
         fits = true;
       }
-    require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", rule.pattern,
-                  model.info().name, example);
+    require_usage(fits, "\"%s\" fits none of the layers of %s, which have names like %s", regex, model.info().name,
+                  example);
   }
   return allocated;
 }

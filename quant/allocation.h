@@ -8,18 +8,12 @@
 
 namespace bcq {
 
-struct LayerRule {
-  std::string pattern;  // regular expression, looked for anywhere in a layer's name
-  int bits;             // 2..8; 0: the layer stays float
-};
-
-// --layer-bits REGEX=K, and --exclude REGEX, which overrides it. UsageError when K is not 2..8.
-std::vector<LayerRule> layer_rules(const std::vector<std::string>& layer_bits, const std::vector<std::string>& exclude);
-
 using LayerBits = std::map<const Layer*, int>;
-// The linear layers of the blocks that a rule fits, with the bits of the last one that does. UsageError for a
-// pattern that is no regular expression or fits no layer.
-LayerBits allocate_bits(Model& model, const std::vector<LayerRule>& rules);
+// The linear layers of the blocks whose names fit a rule: of layer_bits, REGEX=K with 2 to 8 bits, those of the last
+// one that does; of `exclude`, REGEX, which overrides it, 0 bits: they stay float. Expressions are looked for anywhere
+// in a name. UsageError for another K, and for one that is no regular expression or fits no layer.
+LayerBits allocate_bits(Model& model, const std::vector<std::string>& layer_bits,
+                        const std::vector<std::string>& exclude);
 
 // The bits of a layer; without an entry those of the others.
 int bits_of(const Layer& layer, const LayerBits& bits, int others);

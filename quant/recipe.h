@@ -47,7 +47,7 @@ struct Recipe {
   MethodName method = MethodName::Float;
   PtqOptions ptq;                                // vision; `seed` below is its seed, too
   GptqOptions weights;                           // language, of which rtn takes the grid
-  std::vector<std::string> layer_bits, exclude;  // REGEX=K and REGEX, see layer_rules()
+  std::vector<std::string> layer_bits, exclude;  // REGEX=K and REGEX, see allocate_bits()
   bool sequential = false, centred = false;      // as GptqMethodOptions has them
   Target target = Target::Own;                   // the same
   int64_t refine = 0, scale_rounds = 0;

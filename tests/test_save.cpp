@@ -92,8 +92,7 @@ TEST_CASE("own format: compensations, layers of their own width, layers left alo
       CAPTURE(fixture);
       const Folder folder;
       const auto model = load_model(kFixtures + fixture);
-      const LayerBits bits =
-          allocate_bits(*model, layer_rules({"0.*(fc1|h_to_4h|up_proj)=7"}, {"1.*(out_proj|dense|o_proj)$"}));
+      const LayerBits bits = allocate_bits(*model, {"0.*(fc1|h_to_4h|up_proj)=7"}, {"1.*(out_proj|dense|o_proj)$"});
       quantize_rtn(*model, grid_of(3, -1), bits);
       BcOptions o;
       o.shape = shape;
