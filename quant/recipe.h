@@ -89,7 +89,6 @@ struct MethodRow {
   Family family;
   const char *name, *label;
   bool calibrates;  // needs data
-  bool offered;     // by --method
   void (*defaults)(Recipe&);
   MakeMethod make;
   MakeMethod fold = nullptr;

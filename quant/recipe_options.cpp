@@ -22,7 +22,7 @@ std::string braced(const Words& words) {
 Words method_names(Family family) {
   Words names;
   for (const MethodRow& row : method_rows())
-    if (row.family == family && row.offered) names.push_back(row.name);
+    if (row.family == family && row.method != MethodName::Stored) names.push_back(row.name);
   return names;
 }
 
