@@ -20,7 +20,8 @@ class Calibration {
       : model_(model),
         methods_(methods),
         options_(options),
-        streams_(model, data, options.window_bits, std::any_of(methods.begin(), methods.end(), sees_whole_inputs)) {
+        streams_(model, data, options.window_bits, std::any_of(methods.begin(), methods.end(), sees_whole_inputs),
+                 result_.seconds) {
     const std::vector<Layer*> all = model.all_layers();
     // The mean output of a layer follows from its mean input only where that is not rounded, now or by a method that
     // looks at operands.
@@ -61,8 +62,6 @@ class Calibration {
       if (i < last && next <= last) streams_.advance(i, has_real_, has_quantized_);
     }
     report(last + 2, last + 2);
-    result_.seconds.passes = streams_.seconds.passes;
-    result_.seconds.sums = streams_.seconds.sums;
     return std::move(result_);
   }
 
@@ -255,6 +254,7 @@ class Calibration {
   Model& model_;
   const std::vector<Method*>& methods_;
   const CalibrationOptions& options_;
+  CalibrationResult result_;
   Streams streams_;
   std::vector<Phase> phases_;
   bool by_means_ = false, has_real_ = false, has_quantized_ = false;
@@ -263,7 +263,6 @@ class Calibration {
   Tensors entry_;       // inputs of the present stage of a Swin
   Tensors real_means_;  // mean inputs of the groups that were compensated, on the float stream
   int stage_ = 0, stage_first_ = 0;
-  CalibrationResult result_;
 };
 
 void check(Model& model, const std::vector<Batch>& data, const std::vector<Method*>& methods, const std::string& name) {

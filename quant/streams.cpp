@@ -26,8 +26,9 @@ Batch join(const std::vector<Batch>& batches) {
 
 }  // namespace
 
-Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole)
-    : model_(model),
+Streams::Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole, CalibrationSeconds& seconds)
+    : seconds(seconds),
+      model_(model),
       data_(data),
       window_bits_(window_bits),
       whole_(whole),

@@ -7,16 +7,16 @@
 #include "engine/core/parallel.h"
 #include "engine/core/ranks.h"
 #include "engine/core/timer.h"
-#include "models/model.h"
+#include "quant/calibrate.h"
 #include "quant/passes.h"
 
 namespace bcq {
 
 class Streams {
  public:
-  // Before the embedding. The model and the data have to outlive it. `whole`: every rank has the hidden states of all
+  // Before the embedding. What it is given has to outlive it. `whole`: every rank has the hidden states of all
   // batches, else only of its own.
-  Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole);
+  Streams(Model& model, const std::vector<Batch>& data, int window_bits, bool whole, CalibrationSeconds& seconds);
 
   size_t batches() const { return data_.size(); }
   // The rank whose batch j is.
@@ -57,11 +57,7 @@ class Streams {
   template <class Make>
   void for_own_batches(Make make);
 
-  // Wall time: of data through the network, and of what is summed over it.
-  struct Seconds {
-    double passes = 0, sums = 0;
-  };
-  Seconds seconds;
+  CalibrationSeconds& seconds;  // of which passes and sums are counted here
 
  private:
   Context context(Precision precision, Observer* observer) const;
