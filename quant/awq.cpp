@@ -9,6 +9,7 @@
 #include "engine/core/parallel.h"
 #include "engine/kernels/kernels.h"
 #include "engine/nn/ops.h"
+#include "quant/linalg.h"
 #include "quant/passes.h"
 #include "quant/refine.h"
 
@@ -16,13 +17,6 @@ namespace bcq {
 namespace {
 
 constexpr int kClipSteps = 20;  // down to half of the largest
-
-std::vector<double> block_of(const std::vector<double>& second, int64_t in, int64_t first, int64_t n) {
-  std::vector<double> block;
-  for (int64_t i = first; i < first + n; ++i)
-    block.insert(block.end(), second.begin() + i * in + first, second.begin() + i * in + first + n);
-  return block;
-}
 
 size_t least_of(const std::vector<double>& errors) {  // the first
   return static_cast<size_t>(std::min_element(errors.begin(), errors.end()) - errors.begin());
@@ -136,14 +130,14 @@ Tensor clip_search(const Tensor& w, const std::vector<double>& second, const Wei
     std::vector<int64_t> own(at(n));
     std::iota(own.begin(), own.end(), first);
     const Tensor part = take(w, 1, own);
-    const std::vector<double> block = block_of(second, in, first, n);
+    const std::vector<double> products = block(second, in, first, n, first, n);
     std::vector<double> least(static_cast<size_t>(out), std::numeric_limits<double>::infinity());
     for (int i = 0; i < kClipSteps / 2; ++i) {
       Tensor most = Tensor::uninitialized({out, 1});
       for (int64_t r = 0; r < out; ++r)
         most[r] = kernels().max_abs(part.data + r * n, n) * static_cast<float>(1 - static_cast<double>(i) / kClipSteps);
       const std::vector<double> errors =
-          row_errors(round_to_nearest(clipped(part, most, n), of_row).values, part, block);
+          row_errors(round_to_nearest(clipped(part, most, n), of_row).values, part, products);
       for (int64_t r = 0; r < out; ++r) {
         if (i > 0 && errors[at(r)] >= least[at(r)]) continue;
         least[at(r)] = errors[at(r)];

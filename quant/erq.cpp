@@ -16,18 +16,9 @@ constexpr int kTurns = 100;
 constexpr double kHeadRidge = 0.1;
 constexpr double kWeightShares[] = {0.97, 0.98, 0.99, 0.995, 0.9995, 0.9997, 0.9999, 0.99995, 0.99999, 1};
 
-// Columns [begin, begin + columns) of rows [begin_row, begin_row + rows) of m [., n].
-Doubles block(const Doubles& m, int64_t n, int64_t begin_row, int64_t rows, int64_t begin, int64_t columns) {
-  Doubles part;
-  for (int64_t r = begin_row; r < begin_row + rows; ++r)
-    part.insert(part.end(), &m[at(r * n + begin)], &m[at(r * n + begin)] + columns);
-  return part;
-}
-
 // rows (h + ridge)⁻¹ for h [n, n].
 Doubles ridge_solve(Doubles h, int64_t n, double ridge, Doubles rows) {
-  for (int64_t i = 0; i < n; ++i) h[at(i * (n + 1))] += ridge;
-  require(solve_rows(h, n, rows), "ERQ: a ridge of %g is too small for its inputs", ridge);
+  require(solve_rows(h, n, ridge, rows), "ERQ: a ridge of %g is too small for its inputs", ridge);
   return rows;
 }
 

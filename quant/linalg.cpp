@@ -54,11 +54,12 @@ bool factor_inverse(std::vector<double>& h, int64_t n) {
 }
 
 // A row is a right-hand side of h z = row, which column-major memory has as a column.
-bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows) {
+bool solve_rows(std::vector<double>& h, int64_t n, double ridge, std::vector<double>& rows) {
   const size_t size = static_cast<size_t>(n);
   require(n > 0 && h.size() == size * size && rows.size() % size == 0, "solve_rows: %d and %d values for order %d",
           h.size(), rows.size(), n);
   const OneBlasThread one;
+  for (size_t i = 0; i < size; ++i) h[i * size + i] += ridge;
   const int order = static_cast<int>(n), count = static_cast<int>(rows.size() / size);
   int info = 0;
   dpotrf_("U", &order, h.data(), &order, &info, 1);
@@ -73,6 +74,14 @@ std::vector<double> times(const std::vector<double>& a, const std::vector<double
               static_cast<int>(k), 1, a.data(), static_cast<int>(k), b.data(), static_cast<int>(n), 0, c.data(),
               static_cast<int>(n));
   return c;
+}
+
+std::vector<double> block(const std::vector<double>& m, int64_t n, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns) {
+  std::vector<double> part;
+  for (int64_t r = row; r < row + rows; ++r)
+    part.insert(part.end(), m.begin() + r * n + column, m.begin() + r * n + column + columns);
+  return part;
 }
 
 void fill_lower(std::vector<double>& c, int64_t n) {

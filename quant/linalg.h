@@ -15,12 +15,16 @@ namespace bcq {
 // Throws Error when h has another size.
 bool factor_inverse(std::vector<double>& h, int64_t n);
 
-// rows [m, n] <- rows h⁻¹, for h [n, n] symmetric and row-major, whose lower triangle is read and which is used up.
-// Returns false when h is not positive definite; rows are as they were then.
-bool solve_rows(std::vector<double>& h, int64_t n, std::vector<double>& rows);
+// rows [m, n] <- rows (h + ridge)⁻¹, for h [n, n] symmetric and row-major, whose lower triangle is read and which is
+// used up. Returns false when that is not positive definite; rows are as they were then.
+bool solve_rows(std::vector<double>& h, int64_t n, double ridge, std::vector<double>& rows);
 
 // a [rows, k] x b [k, n], row-major.
 std::vector<double> times(const std::vector<double>& a, const std::vector<double>& b, int64_t k, int64_t n);
+
+// Columns [column, column + columns) of rows [row, row + rows) of m [., n].
+std::vector<double> block(const std::vector<double>& m, int64_t n, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns);
 
 // c [n, n], row-major: the lower triangle becomes the mirror image of the upper one.
 void fill_lower(std::vector<double>& c, int64_t n);

@@ -33,9 +33,8 @@ void Qwt::fit_block(int i, PartRecord& record) {
   double mean = 0;
   const size_t side = static_cast<size_t>(n);
   for (size_t k = 0; k < side; ++k) mean += c[k * side + k] / static_cast<double>(n);
-  for (size_t k = 0; k < side; ++k) c[k * side + k] += ridge_ * mean;
   fill_lower(c, n);
-  if (!(mean > 0) || !solve_rows(c, n, w)) return;
+  if (!(mean > 0) || !solve_rows(c, n, 1e-2 * mean, w)) return;
   Tensor weight({n, n}), bias({n});
   for (size_t r = 0; r < side; ++r) {
     double b = e[r];

@@ -7,16 +7,14 @@ namespace bcq {
 // Of every block whose output has the shape of its input, with x its input and e what its output lacks of the float
 // network's, both streams as they come, tokens weighted as by the joint method:
 //   min_W,b E || W x + b - e ||² + λ || W ||²   =>   W = Cov(e, x) (Cov(x) + λ)⁻¹,  b = E e - W E x,
-// λ a share of Cov(x)'s mean diagonal. Costs D² products a token and D² + D parameters a block.
+// λ a hundredth of Cov(x)'s mean diagonal. Costs D² products a token and D² + D parameters a block.
 class Qwt : public Method {
  public:
-  explicit Qwt(double ridge = 1e-2) : ridge_(ridge) {}
   Needs needs() const override { return {.stream = Stream::Quantized, .sequential = true, .blocks = true}; }
   void see_block(const Tensor& x, const Tensor& error) override;
   void fit_block(int i, PartRecord& record) override;
 
  private:
-  double ridge_;
   std::vector<Tensor> inputs_, errors_;
 };
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
@@ -54,9 +55,8 @@ std::vector<double> row_errors(const Tensor& q, const Tensor& v, const std::vect
 }
 
 double quadratic_error(const Tensor& q, const Tensor& v, const std::vector<double>& c) {
-  double sum = 0;
-  for (const double row : row_errors(q, v, c)) sum += row;
-  return sum;
+  const std::vector<double> of_row = row_errors(q, v, c);
+  return std::accumulate(of_row.begin(), of_row.end(), 0.0);
 }
 
 double squared_error(const Tensor& q, const Tensor& v, const std::vector<double>& x) {
@@ -142,12 +142,11 @@ struct ScaleSystem {
   }
   // The best scales; those as they are where a group has no positive one.
   std::vector<double> solve(const std::vector<double>& now) const {
-    std::vector<double> damped = a, s = b;
+    std::vector<double> used_up = a, s = b;
     const size_t n = b.size();
     double mean = 0;
     for (size_t g = 0; g < n; ++g) mean += a[g * n + g] / static_cast<double>(n);
-    for (size_t g = 0; g < n; ++g) damped[g * n + g] += 1e-9 * mean;
-    if (!(mean > 0) || !solve_rows(damped, static_cast<int64_t>(n), s)) return now;
+    if (!(mean > 0) || !solve_rows(used_up, static_cast<int64_t>(n), 1e-9 * mean, s)) return now;
     for (size_t g = 0; g < n; ++g)
       if (!(s[g] > FLT_MIN && s[g] < FLT_MAX)) s[g] = now[g];
     return s;
@@ -229,9 +228,8 @@ struct Half {
 
   // V - W; empty when C + λ cannot be factored.
   Matrix change(int64_t n, double ridge) const {
-    Matrix damped = c, d = gain;
-    for (int64_t i = 0; i < n; ++i) damped[at(i * n + i)] += ridge * diagonal;
-    if (!solve_rows(damped, n, d)) d.clear();
+    Matrix used_up = c, d = gain;
+    if (!solve_rows(used_up, n, ridge * diagonal, d)) d.clear();
     return d;
   }
   // What a change d of W adds to E || W x - V x~ ||² here.
