@@ -58,9 +58,7 @@ void ApqLike::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& reco
       std::vector<double> errors;
       for (const float c : candidates.multipliers) {
         const Grid grid = candidates.grid(std::vector<float>(at(candidates.units), c));
-        Quantized q{side == Side::Left ? grid : other, side == Side::Left ? other : grid, {}, nullptr, nullptr};
-        if (own.is_linear() && !q.right.is_identity()) q.weight = fake_quantize(q.right, own.weight.values());
-        own.quantize(std::move(q));
+        own.quantize(side == Side::Left ? grid : other, side == Side::Left ? other : grid);
         errors.push_back(error(real, g2));
       }
       const auto best = std::min_element(errors.begin(), errors.end()) - errors.begin();

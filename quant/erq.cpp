@@ -115,10 +115,8 @@ Needs Erq::needs() const {
 }
 
 void Erq::round_weight(Layer& layer, const Grid& left, const Operands& x, PartRecord& record) const {
-  if (layer.role == Role::Patch) {
-    const Asymmetric grid = percentile_grid(layer.weight.values(), wbits_, kWeightShares);
-    return layer.quantize({{}, grid, fake_quantize(grid, layer.weight.values()), nullptr, nullptr});
-  }
+  if (layer.role == Role::Patch)
+    return layer.quantize({}, percentile_grid(layer.weight.values(), wbits_, kWeightShares));
   const double ridge = coe_ / 10;
   ErqWeight q =
       erq(layer.weight.values(), x.f, fake_quantize(left, x.f), wbits_, x.f.rank() == 2 ? kHeadRidge : ridge, ridge);

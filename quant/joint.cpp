@@ -229,7 +229,7 @@ void Joint::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord
       left = grid_of(values);
     x.a = fake_quantize(left, x.a);
   }
-  for (Layer* layer : group) layer->quantize({left, {}, {}, nullptr, nullptr});
+  for (Layer* layer : group) layer->quantize(left, {});
   const std::vector<double> means[] = {weighted_mean(x.f, read_tokens()), weighted_mean(x.a, read_tokens())};
   if (options_.wbits != kFloatBits) {
     Seen seen;
@@ -285,7 +285,7 @@ void Joint::fit_scores(Layer& layer, Operands& x) {
     for (int64_t i = 0; i < x.b.size(); ++i) x.b[i] -= static_cast<float>(mean[at(i / (N * d) % H * d + i % d)]);
     model_->fold(group, Floats(mean.size(), 1.f), Floats(mean.begin(), mean.end()));
   }
-  layer.quantize({head_grids(x.a, false), head_grids(x.b, true), {}, nullptr, nullptr});
+  layer.quantize(head_grids(x.a, false), head_grids(x.b, true));
 }
 
 void Joint::fit_mix(Layer& layer, Operands& x) {

@@ -27,22 +27,16 @@ void MinMax::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord&) {
   for (size_t i = 0; i < group.size(); ++i) {
     Layer& layer = *group[i];
     const Tensor &a = seen.operands[i].a, &b = seen.operands[i].b;
-    const int axis = layer.is_linear() ? 0 : 1;
-    Quantized q;
-    if (layer.is_linear()) {
-      const Tensor weight = layer.weight.values();
-      q.right = grid_of(weight, wbits_, axis);
-      q.weight = fake_quantize(q.right, weight);
-    } else {
-      q.right = grid_of(b, abits_, axis);
-    }
+    const bool linear = layer.is_linear();
+    const Grid right = linear ? grid_of(layer.weight.values(), wbits_, 0) : grid_of(b, abits_, 1);
+    Grid left;
     if (twin_ && layer.role == Role::Fc2)
-      q.left = TwinGelu{abits_, step_of(a, abits_), 0.17f / std::ldexp(1.f, abits_ - 1)};
+      left = TwinGelu{abits_, step_of(a, abits_), 0.17f / std::ldexp(1.f, abits_ - 1)};
     else if (twin_ && layer.role == Role::AV)
-      q.left = TwinSoftmax{abits_, 1.f / 16, true};
+      left = TwinSoftmax{abits_, 1.f / 16, true};
     else if (layer.role != Role::Patch)
-      q.left = grid_of(a, abits_, axis);
-    layer.quantize(std::move(q));
+      left = grid_of(a, abits_, linear ? 0 : 1);
+    layer.quantize(left, right);
   }
 }
 

@@ -187,9 +187,7 @@ void calibrate_layer(Layer& layer, const Operands& data, const PtqOptions& optio
                                        : search(layer, data, options.metric, operand->side, fixed, operand->candidates);
       for (size_t u = 0; u < best.size(); ++u) operand->chosen[u] = operand->candidates.multipliers[at(best[u])];
     }
-  Quantized q{left.grid(), right.grid(), {}, nullptr, nullptr};
-  if (layer.is_linear() && right.is_searched()) q.weight = fake_quantize(q.right, right.value);
-  layer.quantize(std::move(q));
+  layer.quantize(left.grid(), right.grid());
 }
 
 // ---- Probe gradients at the logits -----------------------------------------------------------------

@@ -37,14 +37,13 @@ void RepqVit::fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& reco
   if (layer.is_linear())
     fit_linear(group, x, record);
   else if (layer.role == Role::QK)
-    layer.quantize({grid_of(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
+    layer.quantize(grid_of(x.a, abits_), grid_of(x.b, abits_));
   else
-    layer.quantize({fit_log_sqrt2(x.a, abits_), grid_of(x.b, abits_), {}, nullptr, nullptr});
+    layer.quantize(fit_log_sqrt2(x.a, abits_), grid_of(x.b, abits_));
 }
 
 void RepqVit::round_weight(Layer& layer, const Grid& left, const Operands&, PartRecord&) const {
-  const Asymmetric grid = percentile_grid(layer.weight.values(), wbits_);
-  layer.quantize({left, grid, fake_quantize(grid, layer.weight.values()), nullptr, nullptr});
+  layer.quantize(left, percentile_grid(layer.weight.values(), wbits_));
 }
 
 void RepqVit::fit_linear(const std::vector<Layer*>& group, Operands& x, PartRecord& record) {

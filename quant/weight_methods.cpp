@@ -40,7 +40,7 @@ void round_input(Layer& layer, const ActivationGrid& activations, const Moments*
     const float step = std::max((seen->largest() - seen->least()) / (std::ldexp(1.f, activations.bits) - 1), FLT_MIN);
     grid = Asymmetric(activations.bits, step, static_cast<int32_t>(std::nearbyint(-seen->least() / step)));
   }
-  layer.quantize({grid, {}, {}, nullptr, nullptr});
+  layer.quantize(grid, {});
 }
 
 }  // namespace
@@ -73,7 +73,7 @@ Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(option
 
 void Gptq::start(const Part& part) {
   for (Layer* layer : part.layers()) {
-    if (wants(*layer) && layer->quantized) layer->quantize({layer->left_grid(), {}, {}, nullptr, nullptr});
+    if (wants(*layer) && layer->quantized) layer->quantize(layer->left_grid(), {});
     Model::point_of(*layer).clear();
   }
 }

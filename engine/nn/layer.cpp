@@ -104,6 +104,12 @@ void Layer::fold_gamma() {
   gamma = Tensor{};
 }
 
+void Layer::quantize(Grid left, Grid right) {
+  Quantized q{std::move(left), std::move(right), {}, nullptr, nullptr};
+  if (is_linear() && !q.right.is_identity()) q.weight = fake_quantize(q.right, weight.values());
+  quantize(std::move(q));
+}
+
 void Layer::quantize(PackedWeight w) {
   const auto packed = std::make_shared<const PackedWeight>(std::move(w));
   quantize({left_grid(), {}, packed, packed, nullptr});

@@ -107,6 +107,7 @@ struct Layer {
   // Put gamma into the rows of the float weight and the bias: the same network but for rounding. Error when quantized.
   void fold_gamma();
   void quantize(Quantized q) { quantized = std::make_shared<const Quantized>(std::move(q)); }
+  void quantize(Grid left, Grid right);                       // of the operands; a weight is rounded to `right`
   void quantize(PackedWeight w);                              // the weight; the grid of the input stays as it is
   void quantize(std::shared_ptr<const BinaryPlanes> planes);  // the same
   // Make the form for Precision::Integer. False when this layer has to be simulated. Of one that has the same weight on
