@@ -196,7 +196,7 @@ void CommandLine::parse(int argc, char** argv) {
   if (p.print_recipe) throw CLI::CallForVersion(to_json(*p.recipe).dump(2), 0);
   for (const std::string& flag : p.required) require_usage(has(flag), "%s is required", flag);
   for (const std::string* path : p.outputs)
-    if (!path->empty() && *path != "-" && rank() == 0) probe_output(*path, 0);
+    if (rank() == 0) probe_output(*path);
   if (!has("--threads") && !std::getenv("OMP_NUM_THREADS")) set_threads(threads_of_rank(threads()));
   agree_on_threads();
 }

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -156,25 +155,6 @@ class Output {
   std::string path_;
 };
 
-void require_space(const std::string& folder, const std::string& path, uint64_t bytes) {
-  struct statvfs disk = {};
-  if (::statvfs(folder.c_str(), &disk) != 0) return;
-  const auto free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-  require_usage(free >= bytes, "%s: cannot be written: it needs %d MB, and %d MB are free in %s", path, bytes >> 20,
-                free >> 20, folder);
-}
-
-void probe_creation(const std::string& folder, const std::string& path, uint64_t bytes) {
-  std::error_code ignored;
-  require_usage(fs::exists(folder, ignored), "%s: cannot be written: there is no folder %s", path, folder);
-  require_usage(fs::is_directory(folder, ignored), "%s: cannot be written: %s is not a folder", path, folder);
-  std::string name;
-  Descriptor file(create_beside(folder + "/probe", name));
-  require_usage(file.fd >= 0, "%s: cannot be written: %s in %s", path, std::strerror(errno), folder);
-  if (!name.empty()) ::unlink(name.c_str());
-  require_space(folder, path, bytes);
-}
-
 }  // namespace
 
 std::string temporary_name(const std::string& path) {
@@ -211,21 +191,22 @@ void write_file(const std::string& path, const std::vector<std::string_view>& pi
   Output(path).write(pieces, lasting);
 }
 
-void probe_output(const std::string& path, uint64_t bytes) {
+void probe_output(const std::string& path) {
   if (path.empty() || path == "-") return;
   struct stat found = {};
-  if (::stat(path.c_str(), &found) != 0) return probe_creation(folder_of(resolved(path)), path, bytes);
-  require_usage(!S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder, and a file is wanted", path);
-  require_usage(::access(path.c_str(), W_OK) == 0, "%s: cannot be written: %s", path, std::strerror(errno));
-  if (S_ISREG(found.st_mode)) require_space(folder_of(resolved(path)), path, bytes);
-}
-
-void probe_folder(const std::string& path, uint64_t bytes) {
-  if (path.empty()) return;
+  if (::stat(path.c_str(), &found) == 0) {
+    require_usage(!S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder, and a file is wanted", path);
+    require_usage(::access(path.c_str(), W_OK) == 0, "%s: cannot be written: %s", path, std::strerror(errno));
+    return;
+  }
+  const std::string folder = folder_of(resolved(path));
   std::error_code ignored;
-  fs::path there = fs::absolute(path);
-  while (!fs::exists(there, ignored) && there.has_relative_path()) there = there.parent_path();
-  probe_creation(there.string(), path, bytes);
+  require_usage(fs::exists(folder, ignored), "%s: cannot be written: there is no folder %s", path, folder);
+  require_usage(fs::is_directory(folder, ignored), "%s: cannot be written: %s is not a folder", path, folder);
+  std::string name;
+  const Descriptor file(create_beside(folder + "/probe", name));
+  require_usage(file.fd >= 0, "%s: cannot be written: %s in %s", path, std::strerror(errno), folder);
+  if (!name.empty()) ::unlink(name.c_str());
 }
 
 }  // namespace bcq

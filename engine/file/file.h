@@ -1,6 +1,5 @@
 // Whole files read and written, and outputs tried before the work that fills them.
 #pragma once
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,11 +17,8 @@ void write_file(const std::string& path, const std::string& text);
 void write_file(const std::string& path, const std::vector<std::string_view>& pieces, bool lasting = true);
 
 // To be called before the work whose result goes to the file `path` (""  or "-": nothing to try): UsageError when
-// write_file() would fail (its folder is missing, no right, a folder is there), or when less than `bytes` are free.
-// Leaves what is there as it is.
-void probe_output(const std::string& path, uint64_t bytes = 0);
-// The same for a folder that will be made, with those above it, or filled.
-void probe_folder(const std::string& path, uint64_t bytes = 0);
+// write_file() would fail (its folder is missing, no right, a folder is there). Leaves what is there as it is.
+void probe_output(const std::string& path);
 
 // A name beside `path` that nothing has, with random digits: programs in other containers have the same process ids.
 // Whoever creates it does so exclusively, and asks for another name when it exists by then.
