@@ -83,77 +83,55 @@ bool is_forbidden(int error) {
          error == ENAMETOOLONG;
 }
 
-class Output {
- public:
-  explicit Output(std::string path) : path_(std::move(path)) {}
+using Pieces = std::vector<std::string_view>;
 
-  void write(const std::vector<std::string_view>& pieces, bool lasting) {
-    struct stat found = {};
-    const bool exists = ::stat(path_.c_str(), &found) == 0;
-    if (!exists && errno != ENOENT) fail(errno);  // a circle of links, or a file where a folder should be
-    require(!exists || !S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder", path_);
-    for (const int stream : {1, 2}) {
-      struct stat of_stream = {};
-      if (!exists || ::fstat(stream, &of_stream) != 0 || !same_file(found, of_stream)) continue;
-      std::cout.flush();
-      std::fflush(nullptr);
-      return write_to(stream, pieces);
-    }
-    if (exists && !S_ISREG(found.st_mode)) return write_in_place(pieces, false);
-    if (!replace(exists ? &found : nullptr, pieces, lasting)) write_in_place(pieces, lasting);
-  }
+[[noreturn]] void fail(const std::string& path, int error) {
+  throw Error(format("%s: cannot be written: %s", path, std::strerror(error)));
+}
 
- private:
-  [[noreturn]] void fail(int error) const {
-    throw Error(format("%s: cannot be written: %s", path_, std::strerror(error)));
-  }
-
-  void write_to(int fd, const std::vector<std::string_view>& pieces) const {
-    for (std::string_view piece : pieces) {
-      while (!piece.empty()) {
-        const ssize_t n = ::write(fd, piece.data(), piece.size());
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) fail(errno);
-        piece.remove_prefix(static_cast<size_t>(n));
-      }
+void write_to(int fd, const std::string& path, const Pieces& pieces) {
+  for (std::string_view piece : pieces) {
+    while (!piece.empty()) {
+      const ssize_t n = ::write(fd, piece.data(), piece.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) fail(path, errno);
+      piece.remove_prefix(static_cast<size_t>(n));
     }
   }
+}
 
-  // By way of a temporary file. False, with nothing done, when there is a file that only can be written in place.
-  bool replace(const struct stat* found, const std::vector<std::string_view>& pieces, bool lasting) const {
-    const std::string target = resolved(path_);
-    struct stat at_target = {};
-    if (found && (::stat(target.c_str(), &at_target) != 0 || !same_file(*found, at_target))) return false;
-    std::string name;
-    Descriptor file(create_beside(target, name));
-    if (file.fd < 0 && found && is_forbidden(errno)) return false;
-    if (file.fd < 0) fail(errno);
-    try {
-      write_to(file.fd, pieces);
-      if (found) (void)!::fchmod(file.fd, found->st_mode & 07777);
-      if (lasting && ::fsync(file.fd) != 0) fail(errno);
-      if (name.empty() && !give_name(file.fd, target, name)) fail(errno);
-      if (file.close() != 0) fail(errno);
-      if (::rename(name.c_str(), target.c_str()) == 0) return true;
-      if (!found || !is_forbidden(errno)) fail(errno);
-      ::unlink(name.c_str());
-      return false;
-    } catch (...) {
-      if (!name.empty()) ::unlink(name.c_str());
-      throw;
-    }
+// By way of a temporary file. False, with nothing done, when there is a file that only can be written in place.
+bool replace(const std::string& path, const struct stat* found, const Pieces& pieces, bool lasting) {
+  const std::string target = resolved(path);
+  struct stat at_target = {};
+  if (found && (::stat(target.c_str(), &at_target) != 0 || !same_file(*found, at_target))) return false;
+  std::string name;
+  Descriptor file(create_beside(target, name));
+  if (file.fd < 0 && found && is_forbidden(errno)) return false;
+  if (file.fd < 0) fail(path, errno);
+  try {
+    write_to(file.fd, path, pieces);
+    if (found) (void)!::fchmod(file.fd, found->st_mode & 07777);
+    if (lasting && ::fsync(file.fd) != 0) fail(path, errno);
+    if (name.empty() && !give_name(file.fd, target, name)) fail(path, errno);
+    if (file.close() != 0) fail(path, errno);
+    if (::rename(name.c_str(), target.c_str()) == 0) return true;
+    if (!found || !is_forbidden(errno)) fail(path, errno);
+    ::unlink(name.c_str());
+    return false;
+  } catch (...) {
+    if (!name.empty()) ::unlink(name.c_str());
+    throw;
   }
+}
 
-  void write_in_place(const std::vector<std::string_view>& pieces, bool lasting) const {
-    Descriptor file(::open(path_.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
-    if (file.fd < 0) fail(errno);
-    write_to(file.fd, pieces);
-    if (lasting && ::fsync(file.fd) != 0 && errno != EINVAL) fail(errno);
-    if (file.close() != 0) fail(errno);
-  }
-
-  std::string path_;
-};
+void write_in_place(const std::string& path, const Pieces& pieces, bool lasting) {
+  Descriptor file(::open(path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
+  if (file.fd < 0) fail(path, errno);
+  write_to(file.fd, path, pieces);
+  if (lasting && ::fsync(file.fd) != 0 && errno != EINVAL) fail(path, errno);
+  if (file.close() != 0) fail(path, errno);
+}
 
 }  // namespace
 
@@ -183,12 +161,22 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
-void write_file(const std::string& path, const std::string& text) {
-  write_file(path, std::vector<std::string_view>{text});
-}
+void write_file(const std::string& path, const std::string& text) { write_file(path, Pieces{text}); }
 
-void write_file(const std::string& path, const std::vector<std::string_view>& pieces, bool lasting) {
-  Output(path).write(pieces, lasting);
+void write_file(const std::string& path, const Pieces& pieces, bool lasting) {
+  struct stat found = {};
+  const bool exists = ::stat(path.c_str(), &found) == 0;
+  if (!exists && errno != ENOENT) fail(path, errno);  // a circle of links, or a file where a folder should be
+  require(!exists || !S_ISDIR(found.st_mode), "%s: cannot be written: it is a folder", path);
+  for (const int stream : {1, 2}) {
+    struct stat of_stream = {};
+    if (!exists || ::fstat(stream, &of_stream) != 0 || !same_file(found, of_stream)) continue;
+    std::cout.flush();
+    std::fflush(nullptr);
+    return write_to(stream, path, pieces);
+  }
+  if (exists && !S_ISREG(found.st_mode)) return write_in_place(path, pieces, false);
+  if (!replace(path, exists ? &found : nullptr, pieces, lasting)) write_in_place(path, pieces, lasting);
 }
 
 void probe_output(const std::string& path) {
