@@ -32,23 +32,41 @@ static_assert(std::endian::native == std::endian::little, "safetensors data is l
 
 constexpr uint64_t kLengthBytes = 8;
 
+// Elements of T at an address of any alignment.
+template <class T>
+T value_at(const std::byte* bytes, int64_t i) {
+  T value;
+  std::memcpy(&value, bytes + static_cast<size_t>(i) * sizeof(T), sizeof(T));
+  return value;
+}
+
+template <class T>
+int64_t integer_at(const std::byte* bytes, int64_t i) {
+  return value_at<T>(bytes, i);
+}
+
+// One for each DType, in their order.
 struct DTypeRow {
-  DType dtype;
   const char* name;
   size_t bytes;
+  int64_t (*integer_at)(const std::byte* bytes, int64_t i) = nullptr;  // null: not read as integers
 };
-constexpr DTypeRow kDTypes[] = {
-    {DType::Bool, "BOOL", 1}, {DType::U8, "U8", 1},   {DType::I8, "I8", 1},     {DType::I16, "I16", 2},
-    {DType::U16, "U16", 2},   {DType::F16, "F16", 2}, {DType::BF16, "BF16", 2}, {DType::I32, "I32", 4},
-    {DType::U32, "U32", 4},   {DType::F32, "F32", 4}, {DType::F64, "F64", 8},   {DType::I64, "I64", 8},
-    {DType::U64, "U64", 8},
-};
+constexpr DTypeRow kDTypes[] = {{"BOOL", 1},
+                                {"U8", 1, integer_at<uint8_t>},
+                                {"I8", 1, integer_at<int8_t>},
+                                {"I16", 2, integer_at<int16_t>},
+                                {"U16", 2, integer_at<uint16_t>},
+                                {"F16", 2},
+                                {"BF16", 2},
+                                {"I32", 4, integer_at<int32_t>},
+                                {"U32", 4, integer_at<uint32_t>},
+                                {"F32", 4},
+                                {"F64", 8},
+                                {"I64", 8, integer_at<int64_t>},
+                                {"U64", 8}};
+static_assert(std::size(kDTypes) == static_cast<size_t>(DType::U64) + 1);
 
-const DTypeRow& row(DType dtype) {
-  for (const DTypeRow& r : kDTypes)
-    if (r.dtype == dtype) return r;
-  throw Error("a DType outside its enumeration");
-}
+const DTypeRow& row(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
 
 // Shapes in messages come from the file: no longer than a line.
 std::string short_shape(const Shape& shape) {
@@ -148,7 +166,8 @@ void Header::read_entry(const std::string& name, const json& object) {
   const json& offsets = object["data_offsets"];
   require_input(offsets.is_array() && offsets.size() == 2 && is_count(offsets[0]) && is_count(offsets[1]),
                 "%s: data_offsets must be two non-negative integers", who);
-  entries.push_back({name, known->dtype, std::move(dims), offsets[0].get<uint64_t>(), offsets[1].get<uint64_t>()});
+  entries.push_back({name, static_cast<DType>(known - kDTypes), std::move(dims), offsets[0].get<uint64_t>(),
+                     offsets[1].get<uint64_t>()});
 }
 
 void Header::check_entry_size(const Entry& e) const {
@@ -261,14 +280,6 @@ Opened open_shards(const std::string& path) {
 
 // ---- Values ------------------------------------------------------------------------------------
 
-// Elements of T at an address of any alignment.
-template <class T>
-T value_at(const std::byte* bytes, int64_t i) {
-  T value;
-  std::memcpy(&value, bytes + static_cast<size_t>(i) * sizeof(T), sizeof(T));
-  return value;
-}
-
 template <class T>
 bool aligned(const std::byte* bytes) {
   return reinterpret_cast<uintptr_t>(bytes) % alignof(T) == 0;
@@ -338,11 +349,6 @@ const TensorInfo& find(const SafeTensors& file, const std::string& name) {
 
 std::string describe(const TensorInfo& info, const std::string& name) { return info.path + ": tensor " + quoted(name); }
 
-template <class T>
-void widen(const TensorInfo& info, std::vector<int64_t>& values) {
-  for (size_t i = 0; i < values.size(); ++i) values[i] = value_at<T>(info.bytes, static_cast<int64_t>(i));
-}
-
 }  // namespace
 
 const char* name(DType dtype) { return row(dtype).name; }
@@ -393,33 +399,11 @@ Weight SafeTensors::get_weight(const std::string& name, const Shape& expected) c
 
 std::vector<int64_t> SafeTensors::get_ints(const std::string& name, Shape* shape) const {
   const TensorInfo& info = find(*this, name);
-  std::vector<int64_t> values(static_cast<size_t>(numel(info.shape)));
-  switch (info.dtype) {
-    case DType::I8:
-      widen<int8_t>(info, values);
-      break;
-    case DType::U8:
-      widen<uint8_t>(info, values);
-      break;
-    case DType::I16:
-      widen<int16_t>(info, values);
-      break;
-    case DType::U16:
-      widen<uint16_t>(info, values);
-      break;
-    case DType::I32:
-      widen<int32_t>(info, values);
-      break;
-    case DType::U32:
-      widen<uint32_t>(info, values);
-      break;
-    case DType::I64:
-      widen<int64_t>(info, values);
-      break;
-    default:
-      throw InputError(
-          format("%s: is %s, but an integer tensor is needed", describe(info, name), bcq::name(info.dtype)));
-  }
+  const auto integer_at = row(info.dtype).integer_at;
+  require_input(integer_at != nullptr, "%s: is %s, but an integer tensor is needed", describe(info, name),
+                bcq::name(info.dtype));
+  std::vector<int64_t> values(at(numel(info.shape)));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = integer_at(info.bytes, static_cast<int64_t>(i));
   if (shape) *shape = info.shape;
   return values;
 }
