@@ -215,12 +215,7 @@ std::string header_text(const Mapping& file, const std::string& path) {
   return text;
 }
 
-struct Opened {
-  std::map<std::string, TensorInfo> tensors;
-  std::map<std::string, std::string> metadata;
-};
-
-Opened open_file(const std::string& path) {
+SafeTensors open_file(const std::string& path) {
   const auto file = std::make_shared<Mapping>(path);
   const std::string text = header_text(*file, path);
   const json parsed = parse_json(text, path + " (header)");
@@ -234,10 +229,9 @@ Opened open_file(const std::string& path) {
   const std::byte* data = file->bytes + kLengthBytes + text.size();
   header.check_coverage(file->size - kLengthBytes - text.size());
 
-  Opened opened;
-  for (Entry& e : header.entries) opened.tensors[e.name] = {e.dtype, std::move(e.shape), data + e.begin, file, path};
-  opened.metadata = std::move(header.metadata);
-  return opened;
+  std::map<std::string, TensorInfo> tensors;
+  for (Entry& e : header.entries) tensors[e.name] = {e.dtype, std::move(e.shape), data + e.begin, file, path};
+  return SafeTensors(path, std::move(tensors), std::move(header.metadata));
 }
 
 // ---- Shards ------------------------------------------------------------------------------------
@@ -260,22 +254,22 @@ std::map<std::string, std::vector<std::string>> read_index(const std::string& pa
   return shards;
 }
 
-Opened open_shards(const std::string& path) {
+SafeTensors open_shards(const std::string& path) {
   const size_t slash = path.find_last_of('/');
   const std::string directory = slash == std::string::npos ? "" : path.substr(0, slash + 1);
-  Opened all;
+  std::map<std::string, TensorInfo> all;
+  std::map<std::string, std::string> metadata;
   for (const auto& [name, tensors] : read_index(path)) {
     const std::string shard_path = directory + name;
-    Opened shard = open_file(shard_path);
+    const SafeTensors shard = open_file(shard_path);
     for (const std::string& tensor : tensors) {
-      const auto found = shard.tensors.find(tensor);
-      require_input(found != shard.tensors.end(), "%s: tensor %s is not in %s, where the index says it is", path,
-                    quoted(tensor), shard_path);
-      all.tensors[tensor] = std::move(found->second);
+      require_input(shard.has(tensor), "%s: tensor %s is not in %s, where the index says it is", path, quoted(tensor),
+                    shard_path);
+      all[tensor] = shard.tensors().at(tensor);
     }
-    all.metadata.merge(shard.metadata);
+    metadata.insert(shard.metadata().begin(), shard.metadata().end());
   }
-  return all;
+  return SafeTensors(path, std::move(all), std::move(metadata));
 }
 
 // ---- Values ------------------------------------------------------------------------------------
@@ -355,23 +349,12 @@ const char* name(DType dtype) { return row(dtype).name; }
 size_t bytes_of(DType dtype) { return row(dtype).bytes; }
 
 SafeTensors SafeTensors::open(const std::string& path) {
-  Opened opened = path.ends_with(".json") ? open_shards(path) : open_file(path);
-  SafeTensors file;
-  file.path_ = path;
-  file.tensors_ = std::move(opened.tensors);
-  file.metadata_ = std::move(opened.metadata);
-  return file;
+  return path.ends_with(".json") ? open_shards(path) : open_file(path);
 }
 
 Tensor SafeTensors::get(const std::string& name) const {
   const TensorInfo& info = find(*this, name);
   return load(info, describe(info, name));
-}
-
-SafeTensors SafeTensors::of(std::map<std::string, TensorInfo> tensors) {
-  SafeTensors file;
-  file.tensors_ = std::move(tensors);
-  return file;
 }
 
 Tensor SafeTensors::get(const std::string& name, const Shape& expected) const {

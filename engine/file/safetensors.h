@@ -45,7 +45,9 @@ class SafeTensors {
   // the tensor for every case the reference reader refuses, duplicate keys included.
   static SafeTensors open(const std::string& path);
 
-  static SafeTensors of(std::map<std::string, TensorInfo> tensors);  // that are in memory
+  // Tensors that are mapped or in memory; path: for messages.
+  SafeTensors(std::string path, std::map<std::string, TensorInfo> tensors, std::map<std::string, std::string> metadata)
+      : path_(std::move(path)), tensors_(std::move(tensors)), metadata_(std::move(metadata)) {}
 
   const std::string& path() const { return path_; }
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
