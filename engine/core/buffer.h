@@ -1,4 +1,4 @@
-// Uninitialized memory of one owner, for what is no tensor: codes, sums, panels.
+// Uninitialized memory of one owner: a tensor's, or for what is no tensor: codes, sums, panels.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace bcq {
 
-// n values that begin at a cache line.
+// n values that begin at a cache line, which is a register of AVX-512, too.
 template <class T>
 class Buffer {
  public:

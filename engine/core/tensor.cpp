@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
+#include "engine/core/buffer.h"
 #include "engine/core/check.h"
 
 namespace bcq {
@@ -22,10 +22,9 @@ std::string to_string(const Shape& shape) {
 Tensor Tensor::uninitialized(Shape s) {
   Tensor t;
   t.shape = std::move(s);
-  // 64-byte alignment: one AVX-512 register, one cache line.
-  const size_t bytes = static_cast<size_t>(std::max<int64_t>(t.size(), 1)) * sizeof(float);
-  t.data = static_cast<float*>(::operator new (bytes, std::align_val_t{64}));
-  t.owner = std::shared_ptr<void>(t.data, [](void* p) { ::operator delete (p, std::align_val_t{64}); });
+  const auto memory = std::make_shared<Buffer<float>>(std::max<int64_t>(t.size(), 1));
+  t.data = memory->data();
+  t.owner = memory;
   return t;
 }
 

@@ -279,23 +279,18 @@ bool aligned(const std::byte* bytes) {
   return reinterpret_cast<uintptr_t>(bytes) % alignof(T) == 0;
 }
 
-// 16-bit floats, from an address of any alignment.
-void convert(void (*from)(const uint16_t*, float*, int64_t), const std::byte* bytes, float* y, int64_t n) {
-  if (aligned<uint16_t>(bytes)) return from(reinterpret_cast<const uint16_t*>(bytes), y, n);
-  constexpr int64_t kChunk = 4096;
-  uint16_t chunk[kChunk];
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int64_t count = std::min(kChunk, n - i);
-    std::memcpy(chunk, bytes + 2 * i, static_cast<size_t>(2 * count));
-    from(chunk, y + i, count);
-  }
-}
-
 bool is_half(const TensorInfo& info) { return info.dtype == DType::F16 || info.dtype == DType::BF16; }
 
 // Values [begin, end) of a 16-bit tensor.
 void widen_half(const TensorInfo& info, int64_t begin, int64_t end, float* y) {
-  convert(info.dtype == DType::F16 ? kernels().from_f16 : kernels().from_bf16, info.bytes + 2 * begin, y, end - begin);
+  const std::byte* bytes = info.bytes + 2 * begin;
+  std::vector<uint16_t> copy;
+  if (!aligned<uint16_t>(bytes)) {
+    copy.resize(at(end - begin));
+    bytes = static_cast<const std::byte*>(std::memcpy(copy.data(), bytes, 2 * copy.size()));
+  }
+  const auto from = info.dtype == DType::F16 ? kernels().from_f16 : kernels().from_bf16;
+  from(reinterpret_cast<const uint16_t*>(bytes), y, end - begin);
 }
 
 Tensor decode(const TensorInfo& info, const std::string& who) {
@@ -421,12 +416,9 @@ Tensor Loader::get(const std::string& child, const Shape& expected) const {
   if (names.size() == 1) return file_->get(names[0], expected);
   Shape part = expected;
   part[0] /= static_cast<int64_t>(names.size());
-  Tensor joined = Tensor::uninitialized(expected);
-  for (size_t i = 0; i < names.size(); ++i) {
-    const Tensor one = file_->get(names[i], part);
-    std::copy_n(one.data, one.size(), joined.data + static_cast<int64_t>(i) * one.size());
-  }
-  return joined;
+  std::vector<Tensor> parts;
+  for (const std::string& name : names) parts.push_back(file_->get(name, part));
+  return concatenate(parts);
 }
 
 Weight Loader::get_weight(const std::string& child, const Shape& expected) const {
