@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "engine/core/check.h"
 #include "engine/kernels/kernels.h"
@@ -28,36 +29,29 @@ bool has_avx_vnni() {  // nor for this; its registers are those of AVX2
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
 }
 
-struct Sets {
-  const Kernels* set[4] = {};
-  int count = 0;
-
-  Sets() {
+const std::vector<const Kernels*>& sets() {
+  static const std::vector<const Kernels*> found = [] {
     // Asks the processor, and the operating system whether it saves the registers.
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni");
-    set[count++] = &kernels_plain;
-    if (avx2) set[count++] = &kernels_avx2;
-    if (avx2 && has_avx_vnni()) set[count++] = &kernels_avxvnni;
-    if (avx512) set[count++] = &kernels_avx512;
-  }
-};
-
-const Sets& sets() {
-  static const Sets found;
+    std::vector<const Kernels*> all = {&kernels_plain};
+    if (avx2) all.push_back(&kernels_avx2);
+    if (avx2 && has_avx_vnni()) all.push_back(&kernels_avxvnni);
+    if (avx512) all.push_back(&kernels_avx512);
+    return all;
+  }();
   return found;
 }
 
 const Kernels& choose() {
   const char* wanted = std::getenv("BCQ_ISA");
-  const Sets& found = sets();
-  if (wanted == nullptr || *wanted == '\0') return *found.set[found.count - 1];
+  if (wanted == nullptr || *wanted == '\0') return *sets().back();
   std::string names;
-  for (int i = 0; i < found.count; ++i) {
-    if (std::strcmp(wanted, found.set[i]->name) == 0) return *found.set[i];
-    names += (i ? ", " : "") + std::string(found.set[i]->name);
+  for (const Kernels* set : sets()) {
+    if (std::strcmp(wanted, set->name) == 0) return *set;
+    names += (names.empty() ? "" : ", ") + std::string(set->name);
   }
   throw UsageError(format("BCQ_ISA=%s cannot run here: this machine runs %s", wanted, names));
 }
@@ -70,8 +64,8 @@ const Kernels& kernels() {
 }
 
 const Kernels* const* all_kernels(int* count) {
-  *count = sets().count;
-  return sets().set;
+  *count = static_cast<int>(sets().size());
+  return sets().data();
 }
 
 }  // namespace bcq
