@@ -83,4 +83,12 @@ Tensor concatenate(const std::vector<Tensor>& parts) {
   return all;
 }
 
+Tensor transposed(const Tensor& x) {
+  const int64_t rows = x.dim(0), columns = x.dim(1);
+  Tensor y = Tensor::uninitialized({columns, rows});
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) y[c * rows + r] = x[r * columns + c];
+  return y;
+}
+
 }  // namespace bcq

@@ -50,6 +50,7 @@ struct Tensor {
 
 // Tensors [n, ...], whose samples have one shape, one after the other. Error for other shapes.
 Tensor concatenate(const std::vector<Tensor>& parts);
+Tensor transposed(const Tensor& x);  // [rows, columns] to [columns, rows]
 
 // What a model consumes: either pixels or token ids.
 struct Batch {

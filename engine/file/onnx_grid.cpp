@@ -180,18 +180,6 @@ std::string onnx_rescale(OnnxGraph& graph, const OnnxRounded& a, const OnnxRound
   return scale.empty() ? y : graph.add("Mul", {y, each(graph, scale)});
 }
 
-namespace {
-
-Tensor transposed(const Tensor& w) {
-  const int64_t rows = w.dim(0), columns = w.dim(1);
-  Tensor y = Tensor::uninitialized({columns, rows});
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) y[c * rows + r] = w[r * columns + c];
-  return y;
-}
-
-}  // namespace
-
 std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight, bool meets_codes) {
   const Tensor w = weight.values();
   if (grid.is_identity() || grid->bits > kInt8Bits || !grid->has_zero_points()) return graph.floats(transposed(w));

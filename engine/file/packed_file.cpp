@@ -15,23 +15,6 @@ namespace {
 
 using Kind = PackedFormat::Kind;
 
-// GPTQ's words are those of a row from top to bottom: [words, rows] where we have [rows, words].
-template <class T>
-std::vector<T> transposed(const std::vector<T>& x, int64_t rows) {
-  const int64_t cols = static_cast<int64_t>(x.size()) / rows;
-  std::vector<T> y(x.size());
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) y[at(c * rows + r)] = x[at(r * cols + c)];
-  return y;
-}
-
-Tensor transposed(const Tensor& x) {
-  Tensor y = Tensor::uninitialized({x.dim(1), x.dim(0)});
-  for (int64_t r = 0; r < x.dim(0); ++r)
-    for (int64_t c = 0; c < x.dim(1); ++c) y[c * x.dim(0) + r] = x[r * x.dim(1) + c];
-  return y;
-}
-
 // The widths GPTQ checkpoints have (GPTQModel's planar layouts of others are another format).
 bool is_gptq_width(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
@@ -275,10 +258,13 @@ void put_packed(const std::string& name, const PackedWeight& w, Kind kind, std::
           "%s: %d bits in shape %s cannot be written in GPTQ's format", name, bits, to_string(w.shape()));
   const int64_t row = packed_words(in, grid.bits), zero_row = packed_words(out, grid.bits);
   const auto ints = [](const std::vector<uint32_t>& words) { return std::vector<int32_t>(words.begin(), words.end()); };
-  std::vector<uint32_t> words(at(out * row));
+  std::vector<uint32_t> words(at(out * row)), of_row(at(row));
   const std::vector<uint8_t> all = w.codes();
-  for (int64_t r = 0; r < out; ++r) pack_codes(all.data() + r * in, in, grid.bits, words.data() + r * row);
-  tensors[name + ".qweight"] = own ? store({out, row}, ints(words)) : store({row, out}, ints(transposed(words, out)));
+  for (int64_t r = 0; r < out; ++r) {
+    pack_codes(all.data() + r * in, in, grid.bits, of_row.data());
+    for (int64_t k = 0; k < row; ++k) words[at(own ? r * row + k : k * out + r)] = of_row[at(k)];
+  }
+  tensors[name + ".qweight"] = store(own ? Shape{out, row} : Shape{row, out}, ints(words));
 
   std::vector<uint32_t> zeros(at(groups * zero_row));
   std::vector<uint8_t> codes(at(out));
