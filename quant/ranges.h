@@ -5,9 +5,8 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
-#include "engine/grid/adalog.h"
 #include "engine/grid/asymmetric.h"
-#include "engine/grid/log_sqrt2.h"
+#include "engine/grid/log_grid.h"
 #include "engine/grid/table.h"
 
 namespace bcq {

@@ -8,11 +8,9 @@
 
 #include "engine/core/check.h"
 #include "engine/core/format.h"
-#include "engine/grid/adalog.h"
 #include "engine/grid/affine.h"
 #include "engine/grid/asymmetric.h"
-#include "engine/grid/log2.h"
-#include "engine/grid/log_sqrt2.h"
+#include "engine/grid/log_grid.h"
 #include "engine/grid/table.h"
 #include "engine/kernels/kernels.h"
 #include "engine/nn/layer.h"

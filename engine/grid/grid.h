@@ -1,8 +1,8 @@
 // Grids: what values a quantized operand may hold, how a float is rounded to them, and the integer codes they have.
 //
-// A kind of grid is one file: a class derived from GridKind with its rounding, its integer form, its storage cost and
-// its description, and a row in registry.cpp. Which grid an operand gets is decided in quant/. All rounding is half to
-// even.
+// A family of grids is one file: classes derived from GridKind with their rounding, their integer form, their storage
+// cost and their description, and rows in registry.cpp. Which grid an operand gets is decided in quant/. All rounding is
+// half to even.
 #pragma once
 #include <map>
 #include <memory>
