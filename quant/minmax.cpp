@@ -3,8 +3,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 #include "quant/calibrate.h"

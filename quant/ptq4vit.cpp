@@ -10,8 +10,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/asymmetric.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 

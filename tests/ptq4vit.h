@@ -1,7 +1,6 @@
 // What tests of BasePTQ, EasyQuant and PTQ4ViT share.
 #pragma once
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "models/model.h"
 #include "tests/support.h"

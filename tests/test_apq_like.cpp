@@ -3,7 +3,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/asymmetric.h"
-#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "quant/apq_like.h"
 #include "tests/model_fixtures.h"

@@ -6,8 +6,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/affine.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "tests/grid_codes.h"
 

@@ -4,8 +4,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/affine.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "engine/nn/int8_layer.h"
 #include "quant/bias_comp.h"

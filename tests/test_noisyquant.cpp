@@ -5,7 +5,7 @@
 
 #include "engine/core/check.h"
 #include "engine/grid/offset.h"
-#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "quant/noisyquant.h"
 #include "tests/golden.h"

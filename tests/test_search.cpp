@@ -5,8 +5,7 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "engine/nn/ops.h"
 #include "quant/search.h"

@@ -8,8 +8,7 @@
 #include "engine/grid/log_grid.h"
 #include "engine/grid/offset.h"
 #include "engine/grid/table.h"
-#include "engine/grid/twin_gelu.h"
-#include "engine/grid/twin_softmax.h"
+#include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 
 namespace bcq {

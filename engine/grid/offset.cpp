@@ -1,7 +1,7 @@
 #include "engine/grid/offset.h"
 
 #include "engine/grid/parts.h"
-#include "engine/grid/twin_gelu.h"
+#include "engine/grid/twin.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
