@@ -6,7 +6,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
-#include "engine/grid/asymmetric.h"
+#include "engine/grid/uniform.h"
 #include "quant/passes.h"
 
 namespace bcq {

@@ -9,7 +9,6 @@
 #include <random>
 
 #include "engine/core/check.h"
-#include "engine/grid/asymmetric.h"
 #include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
@@ -69,9 +68,9 @@ Candidates uniform(const Tensor& x, int axis, int64_t units, int bits, const Ptq
     unit = std::max(unit, kernels().max_abs(x.data + i * part, part));
   }
   return {multipliers(options), units, [=](const std::vector<float>& c) {
-            Uniform grid{bits, axis, {}};
-            for (size_t u = 0; u < c.size(); ++u) grid.delta.push_back(c[u] * first_step(top[u], bits));
-            return Grid{grid};
+            std::vector<float> steps;
+            for (size_t u = 0; u < c.size(); ++u) steps.push_back(c[u] * first_step(top[u], bits));
+            return Grid{Uniform{bits, axis, steps}};
           }};
 }
 

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "engine/core/tensor.h"
-#include "engine/grid/asymmetric.h"
 #include "engine/grid/log_grid.h"
 #include "engine/grid/table.h"
+#include "engine/grid/uniform.h"
 
 namespace bcq {
 

@@ -1,7 +1,7 @@
 // RepQ-ViT ("RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers"): asymmetric
 // grids at percentiles; per channel behind a norm, folded into it; logarithmic steps of sqrt 2 behind softmax.
 #pragma once
-#include "engine/grid/asymmetric.h"
+#include "engine/grid/uniform.h"
 #include "quant/method.h"
 #include "quant/ranges.h"
 

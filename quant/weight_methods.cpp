@@ -7,8 +7,7 @@
 #include <numeric>
 
 #include "engine/core/check.h"
-#include "engine/grid/asymmetric.h"
-#include "engine/grid/dynamic.h"
+#include "engine/grid/uniform.h"
 #include "engine/kernels/kernels.h"
 #include "quant/linalg.h"
 #include "quant/refine.h"

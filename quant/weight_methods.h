@@ -15,7 +15,7 @@ Tensor rounded_scaled(const Tensor& w, const std::vector<float>& s, const Weight
 struct ActivationGrid {
   int bits = 32;       // 2 ... 8; 32: not at all
   bool fixed = false;  // one asymmetric grid for the tensor, from least to largest as seen in calibration; else one a
-                       // token, from the token itself (engine/grid/dynamic.h)
+                       // token, from the token itself (engine/grid/uniform.h)
 };
 
 // Every linear layer to the nearest numbers of its grid; those in `bits` with bits of their own, or not at all (0). It

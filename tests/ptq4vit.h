@@ -21,7 +21,7 @@ inline Tensor squared(Tensor g) {
 
 // The steps that were chosen, of a grid of any of their kinds.
 inline std::vector<float> scales_of(const Grid& grid) {
-  if (const auto* g = grid.as<Uniform>()) return g->delta;
+  if (const auto* g = grid.as<Uniform>()) return g->scale;
   if (const auto* g = grid.as<TwinGelu>()) return {g->pos, g->neg};
   if (const auto* g = grid.as<TwinSoftmax>()) return {g->split};
   return {};

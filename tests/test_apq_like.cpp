@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include "engine/core/check.h"
-#include "engine/grid/asymmetric.h"
 #include "engine/grid/twin.h"
 #include "engine/grid/uniform.h"
 #include "quant/apq_like.h"
@@ -37,7 +36,7 @@ TEST_CASE("apq-like: what ends a block is chosen as by its own output, where all
       const Layer &x = *a->layers(i).back(), &y = *b->layers(i).back();
       REQUIRE(x.role == Role::Fc2);
       CHECK(as<TwinGelu>(x.left_grid()).pos == as<TwinGelu>(y.left_grid()).pos);
-      CHECK(as<Uniform>(x.quantized->right).delta == as<Uniform>(y.quantized->right).delta);
+      CHECK(as<Uniform>(x.quantized->right).scale == as<Uniform>(y.quantized->right).scale);
       for (const Layer* layer : a->layers(i)) {
         CHECK(layer->is_quantized());
         if (layer->role != Role::AV) continue;

@@ -97,10 +97,10 @@ Layer product(Role role, const Grid& a, const Grid& b) {
 }
 
 Uniform uniform(int bits, int axis, int64_t units, float top) {
-  Uniform grid{bits, axis, {}};
+  std::vector<float> steps;
   for (int64_t u = 0; u < units; ++u)
-    grid.delta.push_back(top * (0.8f + 0.1f * static_cast<float>(u % 4)) / std::ldexp(1.f, bits - 1));
-  return grid;
+    steps.push_back(top * (0.8f + 0.1f * static_cast<float>(u % 4)) / std::ldexp(1.f, bits - 1));
+  return Uniform{bits, axis, steps};
 }
 
 Tensor probabilities(Shape shape) { return softmax(nullptr, random(std::move(shape), 7, 4)); }

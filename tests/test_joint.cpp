@@ -5,7 +5,7 @@
 #include <random>
 #include <tuple>
 
-#include "engine/grid/dynamic.h"
+#include "engine/grid/uniform.h"
 #include "models/layers.h"
 #include "quant/bias_comp.h"
 #include "quant/calibrate.h"

@@ -176,7 +176,7 @@ TEST_CASE("what quantization made of a layer is replaced whole: what holds the o
   layer.quantize(PackedWeight(Affine{4, 5, random({7, 1}, 27), Tensor({7, 1})}, {7, 5}, std::vector<uint8_t>(35, 3)));
   CHECK(layer.packed() != nullptr);
   CHECK(layer.int8() == nullptr);
-  CHECK(as<Uniform>(layer.left_grid()).delta == std::vector<float>{0.1f});
+  CHECK(as<Uniform>(layer.left_grid()).scale == std::vector<float>{0.1f});
   CHECK_FALSE(same_bits(layer.run(kFake, x), y));
   CHECK(same_bits(layer.run({Precision::Integer}, x), layer.run(kFake, x)));
 
@@ -185,7 +185,7 @@ TEST_CASE("what quantization made of a layer is replaced whole: what holds the o
   CHECK(layer.int8() == nullptr);
 
   CHECK(same_bits(first->weight.values(), weight));
-  CHECK(as<Uniform>(first->right).delta == std::vector<float>{0.2f});
+  CHECK(as<Uniform>(first->right).scale == std::vector<float>{0.2f});
   CHECK(same_bits(copy.run(kFake, x), y));
   layer.quantized = second;
   CHECK(same_bits(layer.run({Precision::Integer}, x), y_int8));

@@ -46,12 +46,12 @@ TEST_CASE("min-max: steps are the largest magnitudes over all batches, in the mi
     const auto* grid = layer->quantized->right.as<Uniform>();
     REQUIRE(grid);
     CHECK(grid->bits == bits);
-    CHECK(grid->delta == std::vector<float>{right / (std::ldexp(1.f, bits - 1) - 0.5f)});
+    CHECK(grid->scale == std::vector<float>{right / (std::ldexp(1.f, bits - 1) - 0.5f)});
     if (layer->role == Role::Patch) {
       CHECK(layer->left_grid().is_identity());
       continue;
     }
-    CHECK(layer->left_grid().as<Uniform>()->delta == std::vector<float>{left / 7.5f});
+    CHECK(layer->left_grid().as<Uniform>()->scale == std::vector<float>{left / 7.5f});
   }
   CHECK_THROWS_AS(MinMax(1, 4), UsageError);
 }

@@ -14,8 +14,6 @@
 #include "engine/file/json.h"
 #include "engine/file/onnx_file.h"
 #include "engine/file/onnx_grid.h"
-#include "engine/grid/asymmetric.h"
-#include "engine/grid/dynamic.h"
 #include "engine/grid/log_grid.h"
 #include "engine/grid/offset.h"
 #include "engine/grid/table.h"

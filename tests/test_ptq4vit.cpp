@@ -50,7 +50,7 @@ Operands make_data(const Layer& layer, const Tensor& a, const Tensor& b, const T
   return {a, b, layer.product({Precision::Float}, a, b), squared(g.clone())};
 }
 
-const std::vector<float>& steps(const Grid& grid) { return as<Uniform>(grid).delta; }
+const std::vector<float>& steps(const Grid& grid) { return as<Uniform>(grid).scale; }
 
 // The candidates behind chosen steps; `first` are the steps of multiplier 1.
 std::vector<int> indices(const std::vector<float>& chosen, const std::vector<float>& first, double alpha = 0.01) {
@@ -285,7 +285,7 @@ TEST_CASE("ptq4vit: which grid goes where") {
     CHECK(layer->left_grid().is<TwinGelu>() == (layer->role == Role::Fc2));
     const auto& b = as<Uniform>(right_grid(*layer));
     CHECK(b.bits == (layer->is_linear() ? 6 : 5));
-    CHECK(b.delta.size() == (layer->role == Role::Patch                        ? 24u
+    CHECK(b.scale.size() == (layer->role == Role::Patch                        ? 24u
                              : !layer->is_linear() || layer->role == Role::QKV ? 3u
                                                                                : 1u));
     CHECK(layer->quantized->weight.empty() == !layer->is_linear());

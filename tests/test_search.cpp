@@ -48,7 +48,7 @@ Candidates steps(int64_t units, int axis, float delta) {
   c.units = units;
   c.grid = [=](const std::vector<float>& m) {
     Uniform grid{kBits, axis, m};
-    for (float& step : grid.delta) step *= delta;
+    for (float& step : grid.scale) step *= delta;
     return Grid{grid};
   };
   return c;

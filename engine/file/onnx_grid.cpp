@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "engine/core/check.h"
-#include "engine/grid/asymmetric.h"
 #include "engine/grid/log_grid.h"
 #include "engine/grid/offset.h"
 #include "engine/grid/table.h"
@@ -63,10 +62,6 @@ OnnxRounded round_heads(OnnxGraph& graph, const std::vector<Steps>& heads, const
   return {round_steps(graph, {1, -all.zero(), 255 - all.zero()}, v), scale};
 }
 
-Steps steps_of(int bits, float scale) {
-  const int32_t m = 1 << (bits - 1);
-  return {scale, -m, m - 1};
-}
 Steps steps_of(const Asymmetric& grid, int64_t unit) {
   const int32_t z = grid.offset(unit);
   return {grid.plane_scale(0, unit), -z, (1 << grid.bits) - 1 - z};
@@ -144,7 +139,6 @@ std::string round_log(OnnxGraph& graph, const LogGrid& grid, const std::string& 
 std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x) {
   if (grid.is_identity()) return x;
   require(grid->units() == 1, "a grid of %d units for a whole tensor", grid->units());
-  if (const auto* g = grid.as<Uniform>()) return round_steps(graph, steps_of(g->bits, g->delta[0]), x);
   if (const auto* g = grid.as<Asymmetric>()) return round_steps(graph, steps_of(*g, 0), x);
   if (const auto* g = grid.as<Table>()) return round_table(graph, g->parts[0], x);
   if (const auto* g = grid.as<TwinGelu>()) return round_twin_gelu(graph, *g, x);
@@ -165,7 +159,6 @@ OnnxRounded onnx_round_heads(OnnxGraph& graph, const Grid& grid, const std::stri
   for (int64_t h = 0; h < heads; ++h) {
     const int64_t unit = h * units / heads;
     if (const auto* g = grid.as<Table>()) tables.push_back(&g->parts[static_cast<size_t>(unit)]);
-    if (const auto* g = grid.as<Uniform>()) steps.push_back(steps_of(g->bits, g->plane_scale(0, unit)));
     if (const auto* g = grid.as<Asymmetric>()) steps.push_back(steps_of(*g, unit));
   }
   require_usage(!steps.empty() || !tables.empty(), "--format onnx: grids of the kind \"%s\" for heads are not written",

@@ -41,8 +41,8 @@ Fields Affine::describe() const {
   return {{"bits", bits}, {"group", group}, {"scale", values(scale)}, {"zero", values(zero)}};
 }
 
-double Affine::storage_bits(const Shape& shape) const {
-  return static_cast<double>(numel(shape)) * bits + static_cast<double>(scale.size()) * (scale_bits(*this) + bits) +
+double Affine::parameter_bits() const {
+  return static_cast<double>(scale.size()) * (scale_bits(*this) + bits) +
          32.0 * static_cast<double>(column_group.size());
 }
 

@@ -26,8 +26,7 @@ class Affine final : public GridKind {
   const char* name() const override { return "affine"; }
   Fields describe() const override;  // Error for groups, which come with packed codes (engine/gemm/gemm_packed.h)
   void fake_quantize(const Tensor& x, Tensor& y) const override;
-  // Codes, scales, `bits`-bit zero points and 32-bit column groups.
-  double storage_bits(const Shape& shape) const override;
+  double parameter_bits() const override;  // scales, `bits`-bit zero points and 32-bit column groups
   int64_t units() const override { return scale.dim(0); }
   Grid unit(int64_t u) const override;
   float plane_scale(int, int64_t unit) const override { return scale[unit]; }

@@ -1,8 +1,8 @@
 // Grids: what values a quantized operand may hold, how a float is rounded to them, and the integer codes they have.
 //
 // A family of grids is one file: classes derived from GridKind with their rounding, their integer form, their storage
-// cost and their description, and rows in registry.cpp. Which grid an operand gets is decided in quant/. All rounding is
-// half to even.
+// cost and their description, and rows in registry.cpp. Which grid an operand gets is decided in quant/. All rounding
+// is half to even.
 #pragma once
 #include <map>
 #include <memory>
@@ -34,7 +34,10 @@ class GridKind {
   // y = x rounded to the grid, of the same shape. Error when the grid does not fit that shape.
   virtual void fake_quantize(const Tensor& x, Tensor& y) const = 0;
   // Bits needed to store values of this shape: their codes and the parameters of the grid.
-  virtual double storage_bits(const Shape& shape) const = 0;
+  virtual double storage_bits(const Shape& shape) const {
+    return static_cast<double>(numel(shape)) * bits + parameter_bits();
+  }
+  virtual double parameter_bits() const { return 0; }
 
   // Units: the equal, consecutive parts of dimension axis() that have parameters of their own. Heads are those of
   // operands [B, H, N, d] (axis 1), blocks of rows those of a weight [out, in] (axis 0).

@@ -1,8 +1,6 @@
 // Every kind of grid that can be read from its description: a new one is a row here.
 #include "engine/core/check.h"
 #include "engine/grid/affine.h"
-#include "engine/grid/asymmetric.h"
-#include "engine/grid/dynamic.h"
 #include "engine/grid/log_grid.h"
 #include "engine/grid/offset.h"
 #include "engine/grid/table.h"

@@ -91,10 +91,10 @@ void Table::fake_quantize(const Tensor& x, Tensor& y) const {
   });
 }
 
-double Table::storage_bits(const Shape& shape) const {
+double Table::parameter_bits() const {
   double bits_of_tables = 0;
   for (const Levels& part : parts) bits_of_tables += 32 + 8 + 8 * static_cast<double>(part.of.size());
-  return static_cast<double>(numel(shape)) * bits + bits_of_tables;
+  return bits_of_tables;
 }
 
 bool Table::is_signed() const {

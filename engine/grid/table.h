@@ -31,7 +31,7 @@ class Table final : public GridKind {
   const char* name() const override { return "table"; }
   Fields describe() const override;
   void fake_quantize(const Tensor& x, Tensor& y) const override;
-  double storage_bits(const Shape& shape) const override;  // the table: 8 bits a level
+  double parameter_bits() const override;  // the table: 8 bits a level
   int64_t units() const override { return static_cast<int64_t>(parts.size()); }
   int axis() const override { return along; }
   Grid unit(int64_t u) const override { return Table{bits, at(u).scale, at(u).zero, at(u).of}; }

@@ -17,8 +17,6 @@ void TwinGelu::fake_quantize(const Tensor& x, Tensor& y) const {
   });
 }
 
-double TwinGelu::storage_bits(const Shape& shape) const { return static_cast<double>(numel(shape)) * bits + 2 * 32; }
-
 void TwinGelu::code(const float* x, int64_t n, int64_t, uint8_t* codes, int64_t stride) const {
   kernels().code_twin_gelu(x, codes, codes + stride, n, pos, neg, std::ldexp(1.f, bits - 1));
 }
@@ -34,8 +32,6 @@ void TwinSoftmax::fake_quantize(const Tensor& x, Tensor& y) const {
     kernels().fake_twin_softmax(a, b, n, split, steps(), official);
   });
 }
-
-double TwinSoftmax::storage_bits(const Shape& shape) const { return static_cast<double>(numel(shape)) * bits + 32; }
 
 void TwinSoftmax::code(const float* x, int64_t n, int64_t, uint8_t* codes, int64_t stride) const {
   kernels().code_twin_softmax(x, codes, codes + stride, n, split, steps(), official);

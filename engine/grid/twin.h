@@ -17,7 +17,7 @@ class TwinGelu final : public GridKind {
   const char* name() const override { return "twin-gelu"; }
   Fields describe() const override { return {{"bits", bits}, {"positive", pos}, {"negative", neg}}; }
   void fake_quantize(const Tensor& x, Tensor& y) const override;
-  double storage_bits(const Shape& shape) const override;
+  double parameter_bits() const override { return 2 * 32; }
   int planes() const override { return bits <= kInt8Bits ? 2 : 0; }
   float plane_scale(int plane, int64_t) const override { return plane == 0 ? pos : -neg; }
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
@@ -37,7 +37,7 @@ class TwinSoftmax final : public GridKind {
   const char* name() const override { return official ? "twin-softmax official" : "twin-softmax clean"; }
   Fields describe() const override { return {{"bits", bits}, {"split", split}}; }
   void fake_quantize(const Tensor& x, Tensor& y) const override;
-  double storage_bits(const Shape& shape) const override;
+  double parameter_bits() const override { return 32; }
   int planes() const override { return bits <= kInt8Bits ? 2 : 0; }
   float plane_scale(int plane, int64_t) const override { return plane == 0 ? split / steps() : 1 / steps(); }
   void code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t stride) const override;
