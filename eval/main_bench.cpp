@@ -16,7 +16,6 @@
 #include "engine/core/parallel.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
-#include "engine/grid/uniform.h"
 #include "engine/nn/int8_layer.h"
 #include "eval/bench/bench.h"
 #include "eval/cli.h"
@@ -146,13 +145,13 @@ void Bench::int8_products() {
           format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
       if (!wanted.found_in("int8 product " + name)) continue;
       const Int8Panels b = random_panels(columns, depth);
-      const CodedRows a(Uniform{8, 0, {1.f}}, rows, depth);
+      const Int8Rows a(rows, depth, 1);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
       const double work = 2.0 * static_cast<double>(rows * depth * columns);
       std::vector<double> rates, peaks;
       for (int i = 0; i < 2 * repeats + 1; ++i) {
         Timer timer;
-        gemm_int8(a.view(), b, nullptr, [](int64_t, int64_t, int64_t, const int32_t*, const int32_t*) {});
+        gemm_int8(a, b, nullptr, [](int64_t, int64_t, int64_t, const int32_t*, const int32_t*) {});
         rates.push_back(1e-9 * work / timer.seconds());
         peaks.push_back(2e-9 * int8_peak());
       }

@@ -286,7 +286,8 @@ TEST_CASE("int8: products of packed codes, by columns and by groups of depths, i
         for (const int64_t rows : {1, 7, 15, 130}) {
           const int64_t stride = int8_stride(depth);
           const auto codes = random_codes<uint8_t>(rows * planes * stride, 6);
-          const Int8Rows a{codes.data(), rows, stride, planes};
+          const Int8Rows a(rows, depth, planes);
+          std::copy(codes.begin(), codes.end(), a.codes.data());
           std::vector<int32_t> got(static_cast<size_t>(rows * planes * columns)), want = got;
           const int32_t* const start = rows == 7 ? nullptr : sums.data();
           gemm_int8(a, by_column, start,

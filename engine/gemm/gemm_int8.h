@@ -78,11 +78,14 @@ class Int8Panels {
 // The left operand: [rows, planes, depth] codes, rows of planes `stride` bytes apart. Both planes of a row meet the
 // same columns in one pass: a twin-uniform operand is the sum of two grids.
 struct Int8Rows {
-  const uint8_t* codes;
+  Int8Rows(int64_t n, int64_t depth, int planes_of_row)
+      : rows(n), stride(int8_stride(depth)), planes(planes_of_row), codes(n * planes * stride) {}
+
   int64_t rows, stride;
   int planes;  // 1 or 2
+  Buffer<uint8_t> codes;
 
-  const uint8_t* row(int64_t r) const { return codes + r * planes * stride; }
+  uint8_t* row(int64_t r) const { return codes.data() + r * planes * stride; }
 };
 
 // Sums of rows [r0, r1) with panels [p0, p1), serially: finish(row, sums of plane 0, of plane 1 or null), the sums of

@@ -128,14 +128,14 @@ Tensor fused_float_attention(const Heads& x, const Form& form) {
 
 Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x, const Form& form) {
   const int64_t B = x.samples, N = x.tokens, H = x.heads, d = x.channels, padded = padded_row(N);
-  const Grid &queries = qk.int8()->left, &weights = av.int8()->left;
+  const Grid &queries = qk.quantized->left, &weights = av.quantized->left;
   const bool renormalized = av.quantized->renormalized;
   const Broadcast qk_added(qk.added, {B, H, N, N}), av_added(av.added, {B, H, N, d});
   Tensor y = x.result();
   parallel_for(B * H, [&](int64_t i) {
     const int64_t h = i % H, unit = h * weights->units() / H;
     const PackedHead keys(qk, h, H, x.k + x.at(i), N, d, x.stride), values(av, h, H, x.v + x.at(i), N, d, x.stride);
-    const CodedRows coded(queries, N, d), a(weights, N, padded);
+    const Int8Rows coded(N, d, queries->planes()), a(N, padded, weights->planes());
     const Buffer<float> row(std::max(padded, d));
     for (int64_t r = 0; r < N; ++r) {
       const float* q = x.q + x.at(i) + r * x.stride;
@@ -145,7 +145,7 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
       }
       queries->code(q, d, h * queries->units() / H, coded.row(r), coded.stride);
     }
-    gemm_int8_block(coded.view(), keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
+    gemm_int8_block(coded, keys.right, keys.dequantizer.start(), 0, N, 0, keys.right.panels(),
                     [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                       float* scores = row.data();
                       keys.dequantizer(0, N, sum1, sum2, nullptr, scores);
@@ -155,7 +155,7 @@ Tensor fused_integer_attention(const Layer& qk, const Layer& av, const Heads& x,
                       if (renormalized) scale_to_largest(scores, N);
                       weights->code(scores, padded, unit, a.row(r), a.stride);
                     });
-    gemm_int8_block(a.view(), values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
+    gemm_int8_block(a, values.right, values.dequantizer.start(), 0, N, 0, values.right.panels(),
                     [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                       float* out = y.data + x.out(i, r);
                       values.dequantizer(0, d, sum1, sum2, nullptr, out);

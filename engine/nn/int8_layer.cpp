@@ -48,32 +48,27 @@ std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* 
   const Quantized& q = *layer.quantized;
   if (!q.left.has_codes() || !q.right.has_signed_codes() || !q.right.is_along(linear ? 0 : 1)) return nullptr;
   auto made = std::make_shared<Int8Layer>();
-  made->left = q.left;
-  made->right = q.right;
   if (!linear) return q.left.is_along(1) ? made : nullptr;
-  if (made->left->units() != 1 || q.weight.empty() || layer.weight.dim(1) > kInt8MostDepth) return nullptr;
-  made->weight = same_weight ? same_weight->weight : code_weight(q.weight, made->right);
-  const int64_t columns = layer.weight.dim(0), units = made->right->units();
-  made->dequantizer = make_dequantizer(made->left, 0, *made->weight,
-                                       [&](int64_t c) { return made->right->plane_scale(0, c * units / columns); });
+  if (q.left->units() != 1 || q.weight.empty() || layer.weight.dim(1) > kInt8MostDepth) return nullptr;
+  made->weight = same_weight ? same_weight->weight : code_weight(q.weight, q.right);
+  const int64_t columns = layer.weight.dim(0), units = q.right->units();
+  made->dequantizer = make_dequantizer(q.left, 0, *made->weight,
+                                       [&](int64_t c) { return q.right->plane_scale(0, c * units / columns); });
   return made;
 }
 
-void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y) {
-  std::vector<int8_t> codes(static_cast<size_t>(layer.weight->depth()));
+void decode_weight(const Int8Panels& weight, const Grid& grid, int64_t begin, int64_t end, float* y) {
+  std::vector<int8_t> codes(static_cast<size_t>(weight.depth()));
   for (int64_t c = begin; c < end; ++c) {
-    layer.weight->column(c, codes.data());
-    const float step = layer.right->plane_scale(0, c * layer.right->units() / layer.weight->columns());
+    weight.column(c, codes.data());
+    const float step = grid->plane_scale(0, c * grid->units() / weight.columns());
     for (const int8_t code : codes) *y++ = step * static_cast<float>(code);
   }
 }
 
-CodedRows::CodedRows(const Grid& grid, int64_t r, int64_t depth)
-    : rows(r), stride(int8_stride(depth)), planes(grid->planes()), codes(r * planes * stride) {}
-
-CodedRows code_rows(const Grid& grid, const Tensor& x) {
+Int8Rows code_rows(const Grid& grid, const Tensor& x) {
   const int64_t n = x.dim(-1);
-  CodedRows coded(grid, x.rows(), n);
+  Int8Rows coded(x.rows(), n, grid->planes());
   for_rows(x, [&](int64_t r) { grid->code(x.data + r * n, n, 0, coded.row(r), coded.stride); });
   return coded;
 }
@@ -90,7 +85,7 @@ float inverse_row_sum(const Grid& grid, int64_t unit, const uint8_t* codes, int6
 
 PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const float* b, int64_t rows, int64_t n,
                        int64_t stride) {
-  const Grid &left = layer.int8()->left, &grid = layer.int8()->right;
+  const Grid &left = layer.quantized->left, &grid = layer.quantized->right;
   const int64_t unit = head * grid->units() / heads;
   if (layer.role == Role::QK) {
     right = Int8Panels(rows, n);
@@ -113,7 +108,7 @@ PackedHead::PackedHead(const Layer& layer, int64_t head, int64_t heads, const fl
   dequantizer = make_dequantizer(left, head * left->units() / heads, right, [=](int64_t) { return scale; });
 }
 
-Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape) {
+Tensor int8_linear(const Layer& layer, const Int8Rows& x, const Shape& shape) {
   Tensor y = Tensor::uninitialized(shape);
   int8_linear(
       layer, x, Broadcast(layer.added, shape), [&](int64_t r, int64_t c0) { return y.data + r * shape.back() + c0; },
@@ -122,11 +117,11 @@ Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape) {
 }
 
 Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs) {
-  const Int8Layer& in = *layer.int8();
+  const Grid& left = layer.quantized->left;
   Shape shape = x.shape;
   if (layer.is_linear()) {
     shape.back() = layer.weight.dim(0);
-    return int8_linear(layer, code_rows(in.left, x), shape);
+    return int8_linear(layer, code_rows(left, x), shape);
   }
   const int64_t H = x.dim(1), N = x.dim(2), K = x.dim(3);
   shape.back() = rhs.dim(layer.role == Role::QK ? 2 : 3);
@@ -135,9 +130,9 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
   parallel_for(x.dim(0) * H, [&](int64_t i) {
     const int64_t h = i % H, rows = rhs.dim(2), n = rhs.dim(3), M = shape[3];
     const PackedHead head(layer, h, H, rhs.data + i * rows * n, rows, n, n);
-    const CodedRows a(in.left, N, K);
+    const Int8Rows a(N, K, left->planes());
     const bool renormalized = layer.quantized->renormalized;
-    const int64_t unit = h * in.left->units() / H;
+    const int64_t unit = h * left->units() / H;
     std::vector<float> row(static_cast<size_t>(renormalized ? K : 0));
     for (int64_t r = 0; r < N; ++r) {
       const float* from = x.data + (i * N + r) * K;
@@ -146,14 +141,14 @@ Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs
         scale_to_largest(row.data(), K);
         from = row.data();
       }
-      in.left->code(from, K, unit, a.row(r), a.stride);
+      left->code(from, K, unit, a.row(r), a.stride);
     }
-    gemm_int8_block(a.view(), head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
+    gemm_int8_block(a, head.right, head.dequantizer.start(), 0, N, 0, head.right.panels(),
                     [&](int64_t r, const int32_t* sum1, const int32_t* sum2) {
                       float* out = y.data + (i * N + r) * M;
                       head.dequantizer(0, M, sum1, sum2, nullptr, out);
                       if (renormalized)
-                        kernels().scale(out, inverse_row_sum(in.left, unit, a.row(r), a.stride, K), out, M);
+                        kernels().scale(out, inverse_row_sum(left, unit, a.row(r), a.stride, K), out, M);
                       if (!layer.added.empty()) kernels().add(out, added.row(i * N + r), out, M);
                     });
   });

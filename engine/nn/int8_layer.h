@@ -28,11 +28,10 @@ struct Dequantizer {
   }
 };
 
-// What a layer is run from.
+// What a linear layer is run from; of a product of activations there is nothing to prepare.
 struct Int8Layer {
-  Grid left, right;
-  std::shared_ptr<const Int8Panels> weight;  // of a linear layer
-  Dequantizer dequantizer;                   // of a linear layer
+  std::shared_ptr<const Int8Panels> weight;
+  Dequantizer dequantizer;
 };
 
 // Null when the layer has to be simulated: an operand that stays float, or a grid that has no integer form here (more
@@ -41,33 +40,24 @@ struct Int8Layer {
 std::shared_ptr<const Int8Layer> make_int8(const Layer& layer, const Int8Layer* same_weight);
 
 // Rows [begin, end) of a linear layer's rounded weight, bit by bit: step times code.
-void decode_weight(const Int8Layer& layer, int64_t begin, int64_t end, float* y);
+void decode_weight(const Int8Panels& weight, const Grid& grid, int64_t begin, int64_t end, float* y);
 
 // Layer::product of a layer that was prepared.
 Tensor int8_layer_product(const Layer& layer, const Tensor& x, const Tensor& rhs);
 
 // ---- The parts of it, for fused layers (engine/nn/attention.cpp, mlp.cpp) -------------------
 
-// Codes [rows, planes, depth] of n rows of a left operand.
-struct CodedRows {
-  CodedRows(const Grid& grid, int64_t rows, int64_t depth);
-  Int8Rows view() const { return {codes.data(), rows, stride, planes}; }
-  uint8_t* row(int64_t r) const { return codes.data() + r * planes * stride; }
-
-  int64_t rows, stride;
-  int planes;
-  Buffer<uint8_t> codes;
-};
-CodedRows code_rows(const Grid& grid, const Tensor& x);  // on all threads
+// The codes of a left operand.
+Int8Rows code_rows(const Grid& grid, const Tensor& x);  // on all threads
 
 // A linear layer from the codes of its input: [rows, out], compensated; added is that of the output's shape. Each part
 // of a row, of at most kInt8Columns, is computed into place(row, first column), then handed to done(row, first column,
 // n, values), on any thread.
 template <class Place, class Done>
-void int8_linear(const Layer& layer, const CodedRows& x, const Broadcast& added, Place place, Done done) {
+void int8_linear(const Layer& layer, const Int8Rows& x, const Broadcast& added, Place place, Done done) {
   const Int8Layer& in = *layer.int8();
   const Tensor& bias = layer.bias.in(Precision::Integer);
-  gemm_int8(x.view(), *in.weight, in.dequantizer.start(),
+  gemm_int8(x, *in.weight, in.dequantizer.start(),
             [&](int64_t r, int64_t c0, int64_t n, const int32_t* sum1, const int32_t* sum2) {
               float* y = place(r, c0);
               in.dequantizer(c0, n, sum1, sum2, bias.data, y);
@@ -76,7 +66,7 @@ void int8_linear(const Layer& layer, const CodedRows& x, const Broadcast& added,
             });
 }
 // The same, into a tensor of this shape.
-Tensor int8_linear(const Layer& layer, const CodedRows& x, const Shape& shape);
+Tensor int8_linear(const Layer& layer, const Int8Rows& x, const Shape& shape);
 
 // The sum of the n values that the codes of a row stand for, one over it; 1 for a sum of 0.
 float inverse_row_sum(const Grid& grid, int64_t unit, const uint8_t* codes, int64_t stride, int64_t n);

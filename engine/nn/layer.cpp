@@ -130,8 +130,9 @@ bool Layer::prepare_int8(const Int8Layer* same_weight) {
   Quantized q = *quantized;
   q.int8 = int8;
   if (is_linear())
-    q.weight =
-        Weight(weight.shape(), [int8](int64_t begin, int64_t end, float* y) { decode_weight(*int8, begin, end, y); });
+    q.weight = Weight(weight.shape(), [codes = int8->weight, grid = q.right](int64_t begin, int64_t end, float* y) {
+      decode_weight(*codes, grid, begin, end, y);
+    });
   quantize(std::move(q));
   return true;
 }

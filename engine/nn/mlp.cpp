@@ -10,10 +10,10 @@ namespace {
 Tensor fused_integer_mlp(const Layer& fc1, const Layer& fc2, const Tensor& x, Gelu form) {
   Shape shape = x.shape;
   shape.back() = fc1.weight.dim(0);
-  const Grid& grid = fc2.int8()->left;
-  const CodedRows hidden(grid, x.rows(), shape.back());
+  const Grid& grid = fc2.quantized->left;
+  const Int8Rows hidden(x.rows(), shape.back(), grid->planes());
   int8_linear(
-      fc1, code_rows(fc1.int8()->left, x), Broadcast(fc1.added, shape),
+      fc1, code_rows(fc1.quantized->left, x), Broadcast(fc1.added, shape),
       [](int64_t, int64_t) {
         static thread_local float part[kInt8Columns];
         return part;
