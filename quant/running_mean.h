@@ -25,7 +25,7 @@ class RunningMean {
   // Position [..., C]; Channel [C], or [H, 1, M] for heads. Empty before any update.
   Tensor mean() const;
 
-  void fields(auto visit) { visit(shape_, mean_shape_, mean_, batches_); }  // for Parcel
+  void fields(auto visit) { visit(shape_, mean_shape_, mean_, batches_); }  // for share()
 
  private:
   BcShape shape_;

@@ -2,7 +2,8 @@
 // one.
 #include <doctest/doctest.h>
 
-#include "engine/core/parcel.h"
+#include <cstring>
+
 #include "engine/core/ranks.h"
 #include "quant/method.h"
 #include "quant/moments.h"
@@ -29,14 +30,22 @@ struct All {
 
 }  // namespace
 
-TEST_CASE("a parcel holds values of all kinds, empty ones and tensors without memory among them") {
+TEST_CASE("bytes are those of values of all kinds, empty ones and tensors without memory among them") {
   All x;
   x.number = 7;
   x.some = random({2, 3}, 1);
   x.inner = {{"a", {1, 2.5}}, {"", {}}};
   x.texts = {"", "text"};
   All y;
-  Parcel::of(x).unpack(y);
+  std::string sent;
+  visit_bytes(
+      x, [&](const void* bytes, int64_t n) { sent.append(static_cast<const char*>(bytes), static_cast<size_t>(n)); });
+  const char* from = sent.data();
+  visit_bytes(y, [&](void* bytes, int64_t n) {
+    std::memcpy(bytes, from, static_cast<size_t>(n));
+    from += n;
+  });
+  CHECK(from == sent.data() + sent.size());
   CHECK(y.number == 7);
   CHECK(y.none.empty());
   CHECK(same_bits(y.some, x.some));

@@ -9,8 +9,9 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <type_traits>
 
-#include "engine/core/parcel.h"
+#include "engine/core/tensor.h"
 
 namespace bcq {
 
@@ -59,17 +60,37 @@ struct ReceivedFor {
 };
 const std::map<std::string, int64_t>& received_bytes();
 
+// copy(address, bytes) of all there is in x, to or from another process of the same program on the same kind of
+// machine; of a vector or a tensor first its size, which makes room in one that is as constructed. A type of several
+// fields lists them once, for both directions: void fields(auto visit) { visit(a, b, c); }
+template <class T, class Copy>
+void visit_bytes(T& x, const Copy& copy) {
+  if constexpr (std::is_trivially_copyable_v<T>) {
+    copy(&x, sizeof x);
+  } else if constexpr (std::is_same_v<T, Tensor>) {
+    bool has_values = !x.empty();
+    copy(&has_values, sizeof has_values);
+    visit_bytes(x.shape, copy);
+    if (has_values && x.empty()) x = Tensor::uninitialized(x.shape);
+    if (has_values) copy(x.data, 4 * x.size());
+  } else if constexpr (requires { x.fields([](auto&...) {}); }) {
+    x.fields([&](auto&... field) { (visit_bytes(field, copy), ...); });
+  } else {  // std::vector, std::string
+    size_t n = x.size();
+    copy(&n, sizeof n);
+    x.resize(n);
+    if constexpr (std::is_trivially_copyable_v<typename T::value_type>) {
+      if (n > 0) copy(x.data(), static_cast<int64_t>(n * sizeof x[0]));
+    } else {
+      for (auto& item : x) visit_bytes(item, copy);
+    }
+  }
+}
+
 // x as rank `from` has it, in all of them. In others it is as constructed before.
 template <class T>
 void share(T& x, int from) {
-  if (ranks() == 1) return;
-  const bool is_own = rank() == from;
-  Parcel parcel = is_own ? Parcel::of(x) : Parcel(0);
-  int64_t size = parcel.size();
-  broadcast(&size, sizeof size, from);
-  if (!is_own) parcel = Parcel(size);
-  broadcast(parcel.data(), size, from);
-  if (!is_own) parcel.unpack(x);
+  if (ranks() > 1) visit_bytes(x, [&](void* bytes, int64_t n) { broadcast(bytes, n, from); });
 }
 
 // use(i, make(i)) for i in [0, n), in order and on every rank; made by one of them.
