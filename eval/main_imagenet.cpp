@@ -7,7 +7,7 @@
 #include "engine/core/ranks.h"
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
-#include "engine/file/onnx_file.h"
+#include "engine/file/onnx_graph.h"
 #include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"

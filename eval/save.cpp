@@ -8,7 +8,7 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
-#include "engine/file/onnx_file.h"
+#include "engine/file/onnx_graph.h"
 #include "engine/grid/affine.h"
 #include "eval/new_folder.h"
 #include "eval/version.h"

@@ -56,7 +56,7 @@ Saved save_model(Model& model, const std::string& source, const SaveOptions& sav
 // was made by. Error when a weight has values that are not on its grid.
 Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe);
 
-// A vision model, float or quantized as the recipe says, as DIR/model.onnx (engine/file/onnx_file.h) with its own
+// A vision model, float or quantized as the recipe says, as DIR/model.onnx (engine/file/onnx_graph.h) with its own
 // configuration, labels and preprocessing beside it. The file's metadata has the program, the recipe and the model.
 // UsageError as onnx_bytes() and Model::onnx() have it; Error when a weight has values that are not on its grid.
 Saved save_onnx(Model& model, const SaveOptions& save, const Recipe& recipe);

@@ -119,7 +119,7 @@ std::string OnnxLayers::gather_rows(const std::string& x, const std::vector<int6
 }
 
 std::string OnnxLayers::select_token(const std::string& x, int64_t index) {
-  return graph.add("Gather", {x, graph.index(index)}, {{"axis", int64_t{1}}});
+  return graph.add("Gather", {x, graph.constant(std::vector<int64_t>{index}, {})}, {{"axis", int64_t{1}}});
 }
 
 std::string OnnxLayers::mean_tokens(const std::string& x, int64_t first) {

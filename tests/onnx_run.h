@@ -3,7 +3,6 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <string>
@@ -39,27 +38,8 @@ class OnnxRun {
 
   static size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-  template <class T>
-  static std::vector<double> decode(const OnnxConstant& c) {
-    std::vector<T> values(at(numel(c.shape)));
-    require(c.bytes.size() == values.size() * sizeof(T), "%s: a constant of another size", c.name);
-    std::memcpy(values.data(), c.bytes.data(), c.bytes.size());
-    return {values.begin(), values.end()};
-  }
   static Value read(const OnnxConstant& c) {
-    switch (c.type) {
-      case OnnxType::F32:
-        return {c.shape, decode<float>(c)};
-      case OnnxType::U8:
-        return {c.shape, decode<uint8_t>(c)};
-      case OnnxType::S8:
-        return {c.shape, decode<int8_t>(c)};
-      case OnnxType::I32:
-        return {c.shape, decode<int32_t>(c)};
-      case OnnxType::I64:
-        return {c.shape, decode<int64_t>(c)};
-    }
-    throw Error("no such type");
+    return std::visit([&](const auto& v) { return Value{c.shape, {v.begin(), v.end()}}; }, c.values);
   }
 
   template <class T>

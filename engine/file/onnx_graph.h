@@ -1,8 +1,9 @@
-// A network as an ONNX graph that is built node by node: names of values are strings, as the format has them. What the
-// format's schema is needed for, the file itself, is onnx_file.h's.
+// A network as an ONNX graph that is built node by node: names of values are strings, as the format has them. The file
+// itself is written through the format's own protobuf schema, which comes with `make ONNX=1`: onnx_protobuf.cpp; in
+// other builds stands onnx_none.cpp.
 #pragma once
-#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <variant>
@@ -12,14 +13,15 @@
 
 namespace bcq {
 
-enum class OnnxType { F32, U8, S8, I32, I64 };
+// The types of constants: F32, U8, S8, I32, I64.
+using OnnxValues = std::variant<std::vector<float>, std::vector<uint8_t>, std::vector<int8_t>, std::vector<int32_t>,
+                                std::vector<int64_t>>;
 
-// A constant of the graph, row-major, little-endian.
+// A constant of the graph, row-major.
 struct OnnxConstant {
   std::string name;
-  OnnxType type;
   Shape shape;  // [] is a scalar
-  std::vector<std::byte> bytes;
+  OnnxValues values;
 };
 
 using OnnxAttribute = std::pair<std::string, std::variant<int64_t, float, std::vector<int64_t>>>;
@@ -52,21 +54,25 @@ class OnnxGraph {
   void finish(const std::string& value);
 
   // Constants; they give their names. Values in the shape given: as many as it holds.
-  std::string floats(const Tensor& values);
-  std::string floats(const std::vector<float>& values, const Shape& shape);
-  std::string scalar(float value) { return floats(std::vector<float>{value}, {}); }
-  std::string ints(const std::vector<int64_t>& values);  // I64 [n]
-  std::string index(int64_t value);                      // I64 []
-  std::string ints32(const std::vector<int32_t>& values, const Shape& shape);
-  std::string codes(const std::vector<uint8_t>& values, const Shape& shape);
-  std::string signed_codes(const std::vector<int8_t>& values, const Shape& shape);
+  std::string constant(OnnxValues values, const Shape& shape);
+  std::string floats(const Tensor& t) { return constant(std::vector<float>(t.data, t.data + t.size()), t.shape); }
+  std::string scalar(float value) { return constant(std::vector<float>{value}, {}); }
+  std::string ints(const std::vector<int64_t>& values) {
+    return constant(values, {static_cast<int64_t>(values.size())});
+  }
+  std::string codes(std::vector<uint8_t> values, const Shape& shape) { return constant(std::move(values), shape); }
 
  private:
-  template <class T>
-  std::string constant(OnnxType type, const T* values, const Shape& shape);
-
   std::string scope_;
   int64_t named_ = 0;
 };
+
+// UsageError where this build cannot write ONNX files.
+void require_onnx();
+
+// The bytes of a model of IR version 8 and opset 17. The input and the output are F32 [batch, ...]. The strings of
+// `metadata` are for people: the producer's name and version are under "producer_name" and "producer_version", all else
+// goes to metadata_props. UsageError as require_onnx() has it, and for more than the 2 GB that protobuf can hold.
+std::string onnx_bytes(const OnnxGraph& graph, const std::map<std::string, std::string>& metadata);
 
 }  // namespace bcq

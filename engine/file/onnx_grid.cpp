@@ -38,7 +38,7 @@ std::string round_steps(OnnxGraph& graph, const Steps& steps, const std::string&
 
 // A number of each head as a constant that goes with x [B, heads, ...].
 std::string each(OnnxGraph& graph, const std::vector<float>& numbers) {
-  return graph.floats(numbers, {static_cast<int64_t>(numbers.size()), 1, 1});
+  return graph.constant(numbers, {static_cast<int64_t>(numbers.size()), 1, 1});
 }
 
 // round(x / scale) of each head, with codes that all have one zero point, or as floats where there is none such. Values
@@ -97,8 +97,8 @@ OnnxRounded round_table_heads(OnnxGraph& graph, const std::vector<const Table::L
   const std::string code =
       graph.add("Clip", {graph.add("Add", {steps, each(graph, zero)}), graph.scalar(0), graph.scalar(255)});
   const std::string index =
-      graph.add("Add", {graph.add("Cast", {code}, {{"to", kToI32}}), graph.ints32(begin, {n, 1, 1})});
-  if (!centred) return {graph.add("Gather", {graph.floats(levels, {256 * n}), index}), scale};
+      graph.add("Add", {graph.add("Cast", {code}, {{"to", kToI32}}), graph.constant(begin, {n, 1, 1})});
+  if (!centred) return {graph.add("Gather", {graph.constant(levels, {256 * n}), index}), scale};
   const std::string found = graph.add("Gather", {graph.codes(codes, {256 * n}), index});
   return {graph.add("DequantizeLinear", {found, graph.scalar(1), graph.codes({kMiddle}, {})}), scale};
 }
@@ -131,7 +131,7 @@ std::string round_log(OnnxGraph& graph, const LogGrid& grid, const std::string& 
   const auto last = static_cast<float>(values.size() - 1);
   const std::string index =
       graph.add("Cast", {graph.add("Clip", {level, graph.scalar(0), graph.scalar(last)})}, {{"to", kToI32}});
-  return graph.add("Gather", {graph.floats(values, {static_cast<int64_t>(values.size())}), index});
+  return graph.add("Gather", {graph.constant(values, {static_cast<int64_t>(values.size())}), index});
 }
 
 }  // namespace
@@ -146,7 +146,7 @@ std::string onnx_round(OnnxGraph& graph, const Grid& grid, const std::string& x)
   if (const auto* g = grid.as<LogGrid>()) return round_log(graph, *g, x);
   const auto* g = grid.as<Offset>();
   require_usage(g != nullptr, "--format onnx: activations on a grid of the kind \"%s\" are not written", grid.name());
-  const std::string offsets = graph.floats(g->offset_of, {static_cast<int64_t>(g->offset_of.size())});
+  const std::string offsets = graph.constant(g->offset_of, {static_cast<int64_t>(g->offset_of.size())});
   return graph.add("Sub", {onnx_round(graph, g->moved, graph.add("Add", {x, offsets})), offsets});
 }
 
@@ -201,15 +201,16 @@ std::string onnx_weight(OnnxGraph& graph, const Grid& grid, const Weight& weight
   }
   const auto stored = [&](const std::vector<uint8_t>& values, const Shape& shape) {
     if (is_unsigned) return graph.codes(values, shape);
-    return graph.signed_codes({values.begin(), values.end()}, shape);
+    return graph.constant(std::vector<int8_t>(values.begin(), values.end()), shape);
   };
   const Shape shape = n == 1 ? Shape{} : Shape{n};
-  const std::string code = stored(codes, {in, out}), scales = graph.floats(scale, shape);
+  const std::string code = stored(codes, {in, out}), scales = graph.constant(scale, shape);
   if (meets_codes)
     return graph.add("DequantizeLinear", {code, scales, stored(zero, shape)},
                      n == 1 ? std::vector<OnnxAttribute>{} : std::vector<OnnxAttribute>{{"axis", int64_t{1}}});
   std::string number = graph.add("Cast", {code}, {{"to", kToF32}});
-  if (is_unsigned) number = graph.add("Sub", {number, graph.floats({zero.begin(), zero.end()}, shape)});
+  if (is_unsigned)
+    number = graph.add("Sub", {number, graph.constant(std::vector<float>(zero.begin(), zero.end()), shape)});
   return graph.add("Mul", {number, scales});
 }
 

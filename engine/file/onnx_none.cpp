@@ -1,5 +1,5 @@
 #include "engine/core/check.h"
-#include "engine/file/onnx_file.h"
+#include "engine/file/onnx_graph.h"
 
 namespace bcq {
 

@@ -3,35 +3,21 @@
 #include <limits>
 
 #include "engine/core/check.h"
-#include "engine/file/onnx_file.h"
+#include "engine/file/onnx_graph.h"
 
 namespace bcq {
 namespace {
 
 constexpr int kIrVersion = 8;  // of ONNX 1.10 to 1.12, which have opsets 15 to 17
 
-onnx::TensorProto::DataType type_of(OnnxType type) {
-  using Proto = onnx::TensorProto;
-  switch (type) {
-    case OnnxType::F32:
-      return Proto::FLOAT;
-    case OnnxType::U8:
-      return Proto::UINT8;
-    case OnnxType::S8:
-      return Proto::INT8;
-    case OnnxType::I32:
-      return Proto::INT32;
-    case OnnxType::I64:
-      return Proto::INT64;
-  }
-  throw Error("an ONNX type that has no name");
-}
-
 void put(const OnnxConstant& from, onnx::TensorProto& to) {
+  using Proto = onnx::TensorProto;
+  constexpr Proto::DataType kTypes[] = {Proto::FLOAT, Proto::UINT8, Proto::INT8, Proto::INT32, Proto::INT64};
+  static_assert(std::size(kTypes) == std::variant_size_v<OnnxValues>);  // in the same order
   to.set_name(from.name);
-  to.set_data_type(type_of(from.type));
+  to.set_data_type(kTypes[from.values.index()]);
   for (const int64_t n : from.shape) to.add_dims(n);
-  to.set_raw_data(from.bytes.data(), from.bytes.size());
+  std::visit([&](const auto& v) { to.set_raw_data(v.data(), v.size() * sizeof v[0]); }, from.values);  // little-endian
 }
 
 void put(const OnnxAttribute& from, onnx::AttributeProto& to) {
