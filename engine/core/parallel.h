@@ -15,11 +15,10 @@ void set_threads(int n);  // 1 to kMostThreads; the default is default_threads("
 int threads();
 
 // OMP_NUM_THREADS where it is set to a positive number (the first of a list), as programs with OpenMP have it; what is
-// no number, or above kMostThreads, counts as not set. Else the
-// cores the process may use (its affinity), at most the CPU quota of its cgroup and of those above, version 2 (cpu.max)
-// or 1 (cpu.cfs_quota_us), rounded up. `root`, "/" or a folder with proc/ and sys/ in it that ends in a slash, is for
-// tests.
-// At most OMP_THREAD_LIMIT, if that is set, in either case.
+// no number, or above kMostThreads, counts as not set. Else the cores the process may use (its affinity), at most the
+// CPU quota of its cgroup and of those above, version 2 (cpu.max) or 1 (cpu.cfs_quota_us), rounded up. At most
+// OMP_THREAD_LIMIT, if that is set, in either case. `root`, "/" or a folder with proc/ and sys/ in it that ends in a
+// slash, is for tests.
 int default_threads(const std::string& root, const char* omp_num_threads, int cores,
                     const char* omp_thread_limit = nullptr);
 

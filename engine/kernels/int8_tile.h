@@ -103,8 +103,7 @@ __attribute__((noinline)) void words_micro_kernel(const Int8Part& t) {
   store_sums(sum, t);
 }
 
-// Of a panel in which the positive codes at places i, i + 1, i + 4 and i + 5 of a column, i in {0, 2}, of two steps add
-// up to 128 at most, and the negative ones to -128: two vpmaddubsw and their sum fit 16 bits.
+// Of a panel whose fours of codes add up as Int8Tile has it with outliers: two vpmaddubsw and their sum fit 16 bits.
 template <int kRows>
 __attribute__((noinline)) void fours_micro_kernel(const Int8Part& t) {
   const __m256i one = _mm256_set1_epi16(1);
