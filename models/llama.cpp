@@ -175,11 +175,10 @@ int64_t read_window(const ConfigReader& in, const std::string& type, bool given,
 
 // Keys that say nothing of the network, and such as have one value that is run here. All others were asked for.
 void require_known(const ConfigReader& in) {
-  for (const char* any : {"_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype",
-                          "eos_token_id", "initializer_range", "is_llama_config", "max_sequence_length", "model_type",
-                          "pad_token_id", "quantization_config", "tokenizer_class", "torch_dtype",
-                          "transformers.js_config", "transformers_version", "use_cache"})
-    in.value(any);
+  in.ignore({"_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
+             "initializer_range", "is_llama_config", "max_sequence_length", "model_type", "pad_token_id",
+             "quantization_config", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
+             "use_cache"});
   in.only({{"hidden_act", "\"silu\""},
            {"partial_rotary_factor", "null|1.0"},
            {"pretraining_tp", "null|1"},

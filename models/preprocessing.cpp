@@ -138,23 +138,12 @@ ImageConfig transformers_preprocessing(const std::string& folder, const std::str
   const json tree = is_there ? read_json(path) : json::object();
   const ConfigReader in(tree, path);
   const Processor& p = processor_of(in, model_type);
-  in.only({{"image_processor_type", ""},
-           {"feature_extractor_type", ""},
-           {"processor_class", ""},
-           {"auto_map", ""},
-           {"_valid_processor_keys", ""},
-           {"do_convert_rgb", ""},
-           {"return_tensors", ""},
-           {"device", ""},
-           {"disable_grouping", ""},
-           {"image_seq_length", ""},
-           {"input_data_format", ""},
-           {"num_channels", "3"},
-           {"do_reduce_labels", ""},
-           {"reduce_labels", ""},
+  in.ignore({"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys",
+             "do_convert_rgb", "return_tensors", "device", "disable_grouping", "image_seq_length", "input_data_format",
+             "do_reduce_labels", "reduce_labels", "pad_size"});
+  in.only({{"num_channels", "3"},
            {"data_format", "null|\"channels_first\""},
            {"do_pad", "null|false"},
-           {"pad_size", ""},
            {"crop_pct", "null"},
            {"max_size", "null"},
            {"do_flip_channel_order", "null|false"}});

@@ -308,13 +308,8 @@ std::unique_ptr<Model> load_swin(const VisionSource& source, const SafeTensors& 
   c.heads = args.integers("num_heads", kHeads, c.heads);
   c.mlp_ratio = args.number("mlp_ratio", kLeastRatio, kMostRatio, c.mlp_ratio);
   // What changes nothing at inference, and what is fine with one value.
-  args.only({{"drop_rate", ""},
-             {"proj_drop_rate", ""},
-             {"attn_drop_rate", ""},
-             {"drop_path_rate", ""},
-             {"weight_init", ""},
-             {"strict_img_size", ""},
-             {"dynamic_img_size", "false"},
+  args.ignore({"drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "strict_img_size"});
+  args.only({{"dynamic_img_size", "false"},
              {"always_partition", "false"},
              {"qkv_bias", "true"},
              {"global_pool", "\"avg\""},

@@ -206,30 +206,12 @@ void read_info(const VisionSource& source, int64_t side, ModelInfo& info) {
   }
   info.image = timm_preprocessing(pretrained, side, info.notes);
   if (flat) return;  // among the keys of the network
-  pretrained.only({{"url", ""},
-                   {"file", ""},
-                   {"state_dict", "null"},
-                   {"hf_hub_id", ""},
-                   {"source", ""},
-                   {"license", ""},
-                   {"hf_hub_filename", ""},
-                   {"architecture", ""},
-                   {"custom_load", ""},
-                   {"pool_size", ""},
-                   {"min_input_size", ""},
-                   {"fixed_input_size", ""},
-                   {"label_offset", "null|0"},
-                   {"label_descriptions", ""},
-                   {"label_names", ""},
-                   {"labels", ""},
-                   {"test_pool_size", ""},
-                   {"first_conv", ""},
-                   {"classifier", ""},
-                   {"description", ""},
-                   {"origin_url", ""},
-                   {"paper_name", ""},
-                   {"paper_ids", ""},
-                   {"notes", ""}});
+  pretrained.ignore(
+      {"url",          "file",        "hf_hub_id",      "source",         "license",          "hf_hub_filename",
+       "architecture", "custom_load", "pool_size",      "min_input_size", "fixed_input_size", "label_descriptions",
+       "label_names",  "labels",      "test_pool_size", "first_conv",     "classifier",       "description",
+       "origin_url",   "paper_name",  "paper_ids",      "notes"});
+  pretrained.only({{"state_dict", "null"}, {"label_offset", "null|0"}});
   pretrained.require_known();
 }
 

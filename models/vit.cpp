@@ -394,16 +394,9 @@ std::unique_ptr<Model> load_vit(const VisionSource& source, const SafeTensors& f
   c.side = args.side("img_size", kSide, c.side);
   read_options(args, c);
   // What changes nothing at inference, and what is fine with one value.
-  args.only({{"drop_rate", ""},
-             {"pos_drop_rate", ""},
-             {"patch_drop_rate", ""},
-             {"proj_drop_rate", ""},
-             {"attn_drop_rate", ""},
-             {"drop_path_rate", ""},
-             {"weight_init", ""},
-             {"fix_init", ""},
-             {"dynamic_img_size", ""},
-             {"dynamic_img_pad", "false"},
+  args.ignore({"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+               "weight_init", "fix_init", "dynamic_img_size"});
+  args.only({{"dynamic_img_pad", "false"},
              {"in_chans", "3"},
              {"scale_attn_norm", "false"},
              {"scale_mlp_norm", "false"},

@@ -49,7 +49,8 @@ class ConfigReader {
   // An object inside; an empty one when it is not there.
   ConfigReader object(const char* key) const;
 
-  // Keys that may be there with these values alone (JSON texts, as "null|0"), or, where the value is "", with any.
+  void ignore(Keys keys) const;  // keys that may be there with any value
+  // Keys that may be there with these values alone (JSON texts, as "null|0").
   void only(std::initializer_list<std::pair<const char*, const char*>> fixed) const;
   // InputError when there are keys that nothing above was asked for.
   void require_known() const;

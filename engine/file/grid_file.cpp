@@ -69,7 +69,8 @@ std::shared_ptr<const PackedFormat> read_grid_format(const json& config, const s
                 where, quoted(method), quoted(format));
   const int64_t version = in.integer({"format_version"});
   require_input(version == 1, "%s: format_version %d is newer than this program", where, version);
-  in.only({{"meta", ""}, {"method", ""}, {"recipe", ""}, {"folded_layer_scale", "true|false"}, {"layers", ""}});
+  in.ignore({"meta", "method", "recipe", "layers"});
+  in.only({{"folded_layer_scale", "true|false"}});
   in.require_known();
   if (!in.value("layers").is_object()) in.refuse("layers", "an object of grids by layer");
   return std::make_shared<const PackedFormat>(f);
