@@ -1,11 +1,14 @@
-#include "models/bloom.h"
-
+// BLOOM as Hugging Face transformers defines it (modeling_bloom.py): no positions but ALiBi's, a norm after the
+// embedding, query, key and value fused head by head, pre-norm blocks with GELU, logits through the embedding.
+// Reads names with and without "transformer.", the tied embedding under either name, and old and new keys of
+// the config.
 #include <bit>
 #include <cmath>
 #include <limits>
 
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
+#include "models/families.h"
 #include "models/language.h"
 #include "models/layers.h"
 

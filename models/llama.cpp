@@ -1,5 +1,8 @@
-#include "models/llama.h"
-
+// LLaMA and the families that share its blocks, as Hugging Face transformers defines them (modeling_llama.py, _mistral,
+// _qwen2, _qwen3): RMSNorm before attention and MLP, rotary positions (default, linear, llama3), grouped-query
+// attention, SwiGLU, a head of its own or the embedding. Qwen2 has biases at query, key and value, Qwen3 norms of each
+// head's queries and keys. Attention looks back at all tokens: a text is at most as long as a sliding window.
+// Reads names with and without "model.".
 #include <algorithm>
 #include <cmath>
 
@@ -7,6 +10,7 @@
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
 #include "engine/nn/rotary.h"
+#include "models/families.h"
 #include "models/language.h"
 #include "models/layers.h"
 

@@ -11,14 +11,10 @@
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
-#include "models/bloom.h"
+#include "models/families.h"
 #include "models/layers.h"
-#include "models/llama.h"
 #include "models/onnx_layers.h"
-#include "models/opt.h"
 #include "models/stored.h"
-#include "models/swin.h"
-#include "models/vit.h"
 
 namespace bcq {
 namespace fs = std::filesystem;

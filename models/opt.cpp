@@ -1,11 +1,14 @@
-#include "models/opt.h"
-
+// OPT as Hugging Face transformers defines it (modeling_opt.py): learned positions offset by 2, decoder blocks
+// with the norms before (pre-norm) or after (post-norm, the 350M) attention and MLP, ReLU or what the config names,
+// an embedding narrower than the blocks where the config has one, logits through the embedding.
+// Reads names with and without "model.", and the tied embedding under either name.
 #include <algorithm>
 #include <cmath>
 
 #include "engine/kernels/kernels.h"
 #include "engine/nn/attention.h"
 #include "engine/nn/ops.h"
+#include "models/families.h"
 #include "models/language.h"
 #include "models/layers.h"
 

@@ -1,11 +1,14 @@
-#include "models/vit.h"
-
+// Vision Transformer and DeiT as timm defines them (vision_transformer.py, deit.py; "An Image is Worth
+// 16x16 Words", "Training data-efficient image transformers & distillation through attention"): class
+// token, learned positions, pre-norm blocks; the distilled form has a second token and head. What timm's options
+// change is in VitConfig.
 #include <algorithm>
 #include <cmath>
 
 #include "engine/nn/attention.h"
 #include "engine/nn/mlp.h"
 #include "engine/nn/ops.h"
+#include "models/families.h"
 #include "models/layers.h"
 #include "models/onnx_layers.h"
 

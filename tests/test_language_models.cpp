@@ -1,6 +1,6 @@
 // OPT, BLOOM and LLaMA's families against transformers: outputs and every site of small fixtures, names, and what
 // loading refuses. Real shapes: make parity.
-#include "models/bloom.h"
+#include "models/families.h"
 #include "tests/model_fixtures.h"
 
 using namespace bcq;
