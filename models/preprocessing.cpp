@@ -1,10 +1,10 @@
-#include "models/preprocessing.h"
-
+// How a checkpoint's images become pixels: timm's pretrained_cfg, and the image processors of transformers; see timm.h.
 #include <algorithm>
 #include <filesystem>
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "models/timm.h"
 
 namespace bcq {
 namespace {

@@ -1,17 +1,21 @@
-// What the vision families share: reading timm's config.json, and the map from Hugging Face
-// transformers' form of the same networks (ViTForImageClassification, DeiT..., Swin...) to timm's.
+// What the vision families share: reading timm's config.json, the map from Hugging Face transformers' form of the same
+// networks (ViTForImageClassification, DeiT..., Swin...) to timm's, and how a checkpoint's images become pixels.
 #pragma once
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "engine/core/tensor.h"
 #include "engine/file/config.h"
 #include "engine/file/safetensors.h"
 #include "models/model.h"
-#include "models/preprocessing.h"
 
 namespace bcq {
+
+constexpr Range kSide = {1, 8192};       // pixels
+using Notes = std::vector<std::string>;  // what a person should know of how a model was read
 
 // A checkpoint in timm's terms, wherever it came from.
 struct VisionSource {
@@ -29,6 +33,17 @@ struct VisionSource {
 // are called as the engine calls them, as those of a saved model are.
 VisionSource from_transformers(const json& config, const std::string& where, const std::string& folder,
                                const SafeTensors& file, bool has_own_names);
+
+// timm's rule (data/config.py, resolve_data_config with the test sizes, as validate.py has it) for a network that takes
+// side x side pixels. As below, every key is obeyed or refused with an InputError that names file and key; what is
+// missing has the default its library documents, and a note says so.
+ImageConfig timm_preprocessing(const ConfigReader& pretrained, int64_t side, Notes& notes);
+
+// preprocessor_config.json in `folder`, as transformers' image processor of that name does it in numpy and Pillow;
+// without the file the defaults of model_type ("vit", "deit", "swin", "dinov2"), at the network's size. Images of
+// another size than `side` are an InputError, unless the network takes squares of any size.
+ImageConfig transformers_preprocessing(const std::string& folder, const std::string& model_type, int64_t side,
+                                       Notes& notes, bool any_side = false);
 
 // Ranges of what a network is made of; their products do not overflow.
 constexpr Range kPatch = {1, 1024}, kHeads = {1, 4096}, kRegisters = {0, 1024};

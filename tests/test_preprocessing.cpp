@@ -6,7 +6,7 @@
 
 #include "data/image/image.h"
 #include "engine/file/json.h"
-#include "models/preprocessing.h"
+#include "models/timm.h"
 #include "tests/support.h"
 
 using namespace bcq;
