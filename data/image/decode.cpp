@@ -2,10 +2,9 @@
 // truncated file lacks, trusts the sizes of Huffman tables and does not look at PNG checksums, so every container is
 // walked here first.
 #include <stb/stb_image.h>
+#include <zlib.h>
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <memory>
 #include <string_view>
 
@@ -107,21 +106,6 @@ JpegFrame check_jpeg(const std::string& s, const std::string& where) {
   return frame;
 }
 
-// The checksum of a PNG chunk (CRC-32, PNG specification annex D).
-uint32_t crc32(const std::string& s, size_t begin, size_t end) {
-  static const std::array<uint32_t, 256> table = [] {
-    std::array<uint32_t, 256> t;
-    for (uint32_t n = 0; n < 256; ++n) {
-      t[n] = n;
-      for (int k = 0; k < 8; ++k) t[n] = (t[n] & 1u) ? 0xedb88320u ^ (t[n] >> 1) : t[n] >> 1;
-    }
-    return t;
-  }();
-  uint32_t crc = 0xffffffffu;
-  for (size_t i = begin; i < end; ++i) crc = table[(crc ^ byte_at(s, i)) & 0xff] ^ (crc >> 8);
-  return ~crc;
-}
-
 // Check every chunk up to IEND. Returns the bytes to decode: the file itself, except that an end that is missing or
 // cut, which Pillow does not miss, is added, and a short palette is filled up to 256 black entries, because stb would
 // look indices beyond it up in memory it never wrote.
@@ -140,8 +124,8 @@ std::string checked_png(std::string s, const std::string& where) {
       break;
     }
     require_input(end <= s.size(), "%s: truncated PNG: the chunk at byte %d does not end", where, i);
-    require_input(crc32(s, i + 4, end - 4) == big32(s, end - 4), "%s: damaged PNG: checksum of the chunk at byte %d",
-                  where, i);
+    const auto checksum = ::crc32(0, reinterpret_cast<const Bytef*>(&s[i + 4]), static_cast<uInt>(length + 4));
+    require_input(checksum == big32(s, end - 4), "%s: damaged PNG: checksum of the chunk at byte %d", where, i);
     if (s.compare(i + 4, 4, "PLTE") == 0 && palette == 0) palette = i;
     data = data || s.compare(i + 4, 4, "IDAT") == 0;
     i = end;
