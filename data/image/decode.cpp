@@ -1,6 +1,16 @@
 // Decoding through stb_image (JPEG: or libjpeg-turbo) with the checks it leaves out; see image.h. stb fills in what a
 // truncated file lacks, trusts the sizes of Huffman tables and does not look at PNG checksums, so every container is
 // walked here first.
+
+// The one place where stb_image's implementation is compiled.
+#define STB_IMAGE_IMPLEMENTATION
+#define STBI_ONLY_JPEG
+#define STBI_ONLY_PNG
+#define STBI_ONLY_GIF
+#define STBI_NO_STDIO
+#define STBI_NO_HDR
+#define STBI_NO_LINEAR
+#define STBI_MAX_DIMENSIONS 65535
 #include <stb/stb_image.h>
 #include <zlib.h>
 
