@@ -19,6 +19,100 @@
 namespace bcq {
 namespace fs = std::filesystem;
 
+namespace {
+
+// Samples [begin, end) of a batch.
+Batch part_of(const Batch& batch, int64_t begin, int64_t end) {
+  Batch part;
+  if (!batch.pixels.empty()) {
+    part.pixels = batch.pixels.slice(begin, end);
+    return part;
+  }
+  part.windows = end - begin;
+  part.length = batch.length;
+  part.ids.assign(batch.ids.begin() + begin * batch.length, batch.ids.begin() + end * batch.length);
+  return part;
+}
+
+void divide_row(Tensor& w, int64_t row, float by) {
+  kernels().scale(w.data + row * w.dim(1), 1 / by, w.data + row * w.dim(1), w.dim(1));
+}
+
+bool shifts(const std::vector<float>& shift) {
+  return std::any_of(shift.begin(), shift.end(), [](float s) { return s != 0; });
+}
+
+// Channels a layer, or rows of it, makes: w_c / scale_c, b_c / scale_c - shift_c. A weight that is rounded stays on its
+// grid, which has a scale a row.
+void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector<float>& scale,
+               const std::vector<float>& shift) {
+  Tensor w = layer.weight.values().clone();
+  if (shifts(shift) && layer.bias.loaded.empty()) layer.bias.loaded = Tensor({w.dim(0)});
+  std::vector<Tensor*> biases;
+  for (Tensor* bias : {&layer.bias.loaded, &layer.bias.compensated})
+    if (!bias->empty()) biases.push_back(bias);
+  for (Tensor* bias : biases) *bias = bias->clone();
+  Quantized q = layer.quantized ? *layer.quantized : Quantized{};
+  const Affine* affine = q.right.as<Affine>();
+  require(!q.packed && (q.right.is_identity() || (affine && affine->scale.dim(1) == 1)),
+          "%s: rounded already, and not on a grid with a scale a row: its rows cannot be scaled", layer.name);
+  Tensor rounded, steps;
+  if (affine) rounded = q.weight.values().clone(), steps = affine->scale.clone();
+  for (size_t c = 0; c < scale.size(); ++c) {
+    const int64_t row = rows.empty() ? static_cast<int64_t>(c) : rows[c];
+    divide_row(w, row, scale[c]);
+    for (Tensor* bias : biases) bias->data[row] = bias->data[row] / scale[c] - shift[c];
+    if (!affine) continue;
+    const float before = steps[row];
+    steps[row] = before / scale[c];
+    for (int64_t i = row * w.dim(1); i < (row + 1) * w.dim(1); ++i)
+      rounded[i] = steps[row] * std::nearbyint(rounded[i] / before);
+  }
+  layer.weight = w;
+  if (!affine) return;
+  q.right = Affine(affine->bits, affine->group, steps, affine->zero);
+  q.weight = rounded;
+  layer.quantize(std::move(q));
+}
+
+// W' = W diag(scale), b' = b + W' shift.
+void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::vector<float>& shift) {
+  const int64_t out = layer.weight.dim(0), in = layer.weight.dim(1);
+  Tensor w = layer.weight.values().clone(), b = layer.bias.loaded.empty() ? Tensor({out}) : layer.bias.loaded.clone();
+  for (int64_t r = 0; r < out; ++r) {
+    double sum = b[r];
+    for (int64_t c = 0; c < in; ++c) {
+      w[r * in + c] *= scale[at(c)];
+      sum += static_cast<double>(w[r * in + c]) * shift[at(c)];
+    }
+    b[r] = static_cast<float>(sum);
+  }
+  layer.weight = w;
+  if (shifts(shift)) layer.bias.loaded = b;
+}
+
+// The weights that belong to a folder: model.safetensors, its index, or the only candidate.
+std::string weights_of(const std::string& directory) {
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
+    if (fs::exists(fs::path(directory) / name)) return (fs::path(directory) / name).string();
+  std::vector<std::string> found;
+  bool pickle = false;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension == ".safetensors") found.push_back(entry.path().string());
+    pickle |= extension == ".bin" || extension == ".pth" || extension == ".pt";
+  }
+  require_input(found.size() <= 1, "%s: %d .safetensors files and no index: give --model the one to read", directory,
+                found.size());
+  require_input(!found.empty(), "%s: no model.safetensors%s", directory,
+                pickle ? " (there is a PyTorch pickle: convert it with safetensors.torch.save_file, or download the "
+                         "safetensors revision of the repository)"
+                       : "");
+  return found[0];
+}
+
+}  // namespace
+
 std::vector<Layer*> Part::layers() const {
   std::vector<Layer*> all;
   for (const LayerGroup& group : groups) all.insert(all.end(), group.layers.begin(), group.layers.end());
@@ -52,23 +146,6 @@ void Model::require_pixels(const Batch& batch) const {
                 "%s takes pixels of shape [B, 3, %d, %d], got %s", info_.name, info_.image.height, info_.image.width,
                 to_string(pixels.shape));
 }
-
-namespace {
-
-// Samples [begin, end) of a batch.
-Batch part_of(const Batch& batch, int64_t begin, int64_t end) {
-  Batch part;
-  if (!batch.pixels.empty()) {
-    part.pixels = batch.pixels.slice(begin, end);
-    return part;
-  }
-  part.windows = end - begin;
-  part.length = batch.length;
-  part.ids.assign(batch.ids.begin() + begin * batch.length, batch.ids.begin() + end * batch.length);
-  return part;
-}
-
-}  // namespace
 
 Tensor Model::forward(const Context& ctx, const Batch& batch) const {
   const auto run = [&](const Batch& part) {
@@ -150,67 +227,6 @@ void Model::make_panels() {
     if (layer->is_linear() && !layer->weight.panels() && layer->role != Role::Head)  // which has one row an image
       layer->weight = Weight(layer->weight.shape(), std::make_shared<const FloatPanels>(layer->weight));
 }
-
-namespace {
-
-void divide_row(Tensor& w, int64_t row, float by) {
-  kernels().scale(w.data + row * w.dim(1), 1 / by, w.data + row * w.dim(1), w.dim(1));
-}
-
-bool shifts(const std::vector<float>& shift) {
-  return std::any_of(shift.begin(), shift.end(), [](float s) { return s != 0; });
-}
-
-// Channels a layer, or rows of it, makes: w_c / scale_c, b_c / scale_c - shift_c. A weight that is rounded stays on its
-// grid, which has a scale a row.
-void fold_rows(Layer& layer, const std::vector<int64_t>& rows, const std::vector<float>& scale,
-               const std::vector<float>& shift) {
-  Tensor w = layer.weight.values().clone();
-  if (shifts(shift) && layer.bias.loaded.empty()) layer.bias.loaded = Tensor({w.dim(0)});
-  std::vector<Tensor*> biases;
-  for (Tensor* bias : {&layer.bias.loaded, &layer.bias.compensated})
-    if (!bias->empty()) biases.push_back(bias);
-  for (Tensor* bias : biases) *bias = bias->clone();
-  Quantized q = layer.quantized ? *layer.quantized : Quantized{};
-  const Affine* affine = q.right.as<Affine>();
-  require(!q.packed && (q.right.is_identity() || (affine && affine->scale.dim(1) == 1)),
-          "%s: rounded already, and not on a grid with a scale a row: its rows cannot be scaled", layer.name);
-  Tensor rounded, steps;
-  if (affine) rounded = q.weight.values().clone(), steps = affine->scale.clone();
-  for (size_t c = 0; c < scale.size(); ++c) {
-    const int64_t row = rows.empty() ? static_cast<int64_t>(c) : rows[c];
-    divide_row(w, row, scale[c]);
-    for (Tensor* bias : biases) bias->data[row] = bias->data[row] / scale[c] - shift[c];
-    if (!affine) continue;
-    const float before = steps[row];
-    steps[row] = before / scale[c];
-    for (int64_t i = row * w.dim(1); i < (row + 1) * w.dim(1); ++i)
-      rounded[i] = steps[row] * std::nearbyint(rounded[i] / before);
-  }
-  layer.weight = w;
-  if (!affine) return;
-  q.right = Affine(affine->bits, affine->group, steps, affine->zero);
-  q.weight = rounded;
-  layer.quantize(std::move(q));
-}
-
-// W' = W diag(scale), b' = b + W' shift.
-void unfold_columns(Layer& layer, const std::vector<float>& scale, const std::vector<float>& shift) {
-  const int64_t out = layer.weight.dim(0), in = layer.weight.dim(1);
-  Tensor w = layer.weight.values().clone(), b = layer.bias.loaded.empty() ? Tensor({out}) : layer.bias.loaded.clone();
-  for (int64_t r = 0; r < out; ++r) {
-    double sum = b[r];
-    for (int64_t c = 0; c < in; ++c) {
-      w[r * in + c] *= scale[at(c)];
-      sum += static_cast<double>(w[r * in + c]) * shift[at(c)];
-    }
-    b[r] = static_cast<float>(sum);
-  }
-  layer.weight = w;
-  if (shifts(shift)) layer.bias.loaded = b;
-}
-
-}  // namespace
 
 void Model::fold(const LayerGroup& group, const std::vector<float>& scale, const std::vector<float>& shift) {
   const FoldSource& source = group.source;
@@ -320,30 +336,6 @@ void Model::clear() {
 void Model::clear_compensation() {
   for (const Point& point : all_points()) point.clear();
 }
-
-namespace {
-
-// The weights that belong to a folder: model.safetensors, its index, or the only candidate.
-std::string weights_of(const std::string& directory) {
-  for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
-    if (fs::exists(fs::path(directory) / name)) return (fs::path(directory) / name).string();
-  std::vector<std::string> found;
-  bool pickle = false;
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const std::string extension = entry.path().extension().string();
-    if (extension == ".safetensors") found.push_back(entry.path().string());
-    pickle |= extension == ".bin" || extension == ".pth" || extension == ".pt";
-  }
-  require_input(found.size() <= 1, "%s: %d .safetensors files and no index: give --model the one to read", directory,
-                found.size());
-  require_input(!found.empty(), "%s: no model.safetensors%s", directory,
-                pickle ? " (there is a PyTorch pickle: convert it with safetensors.torch.save_file, or download the "
-                         "safetensors revision of the repository)"
-                       : "");
-  return found[0];
-}
-
-}  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path) {
   require_input(fs::exists(path), "%s: no such file or folder", path);

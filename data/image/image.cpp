@@ -121,30 +121,6 @@ Image cut(const Image& in, const Region& w) {
   return out;
 }
 
-}  // namespace
-
-Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window) {
-  require(image.height > 0 && image.width > 0 && height > 0 && width > 0, "resize from %d x %d to %d x %d pixels",
-          image.width, image.height, width, height);
-  if (window.height == 0 && window.width == 0) window = {0, 0, height, width};
-  require(window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
-              window.top <= height - window.height && window.left <= width - window.width,
-          "resize: window %d+%d, %d+%d is outside %d x %d", window.top, window.height, window.left, window.width,
-          height, width);
-  const Axis across = make_axis(image.width, width, window.left, window.width, interpolation);
-  const Axis down = make_axis(image.height, height, window.top, window.height, interpolation);
-  const bool resample_x = image.width != width, resample_y = image.height != height;
-  // Rows of the input that the second pass will read. A pass along an unchanged side is
-  // skipped, as in Pillow.
-  const int row0 = resample_y ? down.first.front() : window.top;
-  const int row1 = resample_y ? down.first.back() + down.count.back() : window.top + window.height;
-  const Region band{row0, window.left, row1 - row0, window.width};
-  const Image strip = resample_x ? resample_rows(image, across, row0, row1 - row0) : cut(image, band);
-  return resample_y ? resample_columns(strip, down, row0) : strip;
-}
-
-namespace {
-
 struct Size {
   double height, width;
 };
@@ -187,6 +163,26 @@ int64_t crop_offset(int64_t have, int64_t size, bool torchvision) {
 }
 
 }  // namespace
+
+Image resize(const Image& image, int height, int width, const std::string& interpolation, Region window) {
+  require(image.height > 0 && image.width > 0 && height > 0 && width > 0, "resize from %d x %d to %d x %d pixels",
+          image.width, image.height, width, height);
+  if (window.height == 0 && window.width == 0) window = {0, 0, height, width};
+  require(window.top >= 0 && window.left >= 0 && window.height > 0 && window.width > 0 &&
+              window.top <= height - window.height && window.left <= width - window.width,
+          "resize: window %d+%d, %d+%d is outside %d x %d", window.top, window.height, window.left, window.width,
+          height, width);
+  const Axis across = make_axis(image.width, width, window.left, window.width, interpolation);
+  const Axis down = make_axis(image.height, height, window.top, window.height, interpolation);
+  const bool resample_x = image.width != width, resample_y = image.height != height;
+  // Rows of the input that the second pass will read. A pass along an unchanged side is
+  // skipped, as in Pillow.
+  const int row0 = resample_y ? down.first.front() : window.top;
+  const int row1 = resample_y ? down.first.back() + down.count.back() : window.top + window.height;
+  const Region band{row0, window.left, row1 - row0, window.width};
+  const Image strip = resample_x ? resample_rows(image, across, row0, row1 - row0) : cut(image, band);
+  return resample_y ? resample_columns(strip, down, row0) : strip;
+}
 
 Image resize_and_crop(const Image& image, const ImageConfig& config) {
   require_input(config.height == config.width && config.height > 0 && config.height <= 8192,
@@ -231,10 +227,8 @@ Tensor normalise(const Image& crop, const ImageConfig& config) {
   return out;
 }
 
-namespace {
-
 // The number a float was written as: 0.485, not 0.48500001430511475.
-json written(const float values[3]) {
+static json written(const float values[3]) {
   json list = json::array();
   for (int c = 0; c < 3; ++c) {
     char text[32];
@@ -244,8 +238,6 @@ json written(const float values[3]) {
   }
   return list;
 }
-
-}  // namespace
 
 json to_json(const ImageConfig& config) {
   constexpr const char* kResize[] = {"crop_pct", "none", "exact", "shortest", "within"};

@@ -361,10 +361,8 @@ std::vector<int64_t> calibration_indices(int64_t n_total, int64_t count, uint32_
   return order;
 }
 
-namespace {
-
 // The image resized and cropped, decoded or from the cache.
-Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const std::string& cache) {
+static Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const std::string& cache) {
   const auto decode = [&] { return resize_and_crop(decode_image(read_item(item), item.path), config); };
   if (cache.empty()) return decode();
   json settings = to_json(config);
@@ -381,8 +379,6 @@ Image crop_of(const ImageFolder::Item& item, const ImageConfig& config, const st
   const std::string rgb = cached(cache, key, make, [&](const std::string& value) { return value.size() == size; });
   return {static_cast<int>(config.height), static_cast<int>(config.width), {rgb.begin(), rgb.end()}};
 }
-
-}  // namespace
 
 Tensor load_pixels(const ImageFolder& folder, const std::vector<int64_t>& indices, const ImageConfig& config,
                    std::map<int64_t, std::string>* unreadable) {
