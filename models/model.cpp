@@ -281,11 +281,9 @@ std::pair<Weight, Tensor> Model::block_linear(int i) const {
 void Model::fold_layer_scale() {
   for (Layer* layer : all_layers()) {
     if (layer->gamma.empty()) continue;
-    unfold_.push_back([layer, weight = layer->weight, bias = layer->bias.loaded, gamma = layer->gamma] {
-      layer->weight = weight;
-      layer->bias.loaded = bias;
-      layer->gamma = gamma;
-    });
+    keep(layer->weight);
+    keep(layer->bias.loaded);
+    keep(layer->gamma);
     layer->fold_gamma();
   }
 }
@@ -302,29 +300,21 @@ OnnxGraph Model::onnx(Precision precision) const {
   graph.input = {3, info_.image.height, info_.image.width};
   graph.output = {info_.outputs};
   OnnxLayers to(graph, precision);
-  std::string x = onnx_embed(to, OnnxGraph::kInput);
+  std::string x = onnx_part(to, -1, OnnxGraph::kInput);
   for (int i = 0; i < depth(); ++i) {
     const std::string before = x;
-    x = onnx_block(to, i, x);
+    x = onnx_part(to, i, x);
     const auto [weight, bias] = block_linear(i);
     if (precision != Precision::Float && !weight.empty()) x = to.add(x, to.linear(weight, bias, before));
     if (!block_added_.empty()) x = to.compensate(block_added_[at(i)], x);
   }
-  graph.finish(onnx_head(to, x));
+  graph.finish(onnx_part(to, depth(), x));
   return graph;
 }
 
-namespace {
-
-std::string no_onnx(const ModelInfo& info) {
-  throw UsageError(format("--format onnx: %s is not a vision model, and others are not written", info.name));
+std::string Model::onnx_part(OnnxLayers&, int, const std::string&) const {
+  throw UsageError(format("--format onnx: %s is not a vision model, and others are not written", info_.name));
 }
-
-}  // namespace
-
-std::string Model::onnx_embed(OnnxLayers&, const std::string&) const { return no_onnx(info_); }
-std::string Model::onnx_block(OnnxLayers&, int, const std::string&) const { return no_onnx(info_); }
-std::string Model::onnx_head(OnnxLayers&, const std::string&) const { return no_onnx(info_); }
 
 void Model::clear() {
   for (; !unfold_.empty(); unfold_.pop_back()) unfold_.back()();

@@ -143,10 +143,8 @@ class Model {
 
  protected:
   virtual Tensor block_body(const Context& ctx, int i, const Tensor& x) const = 0;
-  // embed(), block_body() and head() as nodes of a graph.
-  virtual std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const;
-  virtual std::string onnx_block(OnnxLayers& to, int i, const std::string& x) const;
-  virtual std::string onnx_head(OnnxLayers& to, const std::string& x) const;
+  // Part i, -1 ... depth(), as nodes of a graph: embed() of pixels x, block_body() or head().
+  virtual std::string onnx_part(OnnxLayers& to, int i, const std::string& x) const;
   // The output of block i as a point that folds into `bias`, by the name it has in checkpoints.
   Point block_point(int i, const std::string& name, Bias* bias, const std::string& tensor);
   // InputError unless the batch has pixels [B, 3, height, width] as info() says.

@@ -119,12 +119,12 @@ class Swin : public Model {
     return head_.run(ctx, mean_tokens(ctx.tape, layer_norm(ctx.tape, x, norm_.weight, norm_.bias.loaded, config_.eps)));
   }
 
-  std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const override {
-    const std::string x = to.linear(patch_embed_, to.unfold_patches(pixels, info_.image, config_.patch));
-    return to.layer_norm(patch_norm_, config_.eps, x);
-  }
-
-  std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
+  std::string onnx_part(OnnxLayers& to, int i, const std::string& x0) const override {
+    if (i < 0) {
+      const std::string x = to.linear(patch_embed_, to.unfold_patches(x0, info_.image, config_.patch));
+      return to.layer_norm(patch_norm_, config_.eps, x);
+    }
+    if (i >= depth()) return to.linear(head_, to.mean_tokens(to.layer_norm(norm_, config_.eps, x0)));
     const Step& step = steps_[at(i)];
     if (step.is_merge) {
       const Merge& m = step.merge;
@@ -142,10 +142,6 @@ class Swin : public Model {
     const std::string whole = to.reshape(z, {-1, w.count * w.tokens, C});
     const std::string x1 = to.add(x0, to.gather_rows(whole, w.back, {0, w.count * w.tokens, C}));
     return to.add(x1, to.mlp(b.fc1, b.fc2, to.layer_norm(b.norm2, config_.eps, x1)));
-  }
-
-  std::string onnx_head(OnnxLayers& to, const std::string& x) const override {
-    return to.linear(head_, to.mean_tokens(to.layer_norm(norm_, config_.eps, x)));
   }
 
   Part part(int i) override {

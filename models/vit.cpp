@@ -75,12 +75,12 @@ class Vit : public Model {
     return scale(t, add(t, logits, second), 0.5f);
   }
 
-  std::string onnx_embed(OnnxLayers& to, const std::string& pixels) const override {
-    const std::string x = to.linear(patch_embed_, to.unfold_patches(pixels, info_.image, config_.patch));
-    return to.layer_norm(norm_pre_, config_.eps, to.prepend_tokens(x, tokens_, pos_embed_));
-  }
-
-  std::string onnx_block(OnnxLayers& to, int i, const std::string& x0) const override {
+  std::string onnx_part(OnnxLayers& to, int i, const std::string& x0) const override {
+    if (i < 0) {
+      const std::string x = to.linear(patch_embed_, to.unfold_patches(x0, info_.image, config_.patch));
+      return to.layer_norm(norm_pre_, config_.eps, to.prepend_tokens(x, tokens_, pos_embed_));
+    }
+    if (i >= depth()) return onnx_head(to, x0);
     const VisionBlock& b = blocks_[at(i)];
     const std::string qkv = to.linear(b.qkv, to.layer_norm(b.norm1, config_.eps, x0));
     const std::string z = to.linear(b.proj, to.attend(b.matmul1, b.matmul2, qkv, {config_.heads, false, {}, {}},
@@ -88,15 +88,6 @@ class Vit : public Model {
     const std::string x1 = to.add(x0, to.scale_channels(z, b.proj.gamma));
     const std::string y = to.mlp(b.fc1, b.fc2, to.layer_norm(b.norm2, config_.eps, x1), config_.gelu);
     return to.add(x1, to.scale_channels(y, b.fc2.gamma));
-  }
-
-  std::string onnx_head(OnnxLayers& to, const std::string& x) const override {
-    const std::string features = onnx_pooled(to, x);
-    if (head_.weight.empty()) return features;
-    const std::string logits = to.linear(head_, features);
-    if (head_dist_.weight.empty()) return logits;
-    const std::string second = to.linear(head_dist_, to.layer_norm(norm_, config_.eps, to.select_token(x, 1)));
-    return to.scale(to.add(logits, second), 0.5f);
   }
 
   Part part(int i) override {
@@ -149,7 +140,16 @@ class Vit : public Model {
     return config_.fc_norm ? normed(t, norm_, mean) : mean;
   }
 
-  // pooled() as nodes of a graph.
+  // head() and pooled() as nodes of a graph.
+  std::string onnx_head(OnnxLayers& to, const std::string& x) const {
+    const std::string features = onnx_pooled(to, x);
+    if (head_.weight.empty()) return features;
+    const std::string logits = to.linear(head_, features);
+    if (head_dist_.weight.empty()) return logits;
+    const std::string second = to.linear(head_dist_, to.layer_norm(norm_, config_.eps, to.select_token(x, 1)));
+    return to.scale(to.add(logits, second), 0.5f);
+  }
+
   std::string onnx_pooled(OnnxLayers& to, const std::string& x) const {
     if (config_.pool == Pool::Token) return to.layer_norm(norm_, config_.eps, to.select_token(x, 0));
     const std::string y = config_.fc_norm ? x : to.layer_norm(norm_, config_.eps, x);
