@@ -26,15 +26,6 @@ struct Block {
   Layer query_key_value, dense, dense_h_to_4h, dense_4h_to_h;
 };
 
-// The rows of a projection fused head by head, [H * 3 * d, in], that are values: what attention mixes, channel by
-// channel.
-FoldSource values_of_heads(Layer& qkv, int64_t heads) {
-  FoldSource source{nullptr, &qkv, {}};
-  const int64_t d = qkv.weight.dim(0) / 3 / heads;
-  for (int64_t c = 0; c < heads * d; ++c) source.rows.push_back(c / d * 3 * d + 2 * d + c % d);
-  return source;
-}
-
 class Bloom : public Model {
  public:
   Bloom(const BloomConfig& config, const Loader& file, const Weight& embedding, const ModelInfo& info);
@@ -70,7 +61,7 @@ class Bloom : public Model {
     Block& b = blocks_[at(i)];
     Part part{Part::Kind::Block, "h." + std::to_string(i)};
     part.groups = {{{&b.query_key_value}, {&b.input_layernorm}},
-                   {{&b.dense}, values_of_heads(b.query_key_value, config_.heads)},
+                   {{&b.dense}, rows_of(b.query_key_value, 2, config_.heads)},
                    {{&b.dense_h_to_4h}, {&b.post_attention_layernorm}},
                    {{&b.dense_4h_to_h}}};
     if (config_.residual_after_norm)  // what the norms give goes on beside these layers

@@ -60,17 +60,14 @@ inline Layer load_patch_embed(const Loader& file, int64_t D, int64_t P, bool has
   return layer;
 }
 
-// The values of a fused projection of query, key and value, [3D, in], are what attention mixes, channel by channel.
-inline FoldSource values_of(Layer& qkv) {
+// The rows that are queries, keys or values (part 0, 1, 2), in the order of channels, of a projection that fuses them
+// head by head, [heads * 3 * d, in], or as a whole, as if of one head. Values are what attention mixes, channel by
+// channel. Keys may be shifted by a constant each: that adds the same to all scores of a query, and softmax takes it
+// away.
+inline FoldSource rows_of(Layer& qkv, int64_t part, int64_t heads = 1) {
   FoldSource source{nullptr, &qkv, {}};
-  for (int64_t row = qkv.weight.dim(0) / 3 * 2; row < qkv.weight.dim(0); ++row) source.rows.push_back(row);
-  return source;
-}
-
-// Its keys may be shifted by a constant each: that adds the same to all scores of a query, and softmax takes it away.
-inline FoldSource keys_of(Layer& qkv) {
-  FoldSource source{nullptr, &qkv, {}};
-  for (int64_t row = qkv.weight.dim(0) / 3; row < qkv.weight.dim(0) / 3 * 2; ++row) source.rows.push_back(row);
+  const int64_t d = qkv.weight.dim(0) / 3 / heads;
+  for (int64_t c = 0; c < heads * d; ++c) source.rows.push_back((c / d * 3 + part) * d + c % d);
   return source;
 }
 
@@ -105,9 +102,9 @@ inline Part vision_part(VisionBlock& b, const std::string& name, const Point& ou
   return {Part::Kind::Block,
           name,
           {{{&b.qkv}, {&b.norm1}},
-           {{&b.matmul1}, b.k_norm.weight.empty() ? keys_of(b.qkv) : FoldSource{}},
+           {{&b.matmul1}, b.k_norm.weight.empty() ? rows_of(b.qkv, 1) : FoldSource{}},
            {{&b.matmul2}},
-           {{&b.proj}, values_of(b.qkv)},
+           {{&b.proj}, rows_of(b.qkv, 2)},
            {{&b.fc1}, {&b.norm2}},
            {{&b.fc2}}},
           {branch_point(Point::Kind::Attention, b.proj), branch_point(Point::Kind::Mlp, b.fc2)},
