@@ -11,12 +11,6 @@
 namespace bcq {
 namespace {
 
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
-    text.replace(at, from.size(), to);
-  return text;
-}
-
 // timm's name of a tensor -> transformers' names of it. `root` is "vit", "deit", "swin", "dinov2..." or, of a model
 // without a classifier, empty.
 std::vector<std::string> transformers_names(const std::string& name, const std::string& root, bool dinov2,
@@ -30,26 +24,26 @@ std::vector<std::string> transformers_names(const std::string& name, const std::
   if (name == "pos_embed") return {prefix + "embeddings.position_embeddings"};
   if (name.rfind("norm.", 0) == 0) return {prefix + "layernorm." + name.substr(5)};
   std::string to = name;
-  to = replaced(to, "patch_embed.proj.", "embeddings.patch_embeddings.projection.");
-  to = replaced(to, "patch_embed.norm.", "embeddings.norm.");
+  to = replace_all(to, "patch_embed.proj.", "embeddings.patch_embeddings.projection.");
+  to = replace_all(to, "patch_embed.norm.", "embeddings.norm.");
   const std::string self = root == "swin" ? "attention.self." : "attention.attention.";
-  to = replaced(to, ".attn.proj.", ".attention.output.dense.");
-  to = replaced(to, ".attn.qkv.", "." + self + "QKV.");
-  to = replaced(to, ".attn.", "." + self);  // relative_position_bias_table
+  to = replace_all(to, ".attn.proj.", ".attention.output.dense.");
+  to = replace_all(to, ".attn.qkv.", "." + self + "QKV.");
+  to = replace_all(to, ".attn.", "." + self);  // relative_position_bias_table
   if (dinov2) {
-    to = replaced(to, ".ls1.gamma", ".layer_scale1.lambda1");
-    to = replaced(to, ".ls2.gamma", ".layer_scale2.lambda1");
+    to = replace_all(to, ".ls1.gamma", ".layer_scale1.lambda1");
+    to = replace_all(to, ".ls2.gamma", ".layer_scale2.lambda1");
   } else {
-    to = replaced(to, ".mlp.fc1.", ".intermediate.dense.");
-    to = replaced(to, ".mlp.fc2.", ".output.dense.");
-    to = replaced(to, ".norm1.", ".layernorm_before.");
-    to = replaced(to, ".norm2.", ".layernorm_after.");
+    to = replace_all(to, ".mlp.fc1.", ".intermediate.dense.");
+    to = replace_all(to, ".mlp.fc2.", ".output.dense.");
+    to = replace_all(to, ".norm1.", ".layernorm_before.");
+    to = replace_all(to, ".norm2.", ".layernorm_after.");
   }
   if (to.rfind("layers.", 0) == 0) to = "encoder." + to;
   if (to.rfind("blocks.", 0) == 0) to = "encoder.layer." + to.substr(7);
   to = prefix + to;
   if (to.find("QKV") == std::string::npos) return {to};
-  return {replaced(to, "QKV", "query"), replaced(to, "QKV", "key"), replaced(to, "QKV", "value")};
+  return {replace_all(to, "QKV", "query"), replace_all(to, "QKV", "key"), replace_all(to, "QKV", "value")};
 }
 
 // The names of the classes in "id2label", whose keys are "0" to "n-1"; empty when there is none.

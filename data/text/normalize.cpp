@@ -53,18 +53,6 @@ std::string nfc(std::string_view utf8) {
   return out;
 }
 
-std::string replace_all(std::string_view text, const std::string& from, const std::string& to) {
-  std::string out;
-  out.reserve(text.size());
-  for (size_t done = 0;;) {
-    const size_t at = text.find(from, done);
-    out += text.substr(done, at - done);
-    if (at == std::string_view::npos) return out;
-    out += to;
-    done = at + from.size();
-  }
-}
-
 std::string Normalizer::operator()(std::string_view utf8) const {
   if (kind == Kind::Nfc) return nfc(utf8);
   return kind == Kind::Prepend ? to + std::string(utf8) : replace_all(utf8, from, to);

@@ -10,8 +10,6 @@ namespace bcq {
 // Unicode 9 and leaves those as they stand. `utf8` has to be valid.
 std::string nfc(std::string_view utf8);
 
-std::string replace_all(std::string_view text, const std::string& from, const std::string& to);  // from is not empty
-
 // A step of what is done to a text before it is tokenized.
 struct Normalizer {
   enum class Kind { Nfc, Prepend, Replace } kind = Kind::Nfc;

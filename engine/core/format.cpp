@@ -45,4 +45,16 @@ std::string format_args(const char* text, std::initializer_list<FormatArg> args)
   return result;
 }
 
+std::string replace_all(std::string_view text, const std::string& from, const std::string& to) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t done = 0;;) {
+    const size_t at = text.find(from, done);
+    out += text.substr(done, at - done);
+    if (at == std::string_view::npos) return out;
+    out += to;
+    done = at + from.size();
+  }
+}
+
 }  // namespace bcq

@@ -72,6 +72,8 @@ template <class... Args>
 std::string format(std::type_identity_t<FormatText<Args...>> text, const Args&... args) {
   return format_args(text.text, {format_arg(args)...});
 }
+// `text` with every `from`, which is not empty, as `to`.
+std::string replace_all(std::string_view text, const std::string& from, const std::string& to);
 // To a stream, or to stdout.
 template <class... Args>
 void print(std::FILE* stream, std::type_identity_t<FormatText<Args...>> text, const Args&... args) {
