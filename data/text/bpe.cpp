@@ -1,7 +1,8 @@
 // The byte alphabet and the merge loop; see bpe.h.
 #include "data/text/bpe.h"
 
-#include <algorithm>
+#include <utf8proc.h>
+
 #include <array>
 #include <functional>
 #include <queue>
@@ -23,12 +24,8 @@ struct Alphabet {
       const bool printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
       const uint32_t code = printable ? b : spare++;
       std::string& s = character[b];
-      if (code < 0x80) {
-        s.push_back(static_cast<char>(code));
-      } else {  // all others are below U+0800: two bytes
-        s.push_back(static_cast<char>(0xc0 | (code >> 6)));
-        s.push_back(static_cast<char>(0x80 | (code & 0x3f)));
-      }
+      utf8proc_uint8_t utf8[4];
+      s.assign(utf8, utf8 + utf8proc_encode_char(static_cast<utf8proc_int32_t>(code), utf8));
       byte[s] = static_cast<uint8_t>(b);
     }
   }
@@ -105,28 +102,29 @@ std::vector<int32_t> Bpe::symbols(std::string_view piece) const {
   bool waits = false;  // an unknown is written when the next symbol is none, and after what byte fallback writes
   for (size_t i = 0, n = 1; i < piece.size(); i += n) {
     const auto byte = static_cast<uint8_t>(piece[i]);
-    n = !characters_ || byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
-    const std::string_view character = characters_ ? piece.substr(i, n) : std::string_view(byte_character(byte));
-    const int32_t id = characters_ ? find(std::string(character)) : bytes_[byte];
-    if (id < 0 && byte_fallback_) {
+    n = !options.characters || byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+    const std::string_view character = options.characters ? piece.substr(i, n) : std::string_view(byte_character(byte));
+    const int32_t id = options.characters ? find(std::string(character)) : bytes_[byte];
+    if (id < 0 && options.byte_fallback) {
       const std::vector<int32_t> fallback = byte_tokens(character);
       ids.insert(ids.end(), fallback.begin(), fallback.end());
       if (!fallback.empty()) continue;
     }
-    require_input(id >= 0 || unknown_ >= 0, "%s: the vocabulary has no token for %s", where_,
-                  characters_ ? "\"" + std::string(character) + "\"" : format("byte 0x%02x", byte));
-    if (waits && (id >= 0 || !fuse_unknown_)) ids.push_back(unknown_);
+    require_input(id >= 0 || options.unknown >= 0, "%s: the vocabulary has no token for %s", where_,
+                  options.characters ? "\"" + std::string(character) + "\"" : format("byte 0x%02x", byte));
+    if (waits && (id >= 0 || !options.fuse_unknown)) ids.push_back(options.unknown);
     if (id >= 0) ids.push_back(id);
     waits = id < 0;
   }
-  if (waits) ids.push_back(unknown_);
+  if (waits) ids.push_back(options.unknown);
   return ids;
 }
 
 void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
-  if (ignore_merges_) {
-    std::string spelled(characters_ ? piece : std::string_view{});
-    for (size_t i = 0; i < piece.size() && !characters_; ++i) spelled += byte_character(static_cast<uint8_t>(piece[i]));
+  if (options.ignore_merges) {
+    std::string spelled(options.characters ? piece : std::string_view{});
+    for (size_t i = 0; i < piece.size() && !options.characters; ++i)
+      spelled += byte_character(static_cast<uint8_t>(piece[i]));
     if (const int32_t whole = find(spelled); whole >= 0) return ids.push_back(whole);
   }
   std::vector<int32_t> symbol = symbols(piece), before(symbol.size()), after(symbol.size());

@@ -28,19 +28,16 @@ class Bpe {
   int64_t size() const { return static_cast<int64_t>(vocab_.size()); }
   const std::unordered_map<std::string, int32_t>& vocab() const { return vocab_; }
 
-  // Pieces are characters as they stand, and so are token strings; by default they are bytes.
-  void set_characters() { characters_ = true; }
-  bool characters() const { return characters_; }
-  // What a character without a token becomes: the tokens "<0xC4>" and "<0xA0>" of its bytes C4 A0 (as the reference
-  // does it, where the vocabulary has them all; a byte's character is byte_character()), else `unknown`, of which a run
-  // is one when `fuse` is set; by default InputError. And whether a piece that is itself a token skips the merges.
-  void set_byte_fallback() { byte_fallback_ = true; }
-  bool byte_fallback() const { return byte_fallback_; }
-  void set_unknown(int32_t id, bool fuse) {
-    unknown_ = id;
-    fuse_unknown_ = fuse;
-  }
-  void set_ignore_merges(bool on) { ignore_merges_ = on; }
+  struct Options {
+    bool characters = false;  // pieces are characters as they stand, and so are token strings; else they are bytes
+    // What a character without a token becomes: the tokens "<0xC4>" and "<0xA0>" of its bytes C4 A0 (as the reference
+    // does it, where the vocabulary has them all; a byte's character is byte_character()), else `unknown`, of which a
+    // run is one when `fuse_unknown` is set; InputError when that is -1.
+    bool byte_fallback = false, fuse_unknown = false;
+    int32_t unknown = -1;
+    bool ignore_merges = false;  // a piece that is itself a token skips the merges
+  };
+  Options options;
 
   // Append the ids of `piece` (raw bytes): start from single bytes or characters and keep merging the
   // adjacent pair of best rank, leftmost first. O(n log n).
@@ -58,8 +55,6 @@ class Bpe {
   std::unordered_map<std::string, int32_t> vocab_;
   std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
   int32_t bytes_[256];                          // -1: there is no token
-  int32_t unknown_ = -1;
-  bool characters_ = false, byte_fallback_ = false, fuse_unknown_ = false, ignore_merges_ = false;
 };
 
 }  // namespace bcq

@@ -53,9 +53,4 @@ std::string nfc(std::string_view utf8) {
   return out;
 }
 
-std::string Normalizer::operator()(std::string_view utf8) const {
-  if (kind == Kind::Nfc) return nfc(utf8);
-  return kind == Kind::Prepend ? to + std::string(utf8) : replace_all(utf8, from, to);
-}
-
 }  // namespace bcq

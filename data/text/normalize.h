@@ -1,5 +1,6 @@
 // Unicode normalization of text before it is tokenized.
 #pragma once
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -11,11 +12,6 @@ namespace bcq {
 std::string nfc(std::string_view utf8);
 
 // A step of what is done to a text before it is tokenized.
-struct Normalizer {
-  enum class Kind { Nfc, Prepend, Replace } kind = Kind::Nfc;
-  std::string from = {}, to = {};  // Prepend puts `to` first
-
-  std::string operator()(std::string_view utf8) const;
-};
+using Normalizer = std::function<std::string(std::string_view utf8)>;
 
 }  // namespace bcq

@@ -108,7 +108,7 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
   const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
   const size_t none = ids.size();
   const Emit stretch = [&](std::string_view part) {
-    if (bpe_.characters())
+    if (bpe_.options.characters)
       split_at_spaces(part, ids.size() == none, piece);
     else
       split(part, 0, piece);
@@ -121,9 +121,9 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
 }
 
 std::string Tokenizer::spelled(const std::string& token) const {
-  if (!bpe_.characters()) return token_bytes(token);
+  if (!bpe_.options.characters) return token_bytes(token);
   int value = 0;
-  if (bpe_.byte_fallback() && token.size() == 6 && token.rfind("<0x", 0) == 0 && token[5] == '>' &&
+  if (bpe_.options.byte_fallback && token.size() == 6 && token.rfind("<0x", 0) == 0 && token[5] == '>' &&
       std::from_chars(&token[3], &token[5], value, 16).ptr == &token[5])
     return {static_cast<char>(value)};
   return replace_all(token, metaspace_.space, " ");

@@ -103,12 +103,13 @@ Bpe read_bpe(const json& model, const std::string& where) {
   for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) require_off(model, key, where);
   Bpe bpe(read_vocab(get<json>(model, "vocab", where), where), read_merges(list_of(model, "merges", where), where),
           where);
-  bpe.set_ignore_merges(get_or<bool>(model, "ignore_merges", false, where));
-  if (get_or<bool>(model, "byte_fallback", false, where)) bpe.set_byte_fallback();
+  bpe.options.ignore_merges = get_or<bool>(model, "ignore_merges", false, where);
+  bpe.options.byte_fallback = get_or<bool>(model, "byte_fallback", false, where);
   const std::string unknown = get_or<std::string>(model, "unk_token", "", where);
   if (!unknown.empty()) {
     require_input(bpe.find(unknown) >= 0, "%s: unk_token \"%s\" is not in the vocabulary", where, unknown);
-    bpe.set_unknown(bpe.find(unknown), get_or<bool>(model, "fuse_unk", false, where));
+    bpe.options.unknown = bpe.find(unknown);
+    bpe.options.fuse_unknown = get_or<bool>(model, "fuse_unk", false, where);
   }
   return bpe;
 }
@@ -185,6 +186,7 @@ class TokenizerReader {
 
   Tokenizer out_;
   bool byte_level_ = false;                   // that step has been read
+  bool prepends_ = false;                     // a normalizer puts something first
   std::map<std::string, size_t> by_content_;  // of out_.added_
   std::map<int32_t, size_t> by_id_;
   std::string bos_;  // the token of that role, of vocab.json
@@ -211,7 +213,7 @@ Tokenizer TokenizerReader::from_json(const std::string& dir) {
   const std::string cut = where + ": pre_tokenizer";
   const json pre = get_or<json>(root, "pre_tokenizer", nullptr, where);
   const bool metaspace = pre.is_object() && get<std::string>(pre, "type", cut) == "Metaspace";
-  if (pre.is_null() || metaspace) reader.out_.bpe_.set_characters();
+  if (pre.is_null() || metaspace) reader.out_.bpe_.options.characters = true;
   reader.read_normalizer(get_or<json>(root, "normalizer", nullptr, where), where);
   if (metaspace) {
     reader.read_metaspace(pre, cut + ": Metaspace");
@@ -232,9 +234,8 @@ Tokenizer TokenizerReader::from_json(const std::string& dir) {
   const json config = read_if_there(config_path);
   require_input(!get_or<bool>(config, "add_bos_token", false, config_path) || out.bos() >= 0,
                 "%s: add_bos_token is true, but the post-processor of tokenizer.json adds nothing", config_path);
-  const bool prefixes = out.prefix_step_ >= 0 || out.metaspace_.prepend != Tokenizer::Metaspace::Prepend::Never ||
-                        std::any_of(out.normalizers_.begin(), out.normalizers_.end(),
-                                    [](const Normalizer& step) { return step.kind == Normalizer::Kind::Prepend; });
+  const bool prefixes =
+      reader.prepends_ || out.prefix_step_ >= 0 || out.metaspace_.prepend != Tokenizer::Metaspace::Prepend::Never;
   require_input(get_or<bool>(config, "add_prefix_space", prefixes, config_path) == prefixes,
                 "%s: add_prefix_space contradicts tokenizer.json", config_path);
   return out;
@@ -254,13 +255,16 @@ void TokenizerReader::read_normalizer(const json& node, const std::string& where
   if (type == "Sequence") {
     for (const json& part : list_of(node, "normalizers", where)) read_normalizer(part, where);
   } else if (type == "NFC") {
-    out_.normalizers_.push_back({});
-  } else if (type == "Prepend" && out_.bpe_.characters()) {
-    out_.normalizers_.push_back({Normalizer::Kind::Prepend, {}, get<std::string>(node, "prepend", where)});
-  } else if (type == "Replace" && out_.bpe_.characters() &&
+    out_.normalizers_.push_back(nfc);
+  } else if (type == "Prepend" && out_.bpe_.options.characters) {
+    prepends_ = true;
+    const std::string first = get<std::string>(node, "prepend", where);
+    out_.normalizers_.push_back([first](std::string_view text) { return first + std::string(text); });
+  } else if (type == "Replace" && out_.bpe_.options.characters &&
              get<json>(node, "pattern", where) == json{{"String", " "}}) {
     set_space(get<std::string>(node, "content", where), where + ": normalizer");
-    out_.normalizers_.push_back({Normalizer::Kind::Replace, " ", out_.metaspace_.space});
+    const std::string& space = out_.metaspace_.space;
+    out_.normalizers_.push_back([space](std::string_view text) { return replace_all(text, " ", space); });
   } else {
     require_input(changes_nothing(node, type, where + ": normalizer"), "%s: normalizer %s is not supported", where,
                   quoted_type(node));
@@ -293,12 +297,13 @@ void TokenizerReader::read_metaspace(const json& node, const std::string& where)
 void TokenizerReader::read_decoder(const json& node, const std::string& where) {
   if (node.is_null()) return;
   const std::string type = get<std::string>(node, "type", where + ": decoder"), &space = out_.metaspace_.space;
-  if (type == "Sequence" && out_.bpe_.characters()) {
+  if (type == "Sequence" && out_.bpe_.options.characters) {
     for (const json& part : list_of(node, "decoders", where)) read_decoder(part, where);
     return;
   }
-  const bool known = out_.bpe_.characters()
-                         ? type == "Fuse" || type == "Strip" || (type == "ByteFallback" && out_.bpe_.byte_fallback()) ||
+  const bool known = out_.bpe_.options.characters
+                         ? type == "Fuse" || type == "Strip" ||
+                               (type == "ByteFallback" && out_.bpe_.options.byte_fallback) ||
                                (type == "Metaspace" && get<std::string>(node, "replacement", where) == space) ||
                                (type == "Replace" && get<json>(node, "pattern", where) == json{{"String", space}} &&
                                 get<std::string>(node, "content", where) == " ")
