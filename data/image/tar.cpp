@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <string_view>
 
@@ -73,11 +74,9 @@ bool number(const std::string& header, size_t at, size_t length, uint64_t& value
   const std::string field = text(header, at, length);
   const size_t first = field.find_first_not_of(' '), last = field.find_last_not_of(' ');
   if (first == std::string::npos) return true;  // an empty field is zero
-  for (size_t i = first; i <= last; ++i) {
-    if (field[i] < '0' || field[i] > '7') return false;
-    value = value << 3 | static_cast<uint64_t>(field[i] - '0');
-  }
-  return true;
+  const char* const end = &field[last] + 1;
+  const auto [stop, error] = std::from_chars(&field[first], end, value, 8);
+  return error == std::errc() && stop == end;
 }
 
 // The sum of all bytes with the checksum field itself as blanks; some old writers summed signed bytes.
@@ -115,12 +114,10 @@ struct Override {
 // Records "LENGTH key=value\n" where LENGTH counts the whole record. False: they are not that.
 bool read_pax(std::string_view records, Override& said) {
   while (!records.empty()) {
-    size_t length = 0, i = 0;
-    for (; i < records.size() && records[i] >= '0' && records[i] <= '9' && length < kLongest; ++i)
-      length = length * 10 + static_cast<size_t>(records[i] - '0');
-    if (i == 0 || i >= records.size() || records[i] != ' ' || length <= i + 1 || length > records.size() ||
-        records[length - 1] != '\n')
-      return false;
+    size_t length = 0;
+    const char* const begin = records.data();
+    const auto i = static_cast<size_t>(std::from_chars(begin, begin + records.size(), length).ptr - begin);
+    if (length <= i + 1 || length > records.size() || records[i] != ' ' || records[length - 1] != '\n') return false;
     const std::string_view record = records.substr(i + 1, length - i - 2);
     const size_t equals = record.find('=');
     if (equals == std::string_view::npos) return false;
@@ -129,12 +126,11 @@ bool read_pax(std::string_view records, Override& said) {
     if (key == "path" && value.find('\0') != value.npos) return false;
     if (key.rfind("GNU.sparse.", 0) == 0) said.sparse = true;
     if (key == "size") {
-      said.has_size = !value.empty() && value.size() < 19;
+      said.has_size = !value.empty();
       said.size = 0;
-      for (const char c : value) {
-        if (c < '0' || c > '9' || !said.has_size) return false;
-        said.size = said.size * 10 + static_cast<uint64_t>(c - '0');
-      }
+      const char* const end = value.data() + value.size();
+      const auto [stop, error] = std::from_chars(value.data(), end, said.size);
+      if (said.has_size && (error != std::errc() || stop != end)) return false;
     }
     records.remove_prefix(length);
   }

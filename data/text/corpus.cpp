@@ -28,13 +28,10 @@ bool definition_called(const std::string& name, Definition& definition) {
 
 Definition definition_by_name(const std::string& path) {
   const std::string name = fs::path(path).filename().string();
-  const auto starts = [&](const char* with) { return name.rfind(with, 0) == 0; };
-  const auto ends = [&](const std::string& with) {
-    return name.size() >= with.size() && name.compare(name.size() - with.size(), with.size(), with) == 0;
-  };
-  if (ends(".json") || ends(".jsonl") || ends(".json.gz") || ends(".jsonl.gz")) return Definition::C4;
-  if (starts("wiki") && (ends(".raw") || ends(".tokens"))) return Definition::Wikitext2;
-  if (starts("ptb.") && ends(".txt")) return Definition::Ptb;
+  for (const char* end : {".json", ".jsonl", ".json.gz", ".jsonl.gz"})
+    if (name.ends_with(end)) return Definition::C4;
+  if (name.starts_with("wiki") && (name.ends_with(".raw") || name.ends_with(".tokens"))) return Definition::Wikitext2;
+  if (name.starts_with("ptb.") && name.ends_with(".txt")) return Definition::Ptb;
   return Definition::Plain;
 }
 

@@ -34,12 +34,6 @@ void refuse_containers(const std::string& head, const std::string& path) {
     require_input(head.compare(0, std::strlen(magic), magic) != 0, "%s: this is %s", path, what);
 }
 
-bool is_blank(const std::string& bytes, size_t begin, size_t end) {
-  return std::all_of(bytes.begin() + static_cast<std::ptrdiff_t>(begin),
-                     bytes.begin() + static_cast<std::ptrdiff_t>(end),
-                     [](char c) { return std::strchr(" \t\r", c) != nullptr && c != 0; });
-}
-
 constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
 
 // `text` with U+FFFD for what is not UTF-8, and how often.
@@ -165,7 +159,7 @@ Documents::Documents(const std::string& path) : path_(path), bytes_(read_bytes(p
   for (size_t begin = mark; begin < bytes_.size();) {
     const size_t end = std::min(bytes_.find('\n', begin), bytes_.size());
     ++number;
-    if (!is_blank(bytes_, begin, end)) {
+    if (bytes_.find_first_not_of(" \t\r", begin) < end) {
       require_input(bytes_[begin] == '{', "%s: line %d is no JSON object; C4 has one {\"text\": ...} per line", path,
                     number);
       lines_.push_back({begin, end, number});

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <initializer_list>
 #include <map>
+#include <sstream>
 
 #include "data/text/normalize.h"
 #include "data/text/tokenizer.h"
@@ -81,14 +82,12 @@ Bpe::Merges read_merges(const json& list, const std::string& where) {
 
 Bpe::Merges read_merges_file(const std::string& path) {
   Bpe::Merges merges;
-  const std::string text = read_file(path);
-  for (size_t i = 0, number = 1; i < text.size(); ++number) {
-    const size_t end = std::min(text.find('\n', i), text.size());
-    std::string line = text.substr(i, end - i);
-    i = end + 1;
+  std::istringstream text(read_file(path));
+  std::string line;
+  for (size_t number = 1; std::getline(text, line); ++number) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
-    const bool comment = number == 1 && line.compare(0, 8, "#version") == 0;
-    if (!comment && !(line.empty() && i >= text.size())) merges.push_back(cut_merge(line, path, number));
+    const bool comment = number == 1 && line.starts_with("#version");
+    if (!comment && !(line.empty() && text.peek() == EOF)) merges.push_back(cut_merge(line, path, number));
   }
   return merges;
 }
