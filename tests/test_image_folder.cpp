@@ -134,6 +134,15 @@ TEST_CASE("image_folder: archives list as the folders they were made of") {
   CHECK(test::same_bits(load_pixels(train, {0, 4, 2}, config), load_pixels(list_images(tar), {0, 4, 2}, config)));
 }
 
+TEST_CASE("image_folder: classes of an archive without entries for folders are in byte order, too") {
+  const test::Folder root;
+  for (const char* name : {"in/a-b/1.png", "in/a/x/1.png", "in/a0/1.png"}) put(root, name);
+  shell("cd " + root.file("in") + " && tar -cf ../in.tar a-b/1.png a/x/1.png a0/1.png");
+  const ImageFolder folder = list_images(root.file("in"));
+  CHECK(folder.classes == std::vector<std::string>{"a", "a-b", "a0"});
+  check_same(folder, folder.root, list_images(root.file("in.tar")), root.file("in.tar"));
+}
+
 TEST_CASE("image_folder: what an archive lacks is named") {
   const test::Folder root;
   put(root, "in/n01440764/a.JPEG");

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <initializer_list>
+#include <set>
 
 #include "data/image/cache.h"
 #include "data/image/image.h"
@@ -152,16 +153,13 @@ void Indexer::add(const Place& p, const std::string& folder, int depth) const {
   }
 }
 
-// Names of the folders directly in `root`.
+// Names of the folders directly in `root`, in byte order. (The tree has "a-b" before "a/x".)
 std::vector<std::string> folders_in(const Tree& tree, const std::string& root) {
-  std::vector<std::string> names;
-  for (auto at = tree.lower_bound(root + "/"); at != tree.end() && at->first.rfind(root + "/", 0) == 0;) {
-    const size_t begin = root.size() + 1;
-    names.push_back(at->first.substr(begin, at->first.find('/', begin) - begin));
-    at = tree.lower_bound(root + "/" + names.back() + "/");  // past the folder itself
-    while (at != tree.end() && at->first.rfind(root + "/" + names.back() + "/", 0) == 0) ++at;
-  }
-  return names;
+  const std::string inside = root + "/";
+  std::set<std::string> names;
+  for (auto at = tree.lower_bound(inside); at != tree.end() && at->first.starts_with(inside); ++at)
+    names.insert(at->first.substr(inside.size(), at->first.find('/', inside.size()) - inside.size()));
+  return {names.begin(), names.end()};
 }
 
 void add_images(const Tree& tree, const std::string& folder, int label, std::vector<ImageFolder::Item>& items) {
