@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <filesystem>
 #include <initializer_list>
 #include <set>
+#include <sstream>
 
 #include "data/image/cache.h"
 #include "data/image/image.h"
@@ -24,20 +24,15 @@ namespace {
 
 constexpr int kMaxDepth = 32;  // links may form a loop
 
-std::string lower_extension(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  std::string ext = dot == std::string::npos ? "" : name.substr(dot + 1);
-  for (char& c : ext) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return ext;
+// In any case of its letters.
+bool has_extension(const std::string& name, std::initializer_list<const char*> extensions) {
+  std::string own = fs::path(name).extension().string();
+  for (char& c : own) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return std::find(extensions.begin(), extensions.end(), own) != extensions.end();
 }
-
-bool one_of(const std::string& name, std::initializer_list<const char*> extensions) {
-  const std::string ext = lower_extension(name);
-  return std::any_of(extensions.begin(), extensions.end(), [&](const char* e) { return ext == e; });
-}
-bool decoded(const std::string& name) { return one_of(name, {"jpg", "jpeg", "png", "bmp"}); }
-bool refused(const std::string& name) { return one_of(name, {"ppm", "pgm", "tif", "tiff", "webp"}); }
-bool archive(const std::string& name) { return one_of(name, {"tar"}); }
+bool decoded(const std::string& name) { return has_extension(name, {".jpg", ".jpeg", ".png", ".bmp"}); }
+bool refused(const std::string& name) { return has_extension(name, {".ppm", ".pgm", ".tif", ".tiff", ".webp"}); }
+bool archive(const std::string& name) { return has_extension(name, {".tar"}); }
 
 // Hidden, or left by a system or a file server: not part of the data.
 bool left_out(const std::string& name) {
@@ -78,80 +73,66 @@ void walk(const std::string& folder, int depth, Tree& tree) {
   require_input(!failure, "%s: cannot list the folder: %s", folder, failure.message());
 }
 
+// An index as it is cached: lines "type offset size name", each ended by a zero byte. False: it is not that.
+bool read_index(const std::string& index, std::vector<TarMember>& members) {
+  std::istringstream in(index);
+  for (TarMember m; in.get(m.type); members.push_back(m))
+    if (!(in >> m.offset >> m.size) || in.get() != ' ' || !std::getline(in, m.name, '\0') || in.eof()) return false;
+  return true;
+}
+
 // Lists archives into a tree.
 struct Indexer {
   const std::string& cache;
   const Progress& progress;
   Tree& tree;
 
-  std::vector<TarMember> members(const Place& p) const;
-  void add(const Place& p, const std::string& folder, int depth) const;
-};
-
-// An index as it is cached: lines "type offset size name", each ended by a zero byte. False: it is not that.
-bool read_index(const std::string& index, std::vector<TarMember>& members) {
-  for (size_t at = 0; at < index.size();) {
-    const size_t end = index.find('\0', at);
-    if (end == std::string::npos || end < at + 2) return false;
-    char* rest = nullptr;
-    TarMember m;
-    m.type = index[at];
-    m.offset = std::strtoull(index.c_str() + at + 2, &rest, 10);
-    m.size = std::strtoull(rest, &rest, 10);
-    if (*rest != ' ') return false;
-    m.name = index.substr(static_cast<size_t>(rest + 1 - index.c_str()),
-                          end - static_cast<size_t>(rest + 1 - index.c_str()));
-    members.push_back(std::move(m));
-    at = end + 1;
+  // The members of an archive, from the cache where it has them.
+  std::vector<TarMember> members(const Place& p) const {
+    const std::string& file = *p.archive;
+    const auto tick = [&](uint64_t at) {
+      if (progress)
+        progress("index of " + fs::path(file).filename().string(), static_cast<double>(at),
+                 static_cast<double>(fs::file_size(file)));
+    };
+    const std::string key = cache.empty() ? "" : format("tar 2\n%s\n%d+%d", file_stamp(file), p.offset, p.size);
+    const auto list = [&] {
+      std::string lines;
+      for (const TarMember& m : list_tar(file, p.offset, p.size, tick))
+        lines += format("%c %d %d ", m.type, m.offset, m.size) + m.name + '\0';
+      return lines;
+    };
+    std::vector<TarMember> all;
+    const auto valid = [](const std::string& index) {
+      std::vector<TarMember> any;
+      return read_index(index, any) && !any.empty();
+    };
+    read_index(cached(cache, key, list, valid), all);
+    return all;
   }
-  return true;
-}
 
-// The members of an archive, from the cache where it has them.
-std::vector<TarMember> Indexer::members(const Place& p) const {
-  const std::string& file = *p.archive;
-  const auto tick = [&](uint64_t at) {
-    if (progress)
-      progress("index of " + fs::path(file).filename().string(), static_cast<double>(at),
-               static_cast<double>(fs::file_size(file)));
-  };
-  const std::string key = cache.empty() ? "" : format("tar 2\n%s\n%d+%d", file_stamp(file), p.offset, p.size);
-  const auto list = [&] {
-    std::string lines;
-    for (const TarMember& m : list_tar(file, p.offset, p.size, tick))
-      lines += format("%c %d %d ", m.type, m.offset, m.size) + m.name + '\0';
-    return lines;
-  };
-  std::vector<TarMember> all;
-  const auto valid = [](const std::string& index) {
-    std::vector<TarMember> any;
-    return read_index(index, any) && !any.empty();
-  };
-  read_index(cached(cache, key, list, valid), all);
-  return all;
-}
-
-void Indexer::add(const Place& p, const std::string& folder, int depth) const {
-  require_input(depth <= kMaxDepth, "%s: archives are nested more than %d deep", folder, kMaxDepth);
-  tree[folder];
-  for (const TarMember& m : members(p)) {
-    const size_t slash = m.name.rfind('/');
-    const std::string name = slash == std::string::npos ? m.name : m.name.substr(slash + 1);
-    const std::string at = slash == std::string::npos ? folder : folder + "/" + m.name.substr(0, slash);
-    const Place place{p.archive, m.offset, m.size};
-    const fs::path path(m.name);
-    if (std::any_of(path.begin(), path.end(), [](const fs::path& part) { return left_out(part.string()); })) continue;
-    if (m.type == '5')
-      tree[folder + (m.name.empty() ? "" : "/" + m.name)];
-    else if (decoded(name) || refused(name) || class_archive(name)) {
-      require_input(m.type == '0', "%s: %s is a link or a special file: unpack the archive", *p.archive, m.name);
-      if (class_archive(name))
-        add(place, at + "/" + stem(name), depth + 1);
-      else
-        tree[at][name] = place;  // of two with the same name unpacking keeps the last
+  void add(const Place& p, const std::string& folder, int depth) const {
+    require_input(depth <= kMaxDepth, "%s: archives are nested more than %d deep", folder, kMaxDepth);
+    tree[folder];
+    for (const TarMember& m : members(p)) {
+      const size_t slash = m.name.rfind('/');
+      const std::string name = slash == std::string::npos ? m.name : m.name.substr(slash + 1);
+      const std::string at = slash == std::string::npos ? folder : folder + "/" + m.name.substr(0, slash);
+      const Place place{p.archive, m.offset, m.size};
+      const fs::path path(m.name);
+      if (std::any_of(path.begin(), path.end(), [](const fs::path& part) { return left_out(part.string()); })) continue;
+      if (m.type == '5')
+        tree[folder + (m.name.empty() ? "" : "/" + m.name)];
+      else if (decoded(name) || refused(name) || class_archive(name)) {
+        require_input(m.type == '0', "%s: %s is a link or a special file: unpack the archive", *p.archive, m.name);
+        if (class_archive(name))
+          add(place, at + "/" + stem(name), depth + 1);
+        else
+          tree[at][name] = place;  // of two with the same name unpacking keeps the last
+      }
     }
   }
-}
+};
 
 // Names of the folders directly in `root`, in byte order. (The tree has "a-b" before "a/x".)
 std::vector<std::string> folders_in(const Tree& tree, const std::string& root) {
