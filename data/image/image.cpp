@@ -67,13 +67,17 @@ Axis make_axis(int n, int m, int begin, int size, const std::string& interpolati
 
 uint8_t to_byte(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kBits, 0, 255)); }
 
+Image black(int height, int width) {
+  return {height, width, std::vector<uint8_t>(static_cast<size_t>(height) * static_cast<size_t>(width) * 3)};
+}
+
 // Rows [row0, row0 + rows) of `in`, each resampled along its width.
 Image resample_rows(const Image& in, const Axis& axis, int row0, int rows) {
   const int width = static_cast<int>(axis.first.size());
-  Image out{rows, width, std::vector<uint8_t>(static_cast<size_t>(rows) * static_cast<size_t>(width) * 3)};
+  Image out = black(rows, width);
   uint8_t* to = out.rgb.data();
   for (int y = 0; y < rows; ++y) {
-    const uint8_t* row = in.rgb.data() + static_cast<size_t>(row0 + y) * static_cast<size_t>(in.width) * 3;
+    const uint8_t* row = &in.rgb[in.at(row0 + y, 0)];
     for (int u = 0; u < width; ++u, to += 3) {
       const int32_t* w = &axis.weights[static_cast<size_t>(u) * static_cast<size_t>(axis.taps)];
       const uint8_t* from = row + static_cast<size_t>(axis.first[at(u)]) * 3;
@@ -95,30 +99,25 @@ Image resample_rows(const Image& in, const Axis& axis, int row0, int rows) {
 Image resample_columns(const Image& in, const Axis& axis, int row0) {
   const int height = static_cast<int>(axis.first.size());
   const size_t stride = static_cast<size_t>(in.width) * 3;
-  Image out{height, in.width, std::vector<uint8_t>(static_cast<size_t>(height) * stride)};
+  Image out = black(height, in.width);
   std::vector<int32_t> sum(stride);
   for (int v = 0; v < height; ++v) {
     const int32_t* w = &axis.weights[static_cast<size_t>(v) * static_cast<size_t>(axis.taps)];
     std::fill(sum.begin(), sum.end(), 1 << (kBits - 1));
     for (int k = 0; k < axis.count[at(v)]; ++k) {
-      const uint8_t* row = in.rgb.data() + static_cast<size_t>(axis.first[at(v)] + k - row0) * stride;
+      const uint8_t* row = &in.rgb[in.at(axis.first[at(v)] + k - row0, 0)];
       for (size_t x = 0; x < stride; ++x) sum[x] += w[k] * row[x];
     }
-    uint8_t* to = out.rgb.data() + static_cast<size_t>(v) * stride;
+    uint8_t* to = &out.rgb[out.at(v, 0)];
     for (size_t x = 0; x < stride; ++x) to[x] = to_byte(sum[x]);
   }
   return out;
 }
 
-Image cut(const Image& in, const Region& w) {
-  Image out{w.height, w.width, std::vector<uint8_t>(static_cast<size_t>(w.height) * static_cast<size_t>(w.width) * 3)};
-  const size_t bytes = static_cast<size_t>(w.width) * 3;
-  for (int y = 0; y < w.height; ++y) {
-    const size_t from =
-        (static_cast<size_t>(w.top + y) * static_cast<size_t>(in.width) + static_cast<size_t>(w.left)) * 3;
-    std::copy_n(in.rgb.data() + from, bytes, out.rgb.data() + static_cast<size_t>(y) * bytes);
-  }
-  return out;
+// The pixels of `window` to where its corner is to be, (top, left) of `out`.
+void copy(const Image& in, const Region& window, Image& out, int top, int left) {
+  for (int y = 0; y < window.height; ++y)
+    std::copy_n(&in.rgb[in.at(window.top + y, window.left)], 3 * window.width, &out.rgb[out.at(top + y, left)]);
 }
 
 struct Size {
@@ -180,7 +179,8 @@ Image resize(const Image& image, int height, int width, const std::string& inter
   const int row0 = resample_y ? down.first.front() : window.top;
   const int row1 = resample_y ? down.first.back() + down.count.back() : window.top + window.height;
   const Region band{row0, window.left, row1 - row0, window.width};
-  const Image strip = resample_x ? resample_rows(image, across, row0, row1 - row0) : cut(image, band);
+  Image strip = resample_x ? resample_rows(image, across, row0, row1 - row0) : black(band.height, band.width);
+  if (!resample_x) copy(image, band, strip, 0, 0);
   return resample_y ? resample_columns(strip, down, row0) : strip;
 }
 
@@ -203,13 +203,8 @@ Image resize_and_crop(const Image& image, const ImageConfig& config) {
   const Region window{std::max(top, 0), std::max(left, 0), std::min(height, size), std::min(width, size)};
   Image part = resize(image, height, width, config.interpolation, window);
   if (part.height == size && part.width == size) return part;
-  Image out{size, size, std::vector<uint8_t>(static_cast<size_t>(size) * static_cast<size_t>(size) * 3, 0)};
-  for (int y = 0; y < part.height; ++y) {
-    const size_t row = static_cast<size_t>(y + std::max(-top, 0)) * static_cast<size_t>(size);
-    const size_t bytes = static_cast<size_t>(part.width) * 3;
-    std::copy_n(part.rgb.data() + static_cast<size_t>(y) * bytes, bytes,
-                out.rgb.data() + (row + static_cast<size_t>(std::max(-left, 0))) * 3);
-  }
+  Image out = black(size, size);
+  copy(part, {0, 0, part.height, part.width}, out, std::max(-top, 0), std::max(-left, 0));
   return out;
 }
 

@@ -18,6 +18,11 @@ namespace bcq {
 struct Image {
   int height = 0, width = 0;
   std::vector<uint8_t> rgb;  // [height, width, 3]
+
+  // Where in rgb pixel (y, x) is.
+  size_t at(int y, int x) const {
+    return 3 * (static_cast<size_t>(y) * static_cast<size_t>(width) + static_cast<size_t>(x));
+  }
 };
 
 // JPEG (see data/image/jpeg.h), PNG, GIF or BMP bytes to RGB as Pillow's convert("RGB") makes it, recognised by
