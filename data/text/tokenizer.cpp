@@ -8,37 +8,6 @@
 #include "engine/core/check.h"
 
 namespace bcq {
-namespace {
-
-// Pieces repeat (Zipf's law), so their ids are kept for the length of one encode(). Long
-// pieces are rarely seen twice, and the number is bounded for texts that never repeat.
-class PieceCache {
- public:
-  explicit PieceCache(const Bpe& bpe) : bpe_(bpe) {}
-
-  void append(std::string_view piece, std::vector<int32_t>& ids) {
-    if (piece.size() > kLongest) return bpe_.encode(piece, ids);
-    auto it = known_.find(piece);
-    if (it == known_.end()) {
-      std::vector<int32_t> fresh;
-      bpe_.encode(piece, fresh);
-      if (known_.size() >= kMost) known_.clear();
-      it = known_.emplace(std::string(piece), std::move(fresh)).first;
-    }
-    ids.insert(ids.end(), it->second.begin(), it->second.end());
-  }
-
- private:
-  static constexpr size_t kLongest = 128, kMost = size_t{1} << 17;
-  struct Hash {
-    using is_transparent = void;
-    size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
-  };
-  const Bpe& bpe_;
-  std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>> known_;
-};
-
-}  // namespace
 
 // Leftmost-longest search for the added tokens of one kind: their ids go to `ids`, the text
 // between them to `rest`, in order. A match that single_word rejects is passed over as a whole.
@@ -104,8 +73,25 @@ std::vector<int32_t> Tokenizer::encode(const std::string& utf8, bool add_special
   require_input(bad < 0, "text is not valid UTF-8 at byte %d", bad);
   std::vector<int32_t> ids;
   if (add_special) ids = prefix_;
-  PieceCache cache(bpe_);
-  const Emit piece = [&](std::string_view part) { cache.append(part, ids); };
+  // Pieces repeat (Zipf's law), so their ids are kept for the length of one encode(). Long pieces are rarely seen
+  // twice, and the number is bounded for texts that never repeat.
+  constexpr size_t kLongest = 128, kMost = size_t{1} << 17;
+  struct Hash {
+    using is_transparent = void;
+    size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
+  };
+  std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>> known;
+  const Emit piece = [&](std::string_view part) {
+    if (part.size() > kLongest) return bpe_.encode(part, ids);
+    auto it = known.find(part);
+    if (it == known.end()) {
+      std::vector<int32_t> fresh;
+      bpe_.encode(part, fresh);
+      if (known.size() >= kMost) known.clear();
+      it = known.emplace(std::string(part), std::move(fresh)).first;
+    }
+    ids.insert(ids.end(), it->second.begin(), it->second.end());
+  };
   const size_t none = ids.size();
   const Emit stretch = [&](std::string_view part) {
     if (bpe_.options.characters)
