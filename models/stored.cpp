@@ -1,6 +1,5 @@
 #include "models/stored.h"
 
-#include <algorithm>
 #include <cstring>
 #include <set>
 #include <utility>

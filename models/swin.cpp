@@ -5,7 +5,6 @@
 // Both layouts of timm's names are read: before 0.8 the merge stood at the end of a stage and the head
 // was head.weight, since then at the start of the next stage and head.fc.weight.
 #include <algorithm>
-#include <numeric>
 
 #include "engine/nn/attention.h"
 #include "engine/nn/mlp.h"

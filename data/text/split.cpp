@@ -4,6 +4,7 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <utf8proc.h>
 
 #include <algorithm>
 #include <array>
@@ -240,12 +241,10 @@ class Matcher {
 
 // Code point that starts at `at`.
 uint32_t code_point(std::string_view s, size_t at) {
-  const auto byte = [&](size_t k) { return static_cast<uint32_t>(static_cast<uint8_t>(s[at + k])); };
-  const uint32_t b = byte(0);
-  if (b < 0x80) return b;
-  if (b < 0xe0) return (b & 0x1f) << 6 | (byte(1) & 0x3f);
-  if (b < 0xf0) return (b & 0x0f) << 12 | (byte(1) & 0x3f) << 6 | (byte(2) & 0x3f);
-  return (b & 0x07) << 18 | (byte(1) & 0x3f) << 12 | (byte(2) & 0x3f) << 6 | (byte(3) & 0x3f);
+  utf8proc_int32_t point = 0;
+  utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(s.data()) + at,
+                   static_cast<utf8proc_ssize_t>(s.size() - at), &point);
+  return static_cast<uint32_t>(point);
 }
 
 size_t previous_character(std::string_view s, size_t at) {
@@ -268,37 +267,8 @@ bool is_word(std::string_view character) {
                      PCRE2_NO_UTF_CHECK, match.get(), nullptr) >= 0;
 }
 
-// Processor time of this thread: what others take of the machine does not count.
-std::chrono::nanoseconds thread_time() {
-  timespec now = {};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
-}
-
-}  // namespace
-
-int64_t invalid_utf8(std::string_view text) {
-  const size_t n = text.size();
-  const auto byte = [&](size_t i) { return i < n ? static_cast<uint32_t>(static_cast<uint8_t>(text[i])) : 0u; };
-  for (size_t i = 0; i < n;) {
-    const uint32_t b = byte(i);
-    if (b < 0x80) {
-      ++i;
-      continue;
-    }
-    const size_t length = b >= 0xc2 && b < 0xe0 ? 2 : b >= 0xe0 && b < 0xf0 ? 3 : b >= 0xf0 && b < 0xf5 ? 4 : 0;
-    bool good = length > 0;
-    for (size_t k = 1; k < length; ++k) good = good && (byte(i + k) & 0xc0) == 0x80;
-    if (good && length > 2) {
-      const uint32_t c = code_point(text, i);
-      good = length == 3 ? c >= 0x800 && (c < 0xd800 || c > 0xdfff) : c >= 0x10000 && c <= 0x10ffff;
-    }
-    if (!good) return static_cast<int64_t>(i);
-    i += length;
-  }
-  return -1;
-}
-
+// How many bytes at the start of a text that is not valid there could have been followed by the rest of a character; 0
+// when the first begins none.
 size_t character_start(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(text[i])); };
   const uint32_t b = text.empty() ? 0 : byte(0);
@@ -309,6 +279,28 @@ size_t character_start(std::string_view text) {
   for (; n > 0 && n < length && n < text.size(); ++n)
     if (n == 1 ? byte(1) < low || byte(1) >= high : (byte(n) & 0xc0) != 0x80) break;
   return n;
+}
+
+// Processor time of this thread: what others take of the machine does not count.
+std::chrono::nanoseconds thread_time() {
+  timespec now = {};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+}
+
+}  // namespace
+
+std::pair<std::string, int64_t> as_utf8(std::string_view& text, bool all) {
+  std::string out;
+  for (int64_t replaced = 0;; ++replaced) {
+    const size_t good = std::min(static_cast<size_t>(invalid_utf8(text)), text.size());  // -1: all
+    out += text.substr(0, good);
+    text.remove_prefix(good);
+    const size_t run = character_start(text);
+    if (text.empty() || (!all && run == text.size())) return {out, replaced};
+    out += kReplacement;
+    text.remove_prefix(std::max<size_t>(1, run));
+  }
 }
 
 std::string to_pcre2(const std::string& pattern, const std::string& where) { return Translator(pattern, where).run(); }

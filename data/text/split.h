@@ -14,18 +14,20 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+
+#include "engine/file/json_fwd.h"
 
 namespace bcq {
 
 // GPT-2's pattern, which a ByteLevel pre-tokenizer implies.
 extern const char* const kGpt2Pattern;
 
-// Byte offset of the first byte that is not valid UTF-8 (surrogates and overlong forms
-// included), or -1.
-int64_t invalid_utf8(std::string_view text);
-// How many bytes at the start of a text that is not valid there could have been followed by the rest of a character; 0
-// when the first begins none.
-size_t character_start(std::string_view text);
+inline constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
+
+// `text` with U+FFFD for what is not UTF-8, one for each run that a character could have begun with, and how often.
+// Unless `all`, bytes at the end that may yet become a character are left in `text`.
+std::pair<std::string, int64_t> as_utf8(std::string_view& text, bool all = true);
 
 // Oniguruma pattern to PCRE2 pattern. Understood: literals, escaped punctuation and \r \n \t,
 // \s \S, \p{L} \p{N} \P{L} \P{N}, classes with nested sets (a union), groups (...) (?:...) (?i:...)

@@ -34,21 +34,6 @@ void refuse_containers(const std::string& head, const std::string& path) {
     require_input(head.compare(0, std::strlen(magic), magic) != 0, "%s: this is %s", path, what);
 }
 
-constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
-
-// `text` with U+FFFD for what is not UTF-8, and how often.
-std::pair<std::string, int64_t> as_utf8(std::string_view text) {
-  std::string out;
-  for (int64_t replaced = 0;; ++replaced) {
-    const int64_t bad = invalid_utf8(text);
-    out += text.substr(0, static_cast<size_t>(bad));  // -1: all
-    if (bad < 0) return {out, replaced};
-    text.remove_prefix(static_cast<size_t>(bad));
-    out += kReplacement;
-    text.remove_prefix(std::max<size_t>(1, character_start(text)));
-  }
-}
-
 // The four hexadecimal digits of a \u escape that begins at `at`; -1: there is none.
 int escaped_unit(std::string_view s, size_t at) {
   if (s.substr(at, 2) != "\\u" || s.size() < at + 6) return -1;
@@ -121,7 +106,8 @@ std::string read_text(const std::string& path, const Warn& warn) {
   const int64_t bad = invalid_utf8(text);
   if (bad < 0) return text;
   require_input(warn != nullptr, "%s: not valid UTF-8 at byte %d", path, bad);
-  auto [utf8, replaced] = as_utf8(text);
+  std::string_view rest = text;
+  auto [utf8, replaced] = as_utf8(rest);
   warn(format("%s: not valid UTF-8 in %d places, the first at byte %d: they were read as U+FFFD", path, replaced, bad));
   return utf8;
 }

@@ -133,18 +133,10 @@ std::string TextStream::next(int32_t id) {
 std::string TextStream::finish() { return take(true); }
 
 std::string TextStream::take(bool all) {
-  std::string text;
-  for (;;) {
-    const int64_t bad = invalid_utf8(held_);
-    const size_t good = bad < 0 ? held_.size() : static_cast<size_t>(bad);
-    text += held_.substr(0, good);
-    held_.erase(0, good);
-    if (held_.empty()) return text;
-    const size_t run = character_start(held_);
-    if (run == held_.size() && !all) return text;  // may yet become a character
-    text += "\xef\xbf\xbd";
-    held_.erase(0, std::max<size_t>(1, run));
-  }
+  std::string_view rest = held_;
+  const std::string text = as_utf8(rest, all).first;
+  held_ = std::string(rest);
+  return text;
 }
 
 }  // namespace bcq

@@ -2,35 +2,14 @@
 // what is wrong before it would, in words that name the file (invalid UTF-8).
 #include "engine/file/json.h"
 
+#include <utf8proc.h>
+
 #include <vector>
 
 namespace bcq {
 namespace {
 
 constexpr int kMaxDepth = 128;
-
-// Offset of the first byte that is not part of well-formed UTF-8 (RFC 3629: no overlong forms,
-// no surrogates, nothing above U+10FFFF), or npos.
-size_t find_invalid_utf8(const std::string& text) {
-  const size_t n = text.size();
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  for (size_t i = 0; i < n;) {
-    const unsigned char lead = byte(i);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || n - i < length) return i;
-    for (size_t k = 1; k < length; ++k)
-      if ((byte(i + k) & 0xc0) != 0x80) return i;
-    const unsigned char second = byte(i + 1);
-    const bool overlong = (lead == 0xe0 && second < 0xa0) || (lead == 0xf0 && second < 0x90);
-    if (overlong || (lead == 0xed && second > 0x9f) || (lead == 0xf4 && second > 0x8f)) return i;
-    i += length;
-  }
-  return std::string::npos;
-}
 
 // The parser's own message without its exception number, and without the token it had read
 // so far, which can be as long as the file.
@@ -90,6 +69,18 @@ struct Builder : json::json_sax_t {
 
 }  // namespace
 
+int64_t invalid_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    utf8proc_ssize_t length = 1;
+    utf8proc_int32_t point = 0;  // unused
+    const auto* rest = reinterpret_cast<const utf8proc_uint8_t*>(text.data()) + i;
+    if (*rest >= 0x80) length = utf8proc_iterate(rest, static_cast<utf8proc_ssize_t>(text.size() - i), &point);
+    if (length < 0) return static_cast<int64_t>(i);
+    i += static_cast<size_t>(length);
+  }
+  return -1;
+}
+
 std::string dump(const json& value, int indent) {
   return value.dump(indent, ' ', false, json::error_handler_t::replace);
 }
@@ -99,8 +90,8 @@ std::string quoted(const std::string& text) {
   std::string cut = text.substr(0, kLongest);
   if (cut.size() < text.size()) {
     // A character that was cut in two would read as garbage.
-    const size_t invalid = find_invalid_utf8(cut);
-    if (invalid != std::string::npos && invalid + 4 > cut.size()) cut.resize(invalid);
+    const int64_t invalid = invalid_utf8(cut);
+    if (invalid >= 0 && invalid + 4 > std::ssize(cut)) cut.resize(static_cast<size_t>(invalid));
     cut += "...";
   }
   return dump(json(cut));
@@ -113,8 +104,8 @@ std::string shown(const json& value) {
 }
 
 json parse_json(const std::string& text, const std::string& where) {
-  const size_t invalid = find_invalid_utf8(text);
-  require_input(invalid == std::string::npos, "%s: byte %d is not valid UTF-8", where, invalid);
+  const int64_t invalid = invalid_utf8(text);
+  require_input(invalid < 0, "%s: byte %d is not valid UTF-8", where, invalid);
   const size_t nul = text.find('\0');  // the parser would take it for the end of the text
   require_input(nul == std::string::npos, "%s: not valid JSON: byte %d is zero", where, nul);
   Builder builder(where);
