@@ -80,10 +80,12 @@ bool has_documents(const TextSource& source) {
 }
 
 // Windows of the tokens from random documents on: ids_from(i) gives `length` of them or more, or all that are left.
+// crop: they begin at a random place of what ids_from(i) gives, never at the last possible one. (The reference stops
+// with an error at a document of exactly `length` tokens; here it is passed over.)
 Windows draw_documents(int64_t documents, int64_t length, int64_t count, int64_t seed, const std::string& where,
-                       const std::function<std::vector<int32_t>(int64_t)>& ids_from) {
+                       const std::function<std::vector<int32_t>(int64_t)>& ids_from, bool crop = false) {
   require_usage(length >= 1 && count >= 1, "%d windows of %d tokens", count, length);
-  require_input(documents >= 2, "%s: the text is all one document: no window can begin with another", where);
+  require_input(documents >= 2 || crop, "%s: the text is all one document: no window can begin with another", where);
   Windows out{{}, length, count};
   PythonRandom random(seed);
   std::vector<bool> is_short(static_cast<size_t>(documents));
@@ -91,15 +93,24 @@ Windows draw_documents(int64_t documents, int64_t length, int64_t count, int64_t
     const int64_t i = random.randint(0, documents - 1);
     if (is_short[static_cast<size_t>(i)]) continue;
     const std::vector<int32_t> ids = ids_from(i);
-    if (static_cast<int64_t>(ids.size()) < length) {
+    const int64_t last = std::ssize(ids) - length - crop;
+    if (last < 0) {
       is_short[static_cast<size_t>(i)] = true;
-      require_input(--left > 0, "%s: none of the %d documents is followed by %d tokens", where, documents, length);
+      require_input(--left > 0, "%s: none of the %d documents %s %d tokens", where, documents,
+                    crop ? "has more than" : "is followed by", length);
       continue;
     }
-    out.ids.insert(out.ids.end(), ids.begin(), ids.begin() + length);
+    const auto first = ids.begin() + (crop ? random.randint(0, last) : 0);
+    out.ids.insert(out.ids.end(), first, first + length);
     ++drawn;
   }
   return out;
+}
+
+Windows document_crops(const Documents& documents, const Tokenizer& tokenizer, int64_t length, int64_t count,
+                       int64_t seed, const std::string& where) {
+  const auto whole = [&](int64_t i) { return tokenizer.encode(documents.text(i)); };
+  return draw_documents(documents.size(), length, count, seed, where, whole, true);
 }
 
 Windows windows_of_documents(const Documents& documents, const Tokenizer& tokenizer, int64_t length, int64_t count,
@@ -267,31 +278,6 @@ Windows calibration_crops(const std::vector<int32_t>& ids, int64_t length, int64
   Windows out{{}, length, count};
   for (const int64_t start : crop_starts(static_cast<int64_t>(ids.size()), length, count, seed, where)) {
     out.ids.insert(out.ids.end(), ids.begin() + start, ids.begin() + start + length);
-  }
-  return out;
-}
-
-Windows document_crops(const Documents& documents, const Tokenizer& tokenizer, int64_t length, int64_t count,
-                       int64_t seed, const std::string& where) {
-  require_usage(length >= 1 && count >= 1, "%d crops of %d tokens", count, length);
-  Windows out{{}, length, count};
-  PythonRandom random(seed);
-  std::vector<bool> is_short(static_cast<size_t>(documents.size()));
-  int64_t long_ones = documents.size();
-  for (int64_t drawn = 0; drawn < count;) {
-    const int64_t i = random.randint(0, documents.size() - 1);
-    if (is_short[static_cast<size_t>(i)]) continue;
-    const std::vector<int32_t> ids = tokenizer.encode(documents.text(i));
-    const int64_t total = static_cast<int64_t>(ids.size());
-    if (total <= length) {
-      is_short[static_cast<size_t>(i)] = true;
-      require_input(--long_ones > 0, "%s: none of the %d documents has more than %d tokens", where, documents.size(),
-                    length);
-      continue;
-    }
-    const int64_t start = random.randint(0, total - length - 1);
-    out.ids.insert(out.ids.end(), ids.begin() + start, ids.begin() + start + length);
-    ++drawn;
   }
   return out;
 }

@@ -95,12 +95,6 @@ std::vector<int64_t> crop_starts(int64_t total, int64_t length, int64_t count, i
 Windows calibration_crops(const std::vector<int32_t>& ids, int64_t length, int64_t count, int64_t seed,
                           const std::string& where);
 
-// A crop from each of `count` documents: draw documents until one has more than `length` tokens, then the place in
-// it. (The reference stops with an error at a document of exactly `length` tokens; here it is passed over.)
-// InputError when no document is long enough.
-Windows document_crops(const Documents& documents, const Tokenizer& tokenizer, int64_t length, int64_t count,
-                       int64_t seed, const std::string& where);
-
 // What the predicted tokens of a window (all but its first) spell, for perplexities per byte and per word.
 struct TextCounts {
   std::vector<double> bytes;  // [count]
