@@ -14,9 +14,11 @@
 #include <string>
 #include <vector>
 
+#include "data/image/image.h"
 #include "engine/core/check.h"
 #include "engine/core/parallel.h"
 #include "engine/core/tensor.h"
+#include "engine/file/file.h"
 #include "engine/file/safetensors.h"
 #include "engine/nn/layer.h"
 #include "engine/nn/ops.h"
@@ -132,6 +134,8 @@ inline double gradient_error(const Function& f, const Tensor& x, uint32_t seed) 
   }
   return relative_error(dx, want);
 }
+
+inline Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
 
 // Entry b of the first dimension, kept as a batch of one.
 inline Tensor sample(const Tensor& x, int64_t b) { return x.slice(b, b + 1).clone(); }

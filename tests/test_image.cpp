@@ -15,6 +15,8 @@
 namespace bcq {
 namespace {
 
+using test::load_image;
+
 const std::string kDir = "tests/fixtures/image/";
 
 uint64_t fnv(const void* data, size_t n) {

@@ -21,7 +21,6 @@
 #include "data/image/image.h"
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
-#include "engine/file/json.h"
 
 namespace bcq {
 namespace {
@@ -300,7 +299,5 @@ Image decode_image(const std::string& bytes, const std::string& where) {
                 where, format);
   throw InputError(where + ": neither a JPEG nor a PNG, GIF or BMP image");
 }
-
-Image load_image(const std::string& path) { return decode_image(read_file(path), path); }
 
 }  // namespace bcq

@@ -32,7 +32,6 @@ struct Image {
 // file, more than 178,956,970 pixels (Pillow's own limit), a JPEG of more pixels than its bytes can hold or of so many
 // scans that decoding would take seconds.
 Image decode_image(const std::string& bytes, const std::string& where);
-Image load_image(const std::string& path);
 
 // Part of an image on the pixel grid it would have after a resize.
 struct Region {

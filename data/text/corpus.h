@@ -54,7 +54,6 @@ struct Windows {
   int64_t count = 0;
 
   Batch batch(int64_t begin, int64_t end) const;  // windows [begin, end); Error when out of range
-  Batch all() const { return batch(0, count); }
 };
 
 // The tokens perplexity is measured on. A tokenizer with a beginning-of-text token gives one per tokenized string:

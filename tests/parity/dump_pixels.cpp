@@ -10,6 +10,7 @@
 #include "data/image/image.h"
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"
+#include "engine/file/file.h"
 
 namespace {
 
@@ -28,7 +29,7 @@ void run(char** argv) {
     out.write(static_cast<const char*>(bytes), static_cast<std::streamsize>(n));
   };
   for (std::string path; std::getline(list, path);) {
-    bcq::Image image = bcq::load_image(path);
+    bcq::Image image = bcq::decode_image(bcq::read_file(path), path);
     const bcq::Tensor pixels = stage == "tensor" ? bcq::preprocess(image, config) : bcq::Tensor();
     if (stage != "decode") image = bcq::resize_and_crop(image, config);
     const int32_t size[2] = {image.height, image.width};
