@@ -12,19 +12,8 @@
 #include "engine/nn/attention.h"
 
 namespace bcq {
-namespace {
 
 namespace fs = std::filesystem;
-
-Batch window_of(std::vector<int32_t> ids) {
-  Batch batch;
-  batch.windows = 1;
-  batch.length = static_cast<int64_t>(ids.size());
-  batch.ids = std::move(ids);
-  return batch;
-}
-
-}  // namespace
 
 void check(const Sampling& s) {
   require_usage(s.temperature >= 0 && std::isfinite(s.temperature), "--temperature must be at least 0");
@@ -91,7 +80,7 @@ Generated generate(Model& model, const std::vector<int32_t>& prompt, int64_t tok
 
   Generated result;
   Timer timer;
-  Batch next = window_of(prompt);
+  Batch next = Batch::window(prompt);
   for (;;) {
     const int32_t id = pick(model.next_logits(ctx, next), sampling, random);
     (cache.length == length ? result.prefill_seconds : result.decode_seconds) = timer.seconds();
@@ -106,7 +95,7 @@ Generated generate(Model& model, const std::vector<int32_t>& prompt, int64_t tok
       result.finish = cache.length == longest ? "positions" : "length";
       return result;
     }
-    next = window_of({id});
+    next = Batch::window({id});
   }
 }
 

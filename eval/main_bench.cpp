@@ -199,8 +199,7 @@ void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>(
       continue;
     const auto owned = load();
     Model& model = *owned;
-    Batch batch;
-    batch.pixels = random_tensor({images, 3, 224, 224}, 1.f, random);
+    const Batch batch{.pixels = random_tensor({images, 3, 224, 224}, 1.f, random)};
     const double items = static_cast<double>(images);
     struct Form {
       const char* name;
@@ -329,14 +328,10 @@ int main(int argc, char** argv) {
       if (!bench.wanted.found_in(name)) continue;
       const auto vit = vit_base();
       vit->make_panels();
-      Batch batch;
-      batch.pixels = random_tensor({b, 3, 224, 224}, 1.f, random);
+      const Batch batch{.pixels = random_tensor({b, 3, 224, 224}, 1.f, random)};
       bench.float_forward(name.c_str(), *vit, batch, static_cast<double>(b));
     }
-    Batch window;
-    window.windows = 1;
-    window.length = 2048;
-    window.ids.assign(2048, 1);
+    const Batch window = Batch::window(std::vector<int32_t>(2048, 1));
     write_language_model(kOpt125m, 0, -1, folder.path / "opt");
     bench.float_forward("OPT-125M, 2048 tokens", *load_model((folder.path / "opt").string()), window, 1);
     bench_language(folder.path, bench.repeats, bench.wanted, bench.records);

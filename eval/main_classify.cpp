@@ -57,9 +57,8 @@ struct Classifier {
 // The picture's likeliest classes, the first first, as JSON: "class", "name", "probability"; and "seconds".
 json classify(const Classifier& by, const Image& image, int64_t top) {
   const Timer timer;
-  Batch batch;
   const Tensor pixels = preprocess(image, by.model->info().image);
-  batch.pixels = pixels.reshaped({1, 3, pixels.dim(1), pixels.dim(2)});
+  const Batch batch{.pixels = pixels.reshaped({1, 3, pixels.dim(1), pixels.dim(2)})};
   const Tensor logits = by.model->forward({precision_of(by.recipe)}, batch);
   const double seconds = timer.seconds();
   const int64_t classes = logits.dim(-1);

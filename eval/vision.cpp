@@ -20,9 +20,7 @@ VisionTask::VisionTask(Model& m, ImageFolder d, ImageFolder c) : Task(m), data(s
 std::vector<Batch> VisionTask::calibration(const Recipe& r) {
   const auto indices =
       calibration_indices(static_cast<int64_t>(calib.items.size()), r.samples, static_cast<uint32_t>(r.seed));
-  std::vector<Batch> all(1);
-  all[0].pixels = load_pixels(calib, indices, model.info().image);
-  return all;
+  return {{.pixels = load_pixels(calib, indices, model.info().image)}};
 }
 
 const std::vector<Batch>& VisionTask::compensation(const Recipe& r) {
@@ -31,16 +29,13 @@ const std::vector<Batch>& VisionTask::compensation(const Recipe& r) {
       calibration_indices(static_cast<int64_t>(calib.items.size()), r.bc_images, static_cast<uint32_t>(r.bc_seed));
   for (int64_t i = 0; i < r.bc_images; i += r.bc_batch) {
     const auto begin = indices.begin() + i, end = indices.begin() + std::min(r.bc_images, i + r.bc_batch);
-    compensation_.emplace_back();
-    compensation_.back().pixels = load_pixels(calib, {begin, end}, model.info().image);
+    compensation_.push_back({.pixels = load_pixels(calib, {begin, end}, model.info().image)});
   }
   return compensation_;
 }
 
 Tensor VisionTask::logits(Precision precision, const Tensor& pixels) const {
-  Batch batch;
-  batch.pixels = pixels;
-  return model.forward({precision}, batch);
+  return model.forward({precision}, {.pixels = pixels});
 }
 
 namespace {

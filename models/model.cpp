@@ -23,11 +23,8 @@ namespace {
 
 // Samples [begin, end) of a batch.
 Batch part_of(const Batch& batch, int64_t begin, int64_t end) {
+  if (!batch.pixels.empty()) return {.pixels = batch.pixels.slice(begin, end)};
   Batch part;
-  if (!batch.pixels.empty()) {
-    part.pixels = batch.pixels.slice(begin, end);
-    return part;
-  }
   part.windows = end - begin;
   part.length = batch.length;
   part.ids.assign(batch.ids.begin() + begin * batch.length, batch.ids.begin() + end * batch.length);

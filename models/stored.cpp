@@ -177,8 +177,7 @@ class Fits : public Observer {
 void check_fit(Model& model, const Loader& file) {
   Fits fits(file);
   const Context ctx{Precision::Float, nullptr, &fits};
-  Batch one;
-  one.pixels = Tensor({1, 3, model.info().image.height, model.info().image.width});
+  const Batch one{.pixels = Tensor({1, 3, model.info().image.height, model.info().image.width})};
   Tensor x = model.embed(ctx, one);
   for (int i = 0; i < model.depth(); ++i) {
     const int64_t D = x.dim(-1);

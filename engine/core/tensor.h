@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bcq {
@@ -54,11 +55,16 @@ Tensor transposed(const Tensor& x);  // [rows, columns] to [columns, rows]
 
 // What a model consumes: either pixels or token ids.
 struct Batch {
-  Tensor pixels;             // [B, 3, height, width], normalised
-  std::vector<int32_t> ids;  // [B, T] token ids, row-major
-  int64_t windows = 0;       // B of ids
-  int64_t length = 0;        // T of ids
+  Tensor pixels;                  // [B, 3, height, width], normalised
+  std::vector<int32_t> ids = {};  // [B, T] token ids, row-major
+  int64_t windows = 0;            // B of ids
+  int64_t length = 0;             // T of ids
 
+  // One window of these.
+  static Batch window(std::vector<int32_t> tokens) {
+    const int64_t length = static_cast<int64_t>(tokens.size());
+    return {{}, std::move(tokens), 1, length};
+  }
   int64_t size() const { return pixels.empty() ? windows : pixels.dim(0); }
 };
 

@@ -24,10 +24,7 @@ struct Drawn : Task {
 
 Cost calibrate_vit(Model& vit, ProgressLine& line) {
   std::mt19937 random{3};
-  const Tensor images = random_tensor({32, 3, 224, 224}, 1.f, random);
-  std::vector<Batch> batch(1);
-  batch[0].pixels = images;
-  Drawn task(vit, std::move(batch));
+  Drawn task(vit, {{.pixels = random_tensor({32, 3, 224, 224}, 1.f, random)}});
   const CalibrationSeconds cost =
       quantize(task, recipe_of(Family::Vision, "ptq4vit"), line.callback(), line.warn()).solved.seconds;
   vit.clear();
@@ -36,12 +33,11 @@ Cost calibrate_vit(Model& vit, ProgressLine& line) {
 
 Cost calibrate_opt(Model& opt, ProgressLine& line) {
   std::mt19937 random{4};
-  std::vector<Batch> windows(128);
-  for (Batch& window : windows) {
-    window.windows = 1;
-    window.length = opt.info().max_length;
-    for (int64_t i = 0; i < window.length; ++i)
-      window.ids.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(opt.info().outputs)));
+  std::vector<Batch> windows;
+  for (int window = 0; window < 128; ++window) {
+    std::vector<int32_t> ids(at(opt.info().max_length));
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % static_cast<uint32_t>(opt.info().outputs));
+    windows.push_back(Batch::window(std::move(ids)));
   }
   Recipe recipe = recipe_of(Family::Language, "gptq", BcForm::Channel);
   recipe.weights.bits = 3;

@@ -42,11 +42,9 @@ double read_bandwidth() {
 }
 
 Batch tokens(int64_t n) {
-  Batch batch;
-  batch.windows = 1;
-  batch.length = n;
-  for (int64_t i = 0; i < n; ++i) batch.ids.push_back(static_cast<int32_t>(i % kVocabulary));
-  return batch;
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(i % kVocabulary));
+  return Batch::window(std::move(ids));
 }
 
 void blocks(const Model& model, const Context& ctx, const Batch& batch) {

@@ -21,8 +21,7 @@ void run(const std::string& path, const std::string& picture) {
 
   // Resized, cropped and normalised as the checkpoint's own configuration says.
   const Tensor pixels = preprocess(decode_image(read_file(picture), picture), info.image);
-  Batch batch;
-  batch.pixels = pixels.reshaped({1, 3, pixels.dim(1), pixels.dim(2)});
+  const Batch batch{.pixels = pixels.reshaped({1, 3, pixels.dim(1), pixels.dim(2)})};
   // Precision::Fake: as quantized, where it is; a model in float has nothing to round.
   const Tensor probabilities = softmax(nullptr, model->forward({Precision::Fake}, batch));
 
