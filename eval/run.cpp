@@ -117,21 +117,9 @@ double bits_per_weight(Model& model) {
 }
 
 const char* op_name(Role role) {
-  constexpr std::pair<Role, const char*> names[] = {{Role::Patch, "patch"},
-                                                    {Role::QKV, "qkv"},
-                                                    {Role::Query, "q"},
-                                                    {Role::Key, "k"},
-                                                    {Role::Value, "v"},
-                                                    {Role::QK, "matmul1"},
-                                                    {Role::AV, "matmul2"},
-                                                    {Role::Proj, "proj"},
-                                                    {Role::Fc1, "fc1"},
-                                                    {Role::Fc2, "fc2"},
-                                                    {Role::Reduction, "reduction"},
-                                                    {Role::Head, "head"}};
-  for (const auto& [r, name] : names)
-    if (r == role) return name;
-  return "";
+  constexpr const char* names[] = {"patch",   "qkv",  "q",   "k",   "v",         "matmul1",
+                                   "matmul2", "proj", "fc1", "fc2", "reduction", "head"};  // in the order of Role
+  return names[static_cast<size_t>(role)];
 }
 
 namespace {
