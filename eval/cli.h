@@ -13,7 +13,6 @@
 
 #include "engine/core/progress.h"
 #include "engine/file/json_fwd.h"
-#include "eval/manual.h"
 #include "eval/version.h"
 #include "quant/recipe.h"
 
@@ -22,6 +21,14 @@ namespace bcq {
 // Thrown by a program that has printed its results, but had to leave out some of its data.
 struct Incomplete : std::runtime_error {
   using std::runtime_error::runtime_error;
+};
+
+// An option of a program: names, what follows ("FILE"; nothing for a flag), help.
+struct Arg {
+  const char *flags, *type;
+  std::string help;
+  const char* group = "Options";
+  bool required = false;
 };
 
 // A program's command line. Values are checked where they are read: UsageError names the option.
