@@ -133,6 +133,7 @@ struct CommandLine::Parser {
   json given = json::object();
   std::string file;
   bool print_recipe = false, shares_work = false;
+  int64_t threads = 0;    // where --threads says so
   std::vector<Arg> args;  // all that are offered
 
   Parser(const std::string& name, const std::string& description) : app(description, name) {}
@@ -141,33 +142,26 @@ struct CommandLine::Parser {
   CLI::Option* add(const Arg& arg, const Set& set) {
     if (arg.required) required.push_back(first_of(arg.flags));
     args.push_back(arg);
-    return app
-        .add_option(
-            arg.flags,
-            [set](const std::vector<std::string>& texts) {
-              set(texts);
-              return true;
-            },
-            arg.help + (arg.required ? " (required)" : ""))
-        ->type_name(arg.type)
-        ->group(arg.group);
+    const CLI::callback_t take = [set](const std::vector<std::string>& texts) { return set(texts), true; };
+    const std::string help = arg.help + (arg.required ? " (required)" : "");
+    return app.add_option(arg.flags, take, help)->type_name(arg.type)->group(arg.group);
   }
   void add_flag(const Arg& arg, const std::function<void(bool)>& set) {
     args.push_back(arg);
-    app.add_flag_function(
-           arg.flags, [set](int64_t n) { set(n > 0); }, arg.help)
-        ->group(arg.group);
+    const std::function<void(int64_t)> count = [set](int64_t n) { set(n > 0); };
+    app.add_flag_function(arg.flags, count, arg.help)->group(arg.group);
   }
   template <class T>
-  void add_number(const Arg& arg, T& to, double min, double max) {
-    add(arg, [flag = first_of(arg.flags), min, max, &to](const std::vector<std::string>& texts) {
+  CLI::Option* add_number(const Arg& arg, T& to, double min, double max) {
+    const Set set = [flag = first_of(arg.flags), min, max, &to](const std::vector<std::string>& texts) {
       const json value = number_of(texts.at(0));
       const double x = value.is_number() ? value.get<double>() : NAN;
       require_usage(std::is_integral_v<T> ? value.is_number_integer() : std::isfinite(x), "%s %s: not a %s", flag,
                     texts[0], std::is_integral_v<T> ? "whole number" : "number");
       require_usage(x >= min && x <= max, "%s %s: it must be %.15g to %.15g", flag, texts[0], min, max);
       to = value.get<T>();
-    })->default_str(json(to).dump());
+    };
+    return add(arg, set)->default_str(json(to).dump());
   }
   void add_recipe_option(const Option& option) {
     const Arg arg{option.flags.c_str(), option.type.c_str(), option.help, option.group};
@@ -188,23 +182,16 @@ CommandLine::CommandLine(const std::string& name, const std::string& description
   CLI::App& app = parser_->app;
   // Functions, because naming the kernels may itself fail (BCQ_ISA), and all options are known when they run.
   const auto says = [&](const char* flag, const char* help, const std::function<std::string()>& text) {
-    return app
-        .add_flag_function(
-            flag, [text](int64_t) { throw CLI::CallForVersion(text(), 0); }, help)
-        ->trigger_on_parse();
+    const std::function<void(int64_t)> say = [text](int64_t) { throw CLI::CallForVersion(text(), 0); };
+    return app.add_flag_function(flag, say, help)->trigger_on_parse();
   };
   says("--version", "Version, compiler, kernels, BLAS, JPEG decoder", full_version);
   says("--man", "", [=, this] { return man_page(name, description, examples, parser_->args); })->group("");
   says("--completion", "", [=, this] { return bash_completion(name, parser_->args); })->group("");
-  parser_->add({"--threads", "T",
-                "Threads (default: OMP_NUM_THREADS, else the cores this process may use, at most its cgroup's CPU "
-                "quota); results do not depend on it"},
-               [](const std::vector<std::string>& texts) {
-                 const json n = number_of(texts.at(0));
-                 require_usage(n.is_number_integer() && n >= 1 && n <= kMostThreads, "--threads %s: it must be 1 to %d",
-                               texts[0], kMostThreads);
-                 set_threads(n.get<int>());
-               });
+  const Arg threads = {"--threads", "T",
+                       "Threads (default: OMP_NUM_THREADS, else the cores this process may use, at most its cgroup's "
+                       "CPU quota); results do not depend on it"};
+  parser_->add_number(threads, parser_->threads, 1, kMostThreads)->default_str("");
   add({"--quiet,-q", "", "No progress and no warnings on standard error; records hold the warnings"},
       ProgressLine::quiet);
   app.get_formatter()->column_width(34);
@@ -258,7 +245,10 @@ void CommandLine::parse(int argc, char** argv) {
   for (const std::string& flag : p.required) require_usage(has(flag), "%s is required", flag);
   for (const std::string* path : p.outputs)
     if (rank() == 0) probe_output(*path);
-  if (!has("--threads") && !std::getenv("OMP_NUM_THREADS")) set_threads(threads_of_rank(threads()));
+  if (has("--threads"))
+    set_threads(static_cast<int>(p.threads));
+  else if (!std::getenv("OMP_NUM_THREADS"))
+    set_threads(threads_of_rank(threads()));
   agree_on_threads();
 }
 
@@ -325,19 +315,16 @@ bool ProgressLine::quiet = false;
 
 void ProgressLine::operator()(const std::string& what, double done, double total) {
   if (quiet || !isatty(2)) return;
-  const auto now = Clock::now();
   if (!open_ || what != what_) {
     finish();
     what_ = what;
-    start_ = last_ = now;
+    start_ = last_ = Timer();
     open_ = true;
   }
-  const double since = std::chrono::duration<double>(now - last_).count();
-  if (since < 0.1) return;
-  last_ = now;
-  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  if (last_.seconds() < 0.1) return;
+  last_ = Timer();
   const bool known = done >= 0.01 * total && done > 0;  // the first per cent says little of the rest
-  const double left = known ? elapsed * (total - done) / done : 0;
+  const double left = known ? start_.seconds() * (total - done) / done : 0;
   print(stderr, "\r\x1b[K%s%s: %.0f%%, %s left", prefix_, what, total > 0 ? 100 * done / total : 0.0,
         known ? clock_text(left).c_str() : "?");
 }

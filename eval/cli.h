@@ -4,7 +4,6 @@
 // invalid; 4 finished, but some of the data was left out; 130 interrupted (the shell's own). Results go to stdout,
 // everything else to stderr.
 #pragma once
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "engine/core/progress.h"
+#include "engine/core/timer.h"
 #include "engine/file/json_fwd.h"
 #include "eval/version.h"
 #include "quant/recipe.h"
@@ -82,10 +82,9 @@ class ProgressLine {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
   void warning(const std::string& message);
   std::string prefix_, what_;
-  Clock::time_point start_, last_;
+  Timer start_, last_;  // since the work began; since it was last shown
   bool open_ = false;
   std::vector<std::string> warnings_;
 };
