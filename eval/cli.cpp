@@ -215,6 +215,10 @@ void CommandLine::add(const Arg& arg, bool& to) {
 }
 void CommandLine::add(const Arg& arg, int64_t& to, double min, double max) { parser_->add_number(arg, to, min, max); }
 void CommandLine::add(const Arg& arg, double& to, double min, double max) { parser_->add_number(arg, to, min, max); }
+void CommandLine::add_model(std::string& to, const char* files) {
+  const std::string help = format("Folder with %s, or the .safetensors file in it", files);
+  add({"--model", "DIR|FILE", help, "Options", true}, to);
+}
 void CommandLine::add_output(const Arg& arg, std::string& to) {
   add(arg, to);
   parser_->outputs.push_back(&to);

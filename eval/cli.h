@@ -41,6 +41,8 @@ class CommandLine {
   void add(const Arg& arg, bool& to);
   void add(const Arg& arg, int64_t& to, double min, double max);
   void add(const Arg& arg, double& to, double min, double max);
+  // --model, required: a folder with these.
+  void add_model(std::string& to, const char* files = "config.json and weights");
   // A file that is written in the end ("-": stdout): refused before the work where it cannot be.
   void add_output(const Arg& arg, std::string& to);
   // The options of the recipe table, --recipe and --print-recipe. With `of_cells` those alone that hold for all cells

@@ -157,9 +157,7 @@ int main(int argc, char** argv) {
                    "  classify --model vit-4bit --beside data/mini/vit --html page.html photo.jpg\n"
                    "  curl ... | classify --model vit_base_patch16_224 - --json -");
   Options o;
-  line.add(
-      {"--model", "DIR|FILE", "Folder with config.json and weights, or the .safetensors file in it", "Options", true},
-      o.model);
+  line.add_model(o.model);
   line.add({"images", "IMAGE", "Pictures, folders or archives of them; -: one from standard input"}, o.images);
   line.add({"--beside", "DIR|FILE", "Another model, such as the float one: its classes stand beside"}, o.beside);
   line.add({"--top", "K", "Classes to show"}, o.top, 1, 1 << 20);

@@ -48,9 +48,7 @@ int main(int argc, char** argv) {
       "  (Python: safetensors.torch.save_file({\"pixel_values\": x}, \"pixels.safetensors\"))");
   std::string model_path, input, output, json_path, runtime = "simulate";
   int64_t repeats = 0, bits = 0;
-  line.add(
-      {"--model", "DIR|FILE", "Folder with config.json and weights, or the .safetensors file in it", "Options", true},
-      model_path);
+  line.add_model(model_path);
   line.add({"--input", "FILE", "pixel_values [B,3,H,W] F32, or input_ids [B,T] I64", "Options", true}, input);
   line.add_output({"--output", "FILE", "logits F32: [B,classes] or [B,T,V]", "Options", true}, output);
   line.add({"--integer-bits", "N",

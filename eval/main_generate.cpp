@@ -26,9 +26,7 @@ struct Options {
 
 void add_options(CommandLine& line, Options& o) {
   constexpr double kMany = 1e15;
-  line.add({"--model", "DIR|FILE", "Folder with config.json, weights and tokenizer, or the .safetensors file in it",
-            "Options", true},
-           o.model);
+  line.add_model(o.model, "config.json, weights and tokenizer");
   line.add({"--prompt", "TEXT", "Text to go on with"}, o.prompt);
   line.add({"--prompt-file", "FILE", "The same from a file (-: standard input)"}, o.prompt_file);
   line.add({"--interactive", "", "Go on with each line of standard input, until it ends"}, o.interactive);

@@ -31,9 +31,7 @@ struct Options {
 };
 
 void add_options(CommandLine& line, Options& o) {
-  line.add(
-      {"--model", "DIR|FILE", "Folder with config.json and weights, or the .safetensors file in it", "Options", true},
-      o.model);
+  line.add_model(o.model);
   line.add({"--data,--datapath", "DIR|TAR",
             "Images to evaluate, in one folder per class or all in one; or a tar archive of them, read in place",
             "Options", true},

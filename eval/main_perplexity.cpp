@@ -32,9 +32,7 @@ struct Options {
 };
 
 void add_options(CommandLine& line, Options& o) {
-  line.add({"--model", "DIR|FILE", "Folder with config.json, weights and tokenizer, or the .safetensors file in it",
-            "Options", true},
-           o.model);
+  line.add_model(o.model, "config.json, weights and tokenizer");
   line.add_output({"--json", "FILE", "Write the result as a JSON record, several texts as an array (-: stdout)"},
                   o.json_path);
 
