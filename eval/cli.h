@@ -10,11 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/core/progress.h"
 #include "engine/core/timer.h"
 #include "engine/file/json_fwd.h"
-#include "eval/version.h"
-#include "quant/recipe.h"
+#include "eval/run.h"
 
 namespace bcq {
 

@@ -13,7 +13,6 @@
 #include "eval/layer_report.h"
 #include "eval/resume.h"
 #include "eval/save.h"
-#include "eval/version.h"
 #include "eval/vision.h"
 
 namespace {

@@ -57,6 +57,7 @@ Precision precision_of(const Recipe& recipe);
 double bits_per_weight(Model& model);
 const char* op_name(Role role);  // "qkv", "matmul1", "fc2": as the published code calls the product
 
+const char* version();  // git describe of the sources
 // Of the contents of a model's files: *.safetensors and *.json in its folder, or beside it. 16 hex digits.
 std::string fingerprint(const std::string& model);
 std::string file_hash(const std::string& path);

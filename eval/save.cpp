@@ -11,7 +11,7 @@
 #include "engine/file/onnx_graph.h"
 #include "engine/grid/affine.h"
 #include "eval/new_folder.h"
-#include "eval/version.h"
+#include "eval/run.h"
 #include "models/layers.h"
 #include "models/stored.h"
 

@@ -1,4 +1,4 @@
-#include "eval/version.h"
+#include "eval/run.h"
 
 namespace bcq {
 

@@ -1,7 +1,0 @@
-#pragma once
-
-namespace bcq {
-
-const char* version();  // git describe of the sources
-
-}  // namespace bcq
