@@ -8,7 +8,6 @@
 #include "engine/core/timer.h"
 #include "engine/file/json.h"
 #include "engine/file/onnx_graph.h"
-#include "eval/bc_search.h"
 #include "eval/cli.h"
 #include "eval/layer_report.h"
 #include "eval/resume.h"
@@ -80,7 +79,7 @@ void print_ranking(const std::vector<BcRanking>& ranking) {
   print("\n| KL divergence, nats   | logit MSE | values   | compensated (the first is used)\n");
   print("|-----------------------|-----------|----------|--------------------------------\n");
   for (const BcRanking& r : ranking)
-    print("| %.6f +/- %.6f | %9.3g | %8d | %s\n", r.kl, r.se, r.logit_mse, r.values,
+    print("| %.6f +/- %.6f | %9.3g | %8d | %s\n", r.paired.kl, r.paired.kl_se, r.paired.logit_mse, r.values,
           r.sites.empty() ? "nothing" : r.sites);
 }
 
