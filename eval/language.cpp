@@ -18,10 +18,7 @@ constexpr int64_t kHeadRows = 256;         // logits of so many tokens exist at 
 
 // Σ a / Σ b over units, and its standard error: that of a ratio of two means, from the residuals a - ratio b. The
 // error of a single unit is unknown (NaN).
-struct RatioOfSums {
-  double value, se;
-};
-RatioOfSums ratio_of_sums(const std::vector<double>& a, const std::vector<double>& b) {
+Estimate ratio_of_sums(const std::vector<double>& a, const std::vector<double>& b) {
   const double n = static_cast<double>(a.size());
   double top = 0, bottom = 0, squares = 0;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -181,21 +178,21 @@ const EvaluationText& LanguageTask::text(const Recipe& r, size_t i) {
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight) {
   require(nll.size() == weight.size() && !nll.empty(), "perplexity of nothing");
   Perplexity p{std::move(definition), std::move(nll), std::move(weight)};
-  const RatioOfSums l = ratio_of_sums(p.nll, p.weight);
+  const Estimate l = ratio_of_sums(p.nll, p.weight);
   p.perplexity = std::exp(l.value);
   p.se = p.perplexity * l.se;
   return p;
 }
 
-Ratio paired_ratio(const Perplexity& a, const Perplexity& b) {
+Estimate paired_ratio(const Perplexity& a, const Perplexity& b) {
   require(a.definition == b.definition && a.weight == b.weight, "a paired ratio needs the same windows");
   std::vector<double> d(a.nll.size());
   for (size_t i = 0; i < d.size(); ++i) d[i] = a.nll[i] - b.nll[i];
-  const RatioOfSums m = ratio_of_sums(d, a.weight);
+  const Estimate m = ratio_of_sums(d, a.weight);
   return {100 * std::expm1(m.value), 100 * std::exp(m.value) * m.se};
 }
 
-Ratio paired_ratio(const Measured& a, const Measured& b) {
+Estimate paired_ratio(const Measured& a, const Measured& b) {
   const auto of = [](const Measured& m) { return perplexity("gptq", m.units, std::vector<double>(m.units.size(), 1)); };
   return paired_ratio(of(a), of(b));
 }
@@ -222,10 +219,10 @@ Measured LanguageTask::measure(const Recipe& recipe, size_t i, json& record, con
     const Perplexity& p = all[d];
     json& entry = by_name[p.definition] = {{"perplexity", p.perplexity}, {"perplexity_se", number(p.se)}};
     if (floats[i].empty()) continue;
-    const Ratio change = paired_ratio(p, floats[i][d]);
+    const Estimate change = paired_ratio(p, floats[i][d]);
     entry.update({{"float", floats[i][d].perplexity},
                   {"float_se", number(floats[i][d].se)},
-                  {"change_percent", change.percent},
+                  {"change_percent", change.value},
                   {"change_percent_se", number(change.se)}});
   }
   record.update({{"text", of.source.path},

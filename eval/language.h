@@ -48,13 +48,10 @@ struct Perplexity {
 };
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight);
 
-// a / b as a percentage above 1, and its standard error, from the same units.
-struct Ratio {
-  double percent = 0, se = 0;
-};
-Ratio paired_ratio(const Perplexity& a, const Perplexity& b);
+// a / b as a percentage above 1, from the same units.
+Estimate paired_ratio(const Perplexity& a, const Perplexity& b);
 // The same of the first definition's units, when that is gptq.
-Ratio paired_ratio(const Measured& a, const Measured& b);
+Estimate paired_ratio(const Measured& a, const Measured& b);
 
 class LanguageTask : public Task {
  public:

@@ -40,12 +40,9 @@ void measure_model(Task& task, const PaperTable& table, const std::string& name,
         const bool is_fp = !quantizes(cell.recipe);
         if (is_fp) fp = m;
         std::string change;
-        if (!is_fp && vision) {
-          const Difference d = paired_difference(m, fp);
-          change = format("%+6.2f +/- %.2f", d.mean, d.se);
-        } else if (!is_fp) {
-          const Ratio r = paired_ratio(m, fp);
-          change = format("%+7.2f %% +/- %.2f", r.percent, r.se);
+        if (!is_fp) {
+          const Estimate e = vision ? paired_difference(m, fp) : paired_ratio(m, fp);
+          change = vision ? format("%+6.2f +/- %.2f", e.value, e.se) : format("%+7.2f %% +/- %.2f", e.value, e.se);
         }
         const int64_t values = record.at("bc_parameters").get<int64_t>();
         std::vector<std::string> line = {

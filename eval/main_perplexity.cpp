@@ -206,8 +206,8 @@ void print_text(const EvaluationText& text, const std::vector<Perplexity>& resul
     print("perplexity %.4f +/- %.4f  (%s, %d windows of %d tokens, %.1f s)\n", p.perplexity, p.se, p.definition,
           p.windows, p.length, seconds);
     if (floats.empty()) continue;
-    const Ratio change = paired_ratio(p, floats[i]);
-    print("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.percent,
+    const Estimate change = paired_ratio(p, floats[i]);
+    print("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.value,
           change.se);
   }
 }

@@ -18,6 +18,11 @@ struct Measured {
   double figure = 0, se = 0;  // top-1 in percent, or perplexity; NaN: not known
 };
 
+// A number, and its standard error.
+struct Estimate {
+  double value = 0, se = 0;
+};
+
 // A model and the data of its family: what a recipe is applied to.
 class Task {
  public:

@@ -195,7 +195,7 @@ Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const P
   return measured;
 }
 
-Difference paired_difference(const Measured& a, const Measured& b) {
+Estimate paired_difference(const Measured& a, const Measured& b) {
   require(a.units.size() == b.units.size() && !a.units.empty(), "a paired difference needs the same images");
   const double n = static_cast<double>(a.units.size());
   double sum = 0, squares = 0;

@@ -37,11 +37,8 @@ struct Accuracy {
   std::optional<Paired> paired;
 };
 
-// Mean of a - b and its standard error over the same units of Measured.
-struct Difference {
-  double mean = 0, se = 0;
-};
-Difference paired_difference(const Measured& a, const Measured& b);
+// Mean of a - b over the same units of Measured.
+Estimate paired_difference(const Measured& a, const Measured& b);
 
 class VisionTask : public Task {
  public:

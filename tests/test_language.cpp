@@ -45,8 +45,8 @@ TEST_CASE("language: a perplexity's error is the spread of its units") {
   CHECK_THROWS_AS(perplexity("gptq", {}, {}), Error);
 
   const Perplexity q = perplexity("gptq", {1.5, 2.5, 4.5}, {1, 1, 1});
-  const Ratio r = paired_ratio(q, p);
-  CHECK(r.percent == doctest::Approx(100 * (std::exp(0.5) - 1)));
+  const Estimate r = paired_ratio(q, p);
+  CHECK(r.value == doctest::Approx(100 * (std::exp(0.5) - 1)));
   CHECK(r.se == doctest::Approx(0));
   CHECK_THROWS_AS(paired_ratio(q, exact), Error);
 }

@@ -298,10 +298,10 @@ std::string put_change(const json& record, const json& base, const std::string& 
   row[key] = row[key + "_se"] = nullptr;
   if (record.is_null() || base.is_null()) return "";
   const auto of = [](const json& r) { return Measured{r.at("window_nll").get<std::vector<double>>()}; };
-  const Ratio change = paired_ratio(of(record), of(base));
-  row[key] = change.percent;
+  const Estimate change = paired_ratio(of(record), of(base));
+  row[key] = change.value;
   if (std::isfinite(change.se)) row[key + "_se"] = change.se;
-  return format("%+.2f +/- %s", change.percent, std::isfinite(change.se) ? format("%.2f", change.se) : "?");
+  return format("%+.2f +/- %s", change.value, std::isfinite(change.se) ? format("%.2f", change.se) : "?");
 }
 
 // A cell as a row of the JSON table, and as values under the headings.
