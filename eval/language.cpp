@@ -93,10 +93,7 @@ Perplexity by_definition(const std::string& definition, const std::vector<double
   weight = definition == "word"   ? text.counts.words
            : definition == "byte" ? text.counts.bytes
                                   : std::vector<double>(nll.size(), 1.0);
-  Perplexity p = perplexity(definition, std::move(nll), std::move(weight));
-  p.windows = text.windows.count;
-  p.length = text.windows.length;
-  return p;
+  return perplexity(definition, std::move(nll), std::move(weight));
 }
 
 TokenFacts facts_of(const std::vector<int32_t>& ids, const TextSource& source, const Tokenizer* tokenizer) {
@@ -273,8 +270,7 @@ void set_stored(Model& model, Recipe& r) {
     r.weights.sym = is_symmetric(grid);
     r.weights.half = scale_bits(grid) == 16;
   }
-  const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
-  r.weights.bits = std::max_element(layers.begin(), layers.end(), fewer)->first;
+  r.weights.bits = most_common(layers);
 }
 
 }  // namespace bcq

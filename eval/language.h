@@ -44,7 +44,6 @@ struct Perplexity {
   std::vector<double> nll, weight;  // of each unit
   double perplexity = 0;
   double se = 0;  // standard error: spread of the units, as of a ratio of two means; NaN for one unit
-  int64_t windows = 0, length = 0;
 };
 Perplexity perplexity(std::string definition, std::vector<double> nll, std::vector<double> weight);
 

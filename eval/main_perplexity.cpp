@@ -204,7 +204,7 @@ void print_text(const EvaluationText& text, const std::vector<Perplexity>& resul
   for (size_t i = 0; i < results.size(); ++i) {
     const Perplexity& p = results[i];
     print("perplexity %.4f +/- %.4f  (%s, %d windows of %d tokens, %.1f s)\n", p.perplexity, p.se, p.definition,
-          p.windows, p.length, seconds);
+          text.windows.count, text.windows.length, seconds);
     if (floats.empty()) continue;
     const Estimate change = paired_ratio(p, floats[i]);
     print("  float %.4f +/- %.4f, change %+.3f %% +/- %.3f\n", floats[i].perplexity, floats[i].se, change.value,

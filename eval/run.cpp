@@ -116,6 +116,11 @@ double bits_per_weight(Model& model) {
   return bits / weights;
 }
 
+int most_common(const std::map<int, int64_t>& counts) {
+  const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
+  return std::max_element(counts.begin(), counts.end(), fewer)->first;
+}
+
 const char* op_name(Role role) {
   constexpr const char* names[] = {"patch",   "qkv",  "q",   "k",   "v",         "matmul1",
                                    "matmul2", "proj", "fc1", "fc2", "reduction", "head"};  // in the order of Role

@@ -1,6 +1,7 @@
 // The flow all programs share: a model is calibrated by a recipe, on data of its family, measured, and recorded.
 // Nothing else in eval/ calls the quantizers and compensations of quant/.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,7 @@ bool set_stored_method(const Model& model, Recipe& recipe);
 Precision precision_of(const Recipe& recipe);
 // Average bits of a quantizable weight, scales and zero points included; 32 for a float model.
 double bits_per_weight(Model& model);
+int most_common(const std::map<int, int64_t>& counts);  // of equal ones the least
 const char* op_name(Role role);  // "qkv", "matmul1", "fc2": as the published code calls the product
 
 const char* version();  // git describe of the sources

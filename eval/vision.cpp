@@ -330,12 +330,8 @@ void set_stored_vision(Model& model, Recipe& r) {
     ++activations[bits(layer->left_grid())];
   }
   if (activations.size() > 1) activations.erase(kFloatBits);  // what a method leaves float (pixels, some products)
-  const auto most = [](const std::map<int, int64_t>& of) {
-    const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
-    return std::max_element(of.begin(), of.end(), fewer)->first;
-  };
-  r.ptq.wbits = most(weights);
-  r.ptq.abits = most(activations);
+  r.ptq.wbits = most_common(weights);
+  r.ptq.abits = most_common(activations);
   r.qwt = model.block_linear_values() > 0;
 }
 
