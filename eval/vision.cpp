@@ -80,14 +80,6 @@ Paired PairedSums::result() const {
           noise_ / values_};
 }
 
-json to_json(const Paired& p) {
-  return {{"agreement", p.agreement},
-          {"agreement_se", p.agreement_se},
-          {"kl", p.kl},
-          {"kl_se", p.kl_se},
-          {"sqnr_db", std::isfinite(p.sqnr_db) ? json(p.sqnr_db) : json()}};
-}
-
 std::string kl_text(const json& record) {
   if (!record.contains("paired")) return "";
   const json& paired = record.at("paired");
@@ -180,16 +172,13 @@ void VisionTask::before_quantization(const Progress& progress) {
   }
 }
 
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Accuracy, top1, top1_se, top5, outputs_hash, unreadable)
+
 Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const Progress& progress) {
   accuracy = evaluate(precision_of(recipe), progress);
-  record.update({{"top1", accuracy.top1},
-                 {"top1_se", accuracy.top1_se},
-                 {"top5", accuracy.top5},
-                 {"outputs_hash", accuracy.outputs_hash},
-                 {"images", accuracy.hit.size()},
-                 {"unreadable", accuracy.unreadable},
-                 {"jpeg_decoder", jpeg_decoder()}});
-  if (accuracy.paired) record["paired"] = to_json(*accuracy.paired);
+  record.update(json(accuracy));
+  record.update({{"images", accuracy.hit.size()}, {"jpeg_decoder", jpeg_decoder()}});
+  if (accuracy.paired) record["paired"] = *accuracy.paired;
   Measured measured{{}, accuracy.top1, accuracy.top1_se};
   for (const uint8_t hit : accuracy.hit) measured.units.push_back(100.0 * hit);
   return measured;
