@@ -57,11 +57,9 @@ std::vector<int32_t> end_tokens(const Model& model) {
 
 int64_t longest_text(Model& model) {
   int64_t longest = model.info().max_length;
-  const auto fitted = [&](const Tensor& bc) {
-    if (!bc.empty() && bc.dim(0) > 1) longest = std::min(longest, bc.dim(0));
-  };
   for (const Point& point : model.all_points())
-    for (const Tensor* added : point.added) fitted(*added);
+    for (const Tensor* bc : point.added)
+      if (!bc->empty() && bc->dim(0) > 1) longest = std::min(longest, bc->dim(0));
   return longest;
 }
 

@@ -1,7 +1,6 @@
 // Text that a language model goes on with, one token at a time.
 #pragma once
 #include <functional>
-#include <string>
 #include <vector>
 
 #include "data/random.h"

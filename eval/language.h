@@ -84,8 +84,8 @@ class LanguageTask : public Task {
   std::vector<Batch> calib_;
 };
 
-// The recipe of a model that was loaded packed: method Stored, with what most of its layers have. UsageError when the
-// recipe quantizes or compensates; also when it says Stored and the model is not.
+// The recipe of a model that was loaded packed: method Stored, with what most of its layers have. UsageError as
+// set_stored_method() has it.
 void set_stored(Model& model, Recipe& recipe);
 
 // "gptq 2 bit g64 act-order, 12 layers of 3 bit": what was done to the weights of a quantized model.

@@ -11,6 +11,14 @@
 namespace bcq {
 namespace {
 
+// A grid as JSON: kind, bits and its intervals; long lists of intervals are given in full.
+json describe(const Grid& grid) {
+  json description = {{"grid", grid.name()}};
+  for (const auto& [name, value] : grid.describe())
+    std::visit([&, key = name](const auto& v) { description[key] = v; }, value);
+  return description;
+}
+
 json decibels(double signal, double error) { return error > 0 ? json(10 * std::log10(signal / error)) : json(nullptr); }
 
 // One field of a CSV line; JSON text has commas and quotes of its own.
@@ -105,13 +113,6 @@ json layer_rows(const CalibrationResult& result) {
 }
 
 }  // namespace
-
-json describe(const Grid& grid) {
-  json description = {{"grid", grid.name()}};
-  for (const auto& [name, value] : grid.describe())
-    std::visit([&, key = name](const auto& v) { description[key] = v; }, value);
-  return description;
-}
 
 void write_layer_report(const std::string& path, const Outcome& outcome) {
   if (outcome.before.empty()) return write_rows(path, kLayerColumns, layer_rows(outcome.solved));

@@ -6,9 +6,6 @@
 
 namespace bcq {
 
-// A grid as JSON: kind, bits and its intervals; long lists of intervals are given in full.
-json describe(const Grid& grid);
-
 // CSV when `path` ends in .csv, else JSON.
 // Of a vision model, one row an output: mean squared error before and after compensation, signal-to-noise ratios in dB
 // (10 log10 of signal over error; without error: null), and for products the grids of both operands and the seconds

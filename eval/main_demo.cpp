@@ -1,7 +1,6 @@
 // demo: the main job on the embedded models. Quantize, compensate and measure vision transformers
 // and a language transformer, and print tables of the paper's form, every cell measured.
 #include <cstdio>
-#include <filesystem>
 
 #include "engine/core/check.h"
 #include "engine/core/timer.h"

@@ -86,7 +86,6 @@ std::string kl_text(const json& record) {
   return format("%.4f +/- %.4f", paired.at("kl").get<double>(), paired.at("kl_se").get<double>());
 }
 
-// The float network's logits of these images; computed once.
 const Tensor& VisionTask::float_logits(const std::vector<int64_t>& images, const Tensor& pixels) {
   Tensor& kept = float_logits_[images];
   if (kept.empty()) kept = logits(Precision::Float, pixels);

@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <memory>
 #include <random>
-#include <string>
 
 #include "engine/core/pattern.h"
 #include "engine/file/json_fwd.h"

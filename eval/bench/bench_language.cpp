@@ -1,6 +1,5 @@
 #include <malloc.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>

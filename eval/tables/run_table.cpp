@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <memory>
 
 #include "data/image/jpeg.h"
 #include "engine/core/check.h"

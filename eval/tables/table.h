@@ -1,7 +1,6 @@
 // The tables of the paper: their cells and figures, read from eval/tables/*.json, and how cells are measured.
 #pragma once
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
