@@ -14,7 +14,6 @@
 #include "eval/layer_report.h"
 #include "eval/resume.h"
 #include "eval/save.h"
-#include "quant/allocation.h"
 
 namespace {
 
@@ -122,14 +121,6 @@ json settings_of(LanguageTask& task, const Options& o) {
   return print;
 }
 
-// UsageError unless what the run makes of the model can be saved as asked.
-void check_saving(Model& model, const Recipe& r, const SaveOptions& save) {
-  check_target(save, model.info().weights);
-  const LayerBits of_layer = allocate_bits(model, r.layer_bits, r.exclude);
-  const auto bits = [&](const Layer& layer) { return bits_of(layer, of_layer, r.weights.bits); };
-  check_format(save, model, bits, r);
-}
-
 void check_options(Options& o) {
   Recipe& r = o.recipe;
   const bool quantized = quantizes(r);
@@ -163,12 +154,12 @@ Outcome make(LanguageTask& task, const Options& o, ProgressLine& progress, std::
   if (!o.report_path.empty() && rank() == 0) write_layer_report(o.report_path, outcome);
   wait_for_ranks();
   const bool writes = o.saves() && rank() == 0;
-  if (!writes && r.gptq_format && r.method != MethodName::Stored) round_to_gptq(task.model, task.model.info().weights);
+  if (!writes && r.gptq_format && r.method != MethodName::Stored) round_to_gptq(task.model);
   if (!writes) return outcome;
   json facts = flat_recipe(task.model, r);
   facts.update({{"model", task.model.info().name}, {"version", version()}, {"seqlen", seqlen_of(task.model, r)}});
   if (calibrates(r)) facts.update(task.calibration_facts());
-  saved = save_model(task.model, task.model.info().weights, o.save, facts);
+  saved = save_model(task.model, o.save, facts);
   if (blocks) blocks->remove();
   return outcome;
 }
@@ -228,7 +219,10 @@ void run(const CommandLine& line, Options& o) {
     if (!o.calib.empty())
       warn_of_unread(text_source(o.calib, o.corpora, Split::Calibration).path, name_of(r), progress.warn());
   }
-  if (o.saves()) check_saving(*model, r, o.save);
+  if (o.saves()) {
+    check_target(o.save, model->info().weights);
+    check_format(o.save, *model, r);
+  }
   LanguageTask task(*model, sources, calib, definitions_of(o), o.limit);
   task.warn = progress.warn();
   for (const std::string& note : model->info().notes) task.warn(note);

@@ -14,6 +14,7 @@
 #include "eval/run.h"
 #include "models/layers.h"
 #include "models/stored.h"
+#include "quant/allocation.h"
 
 namespace bcq {
 namespace {
@@ -112,31 +113,6 @@ std::map<std::string, Norm*> folded_norms(Model& model, int i) {
     if (Norm* norm = group.source.norm; norm && model.is_folded())
       norms[norm->name.substr(norm->name.find(part.name + "."))] = norm;
   return norms;
-}
-
-// GPTQ's format keeps a layer's bias in 16 bits, other tensors as the source has them.
-void round_to_format(Model& model, const SafeTensors& source, const std::string& prefix) {
-  const auto as_stored = [&](const std::string& name, const Tensor& x) {
-    return load(store(x, source.tensors().at(prefix + name).dtype, name), name);
-  };
-  for (Layer* layer : model.all_layers()) {
-    const Tensor& bias = layer->bias.in(Precision::Fake);
-    const std::string name = layer->name + ".bias";
-    const bool stored = is_packed(*layer) || model.is_folded() || !layer->bias.compensated.empty();  // see put_block()
-    if (stored && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
-    if (!is_packed(*layer) && layer->is_linear() && model.is_folded())
-      layer->weight = as_stored(layer->name + ".weight", layer->weight.values());
-  }
-  for (int i = 0; i < model.depth(); ++i) {
-    for (const auto& [name, norm] : folded_norms(model, i)) {
-      norm->weight = as_stored(name + ".weight", norm->weight);
-      if (norm->centred) norm->bias.loaded = as_stored(name + ".bias", norm->bias.loaded);
-    }
-    const Part part = model.part(i);
-    Bias* norm = last_norm(part);
-    const std::string& name = part.output.tensor;
-    if (norm && !norm->compensated.empty()) norm->compensated = as_stored(name, norm->compensated);
-  }
 }
 
 // ---- Configuration ------------------------------------------------------------------------------
@@ -280,8 +256,8 @@ void check_target(const SaveOptions& save, const std::string& source) {
                 "--save %s: exists and was not written by this program; --force replaces it", save.directory);
 }
 
-void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
-                  const Recipe& recipe) {
+void check_format(const SaveOptions& save, Model& model, const Recipe& recipe) {
+  const LayerBits bits = allocate_bits(model, recipe.layer_bits, recipe.exclude);  // refuses bad rules
   if (!save.is_gptq()) return;
   const char* const remedy = "--format bcq can";
   const int64_t groupsize = recipe.weights.groupsize;
@@ -300,7 +276,7 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
                 "--format gptq cannot hold --groupsize %d: its readers take -1 and powers of two from 16 to 1024; %s",
                 groupsize, remedy);
   for (const Layer* layer : model.all_layers()) {
-    const int b = bits(*layer);
+    const int b = bits_of(*layer, bits, recipe.weights.bits);
     const bool gets_bias = of_blocks.count(&layer->bias) || (b > 0 && compensates_a("linear"));
     require_usage(!gets_bias || !layer->bias.loaded.empty() || bias_key(type, *layer),
                   "--format gptq cannot hold the bias that --bc gives %s: in transformers' %s models it has none; %s, "
@@ -317,16 +293,37 @@ void check_format(const SaveOptions& save, Model& model, const std::function<int
   }
 }
 
-void round_to_gptq(Model& model, const std::string& source_path) {
-  const SafeTensors source = SafeTensors::open(source_path);
-  round_to_format(model, source, prefix_of(model, source));
+void round_to_gptq(Model& model) {
+  const SafeTensors source = SafeTensors::open(model.info().weights);
+  const std::string prefix = prefix_of(model, source);
+  const auto as_stored = [&](const std::string& name, const Tensor& x) {
+    return load(store(x, source.tensors().at(prefix + name).dtype, name), name);
+  };
+  for (Layer* layer : model.all_layers()) {
+    const Tensor& bias = layer->bias.in(Precision::Fake);
+    const std::string name = layer->name + ".bias";
+    const bool stored = is_packed(*layer) || model.is_folded() || !layer->bias.compensated.empty();  // see put_block()
+    if (stored && !bias.empty()) layer->bias.compensated = load(store(bias, DType::F16, name), name);
+    if (!is_packed(*layer) && layer->is_linear() && model.is_folded())
+      layer->weight = as_stored(layer->name + ".weight", layer->weight.values());
+  }
+  for (int i = 0; i < model.depth(); ++i) {
+    for (const auto& [name, norm] : folded_norms(model, i)) {
+      norm->weight = as_stored(name + ".weight", norm->weight);
+      if (norm->centred) norm->bias.loaded = as_stored(name + ".bias", norm->bias.loaded);
+    }
+    const Part part = model.part(i);
+    Bias* norm = last_norm(part);
+    const std::string& name = part.output.tensor;
+    if (norm && !norm->compensated.empty()) norm->compensated = as_stored(name, norm->compensated);
+  }
 }
 
-Saved save_model(Model& model, const std::string& source_path, const SaveOptions& save, const json& facts) {
-  const SafeTensors source = SafeTensors::open(source_path);
+Saved save_model(Model& model, const SaveOptions& save, const json& facts) {
+  const SafeTensors source = SafeTensors::open(model.info().weights);
   const std::string prefix = prefix_of(model, source);
   const Kind kind = kind_of(model, save);
-  if (save.is_gptq()) round_to_format(model, source, prefix);
+  if (save.is_gptq()) round_to_gptq(model);
 
   Tensors made;
   for (int i = 0; i < model.depth(); ++i) put_block(model, i, kind, made);

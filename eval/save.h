@@ -23,7 +23,7 @@ struct SaveOptions {
 
 // The tensors that hold what quantization made of block i, by the names of its layers and points: packed
 // weights, biases that are not those of the float model, compensations per position. Biases are F32 in the own
-// format; in GPTQ's a layer's are F16 and must be that already, see round_to_format.
+// format; in GPTQ's a layer's are F16 and must be that already, see round_to_gptq().
 void put_block(Model& model, int i, PackedFormat::Kind kind, std::map<std::string, TensorInfo>& tensors);
 // Put them back into a float model. InputError when they are not this block's.
 void get_block(Model& model, int i, const Loader& from);
@@ -31,27 +31,26 @@ void get_block(Model& model, int i, const Loader& from);
 // DIR.partial, where an unfinished run keeps its blocks.
 std::string partial_folder(const SaveOptions& save);
 
-// Before anything is computed: UsageError unless the folder may be written, InputError unless the tensors of the
-// `source` file have the names a saved one is made of.
+// Before anything is computed: UsageError unless the folder may be written. `source`: of the model's weights.
 void check_target(const SaveOptions& save, const std::string& source);
-// UsageError unless the format can hold the model once it is quantized to these bits (0: stays float) and compensated
-// as the recipe says. GPTQ's format itself takes any bias, but transformers gives a layer one only where the family has
-// it, or a key of its configuration, which is set then (biases that no compensation made are zeros).
-void check_format(const SaveOptions& save, Model& model, const std::function<int(const Layer&)>& bits,
-                  const Recipe& recipe);
+// UsageError unless the format can hold the model once it is quantized and compensated as the recipe says. GPTQ's
+// format itself takes any bias, but transformers gives a layer one only where the family has it, or a key of its
+// configuration, which is set then (biases that no compensation made are zeros).
+void check_format(const SaveOptions& save, Model& model, const Recipe& recipe);
 
-// Round in a quantized model, read from `source`, what GPTQ's format rounds: biases. save_model() does it, too.
-void round_to_gptq(Model& model, const std::string& source);
+// Round in a quantized model what GPTQ's format rounds: a layer's bias to 16 bits, other tensors as the file the model
+// was loaded from has them. save_model() does it, too.
+void round_to_gptq(Model& model);
 
 struct Saved {
   int64_t bytes_before = 0, bytes = 0;  // of all tensors
   // Of the quantized weights: codes, scales, zero points, groups, compensations; 0: not counted.
   double bits_per_weight = 0;
 };
-// Write a quantized model, read from the file or index `source`, whole or not at all. What storage rounds (biases in
-// GPTQ's format) is rounded in `model` too, which thereby becomes what the folder holds. `facts` goes into the
-// tensors' metadata: how it was made.
-Saved save_model(Model& model, const std::string& source, const SaveOptions& save, const json& facts);
+// Write a quantized model, with the rest of the file it was loaded from, whole or not at all. What storage rounds
+// (biases in GPTQ's format) is rounded in `model` too, which thereby becomes what the folder holds. `facts` goes into
+// the tensors' metadata: how it was made.
+Saved save_model(Model& model, const SaveOptions& save, const json& facts);
 // The same of a vision model: packed codes, all grids and compensations (engine/file/grid_file.h), with the recipe it
 // was made by. Error when a weight has values that are not on its grid.
 Saved save_vision(Model& model, const SaveOptions& save, const Recipe& recipe);

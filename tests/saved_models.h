@@ -66,7 +66,7 @@ inline SaveOptions to(const Folder& folder, const std::string& format) { return 
 
 // Saves the model, and what is loaded from there is the same.
 inline Saved check_saved(Model& model, const std::string& format, int bits, int64_t group, const Folder& folder) {
-  const Saved saved = save_model(model, model.info().weights, to(folder, format), facts(bits, group));
+  const Saved saved = save_model(model, to(folder, format), facts(bits, group));
   const auto loaded = load_model(folder.file("saved"));
   CHECK(loaded->info().packed);
   CHECK(loaded->info().parameters == model.info().parameters);

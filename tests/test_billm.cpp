@@ -230,7 +230,7 @@ TEST_CASE("BiLLM: a saved model is the same to the last bit, and files that are 
   calibrate(*model, {batch}, {&method});
   compensate(*model, {batch}, BcOptions{}, kSilent);
   const Folder folder;
-  const Saved saved = save_model(*model, model->info().weights, {folder.file("saved"), "bcq", false},
+  const Saved saved = save_model(*model, {folder.file("saved"), "bcq", false},
                                  {{"wbits", 1}, {"groupsize", nullptr}, {"method", "billm"}});
   const auto loaded = load_model(folder.file("saved"));
   CHECK(loaded->info().packed);

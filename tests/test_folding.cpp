@@ -357,8 +357,7 @@ TEST_CASE("a folded model is compensated against the folded float network, saved
     for (const char* format : {"bcq", "gptq"}) {
       CAPTURE(format);
       const Folder folder;
-      save_model(*model, model->info().weights, {folder.file("saved"), format, false},
-                 {{"wbits", 4}, {"groupsize", 32}, {"method", "awq"}});
+      save_model(*model, {folder.file("saved"), format, false}, {{"wbits", 4}, {"groupsize", 32}, {"method", "awq"}});
       const auto loaded = load_model(folder.file("saved"));
       const int64_t given = std::string(format) == "gptq" ? added_values(*model) : 0;  // biases there were none of
       CHECK(loaded->info().parameters == model->info().parameters + given);

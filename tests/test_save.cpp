@@ -130,7 +130,7 @@ TEST_CASE("GPTQ's format: layers without a bias get one by the key that gives it
     const int64_t mlp = 64 + 64 + 32, all = mlp + 4 * 32;
     CHECK(added_values(*model) == (linear ? all : 32));
     const Folder folder;
-    save_model(*model, model->info().weights, to(folder, "gptq"), facts(4, 32));
+    save_model(*model, to(folder, "gptq"), facts(4, 32));
     const auto loaded = load_model(folder.file("saved"));
     check_same(*model, *loaded);
     const json config = read_json(folder.file("saved/config.json"));
@@ -148,11 +148,11 @@ TEST_CASE("GPTQ's format: a bias that transformers' model has no place for is re
   const auto refusal = [](const Variant& v, BcForm bc, const std::string& sites) {
     Recipe r = recipe_of(Family::Language);
     r.weights.groupsize = -1;
+    r.weights.bits = 4;
     r.bc = bc;
     r.bc_sites = sites;
     const auto model = v.load();
-    const auto bits = [](const Layer&) { return 4; };
-    return message_of<UsageError>([&] { check_format({"saved", "gptq", false}, *model, bits, r); });
+    return message_of<UsageError>([&] { check_format({"saved", "gptq", false}, *model, r); });
   };
   Variant v(kLlamaBias);
   CHECK(refusal(v, BcForm::Channel, "linear,block") == "");
@@ -220,11 +220,9 @@ TEST_CASE("saving is refused before it is too late") {
   const auto refusal = [&](Model& model, int bits, int64_t group, bool per_position) {
     Recipe r = recipe_of(Family::Language);
     r.weights.groupsize = group;
+    r.weights.bits = bits;
     if (per_position) r.bc = BcForm::Position;
-    return message_of<UsageError>([&] {
-      check_format(
-          to(folder, "gptq"), model, [&](const Layer&) { return bits; }, r);
-    });
+    return message_of<UsageError>([&] { check_format(to(folder, "gptq"), model, r); });
   };
   CHECK(refusal(*mini, 4, 128, false) == "");
   CHECK(contains(refusal(*mini, 5, 128, false), "5 bits of layers.0.self_attn.q_proj"));
@@ -260,9 +258,7 @@ TEST_CASE("a saved folder replaces one of ours, and is written whole or not at a
   CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
 
   model->all_layers()[0]->bias.compensated = Tensor({16}, std::vector<float>(16, INFINITY));
-  CHECK(contains(
-      message_of<Error>([&] { save_model(*model, model->info().weights, {folder.file("other")}, facts(2, -1)); }),
-      "not finite"));
+  CHECK(contains(message_of<Error>([&] { save_model(*model, {folder.file("other")}, facts(2, -1)); }), "not finite"));
   CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
 }
 
@@ -271,13 +267,13 @@ TEST_CASE("a saved folder is there at every moment while another takes its place
   const auto model = load_model(kFixtures + "opt_tiny");
   quantize_rtn(*model, grid_of(4, -1));
   const SaveOptions save = to(folder, "bcq");
-  save_model(*model, model->info().weights, save, facts(4, -1));
+  save_model(*model, save, facts(4, -1));
   std::atomic<bool> stop = false;
   int64_t looks = 0, missing = 0;
   std::thread reader([&] {
     for (; !stop; ++looks) missing += !fs::exists(folder.file("saved/config.json"));
   });
-  for (int i = 0; i < 30; ++i) save_model(*model, model->info().weights, save, facts(4, -1));
+  for (int i = 0; i < 30; ++i) save_model(*model, save, facts(4, -1));
   stop = true;
   reader.join();
   CHECK(looks > 0);
@@ -292,7 +288,7 @@ TEST_CASE("a folder that a link points to or that is mounted is filled, and the 
   const auto save = [&](const std::string& name) {
     const SaveOptions options{folder.file(name), "bcq", false};
     check_target(options, model->info().weights);
-    save_model(*model, model->info().weights, options, facts(4, -1));
+    save_model(*model, options, facts(4, -1));
     check_same(*model, *load_model(folder.file(name)));
   };
   fs::create_directories(folder.file("disk/a"));
@@ -321,7 +317,7 @@ TEST_CASE("packed files that are not what they should be are refused by file and
     const auto model = load_model(kMini);
     quantize_rtn(*model, grid_of(4, 32, true, true));
     scatter(*model);
-    save_model(*model, model->info().weights, to(folder, format), facts(4, 32));
+    save_model(*model, to(folder, format), facts(4, 32));
     const std::string path = folder.file("saved/model.safetensors"), config_path = folder.file("saved/config.json");
     const auto good = SafeTensors::open(path).tensors();
     const json config = read_json(config_path);

@@ -41,7 +41,7 @@ void run(const std::string& path, const std::string& text, const std::string& ca
   save.directory = folder;
   check_target(save, model->info().weights);
   const json facts = flat_recipe(*model, recipe);
-  const Saved saved = save_model(*model, model->info().weights, save, facts);
+  const Saved saved = save_model(*model, save, facts);
   print("perplexity %.3f in float, %.3f at %.2f bits per weight; %s: %d bytes, were %d\n", before.figure, after.figure,
         saved.bits_per_weight, folder, saved.bytes, saved.bytes_before);
 }

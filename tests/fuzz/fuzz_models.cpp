@@ -125,8 +125,7 @@ const std::vector<Packed>& packed() {
       grid.groupsize = bits == 3 ? 8 : -1;
       test::quantize_rtn(*model, grid);
       const std::string folder = path_of(format("own%d", bits));
-      save_model(*model, model->info().weights, {folder, "bcq", false},
-                 {{"wbits", bits}, {"groupsize", grid.groupsize}});
+      save_model(*model, {folder, "bcq", false}, {{"wbits", bits}, {"groupsize", grid.groupsize}});
       add(folder, "model.safetensors");
     }
     {
@@ -141,7 +140,7 @@ const std::vector<Packed>& packed() {
       for (int32_t id = 0; id < 8; ++id) batch.ids.push_back(id);
       calibrate(*model, {batch}, {&method});
       const std::string folder = path_of("binary");
-      save_model(*model, model->info().weights, {folder, "bcq", false}, {{"wbits", 1}, {"groupsize", nullptr}});
+      save_model(*model, {folder, "bcq", false}, {{"wbits", 1}, {"groupsize", nullptr}});
       add(folder, "model.safetensors");
     }
     for (const char* name : {"vit_tiny", "swin_tiny"}) {
