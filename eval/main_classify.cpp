@@ -13,7 +13,7 @@
 #include "engine/file/json.h"
 #include "engine/nn/ops.h"
 #include "eval/cli.h"
-#include "eval/html.h"
+#include "eval/page.h"
 #include "eval/vision.h"
 
 namespace {

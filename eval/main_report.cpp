@@ -9,10 +9,9 @@
 #include "engine/core/check.h"
 #include "engine/file/file.h"
 #include "engine/file/json.h"
-#include "eval/chart.h"
 #include "eval/cli.h"
-#include "eval/html.h"
 #include "eval/markdown.h"
+#include "eval/page.h"
 #include "eval/results.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // classify: the classes that imagenet counts, as names, JSON and a page.
 #include "data/image/labels.h"
-#include "eval/html.h"
+#include "eval/page.h"
 #include "tests/cli.h"
 
 using namespace bcq;

@@ -2,7 +2,7 @@
 #include <set>
 #include <sstream>
 
-#include "eval/chart.h"
+#include "eval/page.h"
 #include "tests/cli.h"
 
 using namespace bcq;

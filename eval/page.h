@@ -1,9 +1,17 @@
-// Charts as inline SVG, coloured by the page they stand in (eval/html.h) or, in a file of their own, by themselves.
+// Pages for people: one self-contained HTML file, readable without a network. And charts as inline SVG, coloured by the
+// page they stand in or, in a file of their own, by themselves.
 #pragma once
 #include <string>
 #include <vector>
 
 namespace bcq {
+
+// Text as HTML shows it.
+std::string html_text(const std::string& text);
+// A JPEG, PNG, GIF or BMP file as the value of src="...".
+std::string image_uri(const std::string& bytes);
+// A whole page, light or dark as the reader's system is. `body` is HTML.
+std::string html_page(const std::string& title, const std::string& body);
 
 struct Mark {
   double value = 0, error = 0;  // one standard error; 0: none is drawn
