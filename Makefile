@@ -31,7 +31,7 @@ OTHERS   := $(filter-out data/image/jpeg_$(JPEG).cpp,$(wildcard data/image/jpeg_
             engine/file/onnx_$(if $(filter 1,$(ONNX)),none,protobuf).cpp \
             engine/core/mpi_$(if $(filter 1,$(MPI)),none,real).cpp  # not of this build
 SCHEMA   := -DONNX_ML=1 -DONNX_NAMESPACE=onnx  # that Debian's package has
-COMMAND  := eval/cli.cpp eval/page.cpp eval/results.cpp eval/markdown.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
+COMMAND  := eval/cli.cpp eval/page.cpp eval/results.cpp eval/layer_report.cpp $(wildcard eval/tables/*.cpp eval/bench/*.cpp)  # what only the programs need
 LIBRARY  := $(filter-out $(MAINS) $(OTHERS) $(COMMAND),$(wildcard engine/*/*.cpp models/*.cpp quant/*.cpp data/*.cpp data/*/*.cpp eval/*.cpp))
 TESTS    := $(wildcard tests/*.cpp)
 TESTED   := $(wildcard tests/kernels/*.cpp)  # kernels that only tests run

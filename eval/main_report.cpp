@@ -10,7 +10,6 @@
 #include "engine/file/file.h"
 #include "engine/file/json.h"
 #include "eval/cli.h"
-#include "eval/markdown.h"
 #include "eval/page.h"
 #include "eval/results.h"
 
@@ -76,22 +75,15 @@ std::string results_html(const std::vector<json>& records) {
     const double figure = number_in(record, key), error = number_in(record, vision ? "top1_se" : "perplexity_se");
     const std::string shown = format("%.2f", figure) + (error > 0 ? format(" ± %.2f", error) : "");
     const std::string label = label_of(record);
+    const std::optional<Mark> mark = kl_mark(record);
     if (std::isfinite(figure)) {
-      if (const std::optional<Mark> mark = kl_mark(record)) kl.push_back({label, {*mark}, format("%.4f", mark->value)});
+      if (mark) kl.push_back({label, {*mark}, format("%.4f", mark->value)});
       chart.push_back({label, {{figure, error > 0 ? error : 0, series_of(record)}}, shown});
     }
-    Cells row = {label, shown};
-    if (vision && record.contains("paired") && record["paired"].is_object()) {
-      const json& paired = record["paired"];
-      row.insert(row.end(),
-                 {number_text(number_in(paired, "kl"), 5) + " ± " + number_text(number_in(paired, "kl_se"), 5),
-                  number_text(number_in(paired, "agreement"), 1)});
-    } else {
-      row.insert(row.end(), {"", ""});
-    }
-    row.insert(row.end(), {text_in(record, "bc_parameters"), number_text(number_in(record, "bits_per_weight"), 2),
-                           number_text(number_in(record, "seconds"), 1)});
-    rows.push_back(row);
+    rows.push_back({label, shown, mark ? number_text(mark->value, 5) + " ± " + number_text(mark->error, 5) : "",
+                    number_text(number_in(record.value("paired", json()), "agreement"), 1),
+                    text_in(record, "bc_parameters"), number_text(number_in(record, "bits_per_weight"), 2),
+                    number_text(number_in(record, "seconds"), 1)});
   }
   return chart_html(dot_chart(chart, kLegend, vision ? "top-1 %" : "perplexity")) +
          (kl.empty() ? "" : chart_html(dot_chart(kl, kLegend, "KL, nats"))) +
@@ -113,8 +105,7 @@ std::string all_results_html(const std::vector<json>& records) {
   return html;
 }
 
-// ---- Tables beside the paper
-// ------------------------------------------------------------------------------------------
+// ---- Tables beside the paper ----------------------------------------------------------------------------------------
 
 std::string table_html(const json& table) {
   std::vector<ChartRow> chart;
@@ -138,8 +129,7 @@ std::string table_html(const json& table) {
   return html;
 }
 
-// ---- Layers
-// -----------------------------------------------------------------------------------------------------------
+// ---- Layers ---------------------------------------------------------------------------------------------------------
 
 bool is_layers(const json& rows) {
   return rows.is_array() && !rows.empty() && rows[0].is_object() &&
@@ -149,13 +139,12 @@ bool is_layers(const json& rows) {
 // Signal over error of every layer at each step, and the worst five by the last.
 std::string layers_html(const json& rows) {
   const bool outputs = rows[0].contains("mse_before");
-  const std::vector<std::pair<const char*, const char*>> steps =
-      outputs ? std::vector<std::pair<const char*, const char*>>{{"mse_before", "quantized"},
-                                                                 {"mse_after", "and compensated"}}
-              : std::vector<std::pair<const char*, const char*>>{{"mse_rounded", "rounded"},
-                                                                 {"mse_gptq", "GPTQ"},
-                                                                 {"mse_refined", "refined"},
-                                                                 {"mse_compensated", "and compensated"}};
+  using Steps = std::vector<std::pair<const char*, const char*>>;
+  const Steps steps = outputs ? Steps{{"mse_before", "quantized"}, {"mse_after", "and compensated"}}
+                              : Steps{{"mse_rounded", "rounded"},
+                                      {"mse_gptq", "GPTQ"},
+                                      {"mse_refined", "refined"},
+                                      {"mse_compensated", "and compensated"}};
   std::vector<std::string> names, legend;
   std::vector<std::vector<double>> series(steps.size());
   for (const auto& [key, name] : steps) legend.push_back(name);
@@ -207,8 +196,7 @@ std::string layers_html(const json& rows) {
          html_table({"layer", "dB"}, most, 1);
 }
 
-// ---- What else is known of a run
-// ----------------------------------------------------------------------------------------
+// ---- What else is known of a run ------------------------------------------------------------------------------------
 
 // Under the name of its file.
 std::string facts_html(const std::string& name, const json& record) {

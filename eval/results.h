@@ -1,6 +1,9 @@
-// What is shown of result records: their fields as numbers and texts, and what their rows are called.
+// What is shown of result records: their fields as numbers and texts, what their rows are called, and tables of them in
+// Markdown files, made anew.
 #pragma once
+#include <map>
 #include <string>
+#include <vector>
 
 #include "engine/file/json_fwd.h"
 
@@ -17,5 +20,14 @@ bool is_vision(const json& record);
 bool is_result(const json& record);
 // "ptq4vit W4A4 + BC (position)", "gptq 3 bit g128".
 std::string label_of(const json& record);
+
+// The names in lines "<!-- NAME.json ... -->" of a Markdown file, each once. InputError naming `path`, the file, when
+// its lines end in CR LF.
+std::vector<std::string> tables_in(const std::string& markdown, const std::string& path);
+
+// The text of a Markdown file with new tables: what stands between a line "<!-- NAME ... -->" and the next line
+// "<!-- end -->" becomes the table of rows.at(NAME). Lines whose names are not in `rows` are left. InputError naming
+// `path`, the file, when only some names of a line are in `rows`, a line has no end, or a name in `rows` has no line.
+std::string with_tables(const std::string& markdown, const std::map<std::string, json>& rows, const std::string& path);
 
 }  // namespace bcq
