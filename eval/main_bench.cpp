@@ -29,7 +29,7 @@ namespace fs = std::filesystem;
 
 // A folder that is removed in the end.
 struct TemporaryFolder {
-  fs::path path = fs::temp_directory_path() / format("bcq-bench-%d", static_cast<int>(getpid()));
+  fs::path path = fs::temp_directory_path() / format("bcq-bench-%d", getpid());
   TemporaryFolder() { fs::create_directories(path); }
   ~TemporaryFolder() { fs::remove_all(path); }
 };
@@ -38,13 +38,14 @@ double least(const std::vector<double>& values) { return *std::min_element(value
 double largest(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
 
 struct Bench {
-  int repeats = 5;
-  Wanted wanted{""};
+  int64_t repeats = 5;
+  Pattern wanted{""};  // works to run: those in whose name it is found
   json records = json::array();
 
   void float_forward(const char* name, const Model& model, const Batch& batch, double items);
   void int8_products();
   void vision(const char* name, const std::function<std::unique_ptr<Model>()>& load, std::mt19937& random);
+  void calibrations(const fs::path& folder, Model& vit);
 };
 
 // Keeps the operands of every product, to run the products again without what lies between.
@@ -95,7 +96,7 @@ void Bench::float_forward(const char* name, const Model& model, const Batch& bat
   };
   Tensor y = Tensor::uninitialized({most});
   std::vector<double> wholes, alone, by_openblas, peaks;  // in turns, because the machine's speed moves
-  for (int i = 0; i <= repeats; ++i) {
+  for (int64_t i = 0; i <= repeats; ++i) {
     wholes.push_back(seconds_of([&] { model.forward({}, batch); }));
     alone.push_back(seconds_of([&] {
       for (const auto& p : operands.products) p.layer->product({Precision::Float}, p.a, p.b);
@@ -141,15 +142,14 @@ void Bench::int8_products() {
   const int64_t shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
   for (const int64_t rows : {197, 8 * 197})
     for (const auto& [depth, columns] : shapes) {
-      const std::string name =
-          format("%d x %d x %d", static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns));
+      const std::string name = format("%d x %d x %d", rows, depth, columns);
       if (!wanted.found_in("int8 product " + name)) continue;
       const Int8Panels b = random_panels(columns, depth);
       const Int8Rows a(rows, depth, 1);
       std::fill_n(a.codes.data(), rows * a.stride, uint8_t{1});
       const double work = 2.0 * static_cast<double>(rows * depth * columns);
       std::vector<double> rates, peaks;
-      for (int i = 0; i < 2 * repeats + 1; ++i) {
+      for (int64_t i = 0; i < 2 * repeats + 1; ++i) {
         Timer timer;
         gemm_int8(a, b, nullptr, [](int64_t, int64_t, int64_t, const int32_t*, const int32_t*) {});
         rates.push_back(1e-9 * work / timer.seconds());
@@ -166,12 +166,11 @@ void Bench::int8_products() {
 // Grids of activations of the form the joint method gives them, in place of others: tables, of attention one for each
 // head, and a renormalized softmax.
 struct TableGrids : Observer {
-  int bits;
+  static constexpr int kBits = 4;
   std::map<const Layer*, Quantized> made;
-  explicit TableGrids(int k) : bits(k) {}
 
   Grid of_heads(const Tensor& x, bool is_signed) const {
-    return Table(1, std::vector<Table>(static_cast<size_t>(x.dim(1)), fit_table(Histogram(x), bits, is_signed)));
+    return Table(1, std::vector<Table>(static_cast<size_t>(x.dim(1)), fit_table(Histogram(x), kBits, is_signed)));
   }
   void product(const Layer& layer, const Tensor& a, const Tensor& b, const Tensor&) override {
     if (layer.role == Role::Patch) return;
@@ -179,13 +178,13 @@ struct TableGrids : Observer {
     q.int8 = nullptr;
     q.renormalized = layer.role == Role::AV;
     if (!layer.is_linear()) q.right = of_heads(b, true);
-    q.left = layer.role == Role::QK ? of_heads(a, false) : Grid(fit_table(Histogram(a), bits, false));
+    q.left = layer.role == Role::QK ? of_heads(a, false) : Grid(fit_table(Histogram(a), kBits, false));
     made[&layer] = q;
   }
 };
 
-void use_tables(Model& model, const Batch& batch, int bits) {
-  TableGrids grids(bits);
+void use_tables(Model& model, const Batch& batch) {
+  TableGrids grids;
   model.forward({Precision::Float, nullptr, &grids}, batch);
   for (Layer* layer : model.all_layers())
     if (grids.made.count(layer)) layer->quantize(grids.made.at(layer));
@@ -193,7 +192,7 @@ void use_tables(Model& model, const Batch& batch, int bits) {
 
 void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>()>& load, std::mt19937& random) {
   for (const int64_t images : {1, 8}) {
-    const std::string work = format("%s, batch %d, ", name, static_cast<int>(images));
+    const std::string work = format("%s, batch %d, ", name, images);
     if (!wanted.found_in(work + "FP32") && !wanted.found_in(work + "W8A8") &&
         !wanted.found_in(work + "W4A4 twin-uniform") && !wanted.found_in(work + "W4A4 joint"))
       continue;
@@ -210,7 +209,7 @@ void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>(
     Form forms[] = {{"FP32", [] {}},
                     {"W8A8", [&] { quantize_minmax(model, batch, 8, false); }},
                     {"W4A4 twin-uniform", [&] { quantize_minmax(model, batch, 4, true); }},
-                    {"W4A4 joint", [&] { use_tables(model, batch, 4); }}};  // in place of grids that are there
+                    {"W4A4 joint", [&] { use_tables(model, batch); }}};  // in place of grids that are there
     const std::vector<Layer*> layers = model.all_layers();
     const auto run = [&](Form& form) {
       const Precision precision = &form == forms ? Precision::Float : Precision::Integer;
@@ -232,12 +231,12 @@ void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>(
       for (const Layer* layer : layers) form.layers.push_back(layer->quantized);
     }
     model.make_panels();
-    for (int turn = 0; turn < repeats; ++turn)  // the machine's speed moves
+    for (int64_t turn = 0; turn < repeats; ++turn)  // the machine's speed moves
       for (Form& form : forms) {
         for (size_t i = 0; i < layers.size(); ++i) layers[i]->quantized = form.layers[i];
         form.seconds = std::min(form.seconds, run(form));
       }
-    print("| %-10s | %5d |", name, static_cast<int>(images));
+    print("| %-10s | %5d |", name, images);
     for (const Form& form : forms) {
       const double ratio = forms[0].seconds / form.seconds;
       print(" %7.2f |", 1e3 / items * form.seconds);
@@ -250,6 +249,75 @@ void Bench::vision(const char* name, const std::function<std::unique_ptr<Model>(
     print(" %4.0f / %4.0f |\n", forms[0].peak_mb, forms[3].peak_mb);
     std::fflush(stdout);
   }
+}
+
+struct Cost {
+  double seconds, passes, sums, choices;  // of them through the network; for Hessians and means; for grids and codes
+};
+
+// A model and random inputs.
+struct Drawn : Task {
+  std::vector<Batch> inputs;
+  Drawn(Model& m, std::vector<Batch> batches) : Task(m), inputs(std::move(batches)) {}
+  std::vector<Batch> calibration(const Recipe&) override { return inputs; }
+  const std::vector<Batch>& compensation(const Recipe&) override { return inputs; }
+  Measured measure(const Recipe&, size_t, json&, const Progress&) override { return {}; }
+};
+
+Cost calibrate_vit(Model& vit, ProgressLine& line) {
+  std::mt19937 random{3};
+  Drawn task(vit, {{.pixels = random_tensor({32, 3, 224, 224}, 1.f, random)}});
+  const CalibrationSeconds cost =
+      quantize(task, recipe_of(Family::Vision, "ptq4vit"), line.callback(), line.warn()).solved.seconds;
+  vit.clear();
+  return {cost.total, cost.total - cost.solve, 0, cost.solve};
+}
+
+Cost calibrate_opt(Model& opt, ProgressLine& line) {
+  std::mt19937 random{4};
+  std::vector<Batch> windows;
+  for (int window = 0; window < 128; ++window) {
+    std::vector<int32_t> ids(at(opt.info().max_length));
+    for (int32_t& id : ids) id = static_cast<int32_t>(random() % static_cast<uint32_t>(opt.info().outputs));
+    windows.push_back(Batch::window(std::move(ids)));
+  }
+  Recipe recipe = recipe_of(Family::Language, "gptq", BcForm::Channel);
+  recipe.weights.bits = 3;
+  Drawn task(opt, std::move(windows));
+  const Timer timer;
+  Outcome outcome = quantize(task, recipe, line.callback(), line.warn());
+  compensate(task, recipe, outcome, line.callback());
+  const CalibrationSeconds &a = outcome.solved.seconds, &b = outcome.compensated.seconds;
+  return {timer.seconds(), a.passes + b.passes, a.sums + b.sums, a.solve + b.solve};
+}
+
+// PTQ4ViT of `vit`, W8A8, on 32 images, and GPTQ at 3 bits with bias compensation per channel of OPT-125M's blocks, on
+// 128 windows of 2048 tokens: minutes each, so they run once. Leaves `vit` as it was.
+void Bench::calibrations(const fs::path& folder, Model& vit) {
+  print("\n| calibration, once                        | s      | passes | sums  | choices | peak MB |\n");
+  print("|------------------------------------------|--------|--------|-------|---------|---------|\n");
+  const auto row = [&](const char* work, const auto& calibrate) {
+    if (!wanted.found_in(work)) return;
+    reset_peak_memory();
+    ProgressLine line;
+    const Cost cost = calibrate(line);
+    line.finish();
+    const double peak = peak_memory_mb();
+    print("| %-40s | %6.1f | %6.1f | %5.1f | %7.1f | %7.0f |\n", work, cost.seconds, cost.passes, cost.sums,
+          cost.choices, peak);
+    std::fflush(stdout);
+    records.push_back({{"work", work},
+                       {"seconds", cost.seconds},
+                       {"seconds_passes", cost.passes},
+                       {"seconds_sums", cost.sums},
+                       {"seconds_choices", cost.choices},
+                       {"peak_mb", peak}});
+  };
+  row("PTQ4ViT W8A8, ViT-B/16, 32 images", [&](ProgressLine& line) { return calibrate_vit(vit, line); });
+  row("GPTQ 3 bit + BC, OPT-125M, 128 windows", [&](ProgressLine& line) {
+    write_language_model(kOpt125m, 0, -1, folder / "calibration");
+    return calibrate_opt(*load_model((folder / "calibration").string()), line);
+  });
 }
 
 // Times of the same works in two files of records, and how many times the first the second takes.
@@ -287,10 +355,9 @@ int main(int argc, char** argv) {
                    "calibrations. These alone take 18 to 25 minutes; parts with --only.",
                    "Example:\n  bench --only 'ViT-B|OPT-125M blocks, 4 bit'");
   Bench bench;
-  int64_t repeats = 5;
   std::string only, json_path;
   std::vector<std::string> compared;
-  line.add({"--repeats", "N", "Runs, in turns, of which the best counts"}, repeats, 1, 1 << 16);
+  line.add({"--repeats", "N", "Runs, in turns, of which the best counts"}, bench.repeats, 1, 1 << 16);
   line.add({"--only", "REGEX", "Works whose name, as in the JSON records, this is found in; of images a line at once"},
            only);
   line.add_output({"--json", "FILE", "Write the figures as a JSON array (-: stdout)"}, json_path);
@@ -299,8 +366,7 @@ int main(int argc, char** argv) {
            compared);
   return line.run(argc, argv, [&] {
     if (!compared.empty()) return compare(compared);
-    bench.wanted = Wanted(only);
-    bench.repeats = static_cast<int>(repeats);
+    bench.wanted = Pattern(only);
     const json facts = run_facts();
     print("%d threads, %s kernels, %s; peak of float instructions %.0f GFLOP/s\n", facts["threads"].get<int>(),
           facts["isa"].get<std::string>(), facts["blas"].get<std::string>(), 2e-9 * float_peak());
@@ -324,7 +390,7 @@ int main(int argc, char** argv) {
     print("|                              |           | alone, ms | OpenBLAS  | GFLOP/s  | GFLOP/s   |\n");
     print("|------------------------------|-----------|-----------|-----------|----------|-----------|\n");
     for (const int64_t b : {1, 8}) {
-      const std::string name = format("ViT-B/16, batch %d, per image", static_cast<int>(b));
+      const std::string name = format("ViT-B/16, batch %d, per image", b);
       if (!bench.wanted.found_in(name)) continue;
       const auto vit = vit_base();
       vit->make_panels();
@@ -334,8 +400,8 @@ int main(int argc, char** argv) {
     const Batch window = Batch::window(std::vector<int32_t>(2048, 1));
     write_language_model(kOpt125m, 0, -1, folder.path / "opt");
     bench.float_forward("OPT-125M, 2048 tokens", *load_model((folder.path / "opt").string()), window, 1);
-    bench_language(folder.path, bench.repeats, bench.wanted, bench.records);
-    bench_calibration(folder.path, *vit_base(), bench.wanted, bench.records);
+    bench_language(folder.path, static_cast<int>(bench.repeats), bench.wanted, bench.records);
+    bench.calibrations(folder.path, *vit_base());
     for (json& record : bench.records) record.update(facts);
     write_record(json_path, bench.records);
   });

@@ -10,9 +10,6 @@
 
 namespace bcq {
 
-// Which works to run: those in whose name an expression is found. UsageError for one that is none.
-using Wanted = Pattern;
-
 // Normal, as weights are, whose largest code is a few times the usual one: draws from a table of 65536.
 Tensor random_tensor(const Shape& shape, float deviation, std::mt19937& random);
 
@@ -34,10 +31,7 @@ void write_language_model(const Network& net, int bits, int64_t group, const std
 // A window of 2048 tokens, and single tokens after 128 others, through the blocks of these, in
 // float32 and with packed weights as they are loaded from files, which are made in `folder`. The embedding, whose head
 // is a product like any other, is left out.
-void bench_language(const std::filesystem::path& folder, int repeats, const Wanted& wanted, json& records);
-// PTQ4ViT of `vit`, W8A8, on 32 images, and GPTQ at 3 bits with bias compensation per channel of OPT-125M's blocks, on
-// 128 windows of 2048 tokens: minutes each, so they run once. Leaves `vit` as it was.
-void bench_calibration(const std::filesystem::path& folder, Model& vit, const Wanted& wanted, json& records);
+void bench_language(const std::filesystem::path& folder, int repeats, const Pattern& wanted, json& records);
 
 // Multiply-adds per second of all threads together, from registers alone, by the instructions of the kernels in use;
 // 0 where the kernels are plain C++, which has no such limit of its own. Some milliseconds each.

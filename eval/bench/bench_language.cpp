@@ -86,7 +86,7 @@ Speed measure(const fs::path& folder, int repeats) {
 
 }  // namespace
 
-void bench_language(const fs::path& folder, int repeats, const Wanted& wanted, json& records) {
+void bench_language(const fs::path& folder, int repeats, const Pattern& wanted, json& records) {
   struct Weights {
     const char* name;
     int bits;
