@@ -316,8 +316,8 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
                             : !record.is_null()     ? "measured"
                             : failed                ? "failed"
                                                     : "not run";
-  json row = {{"width", cell.width}, {"method", cell.label}, {"model", column.label},
-              {"state", state},      {"paper", paper},       {"difference", nullptr}};
+  json row = {{"width", cell.width}, {"method", cell.label},  {"model", column.label}, {"state", state},
+              {"paper", paper},      {"difference", nullptr}, {"ours", nullptr},       {"standard_error", nullptr}};
   std::string ours = state, difference, se = "?";
   const bool compensated = !record.is_null() && compensates(cell.recipe);
   if (!record.is_null()) {
@@ -328,12 +328,10 @@ json Run::row_of(const Column& column, size_t c, size_t i, std::vector<std::stri
     row.update({{"ours", figure}, {"standard_error", error}});
     if (!paper.is_null()) row["difference"] = figure - paper.get<double>();
     if (!paper.is_null()) difference = format("%+.2f", figure - paper.get<double>());
-  } else {
-    row.update({{"ours", nullptr}, {"standard_error", nullptr}});
   }
-  if (vision) row["paired"] = record.contains("paired") ? record.at("paired") : json();
   const std::string printed = paper.is_null() ? "" : format("%.2f", paper.get<double>());
   if (vision) {
+    row["paired"] = record.contains("paired") ? record.at("paired") : json();
     values = {cell.width,
               cell.label,
               column.label,
