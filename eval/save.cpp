@@ -8,9 +8,9 @@
 
 #include "engine/core/check.h"
 #include "engine/file/json.h"
+#include "engine/file/new_folder.h"
 #include "engine/file/onnx_graph.h"
 #include "engine/grid/affine.h"
-#include "eval/new_folder.h"
 #include "eval/run.h"
 #include "models/layers.h"
 #include "models/stored.h"

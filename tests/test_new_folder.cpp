@@ -9,7 +9,7 @@
 
 #include "engine/core/check.h"
 #include "engine/file/file.h"
-#include "eval/new_folder.h"
+#include "engine/file/new_folder.h"
 #include "tests/support.h"
 
 using namespace bcq;

@@ -1,4 +1,4 @@
-#include "eval/new_folder.h"
+#include "engine/file/new_folder.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
