@@ -8,7 +8,7 @@ BUILD    ?= build
 CXXFLAGS ?= -O2 -g1
 TESTFLAGS ?= -O0  # of the tests' own files, which are long to optimise and quick to run
 COLDFLAGS ?= -O1  # of files that read, write and print
-KERNELFLAGS ?= -O3
+KERNELFLAGS ?= -O3  # of engine/kernels, each set for its processors
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 PREFIX   ?= /usr/local
 PYTHON   ?= python3
@@ -183,10 +183,10 @@ test: $(BUILD)/bin/tests $(binaries)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer on the same tests. With them clang cannot vectorise. A folder for each
 # compiler; clang's objects serve the harnesses of tests/fuzz, too. Undefined behaviour is looked for in the product, not in
-# its tests; and of each address in a kernel AddressSanitizer alone asks, which together take three times as long to compile.
+# its tests; and of each address in a kernel AddressSanitizer alone asks, for both together take three times as long to compile.
 sanitized = BUILD=$(BUILD)/asan-$(notdir $(1)) CXX=$(1) $(if $(findstring clang,$(1)),COUNTED=1 PCHFLAGS=-fpch-instantiate-templates) \
   CXXFLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $(if $(findstring clang,$(1)),-Wno-pass-failed,-Wno-maybe-uninitialized)" \
-  COLDFLAGS=-O0 TESTFLAGS="-O0 -fno-sanitize=undefined" KERNELFLAGS="-O1 -fno-sanitize=null,object-size,pointer-overflow"
+  TESTFLAGS="-O0 -g0 -fno-sanitize=undefined" KERNELFLAGS="-O1 -fno-sanitize=null,object-size,pointer-overflow"
 asan:
 	ASAN_OPTIONS=malloc_context_size=5 $(MAKE) $(call sanitized,$(CXX)) test
 

@@ -124,6 +124,7 @@ int most_common(const std::map<int, int64_t>& counts) {
 const char* op_name(Role role) {
   constexpr const char* names[] = {"patch",   "qkv",  "q",   "k",   "v",         "matmul1",
                                    "matmul2", "proj", "fc1", "fc2", "reduction", "head"};  // in the order of Role
+  static_assert(std::size(names) == static_cast<size_t>(Role::Head) + 1);
   return names[static_cast<size_t>(role)];
 }
 

@@ -80,6 +80,14 @@ Paired PairedSums::result() const {
           noise_ / values_};
 }
 
+json to_json(const Paired& p) {
+  return {{"agreement", p.agreement},
+          {"agreement_se", p.agreement_se},
+          {"kl", p.kl},
+          {"kl_se", p.kl_se},
+          {"sqnr_db", std::isfinite(p.sqnr_db) ? json(p.sqnr_db) : json()}};
+}
+
 std::string kl_text(const json& record) {
   if (!record.contains("paired")) return "";
   const json& paired = record.at("paired");
@@ -177,7 +185,7 @@ Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const P
   accuracy = evaluate(precision_of(recipe), progress);
   record.update(json(accuracy));
   record.update({{"images", accuracy.hit.size()}, {"jpeg_decoder", jpeg_decoder()}});
-  if (accuracy.paired) record["paired"] = *accuracy.paired;
+  if (accuracy.paired) record["paired"] = to_json(*accuracy.paired);
   Measured measured{{}, accuracy.top1, accuracy.top1_se};
   for (const uint8_t hit : accuracy.hit) measured.units.push_back(100.0 * hit);
   return measured;

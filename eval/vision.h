@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "data/image/image_folder.h"
-#include "engine/file/json.h"
 #include "eval/run.h"
 
 namespace bcq {
@@ -26,8 +25,7 @@ class PairedSums {
  private:
   double images_ = 0, agreeing_ = 0, kl_ = 0, kl_squares_ = 0, values_ = 0, signal_ = 0, noise_ = 0;
 };
-// As records have it; sqnr_db is infinite where nothing differs, and dumped as null.
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Paired, agreement, agreement_se, kl, kl_se, sqnr_db)
+json to_json(const Paired& paired);       // without logit_mse; sqnr_db null where nothing differs
 std::string kl_text(const json& record);  // "0.0123 +/- 0.0012", of a record that has it
 
 struct Accuracy {

@@ -50,6 +50,7 @@ inline constexpr BcSite kBcSites[] = {{"conv", &BcOptions::conv},
                                       {"downsample", &BcOptions::downsample},
                                       {"stage", &BcOptions::stage},
                                       {"model", &BcOptions::model}};
+static_assert(std::size(kBcSites) == static_cast<size_t>(Point::Kind::Model) + 1);
 
 class BiasCompensation : public Method {
  public:

@@ -73,6 +73,7 @@ double relu_mean(double mean, double deviation) {
 }
 
 void Equalization::begin(Model& model) {
+  Method::begin(model);
   for (int i = 0; i < model.depth(); ++i)
     for (const LayerGroup& group : model.part(i).groups) {
       if (!group.source.layer || !group.layers[0]->is_linear()) continue;

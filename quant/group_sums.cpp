@@ -33,7 +33,7 @@ std::vector<Group> groups_of(const Part& part, std::span<const Phase> phases) {
     for (Layer* layer : group.layers) {
       bool is_wanted = false;
       for (const Phase& phase : phases)
-        for (const Method* method : phase.methods) is_wanted |= method->wants(*layer) || wants_output(*method, *layer);
+        for (const Method* method : phase.methods) is_wanted |= method->wants(*layer) || compensates(*method, *layer);
       if (is_wanted) wanted.push_back(layer);
     }
     if (!wanted.empty()) groups.push_back(wanted);

@@ -9,7 +9,7 @@
 namespace bcq {
 
 // Whether the method compensates this layer as it is now.
-inline bool wants_output(const Method& method, Layer& layer) {
+inline bool compensates(const Method& method, Layer& layer) {
   return layer.is_quantized() && method.wants_output(Model::point_of(layer).kind);
 }
 
@@ -23,7 +23,7 @@ struct Phase {
   bool sees_float() const { return needs.stream == Stream::Float || needs.cross || compensation; }
   BcShape shape() const { return compensation ? compensation->shape() : BcShape::Channel; }
   double held_out() const { return compensation ? compensation->held_out() : 0; }
-  bool compensates(Layer& layer) const { return compensation && wants_output(*compensation, layer); }
+  bool compensates(Layer& layer) const { return compensation && bcq::compensates(*compensation, layer); }
 };
 
 // Methods that look at the same inputs share a phase; but where errors of products are measured (not `by_means`), not

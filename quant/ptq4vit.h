@@ -71,7 +71,10 @@ class Ptq : public Method {
             .outputs = true,
             .gradients = options_.metric == Metric::Hessian};
   }
-  void begin(Model& model) override { model.clear(); }
+  void begin(Model& model) override {
+    Method::begin(model);
+    model.clear();
+  }
   bool wants(const Layer&) const override { return true; }
   void fit(const std::vector<Layer*>& group, Seen& seen, PartRecord& record) override;
   std::vector<std::vector<Tensor>> logit_gradients(const std::vector<Tensor>& logits) override;

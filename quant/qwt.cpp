@@ -9,24 +9,24 @@
 namespace bcq {
 
 void Qwt::see_block(const Tensor& x, const Tensor& error) {
-  inputs_.push_back(x);
+  seen_.push_back(x);
   errors_.push_back(error);
 }
 
 void Qwt::fit_block(int i, PartRecord& record) {
-  const int64_t n = inputs_.at(0).dim(-1), read = model_->info().read_tokens;
+  const int64_t n = seen_.at(0).dim(-1), read = model_->info().read_tokens;
   std::vector<double> x(static_cast<size_t>(n)), e = x;  // means over all
-  for (size_t j = 0; j < inputs_.size(); ++j) {
-    const std::vector<double> of_x = weighted_mean(inputs_[j], read), of_e = weighted_mean(errors_[j], read);
+  for (size_t j = 0; j < seen_.size(); ++j) {
+    const std::vector<double> of_x = weighted_mean(seen_[j], read), of_e = weighted_mean(errors_[j], read);
     for (size_t c = 0; c < x.size(); ++c) {
       x[c] += (of_x[c] - x[c]) / static_cast<double>(j + 1);
       e[c] += (of_e[c] - e[c]) / static_cast<double>(j + 1);
     }
   }
   Moments moments(n);
-  for (size_t j = 0; j < inputs_.size(); ++j)
-    moments.add(weighted_deviation(inputs_[j], x, read), weighted_deviation(errors_[j], e, read));
-  inputs_.clear();
+  for (size_t j = 0; j < seen_.size(); ++j)
+    moments.add(weighted_deviation(seen_[j], x, read), weighted_deviation(errors_[j], e, read));
+  seen_.clear();
   errors_.clear();
 
   std::vector<double> c = moments.second(), w = moments.cross();

@@ -15,7 +15,7 @@ class Qwt : public Method {
   void fit_block(int i, PartRecord& record) override;
 
  private:
-  std::vector<Tensor> inputs_, errors_;
+  std::vector<Tensor> seen_, errors_;
 };
 
 }  // namespace bcq

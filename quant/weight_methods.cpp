@@ -71,6 +71,7 @@ Gptq::Gptq(const GptqMethodOptions& options, const Warn& warn) : options_(option
 }
 
 void Gptq::start(const Part& part) {
+  Method::start(part);
   for (Layer* layer : part.layers()) {
     if (wants(*layer) && layer->quantized) layer->quantize(layer->left_grid(), {});
     Model::point_of(*layer).clear();

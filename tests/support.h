@@ -12,6 +12,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "data/image/image.h"
@@ -155,8 +156,9 @@ inline const Grid& right_grid(const Layer& layer) {
 // A grid as the kind it has to be. Error when it is another.
 template <class Kind>
 const Kind& as(const Grid& grid) {
-  require(grid.is<Kind>(), "a grid of the kind %s", grid.name());
-  return *grid.as<Kind>();
+  const Kind* kind = grid.as<Kind>();
+  require(kind && typeid(*kind) == typeid(Kind), "a grid of the kind %s", grid.name());
+  return *kind;
 }
 
 // The message of the exception f() throws as an E; "" when it throws none.

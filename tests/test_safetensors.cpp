@@ -204,9 +204,10 @@ TEST_CASE("safetensors: floats of every type, at every alignment") {
     const bool borrowed = static_cast<const void*>(file.get("x").data) == file.tensors().at("x").bytes;
     CHECK(borrowed == (pad % 4 == 0));
   }
-  // More than one chunk of unaligned 16-bit values.
+  // Many 16-bit values at an odd address, and none.
   const Tensor many = one_tensor(dir, "BF16", std::vector<uint16_t>(10001, 0x3f80), 1).get("x");
   CHECK(std::all_of(many.data, many.data + 10001, [](float v) { return v == 1.f; }));
+  CHECK(one_tensor(dir, "F16", std::vector<uint16_t>{}, 1).get("x", {0}).size() == 0);
   CHECK(one_tensor(dir, "F32", std::vector<float>{}).get("x", {0}).size() == 0);
 }
 

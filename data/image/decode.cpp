@@ -4,6 +4,7 @@
 
 // The one place where stb_image's implementation is compiled.
 #define STB_IMAGE_IMPLEMENTATION
+#define STB_IMAGE_STATIC  // programs may have their own
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_PNG
 #define STBI_ONLY_GIF

@@ -81,7 +81,8 @@ bool has_documents(const TextSource& source) {
 
 // Windows of the tokens from random documents on: ids_from(i) gives `length` of them or more, or all that are left.
 // crop: they begin at a random place of what ids_from(i) gives, never at the last possible one. (The reference stops
-// with an error at a document of exactly `length` tokens; here it is passed over.)
+// with an error at a document of exactly `length` tokens; here it is passed over.) InputError when no document has so
+// many.
 Windows draw_documents(int64_t documents, int64_t length, int64_t count, int64_t seed, const std::string& where,
                        const std::function<std::vector<int32_t>(int64_t)>& ids_from, bool crop = false) {
   require_usage(length >= 1 && count >= 1, "%d windows of %d tokens", count, length);
@@ -93,7 +94,7 @@ Windows draw_documents(int64_t documents, int64_t length, int64_t count, int64_t
     const int64_t i = random.randint(0, documents - 1);
     if (is_short[static_cast<size_t>(i)]) continue;
     const std::vector<int32_t> ids = ids_from(i);
-    const int64_t last = std::ssize(ids) - length - crop;
+    const int64_t last = std::ssize(ids) - length - (crop ? 1 : 0);  // where a window may begin
     if (last < 0) {
       is_short[static_cast<size_t>(i)] = true;
       require_input(--left > 0, "%s: none of the %d documents %s %d tokens", where, documents,

@@ -26,7 +26,7 @@ extern const char* const kGpt2Pattern;
 inline constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
 
 // `text` with U+FFFD for what is not UTF-8, one for each run that a character could have begun with, and how often.
-// Unless `all`, bytes at the end that may yet become a character are left in `text`.
+// It empties `text`; unless `all`, bytes at the end that may yet become a character are left in it.
 std::pair<std::string, int64_t> as_utf8(std::string_view& text, bool all = true);
 
 // Oniguruma pattern to PCRE2 pattern. Understood: literals, escaped punctuation and \r \n \t,

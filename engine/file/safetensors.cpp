@@ -285,6 +285,7 @@ bool is_half(const TensorInfo& info) { return info.dtype == DType::F16 || info.d
 void widen_half(const TensorInfo& info, int64_t begin, int64_t end, float* y) {
   const std::byte* bytes = info.bytes + 2 * begin;
   std::vector<uint16_t> copy;
+  if (begin == end) return;
   if (!aligned<uint16_t>(bytes)) {
     copy.resize(at(end - begin));
     bytes = static_cast<const std::byte*>(std::memcpy(copy.data(), bytes, 2 * copy.size()));

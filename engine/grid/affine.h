@@ -8,7 +8,7 @@ namespace bcq {
 
 // Of weights [out, in]:  x̂ = s (clamp(round(x / s) + z, 0, 2^bits - 1) - z), with one (s, z) for every row and every
 // group of `group` columns. Signed codes round(x / s) where a row has one pair and they fit in 8 bits; for all others
-// there are products with packed codes (engine/gemm/packed.h).
+// there are products with packed codes (engine/gemm/gemm_packed.h).
 class Affine final : public GridKind {
  public:
   Affine() : Affine(0, 0, {}, {}) {}  // to be filled in

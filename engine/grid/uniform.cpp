@@ -50,7 +50,7 @@ bool Asymmetric::all_between(int least, int most) const {
   return true;
 }
 
-// Codes less the zero point stay within the bounds that sums of products have (engine/gemm/int8.h).
+// Codes less the zero point stay within the bounds that sums of products have (engine/gemm/gemm_int8.h).
 int Asymmetric::planes() const { return bits <= kInt8Bits && all_between(-255, 255) ? 1 : 0; }
 
 void Asymmetric::code(const float* x, int64_t n, int64_t unit, uint8_t* codes, int64_t) const {

@@ -1,6 +1,5 @@
 // Uniform grids: asymmetric, symmetric, and symmetric with a step for every row as it comes.
 #pragma once
-#include <utility>
 
 #include "engine/grid/grid.h"
 

@@ -11,10 +11,11 @@ Dequantizer make_dequantizer(const Grid& left, int64_t left_unit, const Int8Pane
                              const std::function<float(int64_t c)>& right_scale) {
   Dequantizer d;
   if (const int32_t offset = left->offset(left_unit); offset != 0) d.starts = right.sums(-offset);
+  const bool two_planes = left->planes() == 2;
   for (int64_t c = 0; c < right.columns(); ++c) {
     d.zeros.push_back(0.f);
     d.scale1.push_back(left->plane_scale(0, left_unit) * right_scale(c));
-    if (left->planes() == 2) d.scale2.push_back(left->plane_scale(1, left_unit) * right_scale(c));
+    if (two_planes) d.scale2.push_back(left->plane_scale(1, left_unit) * right_scale(c));
   }
   if (const float constant = left->constant(left_unit); constant != 0) {
     const std::vector<int32_t> sums = right.sums(1);

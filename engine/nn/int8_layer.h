@@ -1,7 +1,7 @@
 // Layers in integers: what Precision::Integer computes.
 //
-// An operand is a sum of planes, x̂ = Σ_p s_p (u_p - z): one u8 plane with z = 128 for a uniform grid, two with z = 0
-// for a twin-uniform one (engine/grid). With s8 codes v of the other operand, ŵ = s_w v,
+// An operand is a sum of planes, x̂ = Σ_p s_p (u_p - z): one u8 plane for a uniform grid, z its zero point, two with z =
+// 0 for a twin-uniform one (engine/grid). With s8 codes v of the other operand, ŵ = s_w v,
 //   x̂ ŵᵀ = Σ_p s_p s_w (Σ u_p v - z Σ v),
 // of which the sums are exact. What is rounded is one sum to a float if it has more than 24 bits, the product of the
 // scales, the product with it, and the additions of terms, bias and compensation: fewer roundings than the simulated
