@@ -5,7 +5,6 @@
 #include <filesystem>
 
 #include "engine/core/check.h"
-#include "engine/core/parallel.h"
 #include "engine/file/config.h"
 #include "engine/file/json.h"
 #include "engine/kernels/kernels.h"
@@ -202,14 +201,13 @@ PackedWeight get_packed(const Loader& from, int64_t out, int64_t in) {
   grid.zero = get_zeros(from, out, groups, grid.bits, f);
   grid.column_group = get_groups(from, in, grid.group, groups);
   from.count(out * in - grid.scale.size());  // parameters are weights, not scales
-  std::vector<uint8_t> codes(at(out * in));
-  parallel_for(out, [&](int64_t r) {
+  PackedWeight w(grid, {out, in}, [&](int64_t r, uint8_t* codes) {
     std::vector<uint32_t> stream(at(row));
     for (int64_t k = 0; k < row; ++k) stream[at(k)] = words[own ? r * row + k : k * out + r];
-    unpack_codes(stream.data(), in, grid.bits, codes.data() + r * in);
+    unpack_codes(stream.data(), in, grid.bits, codes);
   });
   for (const char* name : {"qweight", "qzeros", "scales"}) forget(from.raw(name));  // they are here now
-  return PackedWeight(grid, {out, in}, codes);
+  return w;
 }
 
 Tensor get_bc(const Loader& at, int64_t width) {

@@ -61,11 +61,16 @@ void unpack_codes(const uint32_t* words, int64_t n, int bits, uint8_t* codes) {
 }
 
 PackedWeight::PackedWeight(const Affine& grid, Shape s, const std::vector<uint8_t>& codes)
+    : PackedWeight(grid, std::move(s), [&](int64_t r, uint8_t* row) {
+        require(static_cast<int64_t>(codes.size()) == numel(shape_), "%d codes for a weight of shape %s", codes.size(),
+                to_string(shape_));
+        std::copy_n(codes.data() + r * shape_[1], shape_[1], row);
+      }) {}
+
+PackedWeight::PackedWeight(const Affine& grid, Shape s, const RowCodes& row_codes)
     : bits_(grid.bits), group_(grid.group), shape_(std::move(s)), scattered_(!grid.column_group.empty()) {
   require(shape_.size() == 2 && grid.scale.dim(0) == shape_[0] && grid.zero.shape == grid.scale.shape,
           "a grid of shape %s for a weight of shape %s", to_string(grid.scale.shape), to_string(shape_));
-  require(static_cast<int64_t>(codes.size()) == numel(shape_), "%d codes for a weight of shape %s", codes.size(),
-          to_string(shape_));
   const int64_t out = shape_[0], in = shape_[1], groups = grid.scale.dim(1);
   std::vector<std::vector<int32_t>> members(at(groups));
   for (int64_t c = 0; c < in; ++c) members[at(grid.group_of(c))].push_back(static_cast<int32_t>(c));
@@ -88,6 +93,7 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const std::vector<uint8_
   parallel_for(blocks(), [&](int64_t block) {
     uint32_t* words = words_.data() + block * words_of_block;
     std::fill_n(words, words_of_block, 0u);
+    std::vector<uint8_t> codes(at(in));
     for (int64_t r = block * kRows; r < std::min(out, (block + 1) * kRows); ++r) {
       const int64_t lane = r % kRows;
       for (int64_t g = 0; g < groups; ++g) {
@@ -101,9 +107,9 @@ PackedWeight::PackedWeight(const Affine& grid, Shape s, const std::vector<uint8_
                 static_cast<double>(zero), r);
         zero_[at(i)] = static_cast<uint8_t>(zero);
       }
-      const uint8_t* const row = codes.data() + r * in;
+      row_codes(r, codes.data());
       for (int64_t i = 0; i < slots(); ++i)
-        if (column_of(i) >= 0) put_code(row[column_of(i)], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
+        if (column_of(i) >= 0) put_code(codes[at(column_of(i))], bits_, i % 32, words + i / 32 * bits_ * kRows + lane);
     }
   });
   const auto [least, largest] = std::minmax_element(grid.zero.data, grid.zero.data + grid.zero.size());

@@ -20,6 +20,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "engine/gemm/gemm_int8.h"
@@ -74,9 +75,11 @@ class PackedWeight {
  public:
   static constexpr int64_t kRows = kInt8Panel;  // that stand side by side
 
-  // shape [out, in], codes [out, in]. Error for a zero point that is no integer from 0 to 255, which no quantizer here
-  // makes.
-  PackedWeight(const Affine& grid, Shape shape, const std::vector<uint8_t>& codes);
+  // Writes the codes [in] of a row. Called from several threads.
+  using RowCodes = std::function<void(int64_t row, uint8_t* codes)>;
+  // shape [out, in]. Error for a zero point that is no integer from 0 to 255, which no quantizer here makes.
+  PackedWeight(const Affine& grid, Shape shape, const RowCodes& codes);
+  PackedWeight(const Affine& grid, Shape shape, const std::vector<uint8_t>& codes);  // codes [out, in]
 
   const Shape& shape() const { return shape_; }
   int bits() const { return bits_; }
