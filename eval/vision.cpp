@@ -179,12 +179,15 @@ void VisionTask::before_quantization(const Progress& progress) {
   }
 }
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Accuracy, top1, top1_se, top5, outputs_hash, unreadable)
-
 Measured VisionTask::measure(const Recipe& recipe, size_t, json& record, const Progress& progress) {
   accuracy = evaluate(precision_of(recipe), progress);
-  record.update(json(accuracy));
-  record.update({{"images", accuracy.hit.size()}, {"jpeg_decoder", jpeg_decoder()}});
+  record.update({{"top1", accuracy.top1},
+                 {"top1_se", accuracy.top1_se},
+                 {"top5", accuracy.top5},
+                 {"outputs_hash", accuracy.outputs_hash},
+                 {"images", accuracy.hit.size()},
+                 {"unreadable", accuracy.unreadable},
+                 {"jpeg_decoder", jpeg_decoder()}});
   if (accuracy.paired) record["paired"] = to_json(*accuracy.paired);
   Measured measured{{}, accuracy.top1, accuracy.top1_se};
   for (const uint8_t hit : accuracy.hit) measured.units.push_back(100.0 * hit);

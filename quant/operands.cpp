@@ -94,56 +94,13 @@ std::map<const Layer*, Captured> capture_part(const Model& model, int i, const s
 
 // ---- A layer that another rank fitted -------------------------------------------------------------------------------
 
-// A grid by what it says of itself.
-struct Described {
-  struct Field {
-    std::string key;
-    bool is_list = false, is_whole = false;
-    int64_t whole = 0;
-    std::vector<float> numbers;
-
-    void fields(auto visit) { visit(key, is_list, is_whole, whole, numbers); }
-  };
-  std::string name;
-  std::vector<Field> parts;
-
-  void fields(auto visit) { visit(name, parts); }
-};
-
-Described described(const Grid& grid) {
-  Described about{grid.name(), {}};
-  for (const auto& [key, value] : grid.describe()) {
-    Described::Field& field = about.parts.emplace_back();
-    field.key = key;
-    if (const auto* whole = std::get_if<int64_t>(&value))
-      field.is_whole = true, field.whole = *whole;
-    else if (const auto* one = std::get_if<float>(&value))
-      field.numbers = {*one};
-    else
-      field.is_list = true, field.numbers = std::get<std::vector<float>>(value);
-  }
-  return about;
-}
-
-Grid grid_of(const Described& about) {
-  Fields fields;
-  for (const Described::Field& field : about.parts) {
-    if (field.is_whole)
-      fields[field.key] = field.whole;
-    else if (field.is_list)
-      fields[field.key] = field.numbers;
-    else
-      fields[field.key] = field.numbers.at(0);
-  }
-  return read_grid(about.name, fields);
-}
-
 struct Fitted {
-  Described left, right;  // without names: the layer is float
+  std::string left, right;  // names of grids, which can be made again of what they say of themselves; "": it is float
+  Fields of_left, of_right;
   bool renormalized = false;
   Tensor weight;
 
-  void fields(auto visit) { visit(left, right, renormalized, weight); }
+  void fields(auto visit) { visit(left, right, of_left, of_right, renormalized, weight); }
 };
 
 // The grids and the rounded weight of a layer as rank `from` has them, in all ranks: a layer that is packed, or
@@ -152,11 +109,13 @@ void share_layer(Layer& layer, int from) {
   Fitted fitted;
   if (rank() == from && layer.quantized) {
     const Quantized& q = *layer.quantized;
-    fitted = {described(q.left), described(q.right), q.renormalized, q.weight.empty() ? Tensor{} : q.weight.values()};
+    fitted = {q.left.name(),      q.right.name(), q.left.describe(),
+              q.right.describe(), q.renormalized, q.weight.empty() ? Tensor{} : q.weight.values()};
   }
   share(fitted, from);
-  if (rank() == from || fitted.left.name.empty()) return;
-  Quantized q{grid_of(fitted.left), grid_of(fitted.right), fitted.weight, nullptr, nullptr};
+  if (rank() == from || fitted.left.empty()) return;
+  Quantized q{read_grid(fitted.left, fitted.of_left), read_grid(fitted.right, fitted.of_right), fitted.weight, nullptr,
+              nullptr};
   q.renormalized = fitted.renormalized;
   layer.quantize(std::move(q));
 }

@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
+#include <map>
+#include <variant>
 
 #include "engine/core/ranks.h"
 #include "quant/method.h"
@@ -25,7 +27,8 @@ struct All {
   Tensor none, some;
   std::vector<Inner> inner;
   std::vector<std::string> texts;
-  void fields(auto visit) { visit(number, none, some, inner, texts); }
+  std::map<std::string, std::variant<int64_t, float, std::vector<float>>> facts;
+  void fields(auto visit) { visit(number, none, some, inner, texts, facts); }
 };
 
 }  // namespace
@@ -36,6 +39,7 @@ TEST_CASE("bytes are those of values of all kinds, empty ones and tensors withou
   x.some = random({2, 3}, 1);
   x.inner = {{"a", {1, 2.5}}, {"", {}}};
   x.texts = {"", "text"};
+  x.facts = {{"whole", int64_t{7}}, {"one", 7.f}, {"list", std::vector<float>{7}}, {"none", std::vector<float>{}}};
   All y;
   std::string sent;
   visit_bytes(
@@ -54,6 +58,7 @@ TEST_CASE("bytes are those of values of all kinds, empty ones and tensors withou
   CHECK(y.inner[0].values == x.inner[0].values);
   CHECK(y.inner[1].values.empty());
   CHECK(y.texts == x.texts);
+  CHECK(y.facts == x.facts);
 }
 
 TEST_CASE("one rank makes and uses all pieces in order") {

@@ -10,6 +10,9 @@
 #include <map>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
 
 #include "engine/core/tensor.h"
 
@@ -61,7 +64,7 @@ struct ReceivedFor {
 const std::map<std::string, int64_t>& received_bytes();
 
 // copy(address, bytes) of all there is in x, to or from another process of the same program on the same kind of
-// machine; of a vector or a tensor first its size, which makes room in one that is as constructed. A type of several
+// machine; of a container or a tensor first its size, which makes room in one that is as constructed. A type of several
 // fields lists them once, for both directions: void fields(auto visit) { visit(a, b, c); }
 template <class T, class Copy>
 void visit_bytes(T& x, const Copy& copy) {
@@ -75,6 +78,21 @@ void visit_bytes(T& x, const Copy& copy) {
     if (has_values) copy(x.data, 4 * x.size());
   } else if constexpr (requires { x.fields([](auto&...) {}); }) {
     x.fields([&](auto&... field) { (visit_bytes(field, copy), ...); });
+  } else if constexpr (requires { x.first; }) {  // std::pair
+    visit_bytes(x.first, copy);
+    visit_bytes(x.second, copy);
+  } else if constexpr (requires { x.index(); }) {  // std::variant
+    size_t type = x.index();
+    copy(&type, sizeof type);
+    [&]<class... Types>(std::variant<Types...>& v) {
+      const std::variant<Types...> of_types[] = {Types{}...};
+      if (type != v.index()) v = of_types[type];
+    }(x);
+    std::visit([&](auto& value) { visit_bytes(value, copy); }, x);
+  } else if constexpr (requires { typename T::mapped_type; }) {  // std::map
+    std::vector<std::pair<typename T::key_type, typename T::mapped_type>> items(x.begin(), x.end());
+    visit_bytes(items, copy);
+    x = T(items.begin(), items.end());
   } else {  // std::vector, std::string
     size_t n = x.size();
     copy(&n, sizeof n);

@@ -283,9 +283,9 @@ bool is_half(const TensorInfo& info) { return info.dtype == DType::F16 || info.d
 
 // Values [begin, end) of a 16-bit tensor.
 void widen_half(const TensorInfo& info, int64_t begin, int64_t end, float* y) {
+  if (begin == end) return;
   const std::byte* bytes = info.bytes + 2 * begin;
   std::vector<uint16_t> copy;
-  if (begin == end) return;
   if (!aligned<uint16_t>(bytes)) {
     copy.resize(at(end - begin));
     bytes = static_cast<const std::byte*>(std::memcpy(copy.data(), bytes, 2 * copy.size()));
