@@ -79,6 +79,7 @@ $(BUILD)/obj/engine/kernels/kernels_plain.o:  ISA = $(KERNELFLAGS)
 $(BUILD)/obj/engine/kernels/kernels_avx2.o:   ISA = $(KERNELFLAGS) -mprfchw -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/kernels/kernels_avxvnni.o: ISA = $(KERNELFLAGS) -mprfchw -mavx2 -mfma -mf16c -mavxvnni
 $(BUILD)/obj/engine/kernels/kernels_avx512.o: ISA = $(KERNELFLAGS) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/obj/engine/kernels/kernels_amx.o:    ISA = $(KERNELFLAGS) -mamx-tile -mamx-int8
 $(call object,$(TESTED)): ISA = $(KERNELFLAGS) -mprfchw -mavx2 -mfma -mf16c -mno-avxvnni -mno-avx512f
 
 # Files that read, write and print: quick to run and long to optimise.

@@ -36,7 +36,7 @@ void hint_at_slow_blas() {
   if (!old || isa == "plain" || rank() > 0) return;
   print(stderr,
         "note: OpenBLAS does not know this processor and runs its slow %s kernels; OPENBLAS_CORETYPE=%s is faster\n",
-        blas, isa == "avx512" ? "SkylakeX" : "Haswell");
+        blas, isa == "avx512" || isa == "amx" ? "SkylakeX" : "Haswell");
 }
 
 std::string full_version() {

@@ -408,7 +408,7 @@ TEST_CASE("kernels: BCQ_ISA is obeyed or refused") {
   int count = 0;
   const Kernels* const* sets = all_kernels(&count);
   for (int s = 0; s < count; ++s) CHECK(run(sets[s]->name).first == 0);
-  for (const std::string isa : {"avx2", "avx-vnni", "avx512", "sse9"}) {
+  for (const std::string isa : {"avx2", "avx-vnni", "avx512", "amx", "sse9"}) {
     if (std::any_of(sets, sets + count, [&](const Kernels* k) { return isa == k->name; })) continue;
     const auto [status, output] = run(isa);
     CHECK(status != 0);

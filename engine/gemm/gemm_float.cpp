@@ -73,19 +73,31 @@ void FloatPanels::columns(int64_t begin, int64_t end, float* y) const {
 }
 
 void gemm_float(const FloatGemm& p) {
+  const int64_t panels = (p.columns + kFloatPanel - 1) / kFloatPanel;
   for_parts(p.rows, kernels().float_rows, [&](int64_t r0, int64_t r1) {
-    for (int64_t j = 0; j < p.columns; j += kFloatPanel)
+    // Each panel's tile has a part of the next rows fetched, after the last the first again, and of the next panel.
+    const int64_t next = r1 < p.rows ? r1 : 0, ahead = p.a.column == 1 ? std::min(r1 - r0, p.rows - next) : 0;
+    const int64_t k0 = p.depth * r0 / p.rows, k1 = p.depth * r1 / p.rows;
+    for (int64_t i = 0; i < panels; ++i) {
+      const int64_t j = i * kFloatPanel, a0 = ahead * i / panels, a1 = ahead * (i + 1) / panels;
       kernels().float_tile({.rows = static_cast<int>(r1 - r0),
                             .a = p.a.at(r0, 0).data,
                             .a_stride = p.a.row,
                             .a_step = p.a.column,
-                            .panel = p.b.panel(j / kFloatPanel),
+                            .panel = p.b.panel(i),
                             .depth = p.depth,
                             .columns = std::min(kFloatPanel, p.columns - j),
                             .start = p.start ? p.start + r0 * p.start_stride + j : nullptr,
                             .start_stride = p.start_stride,
                             .c = p.c + r0 * p.c_stride + j,
-                            .c_stride = p.c_stride});
+                            .c_stride = p.c_stride,
+                            .next_a = p.a.at(next + a0, 0).data,
+                            .next_rows = a1 - a0,
+                            .next_panel = p.next.data ? p.next.at(k0, i).data : nullptr,
+                            .next_depths = p.next.data ? k1 - k0 : 0});
+    }
+    float* c = p.c + r0 * p.c_stride;
+    for (int64_t r = r0; r < r1 && p.activation; ++r, c += p.c_stride) p.activation(c, c, p.columns);
   });
 }
 
@@ -118,22 +130,24 @@ void linear_rows(const LinearRows& p) {
       const int64_t some = std::min(kDepth, depth - k);
       const FloatPanels packed = ready ? FloatPanels() : FloatPanels(right.at(k, 0), some, n);
       const FloatPanelsView block = ready ? ready->view().at(k, c0 / kFloatPanel) : packed.view();
-      for_parts(last - first, kernels().float_rows, [&](int64_t begin, int64_t end) {
-        float* y = p.y + (first + begin) * p.y_stride + c0;
-        gemm_float({.a = p.x.at(first + begin, k),
-                    .rows = end - begin,
-                    .b = block,
-                    .depth = some,
-                    .columns = n,
-                    .c = y,
-                    .c_stride = p.y_stride,
-                    .start = k > 0    ? y
-                             : p.bias ? p.bias + c0
-                                      : nullptr,
-                    .start_stride = k > 0 ? p.y_stride : 0});
-        for (int64_t r = begin; r < end && p.activation && k + some == depth; ++r, y += p.y_stride)
-          p.activation(y, y, n);
-      });
+      float* y = p.y + first * p.y_stride + c0;
+      FloatGemm product{.a = p.x.at(first, k),
+                        .rows = last - first,
+                        .b = block,
+                        .depth = some,
+                        .columns = n,
+                        .c = y,
+                        .c_stride = p.y_stride,
+                        .start = k > 0    ? y
+                                 : p.bias ? p.bias + c0
+                                          : nullptr,
+                        .start_stride = k > 0 ? p.y_stride : 0};
+      if (ready && k + some < depth)
+        product.next = block.at(some, 0);
+      else if (ready && c0 + 2 * n <= columns)
+        product.next = ready->view().at(0, c0 / kFloatPanel + n / kFloatPanel);
+      if (k + some == depth) product.activation = p.activation;
+      gemm_float(product);
     }
   });
 }

@@ -68,7 +68,7 @@ struct LinearRows {
   const float* bias = nullptr;  // [columns of y]
   float* y;                     // rows y_stride apart
   int64_t y_stride;
-  void (*activation)(const float*, float*, int64_t) = nullptr;  // of Kernels: applied to y while it is in cache
+  void (*activation)(const float*, float*, int64_t) = nullptr;  // as FloatGemm has it
 };
 void linear_rows(const LinearRows& p);
 
@@ -112,6 +112,8 @@ struct FloatGemm {
   int64_t c_stride;
   const float* start = nullptr;  // c, null for zeros, or with a stride of 0 one row for all
   int64_t start_stride = 0;
+  FloatPanelsView next{};                                        // as many panels, which are multiplied after these
+  void (*activation)(const float*, float*, int64_t) = nullptr;  // of Kernels: applied to c while it is in cache
 };
 void gemm_float(const FloatGemm& p);
 

@@ -1,5 +1,7 @@
 // Chooses the kernels, once: the best set that runs here, or the one BCQ_ISA names.
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +18,7 @@ extern const Kernels kernels_plain;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avxvnni;
 extern const Kernels kernels_avx512;
+void int8_tile_amx(const Int8Tile& tile);  // kernels_amx.cpp
 
 namespace {
 
@@ -29,7 +32,24 @@ bool has_avx_vnni() {  // nor for this; its registers are those of AVX2
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
 }
 
+// A process asks Linux for tile registers before it uses them; nothing but the size of its signal frames changes.
+bool has_amx() {
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;  // the two compilers name them differently
+  constexpr long kRequest = 0x1023, kTileData = 18;        // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) && (d & kInt8) &&
+         ::syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+Kernels with_amx(Kernels kernels) {
+  kernels.name = "amx";
+  kernels.int8_tile = int8_tile_amx;
+  kernels.int8_rows = kInt8Block;
+  return kernels;
+}
+
 const std::vector<const Kernels*>& sets() {
+  static const Kernels kernels_amx = with_amx(kernels_avx512);
   static const std::vector<const Kernels*> found = [] {
     // Asks the processor, and the operating system whether it saves the registers.
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -40,6 +60,7 @@ const std::vector<const Kernels*>& sets() {
     if (avx2) all.push_back(&kernels_avx2);
     if (avx2 && has_avx_vnni()) all.push_back(&kernels_avxvnni);
     if (avx512) all.push_back(&kernels_avx512);
+    if (avx512 && has_amx()) all.push_back(&kernels_amx);
     return all;
   }();
   return found;

@@ -13,13 +13,16 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kTall = kFloatRows;  // 28 sums, two registers of columns and one value of a row: 31 registers
-constexpr int kAhead = 0;          // depths that are fetched into the nearest cache before they are used
+constexpr int kAhead = 32;         // depths that are fetched into the nearest cache before they are used
+constexpr bool kFetchNext = true;  // into the second one
 Floats fma(Floats x, Floats y, Floats sum) { return Floats(_mm512_fmadd_ps(__m512(x), __m512(y), __m512(sum))); }
 #elif defined(__AVX2__)
 constexpr int kTall = 6, kAhead = 16;
+constexpr bool kFetchNext = false;
 Floats fma(Floats x, Floats y, Floats sum) { return Floats(_mm256_fmadd_ps(__m256(x), __m256(y), __m256(sum))); }
 #else
 constexpr int kTall = 1, kAhead = 0;
+constexpr bool kFetchNext = false;
 // x y + c rounded once. The product of floats is exact in double; the sum is rounded to odd there, by what the rounding
 // to nearest has left (Knuth's two-sum), so that rounding it once more gives the float nearest to the exact value.
 // (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums")
@@ -62,37 +65,49 @@ constexpr int64_t kAcross = kBeside * kWide;  // their columns
 // A tile of kRows rows and up to kAcross columns.
 template <int kRows>
 void float_micro_kernel(const FloatTile& t) {
+  constexpr int64_t kPanelBytes = kFloatPanel * sizeof(float);
   constexpr int kLow = 7;  // addresses of rows are one of two pointers and one of seven offsets: they fit in registers
   const float* start = t.start;
   int64_t start_stride = t.start_stride;
+  const auto* next_panel = reinterpret_cast<const char*>(t.next_depths > 0 ? t.next_panel : t.panel);
+  const int64_t panel_step = t.next_depths > 0 ? (t.next_depths * kPanelBytes + t.depth - 1) / t.depth : 0;  // bytes
   for (int64_t k = 0; k < t.depth; k += kFloatRun) {
     Floats sum[kRows][kBeside];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
       for (int j = 0; j < kBeside; ++j) sum[r][j] = Floats{};
-    // Where sums go, another core may have written last: its lines are taken over while sums are made. (For AVX-512
-    // this was not measured.)
+    // Where sums go, another core may have written last: its lines are taken over while sums are made.
     for (int r = 0; r < kRows && kAhead > 0; ++r) {
       __builtin_prefetch(t.c + r * t.c_stride, 1);
       __builtin_prefetch(t.c + r * t.c_stride + kAcross - 1, 1);
     }
     const float *low = t.a + k * t.a_step, *high = low + kLow * t.a_stride, *b = t.panel + k * kFloatPanel;
-    for (int64_t n = t.depth - k < kFloatRun ? t.depth - k : kFloatRun; n > 0; --n) {
-      Floats block[kBeside];
-      if (kAhead > 0) __builtin_prefetch(b + kAhead * kFloatPanel);
+    const int64_t depths = t.depth - k < kFloatRun ? t.depth - k : kFloatRun;
+    const int64_t parts = kFetchNext && t.next_rows > 0 ? t.next_rows : 1;  // each fetches from one of the next rows
+    for (int64_t part = 0; part < parts; ++part) {
+      const float* next = t.next_rows > 0 ? t.next_a + part * t.a_stride + k : low;
+      for (int64_t n = depths * (part + 1) / parts - depths * part / parts; n > 0; --n) {
+        Floats block[kBeside];
+        for (int64_t j = 0; kAhead > 0 && j < kAcross; j += 16) __builtin_prefetch(b + kAhead * kFloatPanel + j);
+        if (kFetchNext) {
+          __builtin_prefetch(next, 0, 2);
+          __builtin_prefetch(next_panel, 0, 2);
+          next += t.next_rows, next_panel += panel_step;
+        }
 #pragma GCC unroll 2
-      for (int j = 0; j < kBeside; ++j) block[j] = load<Floats>(b + kWide * j);
-      const auto add = [&](int r, float value) {
-        const Floats x = value - Floats{};
+        for (int j = 0; j < kBeside; ++j) block[j] = load<Floats>(b + kWide * j);
+        const auto add = [&](int r, float value) {
+          const Floats x = value - Floats{};
 #pragma GCC unroll 2
-        for (int j = 0; j < kBeside; ++j) sum[r][j] = fma(x, block[j], sum[r][j]);
-      };
+          for (int j = 0; j < kBeside; ++j) sum[r][j] = fma(x, block[j], sum[r][j]);
+        };
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows && r < kLow; ++r) add(r, low[r * t.a_stride]);
+        for (int r = 0; r < kRows && r < kLow; ++r) add(r, low[r * t.a_stride]);
 #pragma GCC unroll 8
-      for (int r = kLow; r < kRows; ++r) add(r, high[(r - kLow) * t.a_stride]);
-      low += t.a_step, high += t.a_step, b += kFloatPanel;
+        for (int r = kLow; r < kRows; ++r) add(r, high[(r - kLow) * t.a_stride]);
+        low += t.a_step, high += t.a_step, b += kFloatPanel;
+      }
     }
     if (t.columns == kAcross) {
 #pragma GCC unroll 16

@@ -40,6 +40,12 @@ struct FloatTile {
   int64_t start_stride;
   float* c;
   int64_t c_stride;
+  // What the next tiles read, for kernels that fetch it into the second cache meanwhile: rows, a_stride apart and with
+  // an a_step of 1, and depths of a panel; none where it is 0.
+  const float* next_a = nullptr;
+  int64_t next_rows = 0;
+  const float* next_panel = nullptr;
+  int64_t next_depths = 0;
 };
 
 // c[r, j] = start[j] + sum over k of a[r, k] panel[k / 4, j, k % 4] for `rows` rows, j in [0, kInt8Panel) and k in

@@ -213,6 +213,26 @@ void float_avx2() { BCQ_LOOP(BCQ_ONE); }
 #undef BCQ_ONE
 #undef BCQ_LOOP
 
+// The same of tiles of 16 rows and 64 bytes: four sums of two left and two right operands, three times.
+void int8_amx() {
+  struct alignas(64) {
+    uint8_t palette = 1, reserved[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const config;
+#define BCQ_FOUR                                       \
+  "tdpbusd %%tmm6, %%tmm4, %%tmm0\n"                   \
+  "tdpbusd %%tmm7, %%tmm4, %%tmm1\n"                   \
+  "tdpbusd %%tmm6, %%tmm5, %%tmm2\n"                   \
+  "tdpbusd %%tmm7, %%tmm5, %%tmm3\n"
+  int64_t rounds = kRounds;
+  __asm__ volatile("ldtilecfg %1\n1:\n" BCQ_FOUR BCQ_FOUR BCQ_FOUR "dec %0\njnz 1b\ntilerelease"
+                   : "+r"(rounds)
+                   : "m"(config)
+                   : "cc");
+#undef BCQ_FOUR
+}
+
 double rate(void (*loop)(), double per_sum) {
   set_threads(threads());  // that none is left out because of what was before
   const Timer timer;
@@ -225,10 +245,11 @@ bool runs(const char* isa) { return std::strcmp(kernels().name, isa) == 0; }
 }  // namespace
 
 double float_peak() {
-  if (runs("avx512")) return rate(float_avx512, 16);
+  if (runs("avx512") || runs("amx")) return rate(float_avx512, 16);
   return runs("avx2") || runs("avx-vnni") ? rate(float_avx2, 8) : 0;
 }
 double int8_peak() {
+  if (runs("amx")) return rate(int8_amx, 16 * 16 * 64);
   if (runs("avx512")) return rate(int8_avx512, 64);
   if (runs("avx-vnni")) return rate(int8_avxvnni, 32);
   return runs("avx2") ? rate(int8_avx2, 64) : 0;
