@@ -67,6 +67,10 @@ struct Int8Tile {
   // 128 at most over those above 0, and to -128 at least over those below. Null: they need not.
   const int32_t* outlier_starts = nullptr;
   const Int8Outlier* outliers = nullptr;
+  // What the next tiles read, for kernels that fetch it into the second cache meanwhile.
+  const uint8_t* next_a = nullptr;
+  const int8_t* next_panel = nullptr;
+  int64_t next_a_bytes = 0, next_panel_bytes = 0;
 };
 
 // Rows of a packed weight, in blocks of kInt8Panel, and a token as their product reads them: engine/gemm/gemm_packed.h.

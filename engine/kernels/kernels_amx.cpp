@@ -43,8 +43,20 @@ struct AmxPart {
   int64_t c_stride;
 };
 
+// Lines that are fetched into the second cache, so many a step.
+struct Ahead {
+  const char* at;
+  int64_t lines_of_step;
+
+  Ahead(const void* from, int64_t bytes, int64_t steps)
+      : at(static_cast<const char*>(from)), lines_of_step((bytes + 64 * steps - 1) / (64 * steps)) {}
+  void fetch() {
+    for (int64_t n = lines_of_step; n > 0; --n, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // The rows of the upper tiles and, unless it is 0, those of the lower ones.
-void amx_micro_kernel(const AmxPart& t, int upper, int lower) {
+void amx_micro_kernel(const AmxPart& t, int upper, int lower, Ahead& rows, Ahead& panels) {
   constexpr int64_t kStep = kTileGroups * 4 * kInt8Panel, kSum = sizeof(int32_t);
   const int64_t from_stride = t.from_stride * kSum, c_stride = t.c_stride * kSum;
   const uint8_t *high = t.a, *low = t.a + upper * t.a_stride;
@@ -55,6 +67,7 @@ void amx_micro_kernel(const AmxPart& t, int upper, int lower) {
     _tile_loadd(2, t.from + upper * t.from_stride, from_stride);
     _tile_loadd(3, t.from + upper * t.from_stride + kTileColumns, from_stride);
     for (int64_t n = t.steps; n > 0; --n, high += 64, low += 64, panel += kStep) {
+      rows.fetch(), panels.fetch();
       _tile_loadd(6, panel, 4 * kInt8Panel);
       _tile_loadd(4, high, t.a_stride);
       _tile_loadd(5, low, t.a_stride);
@@ -68,6 +81,7 @@ void amx_micro_kernel(const AmxPart& t, int upper, int lower) {
     _tile_stored(3, t.c + upper * t.c_stride + kTileColumns, c_stride);
   } else {
     for (int64_t n = t.steps; n > 0; --n, high += 64, panel += kStep) {
+      rows.fetch(), panels.fetch();
       _tile_loadd(6, panel, 4 * kInt8Panel);
       _tile_loadd(4, high, t.a_stride);
       _tile_loadd(7, panel + 64, 4 * kInt8Panel);
@@ -86,6 +100,8 @@ void int8_tile_amx(const Int8Tile& t) {
   static constexpr int32_t kZeros[kInt8Panel] = {};
   if (t.rows < 4 || t.groups == 0 || t.outlier_starts) return kernels_avx512.int8_tile(t);
   const int parts = (t.rows + 2 * kTileRows - 1) / (2 * kTileRows);
+  const int64_t steps = parts * t.panels * ((t.groups + kTileGroups - 1) / kTileGroups);
+  Ahead rows_ahead(t.next_a, t.next_a_bytes, steps), panels_ahead(t.next_panel, t.next_panel_bytes, steps);
   int upper_before = 0, lower_before = 0;
   int64_t wide_before = 0;
   for (int64_t g = 0, groups; g < t.groups; g += groups) {
@@ -106,7 +122,7 @@ void int8_tile_amx(const Int8Tile& t) {
         amx_micro_kernel({t.a + r * t.a_stride + 4 * g, t.a_stride,
                           t.panel + p * t.panel_stride + g * 4 * kInt8Panel, groups / wide, from,
                           g > 0 ? t.c_stride : 0, c, t.c_stride},
-                         upper, lower);
+                         upper, lower, rows_ahead, panels_ahead);
       }
     }
   }
