@@ -18,10 +18,12 @@ constexpr int kMostRows = kWide == 16 ? kInt8Rows : 6;
 constexpr int64_t kAtOnce = 2 * kWide;  // columns of a tile
 constexpr int kInt8BestRows = kWide == 16 ? kInt8Rows : kInt8Block;
 constexpr bool kSumsIn16Bits = false;
+constexpr bool kFetchNextCodes = kWide == 16;  // not measured with AVX-VNNI
 
 // A tile of kRows rows and kAtOnce columns.
 template <int kRows>
-void int8_micro_kernel(const Int8Tile& t) {
+void int8_micro_kernel(const Int8Tile& t, Ahead& next_rows, Ahead& next_panels) {
+  Ahead rows_ahead = next_rows, panels_ahead = next_panels;
   Sums sum[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -31,6 +33,7 @@ void int8_micro_kernel(const Int8Tile& t) {
   const uint8_t* a = t.a;
   const int8_t* panel = t.panel;
   for (int64_t g = 0; g < t.groups; ++g, a += 4, panel += 4 * kInt8Panel) {
+    if (kFetchNextCodes) rows_ahead.fetch(), panels_ahead.fetch();
     const Words left = load<Words>(panel), right = load<Words>(panel + 4 * kWide);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -44,6 +47,7 @@ void int8_micro_kernel(const Int8Tile& t) {
     store(sum[r][0], t.c + r * t.c_stride);
     store(sum[r][1], t.c + r * t.c_stride + kWide);
   }
+  next_rows = rows_ahead, next_panels = panels_ahead;
 }
 
 #elif defined(__AVX2__)
@@ -264,7 +268,7 @@ constexpr bool kSumsIn16Bits = false;
 
 // One row of a panel.
 template <int kRows>
-void int8_micro_kernel(const Int8Tile& t) {
+void int8_micro_kernel(const Int8Tile& t, Ahead&, Ahead&) {
   uint32_t sum[kInt8Panel] = {};  // which wraps around on its way, as vectors do
   if (t.start) std::memcpy(sum, t.start, sizeof sum);
   const int8_t* panel = t.panel;
@@ -279,7 +283,9 @@ void int8_micro_kernel(const Int8Tile& t) {
 #if defined(BCQ_DPBUSD) || !defined(__AVX2__)
 void int8_tile(const Int8Tile& t) {
   const int parts = (t.rows + kMostRows - 1) / kMostRows;
-  for (int64_t column = 0; column < t.panels * kInt8Panel; column += kAtOnce)
+  const int64_t columns = t.panels * kInt8Panel, steps = parts * columns / kAtOnce * t.groups;
+  Ahead next_rows(t.next_a, t.next_a_bytes, steps, t.a), next_panels(t.next_panel, t.next_panel_bytes, steps, t.panel);
+  for (int64_t column = 0; column < columns; column += kAtOnce)
     for (int i = 0; i < parts; ++i) {
       const int r = t.rows * i / parts, rows_of_part = t.rows * (i + 1) / parts - r;
       Int8Tile part = t;
@@ -287,7 +293,7 @@ void int8_tile(const Int8Tile& t) {
       if (t.groups > 0) part.panel += column / kInt8Panel * t.panel_stride + 4 * (column % kInt8Panel);
       if (t.start) part.start += column;
       part.c += r * t.c_stride + column;
-      with_constant<kMostRows>(rows_of_part, [&](auto rows) { int8_micro_kernel<rows>(part); });
+      with_constant<kMostRows>(rows_of_part, [&](auto rows) { int8_micro_kernel<rows>(part, next_rows, next_panels); });
     }
   for (int64_t run = 0; t.outlier_starts && run < int8_runs(t.groups); ++run) add_outliers(t, run);
 }

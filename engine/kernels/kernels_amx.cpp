@@ -119,9 +119,8 @@ void int8_tile_amx(const Int8Tile& t) {
       for (int64_t p = 0; p < t.panels; ++p) {
         int32_t* const c = t.c + r * t.c_stride + p * kInt8Panel;
         const int32_t* const from = g > 0 ? c : t.start ? t.start + p * kInt8Panel : kZeros;
-        amx_micro_kernel({t.a + r * t.a_stride + 4 * g, t.a_stride,
-                          t.panel + p * t.panel_stride + g * 4 * kInt8Panel, groups / wide, from,
-                          g > 0 ? t.c_stride : 0, c, t.c_stride},
+        amx_micro_kernel({t.a + r * t.a_stride + 4 * g, t.a_stride, t.panel + p * t.panel_stride + g * 4 * kInt8Panel,
+                          groups / wide, from, g > 0 ? t.c_stride : 0, c, t.c_stride},
                          upper, lower, rows_ahead, panels_ahead);
       }
     }

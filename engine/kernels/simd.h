@@ -167,6 +167,20 @@ inline Sums add_products(Sums sum, Words x, Words y) {
 inline void add_in_place(__m256i& sum, __m256i x) { __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
 #endif
 
+// Memory that is fetched into the second cache beside a loop of so many steps; where there is none, what is in cache.
+struct Ahead {
+  const char* at;
+  int64_t bytes_of_step;
+
+  Ahead(const void* from, int64_t bytes, int64_t steps, const void* in_cache)
+      : at(static_cast<const char*>(bytes > 0 ? from : in_cache)),
+        bytes_of_step(bytes > 0 && steps > 0 ? (bytes + steps - 1) / steps : 0) {}
+  void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    at += bytes_of_step;
+  }
+};
+
 // body(m) for m = min(n, kMost) as a constant, n >= 1.
 template <int kMost, class Body>
 inline void with_constant(int n, const Body& body) {

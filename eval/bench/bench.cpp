@@ -220,10 +220,10 @@ void int8_amx() {
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } const config;
-#define BCQ_FOUR                                       \
-  "tdpbusd %%tmm6, %%tmm4, %%tmm0\n"                   \
-  "tdpbusd %%tmm7, %%tmm4, %%tmm1\n"                   \
-  "tdpbusd %%tmm6, %%tmm5, %%tmm2\n"                   \
+#define BCQ_FOUR                     \
+  "tdpbusd %%tmm6, %%tmm4, %%tmm0\n" \
+  "tdpbusd %%tmm7, %%tmm4, %%tmm1\n" \
+  "tdpbusd %%tmm6, %%tmm5, %%tmm2\n" \
   "tdpbusd %%tmm7, %%tmm5, %%tmm3\n"
   int64_t rounds = kRounds;
   __asm__ volatile("ldtilecfg %1\n1:\n" BCQ_FOUR BCQ_FOUR BCQ_FOUR "dec %0\njnz 1b\ntilerelease"
