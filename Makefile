@@ -351,4 +351,4 @@ help:
 	@echo "make example        eval/examples against an installed copy of the library"
 	@echo "make tidy           clang-tidy with the checks of .clang-tidy; compile_commands.json is made for it"
 	@echo "make clean          remove $(BUILD)"
-	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx), MPI (0, or 1: mpirun). At run time BCQ_ISA=plain|avx2|avx-vnni|avx512 forces a kernel set."
+	@echo "Variables: CXX, CXXFLAGS, BUILD, PREFIX, JPEG (stb, or turbo: libjpeg-turbo, as Pillow), ONNX (0, or 1: imagenet --format onnx), MPI (0, or 1: mpirun). At run time BCQ_ISA=plain|avx2|avx-vnni|avx512|amx forces a kernel set."

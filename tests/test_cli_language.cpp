@@ -313,7 +313,7 @@ TEST_CASE("cli: generate goes on with a prompt, in float and packed, alike on an
     CHECK(a["ids"].size() == 12);
     CHECK(a["finish"] == "length");
     CHECK(a["bits_per_weight"].get<double>() == doctest::Approx(model == "data/mini/opt" ? 32 : 4.3).epsilon(0.1));
-    for (const char* isa : {"BCQ_ISA=plain ", "BCQ_ISA=avx2 ", "BCQ_ISA=avx-vnni ", ""}) {
+    for (const char* isa : {"BCQ_ISA=plain ", "BCQ_ISA=avx2 ", "BCQ_ISA=avx-vnni ", "BCQ_ISA=avx512 ", ""}) {
       const Result other = run(common + "--threads 2 --json -", isa);
       if (contains(other.err, "cannot run here")) continue;
       REQUIRE(other.code == 0);

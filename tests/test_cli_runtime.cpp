@@ -41,7 +41,7 @@ TEST_CASE("cli: --runtime integer has the top-1 of the simulated model, on every
   const json want = record_of(folder, fixed);
   CHECK(record_of(folder, fixed + "--threads 1")["outputs_hash"] == want["outputs_hash"]);
   CHECK(record_of(folder, fixed + "--batch-size 3")["outputs_hash"] == want["outputs_hash"]);
-  for (const char* isa : {"plain", "avx2", "avx-vnni"}) {
+  for (const char* isa : {"plain", "avx2", "avx-vnni", "avx512"}) {
     const Result r = run(fixed + "--json " + folder / "r.json", std::string("BCQ_ISA=") + isa + " ");
     if (contains(r.err, "cannot run here")) continue;
     CHECK(read_json(folder / "r.json")["outputs_hash"] == want["outputs_hash"]);

@@ -1,6 +1,8 @@
 // Integer products against sums written out, on every instruction set: odd sizes, misaligned
 // operands, codes at the ends of their ranges.
 #include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -113,8 +115,8 @@ TEST_CASE("int8: the largest sums of the largest depth are exact") {
 TEST_CASE("int8: sums of panels with codes of any range are exact, those of the largest codes included") {
   std::mt19937 bits(5);
   for (const int most : {1, 2, 4, 8, 9, 16, 17, 32, 33, 64, 128})
-    for (const int64_t groups : {1, 5, 16, 17, 128, 129, 300})
-      for (const int rows : {1, 2, 3, 4, 5, 6, 8, 16, 17, 33, kInt8Block}) {
+    for (const int64_t groups : {1, 5, 16, 17, 128, 129, 256, 257, 300})
+      for (const int rows : {1, 2, 3, 4, 5, 6, 8, 16, 17, 32, 33, kInt8Block}) {
         constexpr int64_t kPanels = 3, kColumns = kPanels * kInt8Panel;
         const int64_t depth = 4 * groups;
         Int8Panels b(kColumns, depth);
@@ -129,15 +131,74 @@ TEST_CASE("int8: sums of panels with codes of any range are exact, those of the 
         auto a = random_codes<uint8_t>(rows * depth, 6);
         for (uint8_t& code : a) code = bits() % 16 ? 255 : code;
         std::vector<int32_t> want(static_cast<size_t>(rows * kColumns));
-        gemm_int8_reference(a.data(), rows, columns.data(), kColumns, depth, nullptr, want.data());
+        const std::vector<int32_t> starts = random_codes<int32_t>(kColumns, 7);
+        const int32_t* const start = rows % 2 ? starts.data() : nullptr;
+        gemm_int8_reference(a.data(), rows, columns.data(), kColumns, depth, start, want.data());
         for (const Kernels* k : kernel_sets()) {
           std::vector<int32_t> c(want.size());
-          k->int8_tile(
-              {rows, a.data(), depth, b.panel(0), groups, nullptr, c.data(), kColumns, most, kPanels, b.panel_bytes()});
+          Int8Tile tile{rows,     a.data(), depth, b.panel(0), groups,         start,
+                        c.data(), kColumns, most,  kPanels,    b.panel_bytes()};
+          if (groups % 2) {  // read ahead
+            tile.next_a = a.data(), tile.next_a_bytes = rows * depth;
+            tile.next_panel = b.panel(0), tile.next_panel_bytes = b.panel_bytes() / 3;
+          }
+          k->int8_tile(tile);
           if (c != want)
             FAIL_CHECK(k->name << ": codes up to " << most << ", " << groups << " groups, " << rows << " rows");
         }
       }
+}
+
+// n values of T, behind which lies memory that nobody may read or write.
+template <class T>
+class Fenced {
+ public:
+  explicit Fenced(int64_t n) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), bytes = static_cast<size_t>(n) * sizeof(T);
+    size_ = (bytes + page - 1) / page * page + page;
+    begin_ = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(begin_ != MAP_FAILED);
+    char* const fence = static_cast<char*>(begin_) + size_ - page;
+    REQUIRE(::mprotect(fence, page, PROT_NONE) == 0);
+    data = reinterpret_cast<T*>(fence - bytes);
+  }
+  ~Fenced() { ::munmap(begin_, size_); }
+  Fenced(const Fenced&) = delete;
+  Fenced& operator=(const Fenced&) = delete;
+
+  T* data;
+
+ private:
+  void* begin_;
+  size_t size_;
+};
+
+TEST_CASE("int8: a tile reads and writes no byte beyond its operands, on every instruction set") {
+  constexpr int64_t kPanels = 2, kColumns = kPanels * kInt8Panel;
+  for (const int rows : {1, 4, 13, 16, 17, 32, 33, kInt8Block})
+    for (const int64_t groups : {1, 15, 16, 17, 33, 257}) {
+      const Fenced<uint8_t> a(rows * 4 * groups);
+      const Fenced<int8_t> panels(kColumns * 4 * groups);
+      const Fenced<int32_t> start(kColumns), c(rows * kColumns);
+      std::fill_n(a.data, rows * 4 * groups, uint8_t{3});
+      std::fill_n(panels.data, kColumns * 4 * groups, int8_t{-2});
+      for (int64_t i = 0; i < kColumns; ++i) start.data[i] = static_cast<int32_t>(i);
+      for (const Kernels* k : kernel_sets()) {
+        k->int8_tile({.rows = rows,
+                      .a = a.data,
+                      .a_stride = 4 * groups,
+                      .panel = panels.data,
+                      .groups = groups,
+                      .start = start.data,
+                      .c = c.data,
+                      .c_stride = kColumns,
+                      .panels = kPanels,
+                      .panel_stride = 4 * groups * kInt8Panel});
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < rows * kColumns; ++i) wrong += c.data[i] != i % kColumns - 24 * groups;
+        if (wrong > 0) FAIL_CHECK(k->name << ": " << rows << " rows, " << groups << " groups");
+      }
+    }
 }
 
 TEST_CASE("int8: codes are those of the grids, on every instruction set") {

@@ -49,7 +49,11 @@ TEST_CASE("product: a tile has the promised bits on every instruction set, at od
                                .start = start_stride < 0 ? nullptr : start.data + shift,
                                .start_stride = std::max<int64_t>(0, start_stride),
                                .c = got.data + shift,
-                               .c_stride = ldc});
+                               .c_stride = ldc,
+                               .next_a = a.data + shift,
+                               .next_rows = step == 1 ? rows % 4 : 0,
+                               .next_panel = panel.data + shift,
+                               .next_depths = rows % 2 ? depth : 0});
                 if (!same_bits(got, want))
                   FAIL_CHECK(k->name << ": " << rows << " rows, " << columns << " columns, depth " << depth
                                      << ", shift " << shift << ", start " << start_stride);

@@ -75,9 +75,9 @@ void FloatPanels::columns(int64_t begin, int64_t end, float* y) const {
 void gemm_float(const FloatGemm& p) {
   const int64_t panels = (p.columns + kFloatPanel - 1) / kFloatPanel;
   for_parts(p.rows, kernels().float_rows, [&](int64_t r0, int64_t r1) {
-    // Each panel's tile has a part of the next rows fetched, after the last the first again, and of the next panel.
+    // Tile i also prefetches its part of the next rows (after the last, of the first) and of panel i of `next`.
     const int64_t next = r1 < p.rows ? r1 : 0, ahead = p.a.column == 1 ? std::min(r1 - r0, p.rows - next) : 0;
-    const int64_t k0 = p.depth * r0 / p.rows, k1 = p.depth * r1 / p.rows;
+    const int64_t k0 = p.next_depth * r0 / p.rows, k1 = p.next_depth * r1 / p.rows;
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t j = i * kFloatPanel, a0 = ahead * i / panels, a1 = ahead * (i + 1) / panels;
       kernels().float_tile({.rows = static_cast<int>(r1 - r0),
@@ -93,8 +93,8 @@ void gemm_float(const FloatGemm& p) {
                             .c_stride = p.c_stride,
                             .next_a = p.a.at(next + a0, 0).data,
                             .next_rows = a1 - a0,
-                            .next_panel = p.next.data ? p.next.at(k0, i).data : nullptr,
-                            .next_depths = p.next.data ? k1 - k0 : 0});
+                            .next_panel = p.next_depth > 0 ? p.next.at(k0, i).data : nullptr,
+                            .next_depths = k1 - k0});
     }
     float* c = p.c + r0 * p.c_stride;
     for (int64_t r = r0; r < r1 && p.activation; ++r, c += p.c_stride) p.activation(c, c, p.columns);
@@ -143,9 +143,9 @@ void linear_rows(const LinearRows& p) {
                                           : nullptr,
                         .start_stride = k > 0 ? p.y_stride : 0};
       if (ready && k + some < depth)
-        product.next = block.at(some, 0);
-      else if (ready && c0 + 2 * n <= columns)
-        product.next = ready->view().at(0, c0 / kFloatPanel + n / kFloatPanel);
+        product.next = block.at(some, 0), product.next_depth = std::min(kDepth, depth - k - some);
+      else if (ready && i == down - 1 && c0 + 2 * n <= columns)
+        product.next = ready->view().at(0, (c0 + n) / kFloatPanel), product.next_depth = std::min(kDepth, depth);
       if (k + some == depth) product.activation = p.activation;
       gemm_float(product);
     }

@@ -112,7 +112,8 @@ struct FloatGemm {
   int64_t c_stride;
   const float* start = nullptr;  // c, null for zeros, or with a stride of 0 one row for all
   int64_t start_stride = 0;
-  FloatPanelsView next{};                                       // as many panels, which are multiplied after these
+  FloatPanelsView next{};                                       // as many panels, which are multiplied after these,
+  int64_t next_depth = 0;                                       // of this depth; 0: it is not known which
   void (*activation)(const float*, float*, int64_t) = nullptr;  // of Kernels: applied to c while it is in cache
 };
 void gemm_float(const FloatGemm& p);

@@ -88,9 +88,9 @@ struct Int8Rows {
   uint8_t* row(int64_t r) const { return codes.data() + r * planes * stride; }
 };
 
-// While a tile of rows [r0, r1) and panels up to p1 is multiplied the next rows are fetched and, by all rows together,
-// as many of the next panels.
-inline void fetch_next(const Int8Rows& a, const Int8Panels& b, int64_t r0, int64_t r1, int64_t p1, Int8Tile& tile) {
+// Says what is read after a tile of rows [r0, r1) and panels up to p1: the next rows, and of the next panels, which all
+// rows together prefetch, the part that falls to these.
+inline void set_next(const Int8Rows& a, const Int8Panels& b, int64_t r0, int64_t r1, int64_t p1, Int8Tile& tile) {
   const int64_t next = r1 < a.rows ? r1 : 0;
   tile.next_a = a.row(next);
   tile.next_a_bytes = std::min(r1 - r0, a.rows - next) * a.planes * a.stride;
@@ -113,7 +113,7 @@ void gemm_int8_block(const Int8Rows& a, const Int8Panels& b, const int32_t* star
     tile.a = a.row(r0 + begin), tile.a_stride = a.stride;
     tile.start = start ? start + p0 * kInt8Panel : nullptr;
     tile.c = sums.data(), tile.c_stride = width;
-    fetch_next(a, b, r0 + begin, r0 + end, p1, tile);
+    set_next(a, b, r0 + begin, r0 + end, p1, tile);
     kernels().int8_tile(tile);
     for (int64_t r = begin; r < end; ++r) {
       const int32_t* of_row = sums.data() + (r - begin) * a.planes * width;

@@ -18,6 +18,7 @@ extern const Kernels kernels_plain;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avxvnni;
 extern const Kernels kernels_avx512;
+
 void int8_tile_amx(const Int8Tile& tile);  // kernels_amx.cpp
 
 namespace {
@@ -32,7 +33,8 @@ bool has_avx_vnni() {  // nor for this; its registers are those of AVX2
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
 }
 
-// A process asks Linux for tile registers before it uses them; nothing but the size of its signal frames changes.
+// A process asks Linux for tile registers before it uses them. Signal frames become larger by it, and stacks for
+// signals have to be; where one is too small already the answer is no.
 bool has_amx() {
   constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;  // the two compilers name them differently
   constexpr long kRequest = 0x1023, kTileData = 18;        // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -41,11 +43,11 @@ bool has_amx() {
          ::syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
-Kernels with_amx(Kernels kernels) {
-  kernels.name = "amx";
-  kernels.int8_tile = int8_tile_amx;
-  kernels.int8_rows = kInt8Block;
-  return kernels;
+Kernels with_amx(Kernels set) {
+  set.name = "amx";
+  set.int8_tile = int8_tile_amx;
+  set.int8_rows = kInt8Block;
+  return set;
 }
 
 const std::vector<const Kernels*>& sets() {

@@ -14,7 +14,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kTall = kFloatRows;  // 28 sums, two registers of columns and one value of a row: 31 registers
 constexpr int kAhead = 32;         // depths that are fetched into the nearest cache before they are used
-constexpr bool kFetchNext = true;  // into the second one
+constexpr bool kFetchNext = true;  // prefetches FloatTile's next_a and next_panel into the second cache
 Floats fma(Floats x, Floats y, Floats sum) { return Floats(_mm512_fmadd_ps(__m512(x), __m512(y), __m512(sum))); }
 #elif defined(__AVX2__)
 constexpr int kTall = 6, kAhead = 16;
@@ -77,7 +77,8 @@ void float_micro_kernel(const FloatTile& t) {
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
       for (int j = 0; j < kBeside; ++j) sum[r][j] = Floats{};
-    // Where sums go, another core may have written last: its lines are taken over while sums are made.
+    // Where sums go, another core may have written last: its lines are taken over while sums are made
+    // (with AVX-512, whose flags have no prefetchw, they are read).
     for (int r = 0; r < kRows && kAhead > 0; ++r) {
       __builtin_prefetch(t.c + r * t.c_stride, 1);
       __builtin_prefetch(t.c + r * t.c_stride + kAcross - 1, 1);

@@ -1,8 +1,8 @@
 // The micro-kernel of the integer products: a tile of sums u8 x s8 -> s32.
 //
-// Unlike the float kernels this one is written for each instruction set, because no compiler finds the
-// instructions; integers need no care for the order of sums. 255 * 128 * 4 fits easily what one step adds, and
-// gemm_int8.h bounds the depth so that the sum of all steps fits too.
+// Unlike the float kernels this one is written for each instruction set (for AMX in kernels_amx.cpp), because no
+// compiler finds the instructions; integers need no care for the order of sums. 255 * 128 * 4 fits easily what one step
+// adds, and gemm_int8.h bounds the depth so that the sum of all steps fits too.
 #pragma once
 #include "engine/kernels/int8_outliers.h"
 #include "engine/kernels/kernels.h"

@@ -2,9 +2,9 @@
 //
 // Each loop is written once, in kernels_impl.h, as plain C++ over fixed lanes, and
 // compiled four times: for the baseline, for AVX2, for AVX2 with AVX-VNNI and for
-// AVX-512. Lanes and the order of sums are part of the definition and FP contraction
-// is off, so the four give the same bits; tests assert it. Only POD types cross this header: code
-// compiled with -mavx512f must not share inline functions with the rest.
+// AVX-512. A fifth set is the last of these with AMX's products of bytes. Lanes and the order of sums are part of the
+// definition and FP contraction is off, so all give the same bits; tests assert it. Only POD types cross this header:
+// code compiled with -mavx512f must not share inline functions with the rest.
 #pragma once
 #include <cstdint>
 
@@ -103,7 +103,7 @@ struct PackedSums {
 };
 
 struct Kernels {
-  const char* name;  // "plain", "avx2", "avx-vnni", "avx512"
+  const char* name;  // "plain", "avx2", "avx-vnni", "avx512", "amx"
 
   // Float rows.
   void (*layer_norm)(const float* x, const float* gamma, const float* beta, float eps, int64_t n, float* y);
@@ -182,7 +182,7 @@ struct Kernels {
 };
 
 // The best set this machine runs (cpuid and the OS's register state are both asked), or the one
-// the environment variable BCQ_ISA names ("plain", "avx2", "avx-vnni", "avx512"; UsageError when it cannot run).
+// the environment variable BCQ_ISA names ("plain", "avx2", "avx-vnni", "avx512", "amx"; UsageError when it cannot run).
 const Kernels& kernels();
 // Every set this machine can run, "plain" first. For tests.
 const Kernels* const* all_kernels(int* count);

@@ -13,7 +13,7 @@ namespace {
 constexpr int kTileRows = 16;            // of a tile register; its rows have 64 bytes
 constexpr int64_t kTileGroups = 16;      // of four depths, a row's 64 bytes
 constexpr int64_t kTileColumns = 16;     // sums of 32 bits
-constexpr int64_t kRunGroups = 16 * 16;  // multiplied at a time: rows and a panel stay in the nearest cache
+constexpr int64_t kRunGroups = 16 * 16;  // multiplied at a time: the rows of two tiles stay in the nearest cache
 
 // What LDTILECFG reads. Tiles 0 to 3 are sums of two times 16 rows and two times 16 columns, 4 and 5 the rows' codes, 6
 // and 7 the columns'.
@@ -43,20 +43,20 @@ struct AmxPart {
   int64_t c_stride;
 };
 
-// Lines that are fetched into the second cache, so many a step.
-struct Ahead {
-  const char* at;
-  int64_t lines_of_step;
+// Memory that is prefetched into the second cache, an equal part of its lines beside each step.
+struct LinesAhead {
+  const char* from;
+  int64_t bytes_of_step, due = 0, done = 0;
 
-  Ahead(const void* from, int64_t bytes, int64_t steps)
-      : at(static_cast<const char*>(from)), lines_of_step((bytes + 64 * steps - 1) / (64 * steps)) {}
+  LinesAhead(const void* memory, int64_t bytes, int64_t steps)
+      : from(static_cast<const char*>(memory)), bytes_of_step((bytes + steps - 1) / steps) {}
   void fetch() {
-    for (int64_t n = lines_of_step; n > 0; --n, at += 64) __builtin_prefetch(at, 0, 2);
+    for (due += bytes_of_step; done < due; done += 64) __builtin_prefetch(from + done, 0, 2);
   }
 };
 
 // The rows of the upper tiles and, unless it is 0, those of the lower ones.
-void amx_micro_kernel(const AmxPart& t, int upper, int lower, Ahead& rows, Ahead& panels) {
+void amx_micro_kernel(const AmxPart& t, int upper, int lower, LinesAhead& rows, LinesAhead& panels) {
   constexpr int64_t kStep = kTileGroups * 4 * kInt8Panel, kSum = sizeof(int32_t);
   const int64_t from_stride = t.from_stride * kSum, c_stride = t.c_stride * kSum;
   const uint8_t *high = t.a, *low = t.a + upper * t.a_stride;
@@ -95,13 +95,15 @@ void amx_micro_kernel(const AmxPart& t, int upper, int lower, Ahead& rows, Ahead
 
 }  // namespace
 
-// Tiles stay configured: to give them up after each call would take a quarter of the time of a small one.
+// Tiles stay configured, 8 KB more for the system to save when the thread is interrupted: to give them up after each
+// call would take a quarter of the time of a small one.
 void int8_tile_amx(const Int8Tile& t) {
   static constexpr int32_t kZeros[kInt8Panel] = {};
-  if (t.rows < 4 || t.groups == 0 || t.outlier_starts) return kernels_avx512.int8_tile(t);
+  __asm__ volatile("" : : : "memory");  // g++ does not know that tiles are loaded from memory
+  if (t.rows < 4 || t.groups == 0 || t.panels == 0 || t.outlier_starts) return kernels_avx512.int8_tile(t);
   const int parts = (t.rows + 2 * kTileRows - 1) / (2 * kTileRows);
   const int64_t steps = parts * t.panels * ((t.groups + kTileGroups - 1) / kTileGroups);
-  Ahead rows_ahead(t.next_a, t.next_a_bytes, steps), panels_ahead(t.next_panel, t.next_panel_bytes, steps);
+  LinesAhead rows_ahead(t.next_a, t.next_a_bytes, steps), panels_ahead(t.next_panel, t.next_panel_bytes, steps);
   int upper_before = 0, lower_before = 0;
   int64_t wide_before = 0;
   for (int64_t g = 0, groups; g < t.groups; g += groups) {

@@ -167,7 +167,8 @@ inline Sums add_products(Sums sum, Words x, Words y) {
 inline void add_in_place(__m256i& sum, __m256i x) { __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
 #endif
 
-// Memory that is fetched into the second cache beside a loop of so many steps; where there is none, what is in cache.
+// Memory that is prefetched into the second cache beside a loop of so many steps, a line at each. Without any it is
+// what is in cache, again and again, which costs nothing and saves a branch.
 struct Ahead {
   const char* at;
   int64_t bytes_of_step;
