@@ -5,6 +5,7 @@
 // adds, and gemm_int8.h bounds the depth so that the sum of all steps fits too.
 #pragma once
 #include "engine/kernels/int8_outliers.h"
+#include "engine/kernels/int8_part.h"
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/simd.h"
 
@@ -60,18 +61,8 @@ constexpr bool kSumsIn16Bits = true;
 
 constexpr int64_t kStepOfPanel = 4 * kInt8Panel, kStepOfWords = 64;  // bytes from a step to the next
 
-// c[r, 0..kAtOnce) = from[r] + sums over steps: of four bytes of row r and of two registers of eight columns, of 16-bit
+// Micro-kernels of an Int8Part, whose steps are of four bytes of a row and of two registers of eight columns, of 16-bit
 // numbers or of bytes. Not inlined, or the sums would not stay in registers.
-struct Int8Part {
-  const uint8_t* a;
-  int64_t a_stride;
-  const int8_t* panel;
-  int64_t steps;
-  const int32_t* from;
-  int64_t from_stride;
-  int32_t* c;
-  int64_t c_stride;
-};
 
 template <int kRows>
 __attribute__((always_inline)) inline void load_sums(const Int8Part& t, __m256i (&sum)[kRows][2]) {

@@ -2,6 +2,7 @@
 // Every other kernel of this set is AVX-512's (cpu.cpp).
 #include <immintrin.h>
 
+#include "engine/kernels/int8_part.h"
 #include "engine/kernels/kernels.h"
 
 namespace bcq {
@@ -31,18 +32,6 @@ struct alignas(64) TileConfig {
   }
 };
 
-// c[r, 0..32) = from[r] + sums over `steps` times the groups of the configuration.
-struct AmxPart {
-  const uint8_t* a;
-  int64_t a_stride;
-  const int8_t* panel;
-  int64_t steps;
-  const int32_t* from;
-  int64_t from_stride;
-  int32_t* c;
-  int64_t c_stride;
-};
-
 // Memory that is prefetched into the second cache, an equal part of its lines beside each step.
 struct LinesAhead {
   const char* from;
@@ -55,42 +44,38 @@ struct LinesAhead {
   }
 };
 
-// The rows of the upper tiles and, unless it is 0, those of the lower ones.
-void amx_micro_kernel(const AmxPart& t, int upper, int lower, LinesAhead& rows, LinesAhead& panels) {
+// The rows of the upper tiles and, where there are any, of the lower ones; a step has the groups of the configuration.
+template <bool kLower>
+void amx_micro_kernel(const Int8Part& t, int upper, LinesAhead& rows, LinesAhead& panels) {
   constexpr int64_t kStep = kTileGroups * 4 * kInt8Panel, kSum = sizeof(int32_t);
   const int64_t from_stride = t.from_stride * kSum, c_stride = t.c_stride * kSum;
+  const int32_t* const from_low = t.from + upper * t.from_stride;
+  int32_t* const c_low = t.c + upper * t.c_stride;
   const uint8_t *high = t.a, *low = t.a + upper * t.a_stride;
   const int8_t* panel = t.panel;
   _tile_loadd(0, t.from, from_stride);
   _tile_loadd(1, t.from + kTileColumns, from_stride);
-  if (lower > 0) {
-    _tile_loadd(2, t.from + upper * t.from_stride, from_stride);
-    _tile_loadd(3, t.from + upper * t.from_stride + kTileColumns, from_stride);
-    for (int64_t n = t.steps; n > 0; --n, high += 64, low += 64, panel += kStep) {
-      rows.fetch(), panels.fetch();
-      _tile_loadd(6, panel, 4 * kInt8Panel);
-      _tile_loadd(4, high, t.a_stride);
-      _tile_loadd(5, low, t.a_stride);
-      _tile_loadd(7, panel + 64, 4 * kInt8Panel);
-      _tile_dpbusd(0, 4, 6);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbusd(1, 4, 7);
-      _tile_dpbusd(3, 5, 7);
-    }
-    _tile_stored(2, t.c + upper * t.c_stride, c_stride);
-    _tile_stored(3, t.c + upper * t.c_stride + kTileColumns, c_stride);
-  } else {
-    for (int64_t n = t.steps; n > 0; --n, high += 64, panel += kStep) {
-      rows.fetch(), panels.fetch();
-      _tile_loadd(6, panel, 4 * kInt8Panel);
-      _tile_loadd(4, high, t.a_stride);
-      _tile_loadd(7, panel + 64, 4 * kInt8Panel);
-      _tile_dpbusd(0, 4, 6);
-      _tile_dpbusd(1, 4, 7);
-    }
+  if (kLower) {
+    _tile_loadd(2, from_low, from_stride);
+    _tile_loadd(3, from_low + kTileColumns, from_stride);
+  }
+  for (int64_t n = t.steps; n > 0; --n, high += 64, low += 64, panel += kStep) {
+    rows.fetch(), panels.fetch();
+    _tile_loadd(6, panel, 4 * kInt8Panel);
+    _tile_loadd(4, high, t.a_stride);
+    if (kLower) _tile_loadd(5, low, t.a_stride);
+    _tile_loadd(7, panel + 64, 4 * kInt8Panel);
+    _tile_dpbusd(0, 4, 6);
+    if (kLower) _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(1, 4, 7);
+    if (kLower) _tile_dpbusd(3, 5, 7);
   }
   _tile_stored(0, t.c, c_stride);
   _tile_stored(1, t.c + kTileColumns, c_stride);
+  if (kLower) {
+    _tile_stored(2, c_low, c_stride);
+    _tile_stored(3, c_low + kTileColumns, c_stride);
+  }
 }
 
 }  // namespace
@@ -121,9 +106,15 @@ void int8_tile_amx(const Int8Tile& t) {
       for (int64_t p = 0; p < t.panels; ++p) {
         int32_t* const c = t.c + r * t.c_stride + p * kInt8Panel;
         const int32_t* const from = g > 0 ? c : t.start ? t.start + p * kInt8Panel : kZeros;
-        amx_micro_kernel({t.a + r * t.a_stride + 4 * g, t.a_stride, t.panel + p * t.panel_stride + g * 4 * kInt8Panel,
-                          groups / wide, from, g > 0 ? t.c_stride : 0, c, t.c_stride},
-                         upper, lower, rows_ahead, panels_ahead);
+        const Int8Part part{t.a + r * t.a_stride + 4 * g,
+                            t.a_stride,
+                            t.panel + p * t.panel_stride + g * 4 * kInt8Panel,
+                            groups / wide,
+                            from,
+                            g > 0 ? t.c_stride : 0,
+                            c,
+                            t.c_stride};
+        (lower > 0 ? amx_micro_kernel<true> : amx_micro_kernel<false>)(part, upper, rows_ahead, panels_ahead);
       }
     }
   }
